@@ -1,0 +1,76 @@
+"""One suite, two backends, and no reference number left out.
+
+KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests that need it carry the mark
+`tensorflow` and are left out then; whole modules say `pytest.importorskip("tensorflow")` in their first lines.
+"""
+
+import os
+import sys
+
+import pytest
+
+ON_JAX = os.environ.get("KERAS_BACKEND") == "jax"
+if ON_JAX:
+    sys.modules["tensorflow"] = None  # `import tensorflow` raises ModuleNotFoundError from here on
+    sys.modules["tf_keras"] = None
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import golden  # noqa: E402
+import not_yet  # noqa: E402
+
+
+def pytest_collection_modifyitems(config, items):
+    if not ON_JAX:
+        return
+    needs_tensorflow = [item for item in items if item.get_closest_marker("tensorflow")]
+    config.hook.pytest_deselected(items=needs_tensorflow)
+    items[:] = [item for item in items if not item.get_closest_marker("tensorflow")]
+
+
+def is_whole_suite(config):
+    """Does this run hold every test, so that what it did not compare was left out?"""
+    asked = os.environ.get("KGARDEN_GOLDENS_COMPLETE")
+    if asked is not None:
+        return asked == "1"
+    option = config.option
+    narrowed = option.keyword or option.lf or option.collectonly or option.deselect or option.ignore
+    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return everything and not narrowed and option.markexpr == "not slow"
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    if hasattr(config, "workeroutput"):  # a worker of pytest-xdist: the controller decides
+        config.workeroutput["compared"] = sorted(golden.compared)
+    elif is_whole_suite(config) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        config.stash[FAULTS] = golden.faults_of_the_run(not_yet.NOT_YET)
+        if config.stash[FAULTS]:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    faults = config.stash.get(FAULTS, None)
+    if faults:
+        terminalreporter.section("reference numbers", red=True, bold=True)
+        for fault in faults:
+            terminalreporter.line(fault)
+        terminalreporter.line(f"FAILED: {len(faults)} faults in what was compared with the references", red=True)
+    elif faults == []:
+        terminalreporter.line(f"every output of {len({f for f, _ in golden.compared})} reference files compared")
+
+
+FAULTS = pytest.StashKey[list]()
+
+
+class CollectFromWorkers:
+    """pytest-xdist: what each worker compared comes home when it ends."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error):
+        done = getattr(node, "workeroutput", {}).get("compared", [])
+        golden.compared.update(map(tuple, done))
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(CollectFromWorkers())
