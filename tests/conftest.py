@@ -1,7 +1,8 @@
 """One suite, two backends, and no reference number left out.
 
 KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests that need it carry the mark
-`tensorflow` and are left out then; whole modules say `pytest.importorskip("tensorflow")` in their first lines.
+`tensorflow` and are left out then; a module that needs it throughout begins with
+`pytest.importorskip("tensorflow")`.
 """
 
 import os
@@ -34,7 +35,7 @@ def is_whole_suite(config):
     if asked is not None:
         return asked == "1"
     option = config.option
-    narrowed = option.keyword or option.lf or option.collectonly or option.deselect or option.ignore
+    narrowed = option.keyword or option.collectonly or option.deselect or getattr(option, "lf", False)
     everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     return everything and not narrowed and option.markexpr == "not slow"
 
@@ -55,9 +56,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("reference numbers", red=True, bold=True)
         for fault in faults:
             terminalreporter.line(fault)
-        terminalreporter.line(f"FAILED: {len(faults)} faults in what was compared with the references", red=True)
+        terminalreporter.line(f"FAILED: {len(faults)} faults in the comparison with the references", red=True)
     elif faults == []:
-        terminalreporter.line(f"every output of {len({f for f, _ in golden.compared})} reference files compared")
+        files = {file for file, _ in golden.compared}
+        terminalreporter.line(f"every output of {len(files)} reference files compared")
 
 
 FAULTS = pytest.StashKey[list]()

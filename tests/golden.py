@@ -1,8 +1,9 @@
 """Reference numbers: finding them, reading them, comparing with them.
 
 A golden is an `.npz` file with inputs, settings and outputs of a reference implementation. It lies in the
-directory KGARDEN_GOLDENS (default: `goldens/` beside this file); `index.json` there says, for each prefix of
-file names, which arrays are outputs and how closely they must be met. `goldens/README.md` explains every word.
+directory KGARDEN_GOLDENS (default: `goldens/` beside this file); `index.json` there says, for each prefix
+of file names, which arrays are outputs and how closely they must be met. `goldens/README.md` explains the
+words.
 
     @pytest.mark.parametrize("golden", goldens("d2_nms"), ids=str)
     def test_nms_agrees_with_the_reference(golden):
@@ -33,7 +34,7 @@ WORDS |= {"statistical", "skip", "interchangeable_gt"}
 compared = set()  # (file name, array name) of this run; conftest.py reads it at the end
 
 
-# --- finding -------------------------------------------------------------------------------------------------
+# --- finding ------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -132,7 +133,7 @@ class Golden:
         return match.expand(self.rule(name)[word])
 
 
-# --- layouts -------------------------------------------------------------------------------------------------
+# --- layouts ------------------------------------------------------------------------------------------------
 
 CHANNELS_LAST_ALREADY = {"fc_cell_out"}  # stored (N, y, x, C) in a file whose other maps are NCHW
 
@@ -163,7 +164,7 @@ def flattened_hwc(matrix, chw):
     return matrix.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(c * h * w, -1)
 
 
-# --- comparing -----------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------------------
 
 
 def assert_agrees(golden, got, only=".*"):
@@ -289,10 +290,11 @@ def _assert_rows_in_some_order(golden, by, names, got, stored):
         lost = np.flatnonzero(partner < 0)
         if lost.size:
             row = order_stored[lost[0]]
-            same_place = {name: (got[name][lead][order_got[lost[0]]], stored[name][lead][row]) for name in names}
+            place = order_got[lost[0]]
+            same_place = {name: (got[name][lead][place], stored[name][lead][row]) for name in names}
             raise AssertionError(
-                f"{golden}: {lost.size} of {len(scores)} rows of {names} at {lead} have no partner; the first "
-                f"is row {row}, score {scores[lost[0]]}; (got, reference): {same_place}"
+                f"{golden}: {lost.size} of {len(scores)} rows of {names} at {lead} have no partner; the "
+                f"first is row {row}, score {scores[lost[0]]}; (got, reference): {same_place}"
             )
 
 
@@ -306,7 +308,7 @@ def _rows_agree(rule, got, stored, whole):
     return equal.reshape(equal.shape[:2] + (-1,)).all(axis=-1)
 
 
-# --- the recorder --------------------------------------------------------------------------------------------
+# --- the recorder -------------------------------------------------------------------------------------------
 
 
 def faults_of_the_run(not_yet, done=None):
@@ -319,7 +321,9 @@ def faults_of_the_run(not_yet, done=None):
     """
     done = compared if done is None else done
     prefixes = {entry["prefix"] for entry in index()}
-    faults = [f"NOT_YET names {prefix}, which is no prefix of index.json" for prefix in sorted(not_yet - prefixes)]
+    faults = [
+        f"NOT_YET names {name}, which is no prefix of index.json" for name in sorted(not_yet - prefixes)
+    ]
     left = {prefix: 0 for prefix in not_yet}
     seen = set()
     for path in sorted(DIRECTORY.glob("*.npz")):

@@ -1,6 +1,6 @@
 """Prefixes of the goldens whose part of kgarden does not exist yet. The list only shrinks.
 
-The run fails if a prefix stands here although all its arrays are compared, so take yours off when you are done.
+The run fails if a prefix stands here although all its arrays are compared: take yours off when done.
 """
 
 NOT_YET = {
