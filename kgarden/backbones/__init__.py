@@ -1,0 +1,21 @@
+"""Backbones by name: image -> C2..C5."""
+
+from kgarden.backbones.resnet import ResNet
+from kgarden.schema import UserError
+from kgarden.settings import fill
+
+BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101)}
+
+
+def make_backbone(settings):
+    """A backbone by its name, or by {name: ..., and arguments of its class}.
+
+    Raises:
+        UserError: unknown name or argument.
+    """
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name not in BACKBONES:
+        raise UserError(f"model.backbone: no backbone {name!r}; there are {', '.join(BACKBONES)}")
+    layer, fixed = BACKBONES[name]
+    return fill(layer, settings, "model.backbone", **fixed, name="backbone")

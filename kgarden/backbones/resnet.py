@@ -1,0 +1,159 @@
+"""ResNet: image -> C2..C5.
+
+He et al. 2015, arXiv:1512.03385; grouped blocks: ResNeXt, Xie et al. 2016, arXiv:1611.05431.
+Names follow detectron2: stem, res2..res5. Where the stride of a stage sits is an argument, because
+weights are tied to it: the first 1x1 of a block (MSRA weights, Caffe) or its 3x3 (torchvision).
+"""
+
+import keras
+
+from kgarden.layers.conv import Conv, max_pool_3x3
+from kgarden.schema import UserError
+
+DEPTHS = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+}
+
+
+class BasicBlock(keras.layers.Layer):
+    """Two 3x3 convolutions around a shortcut; the stride sits in the first."""
+
+    def __init__(self, filters, strides, norm, project, **kwargs):
+        super().__init__(**kwargs)
+        self.conv1 = Conv(filters, 3, strides, norm=norm, activation="relu", name="conv1")
+        self.conv2 = Conv(filters, 3, norm=norm, name="conv2")
+        self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+
+    def build(self, input_shape):
+        self.conv1.build(input_shape)
+        self.conv2.build(self.conv1.compute_output_shape(input_shape))
+        if self.shortcut is not None:
+            self.shortcut.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return self.conv1.compute_output_shape(input_shape)
+
+    def call(self, x, training=False):
+        kept = x if self.shortcut is None else self.shortcut(x, training=training)
+        y = self.conv2(self.conv1(x, training=training), training=training)
+        return keras.ops.relu(y + kept)
+
+
+class Bottleneck(keras.layers.Layer):
+    """1x1, 3x3, 1x1 around a shortcut.
+
+    Args:
+        filters:       output channels.
+        width:         channels of the 3x3.
+        strides:       of the block.
+        stride_in_1x1: whether the first 1x1 carries the stride, or the 3x3.
+        groups:        of the 3x3.
+    """
+
+    def __init__(self, filters, width, strides, norm, project, stride_in_1x1=False, groups=1, **kwargs):
+        super().__init__(**kwargs)
+        first, middle = (strides, 1) if stride_in_1x1 else (1, strides)
+        self.conv1 = Conv(width, 1, first, norm=norm, activation="relu", name="conv1")
+        self.conv2 = Conv(width, 3, middle, groups, norm=norm, activation="relu", name="conv2")
+        self.conv3 = Conv(filters, 1, norm=norm, name="conv3")
+        self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in (self.conv1, self.conv2, self.conv3):
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+        if self.shortcut is not None:
+            self.shortcut.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        shape = self.conv2.compute_output_shape(self.conv1.compute_output_shape(input_shape))
+        return self.conv3.compute_output_shape(shape)
+
+    def call(self, x, training=False):
+        kept = x if self.shortcut is None else self.shortcut(x, training=training)
+        y = self.conv1(x, training=training)
+        y = self.conv2(y, training=training)
+        y = self.conv3(y, training=training)
+        return keras.ops.relu(y + kept)
+
+
+class ResNet(keras.layers.Layer):
+    """Stem and four stages of residual blocks.
+
+    Args:
+        depth:           18, 34, 50 or 101.
+        norm:            "frozen_bn", "bn", "sync_bn" or "gn".
+        freeze_at:       0 nothing, 1 the stem, 2 stem and res2, ... : no gradients, stored statistics.
+        stride_in_1x1:   bottlenecks only: where the stride of a stage sits.
+        groups, width_per_group: ResNeXt: 32 and 8, say; the 3x3 of res2 has groups * width_per_group channels.
+        stem_channels, res2_channels: 64 and 64 (basic) or 256 (bottleneck) in the papers.
+    Call:
+        x: (B, H, W, 3), normalised; H and W divisible by 32.
+    Returns:
+        [C2, C3, C4, C5], strides 4, 8, 16, 32.
+    """
+
+    def __init__(
+        self,
+        depth=50,
+        norm="frozen_bn",
+        freeze_at=0,
+        stride_in_1x1=False,
+        groups=1,
+        width_per_group=64,
+        stem_channels=64,
+        res2_channels=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if depth not in DEPTHS:
+            raise UserError(f"ResNet has no depth {depth}: one of {', '.join(map(str, DEPTHS))}")
+        if freeze_at not in range(6):
+            raise UserError(f"freeze_at is {freeze_at}: 0 freezes nothing, 5 the whole backbone")
+        kind, blocks = DEPTHS[depth]
+        res2_channels = res2_channels or (64 if kind == "basic" else 256)
+        self.strides = [4, 8, 16, 32]
+        self.channels = [res2_channels * 2**index for index in range(4)]
+        self.stem = Conv(stem_channels, 7, 2, norm=norm, activation="relu", name="stem")
+        self.stages = [
+            [
+                self._block(kind, index, number, norm, stride_in_1x1, groups, width_per_group, stem_channels)
+                for number in range(blocks[index])
+            ]
+            for index in range(4)
+        ]
+        for part in [[self.stem], *self.stages][:freeze_at]:
+            for layer in part:
+                layer.trainable = False
+
+    def _block(self, kind, index, number, norm, stride_in_1x1, groups, width_per_group, stem_channels):
+        filters = self.channels[index]
+        strides = 2 if number == 0 and index > 0 else 1
+        before = self.channels[index - 1] if index else stem_channels
+        project = number == 0 and (strides > 1 or before != filters)
+        name = f"res{index + 2}_{number}"
+        if kind == "basic":
+            return BasicBlock(filters, strides, norm, project, name=name)
+        width = groups * width_per_group * 2**index
+        return Bottleneck(filters, width, strides, norm, project, stride_in_1x1, groups, name=name)
+
+    def build(self, input_shape):
+        self.stem.build(input_shape)
+        shape = (input_shape[0], None, None, self.stem.filters)
+        for stage in self.stages:
+            for block in stage:
+                block.build(shape)
+                shape = block.compute_output_shape(shape)
+
+    def call(self, x, training=False):
+        x = max_pool_3x3(self.stem(x, training=training))
+        features = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, training=training)
+            features.append(x)
+        return features

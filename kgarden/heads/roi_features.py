@@ -1,0 +1,39 @@
+"""What RoIAlign cuts out of a pyramid: the input of every RoI head."""
+
+import keras
+
+from kgarden.ops.roi_align import roi_align
+from kgarden.schema import UserError
+
+
+class RoIFeatures(keras.layers.Layer):
+    """Multi-level RoIAlign.   He et al. 2017, arXiv:1703.06870, section 3; levels: Lin et al. 2016, Eq. 1.
+
+    Args:
+        strides:        of the pyramid that will be handed in.
+        levels:         [first, last] of the levels to pool from, or None for all.
+        size:           S, cells of the output's side.
+        sampling_ratio: samples of a bin along each side; 0: as many as the bin has cells.
+    Call:
+        pyramid: list of (B, H_l, W_l, D).
+        boxes:   (B, P, 4) px of the network input.
+    Returns:
+        (B, P, S, S, D).
+    """
+
+    def __init__(self, strides, levels=None, size=7, sampling_ratio=0, **kwargs):
+        super().__init__(**kwargs)
+        first, last = levels or (0, 99)
+        self.chosen = [i for i, stride in enumerate(strides) if 2**first <= stride <= 2**last]
+        if not self.chosen:
+            raise UserError(f"roi_levels {list(levels)}: the pyramid has strides {list(strides)}")
+        self.strides = [strides[index] for index in self.chosen]
+        self.size = size
+        self.sampling_ratio = sampling_ratio
+
+    def build(self, input_shape):
+        pass
+
+    def call(self, pyramid, boxes):
+        chosen = [pyramid[index] for index in self.chosen]
+        return roi_align(chosen, self.strides, boxes, self.size, sampling_ratio=self.sampling_ratio)

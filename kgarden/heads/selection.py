@@ -1,0 +1,148 @@
+"""From all candidates of a dense head or RoI head to a few: the slot `selection` of every detector.
+
+Rank within a level, keep the best of each, suppress duplicates (or not), keep the best of all.
+Everything is padded to a fixed length and carries `valid` and `source`.
+"""
+
+from dataclasses import dataclass
+
+from keras import ops
+
+from kgarden.ops.nms import nms
+from kgarden.schema import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
+
+METHODS = ("nms", "peaks", "none")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How candidates become detections or proposals.
+
+    Attributes:
+        score_threshold: a candidate's score must lie above it. Where a head says that something else
+                         than the score is to be compared (candidates["gate"]), that is.
+        per_level:       how many (box, class) pairs of a level go on, best first; None: all.
+        method:          "nms": greedy, suppresses an IoU strictly above `iou`;
+                         "peaks": 3x3 maxima of the score map of each level; "none": top-k alone.
+        iou:             NMS threshold.
+        class_wise:      boxes of different classes never suppress each other.
+        total:           length of the result.
+        pool:            at most so many pairs reach the NMS, best first, over all levels.
+    """
+
+    score_threshold: float = 0.05
+    per_level: int | None = 1000
+    method: str = "nms"
+    iou: float = 0.6
+    class_wise: bool = True
+    total: int = 100
+    pool: int = 10_000
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise UserError(f"selection.method {self.method!r}: one of {', '.join(METHODS)}")
+
+    def __call__(self, candidates):
+        """Select.
+
+        Args:
+            candidates: {"boxes": (B, A, 4), or (B, A, C, 4) where each class has its own box,
+                         "scores": (B, A, C)} and, optionally,
+                         "gate" (B, A, C): what the threshold looks at instead of the score,
+                         "valid" (B, A, C) bool,
+                         "levels": list of (H_l, W_l), A cells in all; without it, one level.
+        Returns:
+            detections as in kgarden.schema, K = `total`; invalid rows hold zeros and label -1.
+        """
+        scores = self._gated(candidates)
+        pairs = self._best_of_levels(scores, candidates.get("levels"))
+        if pairs.shape[1] > self.pool:
+            pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
+        picked = _gather(candidates[BOXES], scores, pairs)
+        return self._suppress(picked)
+
+    def _gated(self, candidates):
+        """Scores (B, A, C), -1 where a candidate is out."""
+        scores = ops.cast(candidates[SCORES], "float32")
+        keep = candidates.get("gate", scores) > self.score_threshold
+        if candidates.get(VALID) is not None:
+            keep = keep & candidates[VALID]
+        if self.method == "peaks":
+            keep = keep & _is_peak(scores, candidates["levels"])
+        return ops.where(keep, scores, -1.0)
+
+    def _best_of_levels(self, scores, levels):
+        """Flat (row * C + class) numbers of the pairs that go on.   (B, N) int32."""
+        classes = scores.shape[-1]
+        counts = [scores.shape[1]] if levels is None else [height * width for height, width in levels]
+        found, start = [], 0
+        for count in counts:
+            of_level = ops.reshape(scores[:, start : start + count], (-1, count * classes))
+            best = ops.top_k(of_level, min(self.per_level or count * classes, count * classes))[1]
+            found.append(ops.cast(best, "int32") + start * classes)
+            start += count
+        return ops.concatenate(found, axis=1)
+
+    def _suppress(self, picked):
+        total = min(self.total, picked[SCORES].shape[1])
+        valid = picked[SCORES] > 0
+        if self.method == "nms":
+            labels = picked[LABELS] if self.class_wise else None
+            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=labels)
+        else:
+            rows = ops.top_k(picked[SCORES], total)[1]
+            valid = ops.take_along_axis(valid, rows, axis=1)
+        return _padded(picked, rows, valid, self.total)
+
+
+def _at(scores, pairs):
+    flat = ops.reshape(scores, (-1, scores.shape[1] * scores.shape[2]))
+    return ops.take_along_axis(flat, pairs, axis=1)
+
+
+def _gather(boxes, scores, pairs):
+    """The chosen (box, class) pairs as rows."""
+    classes = scores.shape[-1]
+    source = pairs // classes
+    if len(boxes.shape) == 4:
+        flat = ops.reshape(boxes, (-1, boxes.shape[1] * classes, 4))
+        chosen = ops.take_along_axis(flat, pairs[..., None], axis=1)
+    else:
+        chosen = ops.take_along_axis(boxes, source[..., None], axis=1)
+    return {
+        BOXES: chosen,
+        SCORES: _at(scores, pairs),
+        LABELS: ops.cast(pairs % classes, "int32"),
+        SOURCE: ops.cast(source, "int32"),
+    }
+
+
+def _padded(picked, rows, valid, total):
+    """Rows of `picked`, cleared where invalid, padded to `total`."""
+    missing = total - rows.shape[1]
+    rows = ops.pad(rows, ((0, 0), (0, missing)))
+    valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)
+    boxes = ops.take_along_axis(picked[BOXES], rows[..., None], axis=1)
+    flat = {key: ops.take_along_axis(picked[key], rows, axis=1) for key in (SCORES, LABELS, SOURCE)}
+    return {
+        BOXES: ops.where(valid[..., None], boxes, 0.0),
+        SCORES: ops.where(valid, flat[SCORES], 0.0),
+        LABELS: ops.where(valid, flat[LABELS], -1),
+        SOURCE: ops.where(valid, flat[SOURCE], -1),
+        VALID: valid,
+    }
+
+
+def _is_peak(scores, levels):
+    """Whether a score is the maximum of its 3x3 neighbourhood on its level.   (B, A, C) bool.
+
+    Zhou, Wang, Krähenbühl 2019, arXiv:1904.07850, section 4.
+    """
+    classes, peaks, start = scores.shape[-1], [], 0
+    for height, width in levels:
+        of_level = scores[:, start : start + height * width]
+        grid = ops.reshape(of_level, (-1, height, width, classes))
+        highest = ops.max_pool(grid, 3, strides=1, padding="same")
+        peaks.append(ops.reshape(grid == highest, (-1, height * width, classes)))
+        start += height * width
+    return ops.concatenate(peaks, axis=1)

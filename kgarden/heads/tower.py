@@ -1,0 +1,42 @@
+"""A run of 3x3 convolutions that a dense head applies to every level with the same weights."""
+
+import keras
+
+from kgarden.layers.conv import Conv
+from kgarden.layers.initializers import normal
+
+
+class Tower(keras.layers.Layer):
+    """[3x3 conv with bias -> norm -> ReLU] x num_convs.
+
+    Call:
+        x: (B, H, W, D) one level.
+    Returns:
+        (B, H, W, width); x itself where num_convs is 0.
+    """
+
+    def __init__(self, num_convs=4, width=256, norm="gn", norm_groups=None, **kwargs):
+        super().__init__(**kwargs)
+        self.convs = [
+            Conv(
+                width,
+                3,
+                norm=norm,
+                norm_groups=norm_groups,
+                activation="relu",
+                use_bias=True,
+                kernel_initializer=normal(0.01),
+                name=f"conv{number}",
+            )
+            for number in range(num_convs)
+        ]
+
+    def build(self, input_shape):
+        for conv in self.convs:
+            conv.build(input_shape)
+            input_shape = conv.compute_output_shape(input_shape)
+
+    def call(self, x, training=False):
+        for conv in self.convs:
+            x = conv(x, training=training)
+        return x

@@ -1,0 +1,1 @@
+"""Plain layers, with no view on recipes or data sets."""

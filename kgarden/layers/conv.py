@@ -1,0 +1,97 @@
+"""Convolution with the references' padding, followed by normalisation and activation."""
+
+import keras
+from keras import ops
+
+from kgarden.layers.norm import BatchNorm, make_norm
+
+
+class Conv(keras.layers.Layer):
+    """Conv -> norm -> activation, padded by half the kernel on *both* sides.
+
+    Keras' "same" pads a stride-2 convolution on one side only, which shifts the picture by half a
+    cell against every reference. Where the batch norm uses stored statistics it is folded into the
+    kernel: one pass over the features instead of three.
+
+    Args:
+        filters, kernel_size, strides, groups: as in keras.layers.Conv2D; square kernels.
+        norm:        a name of kgarden.layers.norm, or None.
+        norm_groups: groups of "gn".
+        activation:  a name of keras.activations, or None.
+        use_bias:    None means: where there is no norm.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size=1,
+        strides=1,
+        groups=1,
+        norm=None,
+        norm_groups=None,
+        activation=None,
+        use_bias=None,
+        kernel_initializer="he_normal",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.groups = groups
+        self.norm = make_norm(norm, norm_groups)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = norm is None if use_bias is None else use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, input_shape):
+        shape = (self.kernel_size, self.kernel_size, input_shape[-1] // self.groups, self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(self.filters,), initializer=self.bias_initializer, name="bias"
+            )
+        if self.norm is not None:
+            self.norm.build((*input_shape[:-1], self.filters))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:1], *(self._out(side) for side in input_shape[1:3]), self.filters)
+
+    def _out(self, side):
+        return None if side is None else (side + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
+
+    def call(self, x, training=False):
+        if isinstance(self.norm, BatchNorm) and not self.norm.uses_batch(training):
+            return self.activation(self._convolve_folded(x))
+        y = self._convolve(x, self.kernel)
+        if self.bias is not None:
+            y = y + self.bias
+        if isinstance(self.norm, BatchNorm):
+            y = self.norm(y, training=training)
+        elif self.norm is not None:
+            y = self.norm(y)
+        return self.activation(y)
+
+    def _convolve_folded(self, x):
+        scale, shift = self.norm.affine()
+        if self.bias is not None:
+            shift = shift + ops.cast(self.bias, "float32") * scale
+        y = self._convolve(x, self.kernel * ops.cast(scale, self.compute_dtype))
+        return y + ops.cast(shift, self.compute_dtype)
+
+    def _convolve(self, x, kernel):
+        half = self.kernel_size // 2
+        if self.strides == 1:
+            return ops.conv(x, kernel, padding="same")
+        if half:
+            x = ops.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+        return ops.conv(x, kernel, strides=self.strides, padding="valid")
+
+
+def max_pool_3x3(x):
+    """Max-pool 3x3, stride 2, padded by one on both sides, of features that are not negative."""
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return ops.max_pool(x, 3, strides=2, padding="valid")

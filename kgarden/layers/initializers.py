@@ -1,0 +1,23 @@
+"""The references' initialisations.
+
+Functions, because a Keras initializer draws the same numbers at every call: each layer needs its own.
+"""
+
+import math
+
+import keras
+
+
+def normal(stddev):
+    """N(0, stddev)."""
+    return keras.initializers.RandomNormal(stddev=stddev)
+
+
+def xavier_fan_in():
+    """Uniform with variance 1 / fan_in: kaiming-uniform with a = 1, "c2_xavier" in detectron2."""
+    return keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
+
+
+def prior_bias(probability=0.01):
+    """The bias with which a sigmoid starts at `probability`.   Lin et al. 2017, arXiv:1708.02002, section 4.1."""
+    return keras.initializers.Constant(-math.log((1 - probability) / probability))

@@ -1,0 +1,51 @@
+"""From the bytes of a canvas to what a backbone expects."""
+
+import keras
+from keras import ops
+
+from kgarden.schema import UserError
+
+# What backbones were trained with; images arrive as RGB, 0..255.
+PIXELS = {
+    "msra": {"mean": (103.530, 116.280, 123.675), "std": (1.0, 1.0, 1.0), "order": "bgr"},
+    "torchvision": {"mean": (123.675, 116.280, 103.530), "std": (58.395, 57.120, 57.375), "order": "rgb"},
+}
+
+
+class Normalize(keras.layers.Layer):
+    """(pixel - mean) / std inside the picture, zero in the padding around it.
+
+    The order matters: the references normalise first and pad with zeros afterwards, so the padding
+    is the mean colour and not black.
+
+    Args:
+        mean, std: three numbers each, 0..255, in the order of the channels that the backbone sees.
+        order:     "rgb" or "bgr", the order that the backbone was trained with; images arrive as RGB.
+    Call:
+        images:  (B, H, W, 3) uint8.
+        size_hw: (B, 2) int32, px of the picture inside the canvas.
+    Returns:
+        (B, H, W, 3) in the compute dtype.
+    """
+
+    def __init__(self, mean, std, order="rgb", **kwargs):
+        super().__init__(**kwargs)
+        if order not in ("rgb", "bgr"):
+            raise UserError(f"channel order {order!r}: one of rgb, bgr")
+        self.mean = [float(value) for value in mean]
+        self.std = [float(value) for value in std]
+        self.order = order
+
+    def build(self, input_shape):
+        pass
+
+    def call(self, images, size_hw):
+        x = ops.cast(images, "float32")
+        if self.order == "bgr":
+            x = x[..., ::-1]
+        x = (x - ops.array(self.mean, "float32")) / ops.array(self.std, "float32")
+        height, width = images.shape[1:3]
+        inside_rows = ops.arange(height, dtype="int32")[None, :] < size_hw[:, :1]
+        inside_columns = ops.arange(width, dtype="int32")[None, :] < size_hw[:, 1:]
+        inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+        return ops.cast(ops.where(inside, x, 0.0), self.compute_dtype)

@@ -1,0 +1,33 @@
+"""The garden: one paper, one file. This is the only place that compares model names."""
+
+import difflib
+
+from kgarden.models.centernet import centernet
+from kgarden.models.centernet2 import centernet2
+from kgarden.schema import UserError
+from kgarden.settings import fill
+
+MODELS = {"centernet": centernet, "centernet2": centernet2}
+
+
+def build_detector(settings, num_classes, seed=0):
+    """A detector from the `model` section of a recipe, with all its variables.
+
+    Args:
+        settings:    {"name": a key of MODELS, and arguments of its builder}.
+        num_classes: C.
+        seed:        of random choices in training.
+    Returns:
+        kgarden.models.detector.Detector, built.
+    Raises:
+        UserError: unknown name or setting.
+    """
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in MODELS:
+        near = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
+        raise UserError(f"model.name: no model {name!r}; {hint}")
+    detector = fill(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
+    detector.build()
+    return detector

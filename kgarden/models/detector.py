@@ -1,0 +1,162 @@
+"""What every detector of the garden is: a keras.Model that can be compiled, fitted and asked.
+
+`call` returns raw outputs; `compute_loss` turns them and the ground truth into named terms; `detect`
+turns them into detections. Parts fill slots; a paper is a choice of parts (kgarden/models/<paper>.py),
+never a subclass.
+
+    part         call                                      what it also offers
+    backbone     (images) -> [C2..C5]                      strides, channels
+    neck         ([C2..C5]) -> pyramid                     strides, levels, channels
+    dense head   (pyramid) -> raw                          losses(raw, y) -> terms; candidates(raw)
+    proposer     as a dense head                           proposals(raw, training)
+    RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
+    selection    (candidates) -> detections
+
+Terms are float32 scalars named "<part>/<what>", sums over this replica divided by a normaliser over
+all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
+"""
+
+import re
+
+import keras
+from keras import ops
+
+from kgarden.layers.pixels import Normalize
+from kgarden.ops import replicas
+from kgarden.schema import IMAGES, SIZE_HW, UserError
+
+
+class Detector(keras.Model):
+    """Pixels, backbone, neck, and the slots that subclasses add.
+
+    Args:
+        backbone, neck: layers as above.
+        pixels:      {"mean", "std", "order"}: what the backbone was trained with.
+        num_classes: C.
+        seed:        of every random choice in training.
+        divisor:     canvases must be divisible by it.
+    """
+
+    def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=32, **kwargs):
+        super().__init__(**kwargs)
+        self.pixels = Normalize(**pixels, name="pixels")
+        self.backbone = backbone
+        self.neck = neck
+        self.num_classes = num_classes
+        self.seed = seed
+        self.divisor = divisor
+
+    # The slots. OneStage and TwoStage fill them.
+
+    def parts(self):
+        """The parts in the order of the data.   dict name -> layer."""
+        return {"backbone": self.backbone, "neck": self.neck}
+
+    def loss_terms(self, x, y, raw, training):
+        """Named terms of the loss.   dict name -> () float32."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
+    def candidates(self, x, raw):
+        """Everything that the model proposes as an answer, before selection."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
+    # What Keras asks for.
+
+    def build(self, input_shape=None):
+        """Create every variable, also those that only the loss uses, and the counters of the terms."""
+        self.backbone.build((None, None, None, 3))
+        self.neck.build([(None, None, None, width) for width in self.backbone.channels])
+        pyramid = [(None, None, None, self.neck.channels)] * len(self.neck.strides)
+        for name, part in self.parts().items():
+            if name not in ("backbone", "neck"):
+                part.build(pyramid)
+        # Steps trained: what random choices depend on, besides the seed and the image.
+        self.step = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="step",
+            aggregation="only_first_replica",
+        )
+        self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
+        self.built = True
+
+    @property
+    def loss_names(self):
+        """Names of all terms, in a fixed order."""
+        return [name for part in self.parts().values() for name in getattr(part, "loss_names", ())]
+
+    def pyramid(self, x, training=False):
+        """Levels of the neck, finest first."""
+        self._check_canvas(x[IMAGES])
+        pixels = self.pixels(x[IMAGES], x[SIZE_HW])
+        return self.neck(self.backbone(pixels, training=training), training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The weighted sum of all terms, divided by the number of replicas (which Keras sums over)."""
+        terms = self.loss_terms(x, y, y_pred, training)
+        if terms.keys() != self.terms.keys():
+            raise RuntimeError(f"terms {sorted(terms)} are not those announced, {sorted(self.terms)}")
+        for name, term in terms.items():
+            self.terms[name].update_state(term)
+        if training:
+            self.step.assign_add(1)
+        return sum(terms.values()) / replicas.num_replicas()
+
+    def detect(self, x, raw):
+        """Detections in px of the network input, clipped to the picture, padded to K."""
+        return self.selection(self.candidates(x, raw))
+
+    def inference_model(self):
+        """This detector as a keras.Model x -> detections."""
+        return InferenceModel(self)
+
+    def freeze(self, patterns):
+        """Stop training every layer whose path fits one of the regular expressions.
+
+        Args:
+            patterns: searched in paths such as "backbone/res2_0/conv1".
+        Raises:
+            UserError: a pattern that fits nothing.
+        """
+        paths = {layer.path.split("/", 1)[-1]: layer for layer in self._flatten_layers(include_self=False)}
+        for pattern in patterns:
+            found = [layer for path, layer in paths.items() if re.search(pattern, path)]
+            if not found:
+                raise UserError(f"freeze: {pattern!r} fits no layer; see `kgarden describe`")
+            for layer in found:
+                layer.trainable = False
+
+    def _check_canvas(self, images):
+        height, width = images.shape[1:3]
+        if height % self.divisor or width % self.divisor:
+            raise UserError(
+                f"canvas {height}x{width}: both sides must be divisible by {self.divisor}; mend data.canvases"
+            )
+
+
+class InferenceModel(keras.Model):
+    """{"images", "size_hw"} -> detections, in px of the network input."""
+
+    def __init__(self, detector, **kwargs):
+        super().__init__(**kwargs)
+        self.detector = detector
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.detector.detect(x, self.detector(x, training=False))
+
+
+def weighted(terms, weights):
+    """Terms times their weights; a term without a weight keeps its own."""
+    return {name: term * weights.get(name, 1.0) for name, term in terms.items()}
+
+
+def per_global(total, count):
+    """A sum of this replica over a count of all replicas, scaled so that the mean over replicas is right.
+
+    Args:
+        total: () sum of losses on this replica.
+        count: () what it is to be divided by, on this replica.
+    Returns:
+        () float32, total / max(global count, 1) * replicas.
+    """
+    count = replicas.sum_over_replicas(ops.cast(count, "float32"))
+    return total / ops.maximum(count, 1.0) * replicas.num_replicas()

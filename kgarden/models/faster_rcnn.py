@@ -1,0 +1,188 @@
+"""The second stage of Faster R-CNN: one box head on sampled RoIs.
+
+Ren, He, Girshick, Sun 2015, arXiv:1506.01497; on a pyramid: Lin et al. 2016, arXiv:1612.03144.
+
+    paper / detectron2              here
+    box_head.fc1, fc2               BoxHead.features (kgarden/heads/fc_head.py)
+    cls_score, bbox_pred            BoxHead.classes, BoxHead.boxes
+    t_x, t_y, t_w, t_h (Eq. 2)      kgarden.ops.boxes.encode_deltas
+    L_cls, L_reg                    roi/class, roi/box
+    MULT_PROPOSAL_SCORE             fuse="released" (CenterNet2's rule; the paper's is "product")
+
+Detectron2's settings are the defaults: class loss is the mean over RoIs, the box loss is L1 summed
+over foreground and divided by *all* RoIs.
+"""
+
+import keras
+from keras import ops
+
+from kgarden.heads.fc_head import FCHead
+from kgarden.heads.roi_features import RoIFeatures
+from kgarden.layers.initializers import normal, prior_bias
+from kgarden.losses.roi import sigmoid_class_loss, smooth_l1, softmax_class_loss
+from kgarden.models.detector import per_global
+from kgarden.ops import boxes as box_ops
+from kgarden.schema import BOXES, SCORES, VALID, UserError
+from kgarden.targets.roi import label_rois, sample_rois
+
+FUSIONS = ("released", "product", "off")
+
+
+class BoxHead(keras.layers.Layer):
+    """Features of RoIs -> class logits and box deltas.
+
+    Args:
+        num_classes:    C.
+        width, num_fcs: of the fully connected layers.
+        class_agnostic: one box for a RoI instead of one for each class.
+        sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
+    Call:
+        roi_features: (B, P, S, S, D).
+    Returns:
+        logits (B, P, C + 1), background last; deltas (B, P, 1 or C, 4); both float32.
+    """
+
+    def __init__(self, num_classes, width=1024, num_fcs=2, class_agnostic=True, sigmoid=False, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = 1 if class_agnostic else num_classes
+        self.features = FCHead(width, num_fcs, name="features")
+        bias = prior_bias(0.01) if sigmoid else "zeros"
+        self.classes = keras.layers.Dense(
+            num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
+        )
+        self.boxes = keras.layers.Dense(4 * self.groups, kernel_initializer=normal(0.001), name="boxes")
+
+    def build(self, input_shape):
+        self.features.build(input_shape)
+        for output in (self.classes, self.boxes):
+            output.build((None, None, self.features.width))
+
+    def call(self, roi_features):
+        x = self.features(roi_features)
+        logits, deltas = (ops.cast(output(x), "float32") for output in (self.classes, self.boxes))
+        return logits, ops.reshape(deltas, (*ops.shape(deltas)[:2], self.groups, 4))
+
+
+class FasterHead(keras.layers.Layer):
+    """One box head on RoI features.
+
+    Args:
+        strides:           of the pyramid.
+        num_classes:       C.
+        iou:               a RoI is foreground from this IoU on.
+        delta_weights:     factors on the deltas, wx, wy, ww, wh.
+        num_samples, positive_fraction: RoIs of an image to learn from.
+        fuse:              how the proposal's score enters the final score: "released" sqrt(P(C|O) * score)
+                           with a score that is sqrt(P(O)) already; "product" P(C|O) * P(O); "off".
+        roi_levels, pool_size, sampling_ratio: see kgarden/heads/roi_features.py.
+        width, num_fcs, class_agnostic, sigmoid: see BoxHead.
+        box_beta:          of the smooth L1; 0 is L1.
+    """
+
+    loss_names = ("roi/class", "roi/box")
+
+    def __init__(
+        self,
+        strides,
+        num_classes,
+        iou=0.5,
+        delta_weights=(10.0, 10.0, 5.0, 5.0),
+        num_samples=512,
+        positive_fraction=0.25,
+        fuse="off",
+        roi_levels=None,
+        pool_size=7,
+        sampling_ratio=0,
+        width=1024,
+        num_fcs=2,
+        class_agnostic=False,
+        sigmoid=False,
+        box_beta=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if fuse not in FUSIONS:
+            raise UserError(f"model.roi_head.fuse {fuse!r}: one of {', '.join(FUSIONS)}")
+        self.num_classes = num_classes
+        self.iou = iou
+        self.delta_weights = tuple(delta_weights)
+        self.num_samples = num_samples
+        self.positive_fraction = positive_fraction
+        self.fuse = fuse
+        self.sigmoid = sigmoid
+        self.box_beta = box_beta
+        self.pool = RoIFeatures(strides, roi_levels, pool_size, sampling_ratio, name="pool")
+        self.box_head = BoxHead(num_classes, width, num_fcs, class_agnostic, sigmoid, name="box_head")
+
+    def build(self, pyramid_shapes):
+        self.box_head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
+
+    def sample(self, proposals, y, random):
+        """RoIs to learn from; see kgarden/targets/roi.py."""
+        return sample_rois(proposals, y, self.iou, self.num_samples, self.positive_fraction, random)
+
+    def call(self, pyramid, proposals, size_hw, training=False):
+        """{"logits", "deltas"} of BoxHead, and the "boxes" and "valid" that they belong to."""
+        logits, deltas = self.box_head(self.pool(pyramid, proposals[BOXES]))
+        return {"logits": logits, "deltas": deltas, BOXES: proposals[BOXES], VALID: proposals[VALID]}
+
+    def losses(self, raw, y):
+        """Terms roi/class and roi/box."""
+        terms = stage_losses(raw, y, self.iou, self.delta_weights, self.num_classes, self.sigmoid, self.box_beta)
+        return dict(zip(self.loss_names, terms, strict=True))
+
+    def candidates(self, raw, proposals, size_hw):
+        """Clipped boxes (B, P, 4) or (B, P, C, 4), and scores (B, P, C) into which the proposal's score is fused."""
+        boxes = box_ops.clip(decode(raw, self.delta_weights), size_hw)
+        scores = fuse_scores(class_probability(raw["logits"], self.sigmoid), proposals, self.fuse)
+        boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
+        return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
+
+
+# What Cascade R-CNN does once for each stage.
+
+
+def decode(raw, delta_weights):
+    """Boxes of all groups, not clipped.   (B, P, 1 or C, 4) px."""
+    return box_ops.decode_deltas(raw["deltas"], raw[BOXES][:, :, None], delta_weights)
+
+
+def class_probability(logits, sigmoid):
+    """P(C | O) of the foreground classes.   (B, P, C + 1) -> (B, P, C)."""
+    return (ops.sigmoid(logits) if sigmoid else ops.softmax(logits))[..., :-1]
+
+
+def fuse_scores(probability, proposals, how):
+    """The final score of every class.   CenterNet2, Eq. 3 ("product"), and its release.
+
+    Raises:
+        UserError: "product" on a proposer whose score is a ranking and not a probability.
+    """
+    if how == "off":
+        return probability
+    if how == "released":
+        return ops.sqrt(probability * proposals[SCORES][..., None])
+    if proposals.get("probability") is None:
+        raise UserError("model.roi_head.fuse 'product': this proposer's score is no probability; use 'off'")
+    return probability * proposals["probability"][..., None]
+
+
+def stage_losses(raw, y, iou, delta_weights, num_classes, sigmoid=False, box_beta=0.0):
+    """Class and box loss of one box head on one set of RoIs.   (), () float32."""
+    labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou, num_classes)
+    count = ops.sum(ops.cast(raw[VALID], "float32"))
+    class_loss = (sigmoid_class_loss if sigmoid else softmax_class_loss)(raw["logits"], labels)
+
+    foreground = (labels >= 0) & (labels < num_classes)
+    predicted = raw["deltas"]
+    if predicted.shape[2] == 1:
+        predicted = predicted[:, :, 0]
+    else:
+        of_class = ops.clip(labels, 0, num_classes - 1)[..., None, None]
+        predicted = ops.take_along_axis(predicted, of_class, axis=2)[:, :, 0]
+    # Background and padding rows encode themselves: finite numbers, masked below.
+    target_boxes = ops.where(foreground[..., None], gt_boxes, raw[BOXES])
+    target = box_ops.encode_deltas(raw[BOXES], target_boxes, delta_weights)
+    box_loss = ops.sum(smooth_l1(predicted, target, box_beta), axis=-1)
+    box_loss = ops.sum(ops.where(foreground, box_loss, 0.0))
+    return per_global(ops.sum(class_loss), count), per_global(box_loss, count)

@@ -1,0 +1,53 @@
+"""Where the cells of a pyramid lie: constants computed from the static shapes of its levels."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Cells(NamedTuple):
+    """All cells of a pyramid, finest level first, row-major within a level.
+
+    Attributes:
+        sizes:  list of (H_l, W_l), one for each level.
+        xy:     (A, 2) int32, column and row of the cell in its level.
+        level:  (A,) int32, 0 = finest.
+        stride: (A,) float32, px of the network input for one cell.
+    """
+
+    sizes: list
+    xy: np.ndarray
+    level: np.ndarray
+    stride: np.ndarray
+
+    def points(self):
+        """Centres of the cells, (x * stride + stride / 2, ...).   (A, 2) float32 px."""
+        return np.float32(self.xy) * self.stride[:, None] + self.stride[:, None] / 2
+
+    def counts(self):
+        """How many cells each level has.   list of int."""
+        return [height * width for height, width in self.sizes]
+
+
+def cells(sizes, strides):
+    """The cells of levels of the given sizes.
+
+    Args:
+        sizes:   list of (H_l, W_l).
+        strides: list of px for one cell, as long as `sizes`.
+    Returns:
+        Cells.
+    """
+    rows = [np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1).reshape(-1, 2) for h, w in sizes]
+    counts = [len(row) for row in rows]
+    return Cells(
+        sizes=[tuple(size) for size in sizes],
+        xy=np.concatenate(rows).astype("int32"),
+        level=np.repeat(np.arange(len(counts), dtype="int32"), counts),
+        stride=np.repeat(np.float32(strides), counts),
+    )
+
+
+def cells_of(pyramid, strides):
+    """The cells of a pyramid's tensors, whose heights and widths must be static."""
+    return cells([tuple(level.shape[1:3]) for level in pyramid], strides)

@@ -1,0 +1,32 @@
+"""From nested settings, as recipes hold them, to arguments that are checked before anything runs."""
+
+import difflib
+import inspect
+
+from kgarden.schema import UserError
+
+def fill(function, settings, where, **fixed):
+    """Call a function or class with settings whose names are checked against its arguments.
+
+    Args:
+        function: what to call.
+        settings: dict from a recipe.
+        where:    dotted place of the settings in the recipe, for messages.
+        fixed:    arguments that the recipe cannot set here.
+    Raises:
+        UserError: an unknown name (the nearest is named), or one that is fixed.
+    """
+    known = [name for name in arguments(function) if name not in fixed]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{where}.{name}: no such setting; {hint}")
+    return function(**settings, **fixed)
+
+
+def arguments(function):
+    """Names of the arguments that a function or class takes by name."""
+    skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind not in skipped]

@@ -1,0 +1,54 @@
+"""Which RoIs a second stage learns from, and what.   Ren et al. 2015, arXiv:1506.01497, section 3.1.3."""
+
+from keras import ops
+
+from kgarden.ops import boxes as box_ops
+from kgarden.ops.matching import match, sample
+from kgarden.schema import BOXES, LABELS, VALID, truth_is_valid
+
+
+def label_rois(boxes, valid, y, iou, num_classes):
+    """Classes and boxes that RoIs must predict.
+
+    Args:
+        boxes:       (B, S, 4) px.
+        valid:       (B, S) bool.
+        y:           ground truth as in kgarden.schema.
+        iou:         a RoI is foreground from this IoU on; no rescue for objects without a RoI.
+        num_classes: C; background is C.
+    Returns:
+        labels:   (B, S) int32, 0..C, or -1 where not valid.
+        gt_boxes: (B, S, 4) of the best object, meaningful on foreground.
+    """
+    gt_valid = truth_is_valid(y)
+    overlap = box_ops.iou(y[BOXES], boxes)  # (B, M, S)
+    matched, kind = match(overlap, gt_valid, thresholds=[iou], labels=[0, 1], low_quality=False)
+    labels = ops.take_along_axis(y[LABELS], matched, axis=1)
+    labels = ops.where(kind == 1, labels, num_classes)
+    gt_boxes = ops.take_along_axis(y[BOXES], matched[..., None], axis=1)
+    return ops.where(valid, ops.cast(labels, "int32"), -1), gt_boxes
+
+
+def sample_rois(proposals, y, iou, count, positive_fraction, random):
+    """A fixed number of RoIs of each image, foreground first; objects themselves join the proposals.
+
+    Args:
+        proposals:         as in kgarden.schema.
+        y:                 ground truth.
+        iou:               foreground threshold.
+        count:             S.
+        positive_fraction: at most this share is foreground.
+        random:            function n -> (B, n) uniform numbers.
+    Returns:
+        {"boxes": (B, S, 4), "valid": (B, S) bool}, without gradient.
+    """
+    boxes = ops.concatenate([proposals[BOXES], y[BOXES]], axis=1)
+    valid = ops.concatenate([proposals[VALID], truth_is_valid(y)], axis=1)
+    labels, _ = label_rois(boxes, valid, y, iou, num_classes=_BACKGROUND)
+    kind = ops.where(labels < 0, -1, ops.cast(labels != _BACKGROUND, "int32"))
+    rows, kept, _ = sample(kind, count, positive_fraction, random(kind.shape[1]))
+    chosen = ops.take_along_axis(boxes, rows[..., None], axis=1)
+    return {BOXES: ops.stop_gradient(chosen), VALID: kept}
+
+
+_BACKGROUND = 2**30  # larger than any label, where the number of classes does not matter
