@@ -1,0 +1,123 @@
+"""Boxes: areas, overlaps, clipping, and the code of one box relative to another.
+
+Boxes are xyxy corners in px, continuous (no "+1"), float32. A box whose right side lies left of its left
+side, or whose bottom lies above its top, is empty: area 0, IoU 0 with everything.
+"""
+
+import math
+
+from keras import ops
+
+SCALE_CLAMP = math.log(1000.0 / 16)  # largest dw, dh that is decoded; above it exp() would give absurd boxes
+
+
+def area(boxes):
+    """Area of each box, px^2.   (..., 4) -> (...,)."""
+    width = ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0)
+    height = ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
+    return width * height
+
+
+def nonempty(boxes):
+    """Which boxes have a width and a height above zero.   (..., 4) -> (...,) bool."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+
+
+def intersection(a, b):
+    """Area common to every pair of boxes, px^2.   (..., N, 4), (..., M, 4) -> (..., N, M)."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    width = ops.minimum(a[..., 2], b[..., 2]) - ops.maximum(a[..., 0], b[..., 0])
+    height = ops.minimum(a[..., 3], b[..., 3]) - ops.maximum(a[..., 1], b[..., 1])
+    return ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
+
+
+def iou(a, b):
+    """Intersection over union of every pair of boxes, 0 where they share nothing.
+
+    Args:
+        a: (..., N, 4) xyxy, px.
+        b: (..., M, 4) xyxy, px.
+    Returns:
+        (..., N, M) in [0, 1].
+    """
+    common = intersection(a, b)
+    union = area(a)[..., :, None] + area(b)[..., None, :] - common
+    return ops.where(common > 0, common / ops.where(common > 0, union, 1.0), 0.0)
+
+
+def clip(boxes, size_hw):
+    """Boxes cut off at the borders of their image.
+
+    Args:
+        boxes:   (B, N, 4) xyxy, px.
+        size_hw: (B, 2) height and width of the picture inside the canvas, px, any dtype.
+    Returns:
+        (B, N, 4) with x in [0, width] and y in [0, height].
+    """
+    size_hw = ops.cast(size_hw, boxes.dtype)
+    height, width = size_hw[:, None, 0], size_hw[:, None, 1]
+    limit = ops.stack([width, height, width, height], axis=-1)  # (B, 1, 4)
+    return ops.clip(boxes, 0.0, limit)
+
+
+def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0)):
+    """How far, and how much larger, the targets are than the boxes: dx, dy, dw, dh.
+
+        dx = wx (target centre x - box centre x) / box width       dw = ww log(target width / box width)
+
+    R-CNN, Girshick et al. 2014 (arXiv:1311.2524), appendix C.
+
+    Args:
+        boxes:   (..., 4) xyxy, px: what the deltas are relative to.
+        targets: (..., 4) xyxy, px; broadcast against `boxes`.
+        weights: wx, wy, ww, wh: the inverse of the standard deviations by which deltas are divided.
+    Returns:
+        (..., 4) deltas. Rows with an empty box or target are finite and mean nothing.
+    """
+    x, y, width, height = _center_and_size(boxes)
+    target_x, target_y, target_width, target_height = _center_and_size(targets)
+    wx, wy, ww, wh = weights
+    width, height = _positive(width), _positive(height)
+    return ops.stack(
+        [
+            wx * (target_x - x) / width,
+            wy * (target_y - y) / height,
+            ww * ops.log(_positive(target_width) / width),
+            wh * ops.log(_positive(target_height) / height),
+        ],
+        axis=-1,
+    )
+
+
+def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP):
+    """The boxes that `deltas` point to, seen from `boxes`: the inverse of `encode_deltas`.
+
+    Args:
+        deltas:  (..., 4) dx, dy, dw, dh; class-specific ones as (..., C, 4) with boxes (..., 1, 4).
+        boxes:   (..., 4) xyxy, px; broadcast against `deltas`.
+        weights: wx, wy, ww, wh as in `encode_deltas`.
+        scale_clamp: dw and dh are cut off above this; there is no limit below.
+    Returns:
+        (..., 4) xyxy, px, not clipped.
+    """
+    x, y, width, height = _center_and_size(boxes)
+    wx, wy, ww, wh = weights
+    dw = ops.minimum(deltas[..., 2] / ww, scale_clamp)
+    dh = ops.minimum(deltas[..., 3] / wh, scale_clamp)
+    x = deltas[..., 0] / wx * width + x
+    y = deltas[..., 1] / wy * height + y
+    half_width = 0.5 * ops.exp(dw) * width
+    half_height = 0.5 * ops.exp(dh) * height
+    return ops.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+
+
+def _center_and_size(boxes):
+    """xyxy -> centre x, centre y, width, height, each (...)."""
+    width = boxes[..., 2] - boxes[..., 0]
+    height = boxes[..., 3] - boxes[..., 1]
+    return boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height, width, height
+
+
+def _positive(size):
+    """Sizes that one may divide by and take the logarithm of; padding becomes 1."""
+    return ops.where(size > 0, size, 1.0)

@@ -1,0 +1,87 @@
+"""Which ground truth belongs to which box, and which boxes are learned from.
+
+`match` gives every box a row of the ground truth and one of the labels of this module; `sample` draws a
+fixed number of boxes, positives first. Both are the rules of detectron2's `Matcher` and `subsample_labels`.
+"""
+
+from keras import ops
+
+IGNORE, NEGATIVE, POSITIVE = -1, 0, 1
+
+
+def match(iou, gt_valid, thresholds, labels, low_quality=False, valid=None):
+    """Each box's best ground truth, and whether that is good enough.
+
+    A box takes the label of the interval that its best IoU falls into: `labels[i]` for IoU in
+    [thresholds[i-1], thresholds[i]). With `low_quality`, a box that no other box surpasses on some ground
+    truth is positive, whatever the IoU, and still keeps its own best row. (Faster R-CNN, section 3.1.2;
+    taken literally as in detectron2: a ground truth that touches no box at all makes every box positive
+    that it does not touch.)
+
+    Args:
+        iou:         (B, M, N) every ground truth against every box.
+        gt_valid:    (B, M) bool, False on padding and on what is not to be learned.
+        thresholds:  ascending IoU thresholds, e.g. (0.3, 0.7).
+        labels:      one more than thresholds, of IGNORE, NEGATIVE, POSITIVE, e.g. (0, -1, 1).
+        low_quality: also make the best boxes of every ground truth positive.
+        valid:       (B, N) bool, False on padded boxes, which are ignored; None: all are real.
+    Returns:
+        matched: (B, N) int32, row of the ground truth; the first among equals; 0 if there is none.
+        label:   (B, N) int32, IGNORE, NEGATIVE or POSITIVE.
+    """
+    if len(labels) != len(thresholds) + 1 or list(thresholds) != sorted(thresholds):
+        raise ValueError(f"thresholds {thresholds} must ascend and labels {labels} be one more")
+    if iou.shape[1] == 0:  # a static batch without a single row of ground truth
+        iou = ops.pad(iou, [[0, 0], [0, 1], [0, 0]])
+        gt_valid = ops.zeros_like(iou[:, :, 0], dtype="bool")
+    real = gt_valid[:, :, None] if valid is None else gt_valid[:, :, None] & valid[:, None, :]
+    iou = ops.where(real, iou, -1.0)
+
+    matched = ops.cast(ops.argmax(iou, axis=1), "int32")
+    best = ops.max(iou, axis=1)  # (B, N), -1 without ground truth
+    label = ops.full_like(matched, labels[0])
+    for threshold, above in zip(thresholds, labels[1:], strict=True):
+        label = ops.where(best >= threshold, above, label)
+    if low_quality:
+        best_of_gt = ops.max(iou, axis=2, keepdims=True)  # (B, M, 1)
+        label = ops.where(ops.any((iou == best_of_gt) & real, axis=1), POSITIVE, label)
+    if valid is not None:
+        label = ops.where(valid, label, IGNORE)
+    return matched, label
+
+
+def sample(label, num, positive_fraction, random):
+    """A fixed number of boxes to learn from, drawn without replacement: positives first.
+
+    At most int(num * positive_fraction) positives; negatives fill the rest as far as there are any. A
+    shortage of negatives is not made up with positives.
+
+    Args:
+        label:  (B, N) int32 of `match`.
+        num:    S, how many boxes to draw.
+        positive_fraction: largest share of positives.
+        random: (B, N) numbers, the higher the earlier drawn: `kgarden.ops.random.hash_uniform`.
+    Returns:
+        indices:     (B, S) int32 rows of `label`, 0 where not valid.
+        valid:       (B, S) bool.
+        is_positive: (B, S) bool.
+    """
+    count = label.shape[1]
+    drawn_positive, num_positive = _draw(label == POSITIVE, min(int(num * positive_fraction), count), random)
+    drawn_negative, num_negative = _draw(label == NEGATIVE, min(num, count), random)
+
+    slot = ops.arange(num, dtype="int32")[None, :]
+    is_positive = slot < num_positive[:, None]
+    valid = slot < num_positive[:, None] + ops.minimum(num_negative, num - num_positive)[:, None]
+    both = ops.concatenate([drawn_positive, drawn_negative], axis=1)
+    column = ops.where(is_positive, slot, slot - num_positive[:, None] + drawn_positive.shape[1])
+    column = ops.where(valid, column, 0)
+    indices = ops.take_along_axis(both, column, axis=1)
+    return ops.where(valid, indices, 0), valid, is_positive
+
+
+def _draw(eligible, limit, random):
+    """Up to `limit` eligible rows, the highest `random` first.   (B, limit) int32, (B,) how many there are."""
+    _, rows = ops.top_k(ops.where(eligible, random, -1.0), limit)
+    available = ops.sum(ops.cast(eligible, "int32"), axis=1)
+    return ops.cast(rows, "int32"), ops.minimum(available, limit)

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from golden import assert_agrees, goldens, params
+from keras import ops
+
+from kgarden.ops import boxes
+
+finite = ops.convert_to_numpy
+
+
+def random_boxes(rng, *shape, size=100):
+    corner = rng.uniform(0, size, (*shape, 2))
+    return np.concatenate([corner, corner + rng.uniform(1, size, (*shape, 2))], axis=-1).astype("float32")
+
+
+@pytest.mark.parametrize("golden", goldens("d2_box_transform"), ids=str)
+def test_deltas_agree_with_the_reference(golden):
+    settings = params(golden)
+    clamp = settings["scale_clamp"]
+    assert boxes.SCALE_CLAMP == pytest.approx(clamp)
+    src, tgt, deltas = golden["src"], golden["tgt"], golden["deltas"]
+    several = golden["deltas_multi"].reshape(len(src), -1, 4)
+    got = {}
+    for tag, weights in settings["weights_of_tag"].items():
+        got[f"encode_{tag}"] = finite(boxes.encode_deltas(src, tgt, weights))
+        got[f"decode_{tag}"] = finite(boxes.decode_deltas(deltas, src, weights, clamp))
+        decoded = boxes.decode_deltas(several, src[:, None], weights, clamp)  # (N, 3, 4)
+        got[f"decode_multi_{tag}"] = finite(ops.reshape(decoded, (len(src), -1)))
+    assert_agrees(golden, got)
+
+
+def test_area_and_iou_by_hand():
+    a = np.float32([[[0, 0, 4, 3], [0, 0, 2, 2]]])
+    b = np.float32([[[2, 1, 6, 5], [4, 0, 8, 3], [3, 3, 1, 1]]])  # overlapping; touching; inverted
+    np.testing.assert_allclose(finite(boxes.area(b)), [[16, 12, 0]])
+    np.testing.assert_allclose(finite(boxes.intersection(a, b)), [[[4, 0, 0], [0, 0, 0]]])
+    np.testing.assert_allclose(finite(boxes.iou(a, b)), [[[4 / 24, 0, 0], [0, 0, 0]]], rtol=1e-6)
+    np.testing.assert_array_equal(finite(boxes.nonempty(b)), [[True, True, False]])
+
+
+def test_iou_of_padding_is_zero_and_of_a_box_with_itself_one():
+    some = random_boxes(np.random.default_rng(0), 2, 7)
+    both = finite(boxes.iou(some, some))
+    np.testing.assert_array_equal(np.diagonal(both, axis1=1, axis2=2), 1)
+    np.testing.assert_allclose(both, both.transpose(0, 2, 1))
+    padding = np.zeros((2, 3, 4), "float32")
+    assert (finite(boxes.iou(padding, padding)) == 0).all()
+
+
+def test_clip_cuts_at_each_images_own_border():
+    some = np.float32([[[-5, -6, 300, 200]], [[10, 20, 30, 40]]])
+    clipped = finite(boxes.clip(some, np.int32([[100, 150], [25, 28]])))
+    np.testing.assert_array_equal(clipped, [[[0, 0, 150, 100]], [[10, 20, 28, 25]]])
+
+
+def test_decode_inverts_encode():
+    rng = np.random.default_rng(1)
+    a, b = random_boxes(rng, 3, 50), random_boxes(rng, 3, 50)
+    weights = (10.0, 10.0, 5.0, 5.0)
+    back = boxes.decode_deltas(boxes.encode_deltas(a, b, weights), a, weights)
+    np.testing.assert_allclose(finite(back), b, rtol=1e-4, atol=1e-3)
+
+
+def test_deltas_of_padding_are_finite():
+    padding, real = np.zeros((1, 4), "float32"), np.float32([[1, 2, 3, 4]])
+    for a, b in [(padding, real), (real, padding), (padding, padding)]:
+        assert np.isfinite(finite(boxes.encode_deltas(a, b))).all()
