@@ -1,0 +1,225 @@
+"""The sections of a recipe: every key, its type, its default.
+
+Architecture numbers are not listed here: whatever stands under `model` besides `name` and `num_classes` goes
+to the model's builder, which knows its own arguments.
+"""
+
+import hashlib
+import json
+import pathlib
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+PATH_KEYS = {"glob", "images", "annotations", "weights", "run"}     # keys whose values name files
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _as_tuple(value):
+    """One value or a list of them -> tuple, so that a frozen recipe holds nothing that can change."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+AsTuple = BeforeValidator(_as_tuple)
+
+
+def _as_sources(value):
+    """A glob, a list of globs, a dictionary or a list of dictionaries -> tuple of dictionaries."""
+    return tuple({"glob": one} if isinstance(one, str) else one for one in _as_tuple(value))
+
+
+def _as_canvases(value):
+    return tuple(tuple(c) if isinstance(c, list) else c for c in value) if isinstance(value, list) else value
+
+
+class Model(Section):
+    """What to build. Further keys are arguments of the builder of that name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str
+    num_classes: PositiveInt | None = None      # None: as many as the training data has
+
+
+class Source(Section):
+    """Where pictures come from: shards (`glob`), or raw files to be converted once (`format`)."""
+
+    glob: str | None = None
+    weight: PositiveFloat = 1.0                 # how often a picture is drawn, relative to the other sources
+    format: Literal["coco", "shapes"] | None = None
+    images: str | None = None                   # coco: folder of pictures
+    annotations: str | None = None              # coco: json file
+    count: PositiveInt | None = None            # shapes: how many pictures
+    seed: NonNegativeInt | None = None          # shapes: another seed, other pictures
+
+    @model_validator(mode="after")
+    def _whole(self):
+        given = {key for key in self.model_fields_set if getattr(self, key) is not None} - {"weight"}
+        wanted = {None: {"glob"}, "coco": {"format", "images", "annotations"},
+                  "shapes": {"format", "count", "seed"}}
+        missing, extra = wanted[self.format] - given, given - wanted[self.format]
+        if missing:
+            raise ValueError(f"a source of format {self.format or 'glob'} needs {', '.join(sorted(missing))}")
+        if extra:
+            raise ValueError(f"{', '.join(sorted(extra))} mean nothing beside "
+                             f"{'format: ' + self.format if self.format else 'glob'}")
+        return self
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources), Field(min_length=1)]
+Sides = Annotated[tuple[PositiveInt, ...], AsTuple, Field(min_length=1)]
+Canvas = tuple[PositiveInt, PositiveInt]
+
+
+class Data(Section):
+    train: Sources
+    val: Sources
+    short_side_px: Sides                        # one, or several to draw from
+    long_side_px: PositiveInt
+    test_short_side_px: PositiveInt | None = None       # None: the largest of short_side_px
+    test_long_side_px: PositiveInt | None = None        # None: long_side_px
+    canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None    # [height, width]
+    max_objects: PositiveInt = 100              # ground truth boxes of a picture, padded; more are dropped
+    batch_size: PositiveInt                     # over all replicas
+    flips: Annotated[tuple[Literal["horizontal", "vertical"], ...], AsTuple] = ("horizontal",)
+    antialias: bool = True
+    scaled_decode: bool = False                 # let the JPEG decoder halve pictures that are halved anyway
+    cache: bool = False                         # keep decoded pictures in memory
+    keep_empty: bool = False                    # train on pictures without objects too
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    momentum: NonNegativeFloat | None = None    # sgd; None: 0.9
+    betas: Annotated[tuple[float, float], AsTuple] | None = None     # adamw; None: 0.9, 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    decay_norms: bool = False
+    decay_biases: bool = True
+    bias_lr_factor: PositiveFloat = 1.0
+    clip_value: PositiveFloat | None = None     # every element of the gradient
+    clip_norm: PositiveFloat | None = None      # the norm over the gradients of all weights
+
+    @model_validator(mode="after")
+    def _whole(self):
+        foreign = "betas" if self.name == "sgd" else "momentum"
+        if getattr(self, foreign) is not None:
+            raise ValueError(f"{foreign} means nothing to {self.name}: leave it out")
+        return self
+
+
+class Warmup(Section):
+    steps: PositiveInt
+    factor: NonNegativeFloat                    # of the learning rate, at step 0; linear from there
+
+
+class Decay(Section):
+    name: Literal["steps", "cosine"] = "steps"
+    at: Annotated[tuple[NonNegativeInt, ...], AsTuple] | None = None
+    factor: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self):
+        given = self.at is not None, self.factor is not None
+        if self.name == "steps" and not all(given):
+            raise ValueError("decay in steps needs at and factor")
+        if self.name == "cosine" and any(given):
+            raise ValueError("at and factor mean nothing beside name: cosine")
+        return self
+
+
+class Ema(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)]  # grows towards this value as min(decay, (1 + t) / (10 + t))
+
+
+class Schedule(Section):
+    optimizer: Optimizer = Optimizer()
+    base_lr: PositiveFloat
+    warmup: Warmup | None = None
+    decay: Decay | None = None                  # None: constant
+    steps: PositiveInt
+    ema: Ema | None = None
+
+
+class Evaluate(Section):
+    every: PositiveInt | None = None            # steps; also when to write a checkpoint. None: at the end
+    batch_size: PositiveInt = 1
+    limit: PositiveInt | None = None            # pictures of data.val, for evaluation while training
+    pictures: NonNegativeInt = 8                # drawn at the end
+
+
+class Init(Section):
+    weights: str | None = None                  # a .weights.h5 file
+    run: str | None = None                      # a run directory: its best weights
+    parts: Annotated[tuple[str, ...], AsTuple] | None = None     # None: all
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if (self.weights is None) == (self.run is None):
+            raise ValueError("give either weights or run")
+        return self
+
+
+class Row(Section):
+    """One row of a paper's table: this recipe with some keys set otherwise."""
+
+    set: dict[str, Any] = {}
+    reported: dict[str, float] = {}
+    evaluates: str | None = None                # scores that row's run again, nothing is trained
+    recipe: str | None = None                   # the row's system stands in this other recipe
+
+
+class Recipe(Section):
+    name: str
+    seed: NonNegativeInt = 0
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    jit: bool = False                           # XLA for the step on TensorFlow; JAX always compiles
+    model: Model
+    init: Init | None = None
+    freeze: Annotated[tuple[str, ...], AsTuple] = ()
+    data: Data
+    schedule: Schedule
+    stages: tuple[dict[str, Any], ...] = ()     # partial recipes, run in turn, each from the one before
+    evaluate: Evaluate = Evaluate()
+    rows: dict[str, Row] = {}
+
+    def plain(self):
+        """Every key with its value, defaults included, as JSON knows them."""
+        return self.model_dump(mode="json")
+
+    def digest(self):
+        """sha256 of the experiment: all but `rows`, and of file names only their last two parts.
+
+        So the same experiment has the same digest wherever its data lies.
+        """
+        experiment = {key: _without_folders(value) for key, value in self.plain().items() if key != "rows"}
+        text = json.dumps(experiment, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self):
+        """The resolved recipe; `load_recipe` of it gives an equal one."""
+        kept = {key: value for key, value in self.model_dump(mode="json", exclude_none=True).items()
+                if key != "rows" and value not in ([], {})}
+        return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
+
+
+def _without_folders(value, key=None):
+    if isinstance(value, dict):
+        return {k: _without_folders(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(v, key) for v in value]
+    if key in PATH_KEYS and isinstance(value, str):
+        return "/".join(pathlib.PurePath(value).parts[-2:])
+    return value
