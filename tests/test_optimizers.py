@@ -142,9 +142,9 @@ def test_norms_and_biases_of_keras_layers_are_recognised(make):
     """Without gradients only the decay moves a weight, and it moves kernels alone."""
     model = little_model()
     for variable in model.trainable_variables:
-        variable.assign(ops.ones_like(variable))
+        variable.assign(ops.ones_like(variable.value))
     optimizer = make(0.1, weight_decay=0.5, decay_biases=False)
-    optimizer.apply([ops.zeros_like(v) for v in model.trainable_variables], model.trainable_variables)
+    optimizer.apply([ops.zeros_like(v.value) for v in model.trainable_variables], model.trainable_variables)
     got = {v.path.split("/", 1)[1]: ops.convert_to_numpy(v) for v in model.trainable_variables}
     assert len(got) == 6
     for path, value in got.items():
