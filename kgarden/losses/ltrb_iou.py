@@ -22,8 +22,8 @@ def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):
     gt_left, gt_top, gt_right, gt_bottom = ops.unstack(target, axis=-1)
     area = (left + right) * (top + bottom)
     gt_area = (gt_left + gt_right) * (gt_top + gt_bottom)
-    wide = ops.minimum(left, gt_left) + ops.minimum(right, gt_right)
-    high = ops.minimum(top, gt_top) + ops.minimum(bottom, gt_bottom)
+    wide = _even(ops.minimum, left, gt_left) + _even(ops.minimum, right, gt_right)
+    high = _even(ops.minimum, top, gt_top) + _even(ops.minimum, bottom, gt_bottom)
     intersection = wide * high
     union = area + gt_area - intersection
     iou = (intersection + smoothing) / (union + smoothing)
@@ -33,7 +33,12 @@ def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):
         return 1 - iou
     if kind != "giou":
         raise UserError(f"box loss {kind!r}: one of giou, iou, linear_iou")
-    hull_wide = ops.maximum(left, gt_left) + ops.maximum(right, gt_right)
-    hull_high = ops.maximum(top, gt_top) + ops.maximum(bottom, gt_bottom)
+    hull_wide = _even(ops.maximum, left, gt_left) + _even(ops.maximum, right, gt_right)
+    hull_high = _even(ops.maximum, top, gt_top) + _even(ops.maximum, bottom, gt_bottom)
     hull = hull_wide * hull_high
     return 1 - (iou - (hull - union) / hull)
+
+
+def _even(choose, a, b):
+    """minimum or maximum whose gradient is halved between equal arguments, so that a perfect box stays put."""
+    return ops.where(a == b, 0.5 * (a + b), choose(a, b))

@@ -24,7 +24,7 @@ class CenterTargets(NamedTuple):
         positive_label: (B, N) int32, their classes.
         positive_valid: (B, N) bool, False on padding.
         heat:           (B, A, 1) or (B, A, C) in [0, 1]; 1 on a centre, on *every* level.
-        ltrb:           (B, A, 4) distances to the sides of the cell's object in strides.
+        ltrb:           (B, A, 4) distances to the sides of the cell's object in strides, else 0.
         ltrb_valid:     (B, A) bool, cells that regress a box.
     """
 
@@ -116,6 +116,7 @@ def center_targets(gt_boxes, gt_labels, gt_valid, cells, size_ranges=SIZE_RANGES
     box_cells = _regresses(ltrb, offset_cells, cells, size_ranges) & gt_valid[:, None]
     nearest = ops.argmin(ops.where(box_cells, nearness, FAR), axis=-1)  # (B, A)
     chosen = ops.take_along_axis(ltrb, nearest[..., None, None], axis=2)[:, :, 0]
+    ltrb_valid = ops.any(box_cells, axis=-1)
     return CenterTargets(
         positive=ops.reshape(rows_of(center_xy, cells), (-1, positives)),
         positive_label=ops.reshape(
@@ -123,8 +124,8 @@ def center_targets(gt_boxes, gt_labels, gt_valid, cells, size_ranges=SIZE_RANGES
         ),
         positive_valid=ops.reshape(members, (-1, positives)),
         heat=_heat(nearness, gt_labels, gt_valid, num_classes),
-        ltrb=chosen / cells.stride[:, None],
-        ltrb_valid=ops.any(box_cells, axis=-1),
+        ltrb=ops.where(ltrb_valid[..., None], chosen / cells.stride[:, None], 0.0),
+        ltrb_valid=ltrb_valid,
     )
 
 
