@@ -30,7 +30,6 @@ NOT_YET = {
     "d2_bottleneck",
     "d2_deform_conv",
     "d2_fpn",
-    "d2_nms",
     "d2_retinanet_inference",
     "d2_retinanet_losses",
     "d2_roi_align",

@@ -81,7 +81,7 @@ def sample(label, num, positive_fraction, random):
 
 
 def _draw(eligible, limit, random):
-    """Up to `limit` eligible rows, the highest `random` first.   (B, limit) int32, (B,) how many there are."""
+    """Up to `limit` eligible rows, the highest `random` first.   (B, limit) int32, and how many: (B,)."""
     _, rows = ops.top_k(ops.where(eligible, random, -1.0), limit)
     available = ops.sum(ops.cast(eligible, "int32"), axis=1)
     return ops.cast(rows, "int32"), ops.minimum(available, limit)

@@ -1,0 +1,149 @@
+"""Greedy non-maximum suppression: exact, batched, of static shape, on every backend.
+
+The boxes are walked in blocks, best score first. A block is compared with the boxes kept so far and then
+resolved within itself; the walk ends as soon as every image has what it asked for. So the work grows with
+the number of boxes that are kept, not with the square of those that come in. Classes are told apart by
+their labels: moving the boxes of each class to a place of their own would cost float32 precision.
+"""
+
+import numpy as np
+from keras import ops
+
+from kgarden.ops.boxes import area
+
+BLOCK, SMALL_BLOCK = 256, 128  # boxes walked at once; the smaller where no more than so many are asked for
+
+
+def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
+    """The best-scored boxes, none of which overlaps a better one too much.
+
+    A kept box suppresses a box of lower score (among equal scores: of higher index) if their IoU is
+    strictly greater than the threshold and, with `labels`, both have the same label.
+
+    Args:
+        boxes:         (B, N, 4) xyxy, px; N static.
+        scores:        (B, N); rows that are not finite count as not valid.
+        valid:         (B, N) bool, False on padding.
+        iou_threshold: Python number.
+        max_output:    K, length of the result.
+        labels:        (B, N) int, or None to suppress across classes.
+    Returns:
+        indices: (B, K) int32 rows of `boxes`, best score first, 0 where not valid.
+        valid:   (B, K) bool.
+        No gradient flows through either.
+    """
+    if boxes.shape[1] == 0:
+        nothing = ops.zeros((ops.shape(boxes)[0], max_output), dtype="int32")
+        return nothing, ops.cast(nothing, "bool")
+    size = min(SMALL_BLOCK if max_output <= SMALL_BLOCK else BLOCK, boxes.shape[1])
+    order, available, walked = _sort(boxes, scores, valid, labels, size)
+    threshold = _float32_not_above(iou_threshold)
+    batch = ops.shape(order)[0]
+
+    def unfinished(i, kept, count):
+        return ops.any((count < max_output) & (i * size < available))
+
+    def walk(i, kept, count):
+        block = {name: ops.take(array, i, axis=1) for name, array in walked.items()}
+        earlier = {name: _rows(array, kept[:, :max_output]) for name, array in walked.items()}
+        is_kept = ops.arange(max_output, dtype="int32")[None, :] < count[:, None]  # (B, K)
+        free = (i * size + ops.arange(size, dtype="int32"))[None, :] < available[:, None]  # (B, S)
+        free = free & ~ops.any(_conflict(block, earlier, threshold) & is_kept[:, None, :], axis=2)
+        keep = ops.cast(_resolve(free, _conflict(block, block, threshold)), "int32")
+
+        slot = count[:, None] + ops.cumsum(keep, axis=1) - 1
+        slot = ops.where((keep == 1) & (slot < max_output), slot, max_output)  # the last slot is a dump
+        row = ops.broadcast_to(i * size + ops.arange(size, dtype="int32"), ops.shape(slot))
+        kept = _write(kept, slot, row)
+        return i + 1, kept, ops.minimum(count + ops.sum(keep, axis=1), max_output)
+
+    kept = ops.zeros((batch, max_output + 1), dtype="int32")
+    start = (0, kept, ops.zeros((batch,), dtype="int32"))
+    _, kept, count = ops.while_loop(unfinished, walk, start)
+    is_kept = ops.arange(max_output, dtype="int32")[None, :] < count[:, None]
+    indices = ops.take_along_axis(order, kept[:, :max_output], axis=1)
+    return ops.where(is_kept, indices, 0), is_kept
+
+
+def _sort(boxes, scores, valid, labels, size):
+    """Everything in descending order of score, valid boxes first, cut into blocks of S = `size`.
+
+    Returns:
+        order:     (B, N) int32.
+        available: (B,) int32, how many boxes are valid.
+        walked:    {"boxes": (B, blocks, S, 4), "area": (B, blocks, S), "labels": (B, blocks, S)}.
+    """
+    boxes, scores = ops.stop_gradient(boxes), ops.stop_gradient(scores)
+    count = boxes.shape[1]
+    usable = valid & ops.isfinite(scores)
+    order = ops.cast(ops.top_k(ops.where(usable, scores, float("-inf")), count)[1], "int32")
+    available = ops.sum(ops.cast(usable, "int32"), axis=1)
+    missing = -count % size
+
+    def cut(array):
+        array = ops.pad(array, [[0, 0], [0, missing]] + [[0, 0]] * (len(array.shape) - 2))
+        return ops.reshape(array, (-1, (count + missing) // size, size, *array.shape[2:]))
+
+    boxes = ops.take_along_axis(ops.cast(boxes, "float32"), order[..., None], axis=1)
+    walked = {"boxes": cut(boxes), "area": cut(area(boxes))}
+    if labels is not None:
+        walked["labels"] = cut(ops.take_along_axis(labels, order, axis=1))
+    return order, available, walked
+
+
+def _conflict(a, b, threshold):
+    """Which pairs of boxes cannot both stay.   (B, S, ...), (B, T, ...) -> (B, S, T) bool."""
+    left, top, right, bottom = (a["boxes"][..., None, i] for i in range(4))
+    left_b, top_b, right_b, bottom_b = (b["boxes"][:, None, :, i] for i in range(4))
+    width = ops.maximum(ops.minimum(right, right_b) - ops.maximum(left, left_b), 0.0)
+    height = ops.maximum(ops.minimum(bottom, bottom_b) - ops.maximum(top, top_b), 0.0)
+    common = width * height
+    # Empty boxes give 0 / 0, which is greater than nothing.
+    conflict = common / (a["area"][..., None] + b["area"][:, None, :] - common) > threshold
+    if "labels" in a:
+        conflict = conflict & (a["labels"][..., None] == b["labels"][:, None, :])
+    return conflict
+
+
+def _resolve(free, conflict):
+    """Greedy choice within a block, in its order.
+
+    Every round settles at least one more box for good, usually all but a few; the choice that a round no
+    longer changes is the greedy one.
+
+    Args:
+        free:     (B, S) bool, not suppressed from outside.
+        conflict: (B, S, S) bool, symmetric.
+    Returns:
+        (B, S) bool.
+    """
+    rank = ops.arange(free.shape[1])
+    by_earlier = conflict & (rank[None, :] < rank[:, None])
+
+    def settle(keep):
+        return free & ~ops.any(by_earlier & keep[:, None, :], axis=2)
+
+    def changed(before, keep):
+        return ops.any(before != keep)
+
+    return ops.while_loop(changed, lambda before, keep: (keep, settle(keep)), (free, settle(free)))[1]
+
+
+def _rows(blocks, rows):
+    """Rows (B, K) of an array (B, blocks, S, ...)."""
+    flat = ops.reshape(blocks, (-1, blocks.shape[1] * blocks.shape[2], *blocks.shape[3:]))
+    rows = ops.reshape(rows, (*ops.shape(rows), *[1] * (len(flat.shape) - 2)))
+    return ops.take_along_axis(flat, rows, axis=1)
+
+
+def _write(buffer, slot, value):
+    """buffer[b, slot[b, s]] = value[b, s]."""
+    image = ops.broadcast_to(ops.arange(ops.shape(slot)[0], dtype="int32")[:, None], ops.shape(slot))
+    where = ops.reshape(ops.stack([image, slot], axis=-1), (-1, 2))
+    return ops.scatter_update(buffer, where, ops.reshape(value, (-1,)))
+
+
+def _float32_not_above(number):
+    """The largest float32 that is not above `number`: x > it exactly if x > number, for x in float32."""
+    nearest = np.float32(number)
+    return float(nearest if float(nearest) <= number else np.nextafter(nearest, np.float32(-np.inf)))
