@@ -1,0 +1,1 @@
+"""Weights of other projects under our names: one declarative table for each source."""

@@ -1,0 +1,35 @@
+"""Names of detectron2 and of the CenterNet2 release (github facebookresearch/detectron2, xingyizhou/CenterNet2)."""
+
+HEAD = r"proposal_generator\.centernet_head\."
+
+TABLE = (
+    # backbone
+    (r"backbone\.bottom_up\.stem\.conv1", "backbone/stem"),
+    (r"backbone\.bottom_up\.(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
+    # neck
+    (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
+    (r"backbone\.top_block\.(p\d)", r"neck/\1"),
+    # first stage: towers are conv, norm, ReLU in a row
+    *[
+        entry
+        for theirs, ours in (("bbox", "box"), ("cls", "class"))
+        for number in range(8)
+        for entry in (
+            (HEAD + rf"{theirs}_tower\.{3 * number}", f"centernet/{ours}_tower/conv{number}"),
+            (HEAD + rf"{theirs}_tower\.{3 * number + 1}", f"centernet/{ours}_tower/conv{number}/norm"),
+        )
+    ],
+    (HEAD + "bbox_pred", "centernet/ltrb"),
+    (HEAD + "agn_hm", "centernet/objectness"),
+    (HEAD + "cls_logits", "centernet/classes"),
+    (HEAD + r"scales\.(\d+)", r"centernet/scales[\1]"),
+    # second stage: cascade heads are numbered, a single one is not
+    (r"roi_heads\.box_head\.(\d)\.(fc\d)", r"roi_head/box_head\1/features/\2"),
+    (r"roi_heads\.box_predictor\.(\d)\.cls_score", r"roi_head/box_head\1/classes"),
+    (r"roi_heads\.box_predictor\.(\d)\.bbox_pred", r"roi_head/box_head\1/boxes"),
+    (r"roi_heads\.box_head\.(fc\d)", r"roi_head/box_head/features/\1"),
+    (r"roi_heads\.box_predictor\.cls_score", "roi_head/box_head/classes"),
+    (r"roi_heads\.box_predictor\.bbox_pred", "roi_head/box_head/boxes"),
+)
+
+IGNORE = (r"pixel_(mean|std)", r"roi_heads\.box_predictor\.\d\.freq_weight")

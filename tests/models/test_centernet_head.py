@@ -1,0 +1,78 @@
+"""The dense head of CenterNet* and its proposals against the authors' code."""
+
+import numpy as np
+import pytest
+from golden import assert_agrees, goldens, params
+from keras import ops
+
+from kgarden.heads.selection import Selection
+from kgarden.models.centernet import CenterNetHead
+from kgarden.ops.cells import cells
+from kgarden.weights.detectron2 import HEAD, TABLE
+from kgarden.weights.table import load_state_dict
+
+
+def head_of(settings, num_classes):
+    return CenterNetHead(
+        settings["strides"],
+        num_classes=num_classes,
+        objectness=settings["with_agn_hm"],
+        width=settings.get("channels"),
+        num_convs=settings.get("num_box_convs", 0),
+        norm_groups=settings.get("gn_groups"),
+    )
+
+
+@pytest.mark.parametrize("golden", [g for g in goldens("cn2_head") if not params(g)["use_deformable"]], ids=str)
+def test_head_agrees_with_the_reference(golden):
+    settings = params(golden)
+    state = golden.state_dict()
+    num_classes = None if settings["only_proposal"] else len(state["cls_logits.bias"])
+    head = head_of(settings, num_classes)
+    head.build([(None, None, None, settings["channels"])] * settings["levels"])
+    load_state_dict(head, state, TABLE, prefix=HEAD.replace("\\", ""))
+
+    raw = head([golden[f"x_l{level}"] for level in range(settings["levels"])])
+    names = {"ltrb": "reg", "objectness": "agn", "classes": "cls"}
+    got = {
+        f"{names[key]}_l{level}": ops.convert_to_numpy(map_)
+        for key, maps in raw.items()
+        for level, map_ in enumerate(maps)
+    }
+    assert_agrees(golden, got)
+
+
+def detections_of(golden):
+    """The reference's post-processing of given logits and distances, with the file's settings."""
+    s = params(golden)
+    grid = cells(s["level_hw"], s["strides"])
+    blind = s["with_agn_hm"] and s["only_proposal"]
+    head = head_of(s, None if blind else s["num_classes"])
+
+    def maps(rows):
+        parts = np.split(rows, np.cumsum(grid.counts())[:-1], axis=1)
+        return [p.reshape(len(rows), h, w, -1) for p, (h, w) in zip(parts, grid.sizes, strict=True)]
+
+    raw = {"ltrb": maps(golden["reg"]), "objectness" if blind else "classes": maps(golden["logits"])}
+    if "agn_logits" in golden:
+        raw["objectness"] = maps(golden["agn_logits"])
+    mode = "train" if s["training"] else "test"
+    selection = Selection(
+        score_threshold=s["score_thresh"],
+        per_level=s[f"pre_nms_topk_{mode}"],
+        method="peaks" if s["center_nms"] else "none" if s["not_nms"] else "nms",
+        iou=s[f"nms_thresh_{mode}"],
+        class_wise=s["nms_class_wise"],
+        total=s[f"post_nms_topk_{mode}"],
+    )
+    return {key: ops.convert_to_numpy(value) for key, value in selection(head.candidates(raw)).items()}
+
+
+@pytest.mark.parametrize("golden", goldens("cn2_proposals") + goldens("cn2_onestage"), ids=str)
+def test_selection_agrees_with_the_reference(golden):
+    found, got = detections_of(golden), {}
+    for image, valid in enumerate(found["valid"]):
+        got[f"boxes_im{image}"] = found["boxes"][image][valid]
+        got[f"scores_im{image}"] = found["scores"][image][valid]
+        got[f"classes_im{image}"] = found["labels"][image][valid]
+    assert_agrees(golden, got)
