@@ -72,7 +72,7 @@ def sample(label, num, positive_fraction, random):
 
     slot = ops.arange(num, dtype="int32")[None, :]
     is_positive = slot < num_positive[:, None]
-    valid = slot < num_positive[:, None] + ops.minimum(num_negative, num - num_positive)[:, None]
+    valid = slot < (num_positive + num_negative)[:, None]
     both = ops.concatenate([drawn_positive, drawn_negative], axis=1)
     column = ops.where(is_positive, slot, slot - num_positive[:, None] + drawn_positive.shape[1])
     column = ops.where(valid, column, 0)

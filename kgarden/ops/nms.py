@@ -52,7 +52,7 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
         keep = ops.cast(_resolve(free, _conflict(block, block, threshold)), "int32")
 
         slot = count[:, None] + ops.cumsum(keep, axis=1) - 1
-        slot = ops.where((keep == 1) & (slot < max_output), slot, max_output)  # the last slot is a dump
+        slot = ops.where(keep == 1, ops.minimum(slot, max_output), max_output)  # the last slot is a dump
         row = ops.broadcast_to(i * size + ops.arange(size, dtype="int32"), ops.shape(slot))
         kept = _write(kept, slot, row)
         return i + 1, kept, ops.minimum(count + ops.sum(keep, axis=1), max_output)

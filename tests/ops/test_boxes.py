@@ -61,6 +61,14 @@ def test_decode_inverts_encode():
     np.testing.assert_allclose(finite(back), b, rtol=1e-4, atol=1e-3)
 
 
+def test_each_delta_has_its_own_weight():
+    box, target = np.float32([0, 0, 10, 20]), np.float32([5, 10, 25, 20])  # centres (5, 10), (15, 15)
+    weights = (2.0, 3.0, 5.0, 7.0)
+    deltas = finite(boxes.encode_deltas(box, target, weights))
+    np.testing.assert_allclose(deltas, [2 * 1, 3 * 0.25, 5 * np.log(2), 7 * np.log(0.5)], rtol=1e-6)
+    np.testing.assert_allclose(finite(boxes.decode_deltas(deltas, box, weights)), target, rtol=1e-6)
+
+
 def test_deltas_of_padding_are_finite():
     padding, real = np.zeros((1, 4), "float32"), np.float32([[1, 2, 3, 4]])
     for a, b in [(padding, real), (real, padding), (padding, padding)]:
