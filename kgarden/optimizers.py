@@ -13,7 +13,7 @@ from keras import ops
 
 from kgarden.ops.replicas import sum_over_replicas
 
-NORM_WEIGHTS = {"gamma", "beta"}    # the names that Keras' normalisation layers give
+NORM_WEIGHTS = {"gamma", "beta"}  # the names that Keras' normalisation layers give
 BIASES = {"bias"}
 
 
@@ -61,8 +61,11 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.steps, first * (1 - share) + last * share, self.schedule(step))
 
     def get_config(self):
-        return {"schedule": keras.saving.serialize_keras_object(self.schedule),
-                "steps": self.steps, "factor": self.factor}
+        return {
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "steps": self.steps,
+            "factor": self.factor,
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -82,8 +85,17 @@ class _PerVariable(keras.optimizers.Optimizer):
         clip_norm:       the gradient of all variables together is scaled down to this norm.
     """
 
-    def __init__(self, learning_rate, weight_decay, decay_norms, decay_biases, bias_lr_factor, clip_value,
-                 clip_norm, **kwargs):
+    def __init__(
+        self,
+        learning_rate,
+        weight_decay,
+        decay_norms,
+        decay_biases,
+        bias_lr_factor,
+        clip_value,
+        clip_norm,
+        **kwargs,
+    ):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.decay, self.decay_norms, self.decay_biases = weight_decay, decay_norms, decay_biases
         self.bias_lr_factor, self.clip_value, self.clip_norm = bias_lr_factor, clip_value, clip_norm
@@ -130,8 +142,12 @@ class _PerVariable(keras.optimizers.Optimizer):
         else:
             rate = float(ops.convert_to_numpy(rate))
         names = ("decay_norms", "decay_biases", "bias_lr_factor", "clip_value", "clip_norm")
-        return {"learning_rate": rate, "weight_decay": self.decay, "name": self.name,
-                **{name: getattr(self, name) for name in names}}
+        return {
+            "learning_rate": rate,
+            "weight_decay": self.decay,
+            "name": self.name,
+            **{name: getattr(self, name) for name in names},
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -145,11 +161,30 @@ class _PerVariable(keras.optimizers.Optimizer):
 class SGD(_PerVariable):
     """torch.optim.SGD:   g <- g + decay * w;   m <- momentum * m + g;   w <- w - lr * m."""
 
-    def __init__(self, learning_rate=0.01, momentum=0.9, weight_decay=0.0, decay_norms=False,
-                 decay_biases=True, bias_lr_factor=1.0, clip_value=None, clip_norm=None,
-                 name="sgd", **kwargs):
-        super().__init__(learning_rate, weight_decay, decay_norms, decay_biases, bias_lr_factor, clip_value,
-                         clip_norm, name=name, **kwargs)
+    def __init__(
+        self,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=0.0,
+        decay_norms=False,
+        decay_biases=True,
+        bias_lr_factor=1.0,
+        clip_value=None,
+        clip_norm=None,
+        name="sgd",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate,
+            weight_decay,
+            decay_norms,
+            decay_biases,
+            bias_lr_factor,
+            clip_value,
+            clip_norm,
+            name=name,
+            **kwargs,
+        )
         self.momentum = momentum
 
     def build(self, variables):
@@ -173,11 +208,31 @@ class SGD(_PerVariable):
 class AdamW(_PerVariable):
     """torch.optim.AdamW:   w <- w * (1 - lr * decay);   w <- w - lr * m' / (sqrt(v') + epsilon)."""
 
-    def __init__(self, learning_rate=1e-3, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01,
-                 decay_norms=False, decay_biases=True, bias_lr_factor=1.0, clip_value=None, clip_norm=None,
-                 name="adamw", **kwargs):
-        super().__init__(learning_rate, weight_decay, decay_norms, decay_biases, bias_lr_factor, clip_value,
-                         clip_norm, name=name, **kwargs)
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+        weight_decay=0.01,
+        decay_norms=False,
+        decay_biases=True,
+        bias_lr_factor=1.0,
+        clip_value=None,
+        clip_norm=None,
+        name="adamw",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate,
+            weight_decay,
+            decay_norms,
+            decay_biases,
+            bias_lr_factor,
+            clip_value,
+            clip_norm,
+            name=name,
+            **kwargs,
+        )
         self.betas, self.epsilon = tuple(betas), epsilon
 
     def build(self, variables):

@@ -26,11 +26,15 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."))
+    re.compile(
+        r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def parse_value(text):
@@ -49,8 +53,9 @@ def recipe_folders():
 
 def packaged_recipes():
     """Stem -> path of every recipe that has a name."""
-    return {path.stem: path for folder in reversed(recipe_folders())
-            for path in sorted(folder.glob("*.yaml"))}
+    return {
+        path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))
+    }
 
 
 def find_recipe(path_or_stem):
@@ -63,8 +68,10 @@ def find_recipe(path_or_stem):
     packaged = packaged_recipes()
     if str(path_or_stem) in packaged:
         return packaged[str(path_or_stem)]
-    raise UserError(f"no recipe {str(path_or_stem)!r}: neither a file, nor a run, nor a name"
-                    f"{_nearest(str(path_or_stem), packaged)}; `kgarden list recipes` names them")
+    raise UserError(
+        f"no recipe {str(path_or_stem)!r}: neither a file, nor a run, nor a name"
+        f"{_nearest(str(path_or_stem), packaged)}; `kgarden list recipes` names them"
+    )
 
 
 def load_recipe(path_or_stem, overrides=None, row=None):
@@ -86,8 +93,10 @@ def load_recipe(path_or_stem, overrides=None, row=None):
         chosen = rows[row] or {}
         if chosen.get("recipe"):
             other = path.parent / chosen["recipe"]
-            return load_recipe(other if other.is_file() else chosen["recipe"],
-                               {**(chosen.get("set") or {}), **(overrides or {})})
+            return load_recipe(
+                other if other.is_file() else chosen["recipe"],
+                {**(chosen.get("set") or {}), **(overrides or {})},
+            )
         overrides = {**(chosen.get("set") or {}), **(overrides or {})}
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
@@ -133,8 +142,10 @@ def _note_lines(node, place, lines, path):
         for key, value in node.value:
             here = (*place, key.value)
             if here in lines:
-                raise UserError(f"{path}:{key.start_mark.line + 1}: {'.'.join(here)} is written twice "
-                                f"(first in line {lines[here]}): keep one")
+                raise UserError(
+                    f"{path}:{key.start_mark.line + 1}: {'.'.join(here)} is written twice "
+                    f"(first in line {lines[here]}): keep one"
+                )
             lines[here] = key.start_mark.line + 1
             _note_lines(value, here, lines, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -152,7 +163,7 @@ def _set(tree, dotted, value):
             continue
         if not isinstance(tree.get(folder), dict | list):
             if isinstance(tree.get(folder), str) and depth and folders[0] == "model":
-                tree[folder] = {"name": tree[folder]}       # backbone: resnet18 is {name: resnet18} in short
+                tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is {name: resnet18} in short
             else:
                 tree[folder] = {}
         tree = tree[folder]
@@ -205,8 +216,10 @@ def _validate(tree, path, lines):
 
 def _tuples(tree):
     """Lists outside of `model` become tuples: strict validation takes no list for a tuple."""
-    return {key: _deep_tuple(value) if key in ("data", "schedule", "stages", "freeze", "init") else value
-            for key, value in tree.items()}
+    return {
+        key: _deep_tuple(value) if key in ("data", "schedule", "stages", "freeze", "init") else value
+        for key, value in tree.items()
+    }
 
 
 def _deep_tuple(value):
@@ -218,7 +231,7 @@ def _deep_tuple(value):
 def _complaint(problem, path, lines):
     place = tuple(str(part) for part in problem["loc"])
     known = place
-    while known and known not in lines:         # a missing key has the line of its section
+    while known and known not in lines:  # a missing key has the line of its section
         known = known[:-1]
     where = f"{path}:{lines[known]}" if known else f"{path}"
     key, given = ".".join(place) or "the recipe", problem.get("input")
@@ -268,8 +281,10 @@ def _check_rows(recipe, path, lines):
         line = lines.get(("rows", row_id))
         where = f"{path}:{line}" if line else f"{path}"
         if row.evaluates is not None and row.evaluates not in recipe.rows:
-            raise UserError(f"{where}: rows.{row_id}: no row {row.evaluates!r} to evaluate"
-                            f"{_nearest(row.evaluates, recipe.rows)}")
+            raise UserError(
+                f"{where}: rows.{row_id}: no row {row.evaluates!r} to evaluate"
+                f"{_nearest(row.evaluates, recipe.rows)}"
+            )
         if row.recipe is None:
             tree = json.loads(json.dumps({k: v for k, v in recipe.plain().items() if k != "rows"}))
             for dotted, value in row.set.items():

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-PATH_KEYS = {"glob", "images", "annotations", "weights", "run"}     # keys whose values name files
+PATH_KEYS = {"glob", "images", "annotations", "weights", "run"}  # keys whose values name files
 
 
 class Section(BaseModel):
@@ -51,31 +51,36 @@ class Model(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     name: str
-    num_classes: PositiveInt | None = None      # None: as many as the training data has
+    num_classes: PositiveInt | None = None  # None: as many as the training data has
 
 
 class Source(Section):
     """Where pictures come from: shards (`glob`), or raw files to be converted once (`format`)."""
 
     glob: str | None = None
-    weight: PositiveFloat = 1.0                 # how often a picture is drawn, relative to the other sources
+    weight: PositiveFloat = 1.0  # how often a picture is drawn, relative to the other sources
     format: Literal["coco", "shapes"] | None = None
-    images: str | None = None                   # coco: folder of pictures
-    annotations: str | None = None              # coco: json file
-    count: PositiveInt | None = None            # shapes: how many pictures
-    seed: NonNegativeInt | None = None          # shapes: another seed, other pictures
+    images: str | None = None  # coco: folder of pictures
+    annotations: str | None = None  # coco: json file
+    count: PositiveInt | None = None  # shapes: how many pictures
+    seed: NonNegativeInt | None = None  # shapes: another seed, other pictures
 
     @model_validator(mode="after")
     def _whole(self):
         given = {key for key in self.model_fields_set if getattr(self, key) is not None} - {"weight"}
-        wanted = {None: {"glob"}, "coco": {"format", "images", "annotations"},
-                  "shapes": {"format", "count", "seed"}}
+        wanted = {
+            None: {"glob"},
+            "coco": {"format", "images", "annotations"},
+            "shapes": {"format", "count", "seed"},
+        }
         missing, extra = wanted[self.format] - given, given - wanted[self.format]
         if missing:
             raise ValueError(f"a source of format {self.format or 'glob'} needs {', '.join(sorted(missing))}")
         if extra:
-            raise ValueError(f"{', '.join(sorted(extra))} mean nothing beside "
-                             f"{'format: ' + self.format if self.format else 'glob'}")
+            raise ValueError(
+                f"{', '.join(sorted(extra))} mean nothing beside "
+                f"{'format: ' + self.format if self.format else 'glob'}"
+            )
         return self
 
 
@@ -87,30 +92,30 @@ Canvas = tuple[PositiveInt, PositiveInt]
 class Data(Section):
     train: Sources
     val: Sources
-    short_side_px: Sides                        # one, or several to draw from
+    short_side_px: Sides  # one, or several to draw from
     long_side_px: PositiveInt
-    test_short_side_px: PositiveInt | None = None       # None: the largest of short_side_px
-    test_long_side_px: PositiveInt | None = None        # None: long_side_px
-    canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None    # [height, width]
-    max_objects: PositiveInt = 100              # ground truth boxes of a picture, padded; more are dropped
-    batch_size: PositiveInt                     # over all replicas
+    test_short_side_px: PositiveInt | None = None  # None: the largest of short_side_px
+    test_long_side_px: PositiveInt | None = None  # None: long_side_px
+    canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None  # [height, width]
+    max_objects: PositiveInt = 100  # ground truth boxes of a picture, padded; more are dropped
+    batch_size: PositiveInt  # over all replicas
     flips: Annotated[tuple[Literal["horizontal", "vertical"], ...], AsTuple] = ("horizontal",)
     antialias: bool = True
-    scaled_decode: bool = False                 # let the JPEG decoder halve pictures that are halved anyway
-    cache: bool = False                         # keep decoded pictures in memory
-    keep_empty: bool = False                    # train on pictures without objects too
+    scaled_decode: bool = False  # let the JPEG decoder halve pictures that are halved anyway
+    cache: bool = False  # keep decoded pictures in memory
+    keep_empty: bool = False  # train on pictures without objects too
 
 
 class Optimizer(Section):
     name: Literal["sgd", "adamw"] = "sgd"
-    momentum: NonNegativeFloat | None = None    # sgd; None: 0.9
-    betas: Annotated[tuple[float, float], AsTuple] | None = None     # adamw; None: 0.9, 0.999
+    momentum: NonNegativeFloat | None = None  # sgd; None: 0.9
+    betas: Annotated[tuple[float, float], AsTuple] | None = None  # adamw; None: 0.9, 0.999
     weight_decay: NonNegativeFloat = 0.0
     decay_norms: bool = False
     decay_biases: bool = True
     bias_lr_factor: PositiveFloat = 1.0
-    clip_value: PositiveFloat | None = None     # every element of the gradient
-    clip_norm: PositiveFloat | None = None      # the norm over the gradients of all weights
+    clip_value: PositiveFloat | None = None  # every element of the gradient
+    clip_norm: PositiveFloat | None = None  # the norm over the gradients of all weights
 
     @model_validator(mode="after")
     def _whole(self):
@@ -122,7 +127,7 @@ class Optimizer(Section):
 
 class Warmup(Section):
     steps: PositiveInt
-    factor: NonNegativeFloat                    # of the learning rate, at step 0; linear from there
+    factor: NonNegativeFloat  # of the learning rate, at step 0; linear from there
 
 
 class Decay(Section):
@@ -148,22 +153,22 @@ class Schedule(Section):
     optimizer: Optimizer = Optimizer()
     base_lr: PositiveFloat
     warmup: Warmup | None = None
-    decay: Decay | None = None                  # None: constant
+    decay: Decay | None = None  # None: constant
     steps: PositiveInt
     ema: Ema | None = None
 
 
 class Evaluate(Section):
-    every: PositiveInt | None = None            # steps; also when to write a checkpoint. None: at the end
+    every: PositiveInt | None = None  # steps; also when to write a checkpoint. None: at the end
     batch_size: PositiveInt = 1
-    limit: PositiveInt | None = None            # pictures of data.val, for evaluation while training
-    pictures: NonNegativeInt = 8                # drawn at the end
+    limit: PositiveInt | None = None  # pictures of data.val, for evaluation while training
+    pictures: NonNegativeInt = 8  # drawn at the end
 
 
 class Init(Section):
-    weights: str | None = None                  # a .weights.h5 file
-    run: str | None = None                      # a run directory: its best weights
-    parts: Annotated[tuple[str, ...], AsTuple] | None = None     # None: all
+    weights: str | None = None  # a .weights.h5 file
+    run: str | None = None  # a run directory: its best weights
+    parts: Annotated[tuple[str, ...], AsTuple] | None = None  # None: all
 
     @model_validator(mode="after")
     def _whole(self):
@@ -177,21 +182,21 @@ class Row(Section):
 
     set: dict[str, Any] = {}
     reported: dict[str, float] = {}
-    evaluates: str | None = None                # scores that row's run again, nothing is trained
-    recipe: str | None = None                   # the row's system stands in this other recipe
+    evaluates: str | None = None  # scores that row's run again, nothing is trained
+    recipe: str | None = None  # the row's system stands in this other recipe
 
 
 class Recipe(Section):
     name: str
     seed: NonNegativeInt = 0
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    jit: bool = False                           # XLA for the step on TensorFlow; JAX always compiles
+    jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
     model: Model
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()
     data: Data
     schedule: Schedule
-    stages: tuple[dict[str, Any], ...] = ()     # partial recipes, run in turn, each from the one before
+    stages: tuple[dict[str, Any], ...] = ()  # partial recipes, run in turn, each from the one before
     evaluate: Evaluate = Evaluate()
     rows: dict[str, Row] = {}
 
@@ -210,8 +215,11 @@ class Recipe(Section):
 
     def to_yaml(self):
         """The resolved recipe; `load_recipe` of it gives an equal one."""
-        kept = {key: value for key, value in self.model_dump(mode="json", exclude_none=True).items()
-                if key != "rows" and value not in ([], {})}
+        kept = {
+            key: value
+            for key, value in self.model_dump(mode="json", exclude_none=True).items()
+            if key != "rows" and value not in ([], {})
+        }
         return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
 
 

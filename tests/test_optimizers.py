@@ -15,9 +15,13 @@ def test_learning_rates_agree_with_detectron2(golden):
     for name, config in settings["configs"].items():
         cosine = config["name"] == "WarmupCosineLR"
         schedule = learning_rate(
-            config["base_lr"], config["max_iter"], cosine=cosine,
-            at=None if cosine else config["steps"], factor=None if cosine else settings["gamma"],
-            warmup=(config["warmup_iters"], config["warmup_factor"]))
+            config["base_lr"],
+            config["max_iter"],
+            cosine=cosine,
+            at=None if cosine else config["steps"],
+            factor=None if cosine else settings["gamma"],
+            warmup=(config["warmup_iters"], config["warmup_factor"]),
+        )
         steps = golden[f"{name}/iter"]
         got[f"{name}/lr"] = np.array([schedule(ops.convert_to_tensor(step, "int32")) for step in steps])
     assert len(got) == len(settings["configs"]) > 0
@@ -79,7 +83,7 @@ def by_hand(rule, rates, decays=None, bias_factor=1.0, clip_value=np.inf, clip_n
 
 def torch_sgd(w, g, rate, decay, state, t):
     g = g + decay * w
-    state["m"] = 0.9 * state["m"] + g if t > 1 else g       # torch: the first buffer is the gradient itself
+    state["m"] = 0.9 * state["m"] + g if t > 1 else g  # torch: the first buffer is the gradient itself
     return w - rate * state["m"]
 
 
@@ -90,7 +94,7 @@ def torch_adamw(w, g, rate, decay, state, t):
     return w - rate * (state["m"] / (1 - 0.9**t)) / (np.sqrt(state["v"] / (1 - 0.99**t)) + 1e-8)
 
 
-RATES = [0.1, 0.1, 0.01, 0.01]          # a fall in the middle tells torch's momentum from Keras'
+RATES = [0.1, 0.1, 0.01, 0.01]  # a fall in the middle tells torch's momentum from Keras'
 SCHEDULE = {"base_lr": 0.1, "steps": 4, "at": [2], "factor": 0.1}
 ALL = dict.fromkeys(NAMES, 0.3)
 
@@ -100,8 +104,10 @@ CASES = {
     "norms do not decay": ({"weight_decay": 0.3}, {"decays": {"kernel": 0.3, "bias": 0.3}}),
     "nor do biases": ({"weight_decay": 0.3, "decay_biases": False}, {"decays": {"kernel": 0.3}}),
     "biases learn faster": ({"bias_lr_factor": 2.0}, {"bias_factor": 2.0}),
-    "clip by value, then decay": ({"clip_value": 0.5, "weight_decay": 0.3, "decay_norms": True},
-                                  {"clip_value": 0.5, "decays": ALL}),
+    "clip by value, then decay": (
+        {"clip_value": 0.5, "weight_decay": 0.3, "decay_norms": True},
+        {"clip_value": 0.5, "decays": ALL},
+    ),
     "clip by norm": ({"clip_norm": 1.0}, {"clip_norm": 1.0}),
 }
 

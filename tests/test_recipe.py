@@ -52,19 +52,31 @@ def refusal(path, **kwargs):
 
 def test_values_and_defaults(write):
     recipe = load_recipe(write(TEXT))
-    assert recipe.schedule.optimizer.weight_decay == 1e-4       # without a dot, as YAML 1.1 does not read it
+    assert recipe.schedule.optimizer.weight_decay == 1e-4  # without a dot, as YAML 1.1 does not read it
     assert recipe.schedule.optimizer.momentum is None and recipe.schedule.ema is None
     assert recipe.data.short_side_px == (64, 80)
     assert recipe.data.train[0].glob == "shards/train-*.tfrecord"
-    assert recipe.model.model_extra == {"backbone": "resnet18",
-                                        "roi_head": {"name": "cascade", "ious": [0.6, 0.7]}}
+    assert recipe.model.model_extra == {
+        "backbone": "resnet18",
+        "roi_head": {"name": "cascade", "ious": [0.6, 0.7]},
+    }
     assert recipe.precision == "float32"
     with pytest.raises(ValueError):
         recipe.seed = 3
 
 
-NUMBERS = [("1e-4", 1e-4), ("3E5", 3e5), (".5", 0.5), ("-2e3", -2000.0), ("7", 7), ("1.", 1.0), ("e4", "e4"),
-           ("12px", "12px"), ("true", True), ("[1, 2e-1]", [1, 0.2])]
+NUMBERS = [
+    ("1e-4", 1e-4),
+    ("3E5", 3e5),
+    (".5", 0.5),
+    ("-2e3", -2000.0),
+    ("7", 7),
+    ("1.", 1.0),
+    ("e4", "e4"),
+    ("12px", "12px"),
+    ("true", True),
+    ("[1, 2e-1]", [1, 0.2]),
+]
 
 
 @pytest.mark.parametrize("text,expected", NUMBERS)
@@ -82,21 +94,34 @@ def test_unknown_keys_name_line_and_neighbour(write):
     assert "little.yaml:1:" in message and "'seed'" in message
 
 
-@pytest.mark.parametrize("old,new,line,words", [
-    ("steps: 90", "steps: 9.5", 17, "schedule.steps = 9.5"),
-    ("steps: 90", "steps: true", 17, "schedule.steps = True"),
-    ("base_lr: 0.02", "base_lr: '0.02'", 14, "schedule.base_lr = '0.02'"),
-    ("base_lr: 0.02", "base_lr: -1", 14, "greater than 0"),
-    ("name: sgd", "name: adam", 13, "'sgd' or 'adamw'"),
-    ("{name: sgd,", "{name: sgd, betas: [0.9, 0.99],", 13, "betas means nothing to sgd"),
-    ("decay: {at: [60, 80], factor: 0.1}", "decay: {name: cosine, factor: 0.1}", 16, "mean nothing beside"),
-    ("decay: {at: [60, 80], factor: 0.1}", "decay: {at: [60, 80]}", 16, "needs at and factor"),
-    ("train: shards/train-*.tfrecord", "train: {format: coco, images: here}", 7, "needs annotations"),
-    ("train: shards/train-*.tfrecord", "train: {glob: here, seed: 3}", 7, "seed mean nothing beside glob"),
-    ("short_side_px: [64, 80]", "short_side_px: []", 9, "at least 1 item"),
-    ("evaluates: table1.b", "evaluates: table1.d", 20, "no row 'table1.d'"),
-    ("schedule.steps: 45", "schedule.stepz: 45", 19, "'steps'"),
-])
+@pytest.mark.parametrize(
+    "old,new,line,words",
+    [
+        ("steps: 90", "steps: 9.5", 17, "schedule.steps = 9.5"),
+        ("steps: 90", "steps: true", 17, "schedule.steps = True"),
+        ("base_lr: 0.02", "base_lr: '0.02'", 14, "schedule.base_lr = '0.02'"),
+        ("base_lr: 0.02", "base_lr: -1", 14, "greater than 0"),
+        ("name: sgd", "name: adam", 13, "'sgd' or 'adamw'"),
+        ("{name: sgd,", "{name: sgd, betas: [0.9, 0.99],", 13, "betas means nothing to sgd"),
+        (
+            "decay: {at: [60, 80], factor: 0.1}",
+            "decay: {name: cosine, factor: 0.1}",
+            16,
+            "mean nothing beside",
+        ),
+        ("decay: {at: [60, 80], factor: 0.1}", "decay: {at: [60, 80]}", 16, "needs at and factor"),
+        ("train: shards/train-*.tfrecord", "train: {format: coco, images: here}", 7, "needs annotations"),
+        (
+            "train: shards/train-*.tfrecord",
+            "train: {glob: here, seed: 3}",
+            7,
+            "seed mean nothing beside glob",
+        ),
+        ("short_side_px: [64, 80]", "short_side_px: []", 9, "at least 1 item"),
+        ("evaluates: table1.b", "evaluates: table1.d", 20, "no row 'table1.d'"),
+        ("schedule.steps: 45", "schedule.stepz: 45", 19, "'steps'"),
+    ],
+)
 def test_wrong_values_name_line_and_reason(write, old, new, line, words):
     assert old in TEXT
     message = refusal(write(TEXT.replace(old, new)))
@@ -116,8 +141,10 @@ def test_overrides_come_last_and_rows_before_them(write):
     assert load_recipe(path, row="table1.b").schedule.steps == 45
     recipe = load_recipe(path, {"schedule.steps": 7, "model.backbone": "resnet34"}, row="table1.b")
     assert recipe.schedule.steps == 7
-    assert recipe.model.model_extra == {"backbone": "resnet34",
-                                        "roi_head": {"name": "cascade", "ious": [0.5]}}
+    assert recipe.model.model_extra == {
+        "backbone": "resnet34",
+        "roi_head": {"name": "cascade", "ious": [0.5]},
+    }
     assert load_recipe(path, {"data.train": ["a", "b"], "data.train.1": "c"}).data.train[1].glob == "c"
     assert "'schedule.stps'" in refusal(path, overrides={"schedule.stps": 7})
     assert "no row 'table1.z'" in refusal(path, row="table1.z")
@@ -187,6 +214,6 @@ def test_every_recipe_of_the_house_is_sound():
         first_lines = path.read_text().splitlines()[:3]
         assert all(line.startswith("#") for line in first_lines), f"{path}: say first what this is"
         tree = yaml.safe_load(pathlib.Path(path).read_text())
-        assert list(tree) == [key for key in type(recipe).model_fields if key in tree], path     # their order
+        assert list(tree) == [key for key in type(recipe).model_fields if key in tree], path  # their order
         for row in recipe.rows:
             load_recipe(stem, row=row)

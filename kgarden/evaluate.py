@@ -1,0 +1,203 @@
+"""COCO numbers of a detector: every picture once, boxes in px of the original picture, pycocotools judges."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+from keras import ops
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from kgarden.predict import compiled_inference, to_original
+from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
+
+# The order in which pycocotools gives its twelve numbers.
+METRICS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+
+
+def detect(model, batches, categories, limit=None, on_batch=None):
+    """Run an InferenceModel over all pictures.
+
+    Args:
+        model:      of `compiled_inference`.
+        batches:    of (x, meta), as `build_datasets` yields them for validation; a negative image_id marks
+                    padding.
+        categories: [{"id", "name"}, ...] in label order.
+        limit:      stop after this many pictures.
+        on_batch:   called with the number of pictures done so far.
+    Returns:
+        (results, image_ids): COCO results form, boxes xywh in px of the original picture and the data set's
+        own category ids; the ids of all pictures seen, also those without detections.
+    """
+    results, image_ids, size = [], [], None
+    for x, meta in batches:
+        x = {key: np.asarray(value) for key, value in x.items()}
+        ids = np.asarray(meta[IMAGE_ID])
+        size = size or len(ids)
+        # the last batch of a canvas may be short: filled up, nothing is traced again
+        x = {key: np.concatenate([v, v[-1:].repeat(size - len(ids), axis=0)]) for key, v in x.items()}
+        found = model.predict_on_batch(x)
+        found = {key: value[: len(ids)] for key, value in found.items()}
+        found = to_original(found, x[SIZE_HW][: len(ids)], np.asarray(meta[ORIGINAL_HW]))
+        results += _results(
+            {key: ops.convert_to_numpy(value) for key, value in found.items()}, ids, categories
+        )
+        image_ids += [int(one) for one in ids if one >= 0]
+        if on_batch:
+            on_batch(len(image_ids))
+        if limit and len(image_ids) >= limit:
+            kept = set(image_ids[:limit])
+            return [one for one in results if one["image_id"] in kept], image_ids[:limit]
+    return results, image_ids
+
+
+def _results(found, ids, categories):
+    """One batch of detections in COCO results form."""
+    kept = found[VALID].astype(bool) & (ids >= 0)[:, None]
+    image, row = np.nonzero(kept)
+    x0, y0, x1, y1 = (found[BOXES][image, row, side].astype("float64") for side in range(4))
+    boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=-1).round(3).tolist()
+    labels, scores = found[LABELS][image, row].tolist(), found[SCORES][image, row].tolist()
+    return [
+        {"image_id": int(ids[i]), "category_id": categories[label]["id"], "bbox": box, "score": score}
+        for i, label, box, score in zip(image.tolist(), labels, boxes, scores, strict=True)
+    ]
+
+
+def coco_metrics(annotations, results, image_ids=None):
+    """The twelve numbers of COCO and AP for each class, in percent; None where there is nothing to measure.
+
+    Args:
+        annotations: path of the ground truth in COCO form, or its dictionary.
+        results:     list in COCO results form; may be empty.
+        image_ids:   evaluate these pictures only.
+    Returns:
+        {"metrics": {"ap", ..., "ar_large"}, "per_class": [{"id", "name", "ap", "ap50"}, ...]}
+    """
+    truth = COCO()
+    if isinstance(annotations, dict):
+        truth.dataset = annotations
+    else:
+        truth.dataset = json.loads(pathlib.Path(annotations).read_text())
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = _load_results(truth, results)
+        judge = COCOeval(truth, found, "bbox")
+        if image_ids is not None:
+            judge.params.imgIds = sorted(set(image_ids))
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return {
+        "metrics": {name: _percent(value) for name, value in zip(METRICS, judge.stats, strict=True)},
+        "per_class": _per_class(truth, judge),
+    }
+
+
+def _load_results(truth, results):
+    """COCO.loadRes, which falls over an empty list."""
+    if results:
+        return truth.loadRes([dict(one) for one in results])
+    empty = COCO()
+    empty.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _per_class(truth, judge):
+    precision = judge.eval["precision"][
+        :, :, :, 0, -1
+    ]  # (10 IoU, 101 recalls, classes), all areas, 100 boxes
+    rows = []
+    for index, category in enumerate(int(one) for one in judge.params.catIds):
+        averages = [_mean(precision[:, :, index]), _mean(precision[0, :, index])]
+        rows.append(
+            {
+                "id": category,
+                "name": truth.cats[category].get("name", str(category)),
+                "ap": _percent(averages[0]),
+                "ap50": _percent(averages[1]),
+            }
+        )
+    return rows
+
+
+def _mean(precision):
+    known = precision[precision > -1]
+    return known.mean() if known.size else -1.0
+
+
+def _percent(value):
+    return None if value < 0 else round(100 * float(value), 3)
+
+
+def evaluate(detector, recipe, batches, categories, annotations, limit=None, model=None, on_batch=None):
+    """Detect and judge.
+
+    Args:
+        detector, recipe: what is evaluated.
+        batches:          of (x, meta), see `detect`.
+        categories:       [{"id", "name"}, ...] in label order.
+        annotations:      path of the ground truth in COCO form.
+        limit:            pictures at most; None: all.
+        model:            of `compiled_inference(detector)`, to use one again.
+    Returns:
+        (evaluation, results): what `evaluation.json` and `detections.json` hold.
+    """
+    model = model or compiled_inference(detector)
+    started = time.perf_counter()
+    results, image_ids = detect(model, batches, categories, limit, on_batch)
+    seconds = time.perf_counter() - started
+    judged = coco_metrics(annotations, results, image_ids)
+    evaluation = {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.digest(),
+        "step": int(detector.step),
+        "unit": "percent",
+        **judged,
+        "images": len(image_ids),
+        "detections": len(results),
+        "images_per_s": round(len(image_ids) / seconds, 2),
+        "backend": keras.backend.backend(),
+    }
+    return evaluation, results
+
+
+def first_pictures(detector_input, count):
+    """The first pictures of validation batches as (image_id, (H, W, 3) uint8, x of one picture)."""
+
+    def each():
+        for x, meta in detector_input:
+            for row, image_id in enumerate(np.asarray(meta[IMAGE_ID]).tolist()):
+                if image_id >= 0:
+                    yield image_id, {key: np.asarray(value)[row] for key, value in x.items()}
+
+    return list(itertools.islice(each(), count))
+
+
+def write_json(path, content):
+    """Written aside and renamed: a reader never sees half a file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n")
+    os.replace(aside, path)

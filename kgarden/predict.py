@@ -1,0 +1,156 @@
+"""From a photo to detections in px of that photo.
+
+Predictor, `kgarden evaluate` and the exported graph share this one path: a picture is laid into a canvas
+(kgarden.data.pipeline.resize_to_canvas), the InferenceModel answers in px of the canvas, and `to_original`
+leads back.
+"""
+
+import pathlib
+
+import keras
+import numpy as np
+from keras import ops
+from PIL import Image, ImageOps
+
+from kgarden.build import canvases, load_run, test_sides
+from kgarden.schema import BOXES, IMAGES, SIZE_HW, UserError
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+
+
+def to_original(detections, size_hw, original_hw):
+    """Detections in px of the network input -> in px of the original picture, clipped to it.
+
+    Args:
+        detections:  as kgarden.schema has them, boxes (B, K, 4).
+        size_hw:     (B, 2) size of the picture inside the canvas.
+        original_hw: (B, 2) size of the original picture.
+    Returns:
+        the same dictionary with other boxes.
+    """
+    original = ops.cast(ops.flip(original_hw, axis=-1), "float32")[:, None, :]  # (B, 1, 2) xy
+    scale = original / ops.cast(ops.flip(size_hw, axis=-1), "float32")[:, None, :]
+    limit = ops.concatenate([original, original], axis=-1)
+    boxes = detections[BOXES] * ops.concatenate([scale, scale], axis=-1)
+    return {**detections, BOXES: ops.minimum(ops.maximum(boxes, 0.0), limit)}
+
+
+def compiled_inference(detector):
+    """The detector's InferenceModel, ready for `predict_on_batch` on this backend."""
+    model = detector.inference_model()
+    # XLA on a CPU is slower than a graph for these networks, and JAX without it runs op by op.
+    model.compile(jit_compile=keras.backend.backend() == "jax")
+    return model
+
+
+def read_picture(source):
+    """A picture as people see it: EXIF orientation applied, any mode turned into RGB.
+
+    Args:
+        source: path of a file that Pillow reads, or an array (H, W), (H, W, 3) or (H, W, 4) uint8.
+    Returns:
+        (H, W, 3) uint8.
+    Raises:
+        UserError: no such file, not a picture, damaged, or not uint8.
+    """
+    if isinstance(source, np.ndarray):
+        return _check_array(source)
+    path = pathlib.Path(source)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would cut, not scale
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
+            return np.asarray(picture.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: says it is larger than {Image.MAX_IMAGE_PIXELS} px: refused") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture in a format that Pillow reads") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: the picture is damaged ({error})") from error
+
+
+def _check_array(array):
+    if array.dtype != np.uint8:
+        raise UserError(f"an array of {array.dtype}: pictures are uint8, RGB, 0..255")
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=-1)
+    if array.ndim != 3 or array.shape[-1] not in (3, 4) or 0 in array.shape:
+        raise UserError(f"an array of shape {array.shape}: pictures are (height, width, 3)")
+    return array[..., :3]
+
+
+class Predictor:
+    """Detections for files and arrays.
+
+    Args:
+        detector:   a Detector with its weights.
+        recipe:     what it was trained with: sizes and canvases come from there.
+        categories: [{"id", "name"}, ...] in label order, for drawing; None: labels as names.
+        batch_size: pictures of one canvas that go through the network together.
+    """
+
+    def __init__(self, detector, recipe, categories=None, batch_size=1):
+        self.detector = detector
+        self.recipe = recipe
+        self.categories = categories or [{"id": n, "name": str(n)} for n in range(detector.num_classes)]
+        self.batch_size = batch_size
+        self.model = compiled_inference(detector)
+
+    @classmethod
+    def from_run(cls, run, batch_size=1):
+        """The predictor of a finished or running training, with its best weights."""
+        recipe, detector, categories = load_run(run)
+        return cls(detector, recipe, categories, batch_size)
+
+    @property
+    def names(self):
+        """Names of the classes, in label order."""
+        return [category["name"] for category in self.categories]
+
+    def __call__(self, source):
+        """Detections of one picture, or a list of them for a list of pictures.
+
+        Args:
+            source: a path, an array (H, W, 3) uint8 RGB, or a list of these.
+        Returns:
+            {"boxes": (K, 4) xyxy px of the picture, "scores": (K,), "labels": (K,), "valid": (K,) bool,
+            "source": (K,)}, numpy, best first, padded to K rows.
+        """
+        if not isinstance(source, list | tuple):
+            return next(self.stream([source]))[1]
+        return [detections for _, detections in self.stream(source)]
+
+    def stream(self, sources):
+        """(picture (H, W, 3), detections) of each source in order, never more than a batch in memory."""
+        waiting = []  # [(picture, canvas, size_hw)], all of one canvas
+        for source in sources:
+            picture = read_picture(source)
+            canvas, size_hw = self._to_canvas(picture)
+            if waiting and (len(waiting) == self.batch_size or waiting[0][1].shape != canvas.shape):
+                yield from self._answer(waiting)
+                waiting = []
+            waiting.append((picture, canvas, size_hw))
+        if waiting:
+            yield from self._answer(waiting)
+
+    def _to_canvas(self, picture):
+        from kgarden.data.pipeline import resize_to_canvas  # needs TensorFlow
+
+        short_side, long_side = test_sides(self.recipe)
+        canvas, size_hw = resize_to_canvas(
+            picture, short_side, long_side, canvases(self.recipe), self.recipe.data.antialias
+        )
+        return np.asarray(canvas), np.asarray(size_hw)
+
+    def _answer(self, waiting):
+        pictures, laid, sizes = zip(*waiting, strict=True)
+        filled = self.batch_size - len(waiting)  # always one batch size: nothing is traced again
+        x = {IMAGES: np.stack(laid + laid[-1:] * filled), SIZE_HW: np.stack(sizes + sizes[-1:] * filled)}
+        original_hw = np.array([p.shape[:2] for p in pictures + pictures[-1:] * filled], "int32")
+        detections = to_original(self.model.predict_on_batch(x), x[SIZE_HW], original_hw)
+        detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
+        for row, picture in enumerate(pictures):
+            yield picture, {key: value[row] for key, value in detections.items()}

@@ -1,0 +1,143 @@
+"""What a long work shows: a bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for machines."""
+
+import json
+import math
+import pathlib
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+LABELS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR 1",
+    "ar10": "AR 10",
+    "ar100": "AR 100",
+    "ar_small": "AR small",
+    "ar_medium": "AR medium",
+    "ar_large": "AR large",
+}
+
+
+class Reporter:
+    """Tells a person how far a work is.
+
+    Args:
+        console: rich.console.Console; None: standard output.
+    """
+
+    def __init__(self, console=None):
+        self.console = console or Console(highlight=False)
+        self.bar = self.task = None
+
+    def line(self, text):
+        """One line of its own, above the bar if there is one."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def start(self, total, done=0):
+        """A work of `total` steps begins; on a terminal it has a bar."""
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("starting", total=total, completed=done)
+            self.bar.start()
+        self.total = total
+
+    def advance(self, step):
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def values(self, step, terms, rate, images_per_s, waiting, seconds_left):
+        """Numbers of the last steps.
+
+        Args:
+            terms:        {name: mean since the last call}, "loss" first.
+            rate:         learning rate.
+            waiting:      share of the time spent waiting for data, 0..1.
+            seconds_left: of training.
+        """
+        text = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        text += f"  lr {rate:.3g}  {images_per_s:.1f} images/s  waiting for data {100 * waiting:.0f} %"
+        text += f"  {duration(seconds_left)} left"
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+        else:
+            self.line(f"step {step}/{self.total}  {text}")
+
+    def stop(self):
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def evaluation(self, evaluation):
+        """The table of COCO numbers, in percent."""
+        self.console.print(*evaluation_tables(evaluation), sep="\n")
+
+
+def evaluation_tables(evaluation):
+    """[all numbers, by class] as rich tables."""
+    title = f"{evaluation['recipe']}, step {evaluation['step']}, {evaluation['images']} pictures"
+    whole = Table(title=title, title_justify="left")
+    for name, label in LABELS.items():
+        if name.startswith("ap"):
+            whole.add_column(label, justify="right")
+    for prefix in ("ap", "ar"):
+        names = [name for name in LABELS if name.startswith(prefix)]
+        if prefix == "ar":
+            whole.add_section()
+            whole.add_row(*(LABELS[name] for name in names))
+        whole.add_row(*(shown(evaluation["metrics"][name]) for name in names))
+    classes = Table()
+    for column in ("class", "AP", "AP50"):
+        classes.add_column(column, justify="left" if column == "class" else "right")
+    for row in evaluation["per_class"]:
+        classes.add_row(row["name"], shown(row["ap"]), shown(row["ap50"]))
+    return [whole, classes]
+
+
+def shown(value):
+    return "–" if value is None else f"{value:.1f}"
+
+
+def duration(seconds):
+    """12:05 or 3:12:05; "?" for what is not known."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line for each report, never two reports of one step.
+
+    Args:
+        path:  of the file.
+        after: lines of later steps are dropped: the training goes on from here.
+    """
+
+    def __init__(self, path, after=0):
+        self.path = pathlib.Path(path)
+        kept = []
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= after:
+                        kept.append(line)
+                except (ValueError, KeyError):  # the last line of a killed process may be half a line
+                    continue
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def add(self, **values):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")

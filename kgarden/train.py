@@ -1,0 +1,400 @@
+"""Training: `model.fit` with everything around it that a long run needs.
+
+    train(recipe, "runs/c2")        the same call again goes on where the last one stopped
+
+One callback counts steps; at intervals it averages, reports, evaluates, keeps the best weights and writes a
+checkpoint. Values are fetched from the device every REPORT_EVERY steps and not at each one.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from kgarden import build
+from kgarden.checkpoint import Averages, has_checkpoint, load_checkpoint, save_checkpoint
+from kgarden.draw import draw_detections
+from kgarden.evaluate import evaluate, first_pictures, write_json
+from kgarden.predict import compiled_inference
+from kgarden.progress import MetricsFile, Reporter, shown
+from kgarden.recipe import load_recipe, stage_recipes
+from kgarden.schema import BOXES, SIZE_HW, UserError
+
+REPORT_EVERY = 20  # steps between two looks at the losses,
+REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
+SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
+
+
+class TrainingFailed(RuntimeError):
+    """The work ran and went wrong; the message is one line that says what to do."""
+
+
+def train(recipe, run, fresh=False, reporter=None):
+    """Train a recipe in a run directory, or go on with what the directory holds.
+
+    Args:
+        recipe:   of `load_recipe`.
+        run:      directory; made if missing, refused if it holds another recipe.
+        fresh:    move what the directory holds aside and start anew.
+        reporter: kgarden.progress.Reporter; None: to standard output.
+    Returns:
+        the final evaluation, as in `evaluation.json`; None if it was stopped before the end.
+    Raises:
+        UserError:      the directory or the recipe is unfit.
+        TrainingFailed: a loss is no longer finite.
+    """
+    run, reporter = pathlib.Path(run), reporter or Reporter()
+    claim(run, recipe, fresh, reporter)
+    before = evaluation = None
+    stages = stage_recipes(recipe)
+    for number, stage in enumerate(stages, start=1):
+        folder = run if number == len(stages) else run / "stages" / str(number)
+        if len(stages) > 1:
+            reporter.line(f"stage {number} of {len(stages)}")
+        evaluation = _train_stage(stage, folder, before, reporter)
+        if evaluation is None:
+            return None
+        before = folder
+    return evaluation
+
+
+def claim(run, recipe, fresh, reporter):
+    """Make the directory this recipe's own, or say why it cannot be."""
+    held = run / "recipe.yaml"
+    if held.exists() and fresh:
+        aside = next(
+            path for n in range(1, 10_000) if not (path := run.with_name(f"{run.name}.{n}")).exists()
+        )
+        os.replace(run, aside)
+        reporter.line(f"moved the old run to {aside}")
+    elif held.exists():
+        changed = differing_keys(load_recipe(held).plain(), {**recipe.plain(), "rows": {}})
+        if changed:
+            raise UserError(
+                f"{run} holds another recipe (differs in {', '.join(changed)}): give another --run, "
+                f"or --fresh to move it aside and start anew"
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and holds no run: give another --run")
+    run.mkdir(parents=True, exist_ok=True)
+    aside = run / ".recipe.yaml"
+    aside.write_text(recipe.to_yaml())
+    os.replace(aside, held)
+
+
+def differing_keys(one, other, prefix=""):
+    """Dotted keys in which two plain recipes differ."""
+    found = []
+    for key in {**one, **other}:
+        first, second = one.get(key), other.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            found += differing_keys(first, second, f"{prefix}{key}.")
+        elif first != second:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _train_stage(recipe, run, before, reporter):
+    """One recipe without stages: data, model, fit, final evaluation."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / "recipe.yaml").exists():
+        (run / "recipe.yaml").write_text(recipe.to_yaml())
+    data = build.prepare_data(recipe, cache=run / "data", report=reporter.line)
+    keras.utils.set_random_seed(recipe.seed)
+    detector = build.build_model(recipe, num_classes=len(data.categories))
+    if before is not None and recipe.init is None:
+        build.start_from(detector, weights=build.best_weights(before))
+    optimizer = build.build_optimizer(recipe)
+    detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
+    detector.optimizer.build(detector.trainable_variables)
+    write_json(run / "labels.json", data.categories)
+
+    session = Session(detector, recipe, run, data, reporter)
+    session.resume()
+    if session.step < recipe.schedule.steps:
+        session.fit()
+        if session.step < recipe.schedule.steps:
+            reporter.line(f"stopped at step {session.step}; the same command goes on from here")
+            return None
+    return session.finish()
+
+
+class Session(keras.callbacks.Callback):
+    """One training: knows how far it is and what is due.
+
+    Args:
+        detector: compiled, its optimizer built.
+        recipe:   without stages.
+        run:      directory.
+        data:     kgarden.build.Data.
+        reporter: kgarden.progress.Reporter.
+    """
+
+    def __init__(self, detector, recipe, run, data, reporter):
+        super().__init__()
+        self.detector, self.recipe, self.run, self.data, self.reporter = detector, recipe, run, data, reporter
+        self.step, self.best, self.best_step = 0, None, None
+        self.total = recipe.schedule.steps
+        self.every = min(recipe.evaluate.every or self.total, self.total)
+        self.rate = build.learning_rate_of(recipe)
+        ema = recipe.schedule.ema
+        self.averages = Averages(detector.weights, ema.decay, tf.function) if ema else None
+        self.inference = compiled_inference(detector)
+        self.clock, self.interrupted = Clock(), False
+
+    # --- before and after -------------------------------------------------------------------------
+
+    def resume(self):
+        """Take up the checkpoint of the run, if there is one."""
+        folder = self.run / "checkpoint"
+        if has_checkpoint(folder):
+            state = load_checkpoint(folder, self.detector, self.detector.optimizer, self.averages)
+            self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+            self.reporter.line(f"going on from step {self.step} of {self.total}")
+        self.metrics = MetricsFile(self.run / "metrics.jsonl", after=self.step)
+
+    def fit(self):
+        """From the present step to the last one, or to an interruption."""
+        batches = self.data.train_batches(start_step=self.step)
+        callbacks = _Callbacks([self], add_history=True, model=self.detector)
+        self.board = tf.summary.create_file_writer(str(self.run / "tensorboard"))
+        self.reporter.start(self.total, self.step)
+        try:
+            with _interrupts_noted(self):
+                self.detector.fit(
+                    timed(batches, self.clock),
+                    epochs=1,
+                    verbose=0,
+                    shuffle=False,
+                    callbacks=callbacks,
+                    steps_per_epoch=self.total - self.step,
+                )
+        finally:
+            self.reporter.stop()
+            self.board.close()
+
+    def finish(self):
+        """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
+        self.reporter.line("evaluating the best weights")
+        self.detector.load_weights(self.run / "best.weights.h5")
+        evaluation, results = self._evaluate(limit=None)
+        write_json(self.run / "detections.json", results)
+        write_json(self.run / "evaluation.json", {**evaluation, "weights": "best.weights.h5"})
+        draw_examples(self.inference, self.data, self.recipe.evaluate.pictures, self.run / "pictures")
+        self.reporter.evaluation(evaluation)
+        return evaluation
+
+    # --- at each step -----------------------------------------------------------------------------
+
+    def on_train_begin(self, logs=None):
+        self.begun = self.seen = self.step
+        self.seen_at = time.perf_counter()
+        self.clock.taken()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        due = self.step % self.every == 0 or self.step == self.total
+        if self.averages or due or self.interrupted:
+            self._sync()
+        if self.averages:
+            self.averages.update()
+        now = time.perf_counter()
+        slow = now - self.seen_at > REPORT_SECONDS
+        first = self.step == self.begun + 1  # building the graph took its time
+        if due or slow or first or self.interrupted or self.step - self.seen >= REPORT_EVERY:
+            self._report(logs, now)
+        self.reporter.advance(self.step)
+        if due:
+            self._interval()
+        if due or self.interrupted:
+            self._save()
+        if self.interrupted:
+            self.detector.stop_training = True
+
+    def _report(self, logs, now):
+        """Fetch the mean of every term since the last report, show and write them."""
+        self._sync()
+        terms = {name: float(value) for name, value in logs.items()}
+        self.detector.reset_metrics()
+        wrong = [name for name, value in terms.items() if not math.isfinite(value)]
+        if wrong:
+            raise TrainingFailed(
+                f"step {self.step}: {', '.join(wrong)} no longer finite; the last checkpoint is untouched; "
+                f"lower schedule.base_lr, lengthen schedule.warmup or set schedule.optimizer.clip_norm"
+            )
+        seconds, steps = now - self.seen_at, self.step - self.seen
+        per_second = steps / seconds
+        images_per_s = per_second * self.recipe.data.batch_size
+        waiting = min(self.clock.taken() / seconds, 1.0)
+        rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
+        self.reporter.values(
+            self.step, terms, rate, images_per_s, waiting, (self.total - self.step) / per_second
+        )
+        self.metrics.add(
+            step=self.step, **terms, lr=rate, images_per_s=round(images_per_s, 3), data_wait=round(waiting, 4)
+        )
+        with self.board.as_default(step=self.step):
+            for name, value in {
+                **terms,
+                "lr": rate,
+                "images_per_s": images_per_s,
+                "data_wait": waiting,
+            }.items():
+                tf.summary.scalar(f"train/{name}", value)
+        self.seen, self.seen_at = self.step, time.perf_counter()
+
+    def _interval(self):
+        """Evaluate, keep the best weights; at the end also the last ones."""
+        with self.averages.in_place() if self.averages else contextlib.nullcontext():
+            evaluation, _ = self._evaluate(self.recipe.evaluate.limit)
+            metrics = evaluation["metrics"]
+            better = self.best is None or (metrics["ap"] or 0.0) > self.best
+            if better:
+                save_weights(self.detector, self.run / "best.weights.h5")
+                self.best, self.best_step = metrics["ap"] or 0.0, self.step
+            if self.step == self.total:
+                save_weights(self.detector, self.run / "model.weights.h5")
+        self.reporter.line(
+            f"step {self.step}/{self.total}  AP {shown(metrics['ap'])}  AP50 "
+            f"{shown(metrics['ap50'])}  on {evaluation['images']} pictures"
+            f"{', the best so far' if better else f', best {self.best:.1f} at {self.best_step}'}"
+        )
+        self.metrics.add(step=self.step, **{f"val/{name}": value for name, value in metrics.items()})
+        with self.board.as_default(step=self.step):
+            for name, value in metrics.items():
+                if value is not None:
+                    tf.summary.scalar(f"val/{name}", value)
+        # evaluation is no training time
+        self.seen_at = time.perf_counter()
+        self.clock.taken()
+
+    # --- helpers ----------------------------------------------------------------------------------
+
+    def _evaluate(self, limit):
+        return evaluate(
+            self.detector,
+            self.recipe,
+            self.data.val_batches(),
+            self.data.categories,
+            self.data.annotations,
+            limit=limit,
+            model=self.inference,
+        )
+
+    def _save(self):
+        save_checkpoint(
+            self.run / "checkpoint",
+            self.detector,
+            self.detector.optimizer,
+            self.averages,
+            {
+                "step": self.step,
+                "best": self.best,
+                "best_step": self.best_step,
+                "recipe_sha256": self.recipe.digest(),
+            },
+        )
+
+    def _sync(self):
+        """On JAX `fit` keeps variables to itself until it is asked for them."""
+        if keras.backend.backend() == "jax":
+            self.detector.jax_state_sync()
+
+
+# --- around fit -----------------------------------------------------------------------------------
+
+
+class _Callbacks(keras.callbacks.CallbackList):
+    """Keras' list fetches every value at every step, a wait for the device each time; this one does not."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        pass
+
+    def on_train_batch_end(self, batch, logs=None):
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
+class Clock:
+    """Seconds that the training step waited for its batches."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def add(self, seconds):
+        self.seconds += float(seconds)
+        return np.float64(seconds)
+
+    def taken(self):
+        """Seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def timed(dataset, clock):
+    """The same batches; the clock counts how long each was waited for.
+
+    `zip` asks its parts in turn: the first part notes when a batch was asked for, the map when it had come.
+    """
+    asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+
+    def note(asked_at, batch):
+        noted = tf.numpy_function(clock.add, [tf.timestamp() - asked_at], tf.float64)
+        with tf.control_dependencies([noted]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # would ask ahead of the training step
+    return tf.data.Dataset.zip(asked, dataset).map(note).with_options(options)
+
+
+@contextlib.contextmanager
+def _interrupts_noted(session):
+    """Ctrl-C and SIGTERM let the step end and a checkpoint be written; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        session.interrupted = True
+        session.reporter.line("stopping after this step")
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_weights(detector, path):
+    """Written aside and renamed."""
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    detector.save_weights(aside)
+    os.replace(aside, path)
+
+
+def draw_examples(inference, data, count, folder):
+    """Detections painted on the first pictures of the validation data, one PNG each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [category["name"] for category in data.categories]
+    for image_id, x in first_pictures(data.val_batches(), count):
+        found = inference.predict_on_batch({key: value[None] for key, value in x.items()})
+        found = {key: ops.convert_to_numpy(value)[0] for key, value in found.items()}
+        height, width = (int(side) for side in x[SIZE_HW])
+        factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
+        image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
+        picture = draw_detections(image, {**found, BOXES: found[BOXES] * factor}, names)
+        picture.save(folder / f"{image_id}.png")

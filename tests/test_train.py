@@ -1,0 +1,346 @@
+"""Training around `fit`: files, resuming, averages, refusals, timing."""
+
+import io
+import json
+import os
+import signal
+import time
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tensorflow
+
+from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
+
+from kgarden import build, train  # noqa: E402
+from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.progress import MetricsFile, Reporter  # noqa: E402
+from kgarden.recipe import load_recipe  # noqa: E402
+from kgarden.schema import UserError  # noqa: E402
+
+
+class Lines(Reporter):
+    """A reporter that remembers what it said."""
+
+    def __init__(self):
+        self.out = io.StringIO()
+        super().__init__(Console(file=self.out, width=200, highlight=False))
+
+    @property
+    def text(self):
+        return self.out.getvalue()
+
+
+@pytest.fixture
+def recipe_of(tmp_path, monkeypatch):
+    """recipe_of(**overrides) -> Recipe whose model and data are stand-ins."""
+
+    def prepare_data(recipe, cache=None, report=None):
+        return StandInData(tmp_path)
+
+    def build_detector(settings, num_classes, seed=0):
+        detector = StandIn(num_classes, seed)
+        detector.build()
+        return detector
+
+    monkeypatch.setattr(build, "prepare_data", prepare_data)
+    monkeypatch.setattr(build, "build_detector", build_detector)
+    path = tmp_path / "standin.yaml"
+    path.write_text(RECIPE)
+    return lambda **overrides: load_recipe(path, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def array(variable):
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def values_of(detector):
+    """{name below the model: value}"""
+    values = {variable.path.split("/", 1)[-1]: array(variable) for variable in detector.weights}
+    assert len(values) == len(detector.weights)
+    return values
+
+
+def weights_of(path, recipe):
+    detector = build.build_model(recipe, 2)
+    detector.load_weights(path)
+    return values_of(detector)
+
+
+def assert_same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], err_msg=name, **{"rtol": 0, **tolerance})
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
+    recipe, run, lines = recipe_of(), tmp_path / "run", Lines()
+    evaluation = train.train(recipe, run, reporter=lines)
+
+    assert evaluation["metrics"]["ap50"] == 100.0  # squares lie on cells: the answer can be perfect
+    assert json.loads((run / "evaluation.json").read_text())["metrics"] == evaluation["metrics"]
+    assert evaluation["recipe_sha256"] == recipe.digest()
+    results = json.loads((run / "detections.json").read_text())
+    assert len(results) == 10 and {one["category_id"] for one in results} <= {3, 7}
+    assert {one["image_id"] for one in results} == set(range(100, 110))
+    assert load_recipe(run / "recipe.yaml").digest() == recipe.digest()
+    assert json.loads((run / "labels.json").read_text()) == CATEGORIES
+    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["100.png", "101.png"]
+    assert list((run / "tensorboard").glob("events*"))
+    assert (run / "checkpoint" / "latest.npz").is_file()
+    assert not [path for path in run.rglob(".*")]  # nothing half-written stays
+
+    metrics = jsonl(run / "metrics.jsonl")
+    training = [line for line in metrics if "loss" in line]
+    assert [line["step"] for line in training] == [1, 4, 8, 12]
+    assert all(np.isfinite(line["head/class"]) and line["images_per_s"] > 0 for line in training)
+    assert training[0]["lr"] == pytest.approx(0.05) and training[-1]["lr"] == 0.5
+    assert [line["step"] for line in metrics if "val/ap50" in line] == [4, 8, 12]
+    for word in ("head/class", "images/s", "waiting for data", "left", "AP50"):
+        assert word in lines.text, word
+    assert "\x1b" not in lines.text  # plain lines where there is no terminal
+
+
+def test_terms_are_means_since_the_last_report(recipe_of, tmp_path):
+    """Reports of one step each, and one report of all: their means agree."""
+    often, seldom = tmp_path / "often", tmp_path / "seldom"
+    train.train(recipe_of(evaluate__every=1), often, reporter=Lines())
+    train.train(recipe_of(evaluate__every=12), seldom, reporter=Lines())
+    each = [line["head/class"] for line in jsonl(often / "metrics.jsonl") if "loss" in line]
+    first, rest = (line["head/class"] for line in jsonl(seldom / "metrics.jsonl") if "loss" in line)
+    assert len(each) == 12 and len(set(each)) == 12
+    assert first == pytest.approx(each[0], rel=1e-5) and rest == pytest.approx(np.mean(each[1:]), rel=1e-5)
+
+
+def stop_at(step, monkeypatch):
+    """The process gets SIGTERM in the middle of this step."""
+    whole = train.Session.on_train_batch_end
+
+    def hit(self, batch, logs=None):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        whole(self, batch, logs)
+
+    monkeypatch.setattr(train.Session, "on_train_batch_end", hit)
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monkeypatch):
+    recipe, whole, parts = recipe_of(), tmp_path / "whole", tmp_path / "parts"
+    train.train(recipe, whole, reporter=Lines())
+
+    lines = Lines()
+    with monkeypatch.context() as patch:
+        stop_at(6, patch)
+        assert train.train(recipe, parts, reporter=lines) is None
+    assert "stopped at step 6" in lines.text and not (parts / "evaluation.json").exists()
+    with open(parts / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')  # of a process that was killed later
+    lines = Lines()
+    train.train(recipe, parts, reporter=lines)
+    assert "going on from step 6" in lines.text
+
+    for name in ("model.weights.h5", "best.weights.h5"):
+        for one, other in zip(
+            weights_of(whole / name, recipe), weights_of(parts / name, recipe), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    with np.load(whole / "checkpoint/latest.npz") as one, np.load(parts / "checkpoint/latest.npz") as other:
+        assert one.files == other.files and len(one.files) > 10
+        for name in set(one.files) - {"words"}:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    steps = [line["step"] for line in jsonl(parts / "metrics.jsonl") if "loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def test_a_finished_run_is_only_evaluated_again(recipe_of, tmp_path):
+    recipe, run = recipe_of(), tmp_path / "run"
+    first = train.train(recipe, run, reporter=Lines())
+    before = (run / "checkpoint/latest.npz").read_bytes()
+    again = train.train(recipe, run, reporter=Lines())
+    assert again["metrics"] == first["metrics"] and again["step"] == first["step"]
+    assert (run / "checkpoint/latest.npz").read_bytes() == before
+
+
+def test_another_recipe_is_refused_and_fresh_moves_the_old_run_aside(recipe_of, tmp_path):
+    run, lines = tmp_path / "run", Lines()
+    train.train(recipe_of(), run, reporter=Lines())
+    with pytest.raises(UserError, match=r"differs in schedule\.base_lr, schedule\.warmup\.steps"):
+        train.train(recipe_of(schedule__base_lr=0.4, schedule__warmup__steps=2), run, reporter=lines)
+    train.train(recipe_of(schedule__steps=4), run, fresh=True, reporter=lines)
+    assert load_recipe(run).schedule.steps == 4
+    assert load_recipe(tmp_path / "run.1").schedule.steps == 12 and "run.1" in lines.text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo.jpg").touch()
+    with pytest.raises(UserError, match="not empty"):
+        train.train(recipe_of(), tmp_path / "other", reporter=lines)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(recipe_of, tmp_path, monkeypatch):
+    true_loss = StandIn.compute_loss
+
+    def poisoned(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = true_loss(self, x, y, y_pred, sample_weight, training)
+        return loss / keras.ops.cast(self.step < 10, "float32")  # 1 / 0 from the tenth step on
+
+    monkeypatch.setattr(StandIn, "compute_loss", poisoned)
+    with pytest.raises(train.TrainingFailed, match=r"step 12: loss, head/class no longer finite.*base_lr"):
+        train.train(recipe_of(), tmp_path / "run", reporter=Lines())
+    with np.load(tmp_path / "run/checkpoint/latest.npz") as kept:
+        assert json.loads(str(kept["words"]))["state"]["step"] == 8
+        assert all(np.isfinite(kept[name]).all() for name in kept.files if name != "words")
+
+
+def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
+    """AP rises, then falls: the weights of the second evaluation are kept and evaluated at the end."""
+    scores = iter([10.0, 30.0, 20.0])
+    real = train.evaluate
+
+    def scripted(*args, **kwargs):
+        evaluation, results = real(*args, **kwargs)
+        evaluation["metrics"]["ap"] = next(scores, evaluation["metrics"]["ap"])
+        return evaluation, results
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    lines = Lines()
+    assert train.train(recipe_of(), tmp_path / "run", reporter=lines)["step"] == 8
+    assert "best 30.0 at 8" in lines.text
+    best = weights_of(tmp_path / "run/best.weights.h5", recipe_of())
+    last = weights_of(tmp_path / "run/model.weights.h5", recipe_of())
+    assert (best["step"], last["step"]) == (8, 12)
+    assert not np.array_equal(best["dense/kernel"], last["dense/kernel"])
+
+
+def test_evaluation_uses_averages_and_training_does_not(recipe_of, tmp_path):
+    """The learnt path is the same with and without averages; the weights that are kept are not."""
+    with_averages, without = tmp_path / "a", tmp_path / "b"
+    train.train(recipe_of(), with_averages, reporter=Lines())
+    train.train(recipe_of(schedule__ema=None), without, reporter=Lines())
+    with (
+        np.load(with_averages / "checkpoint/latest.npz") as one,
+        np.load(without / "checkpoint/latest.npz") as two,
+    ):
+        names = [name for name in two.files if name.startswith("weights/")]
+        for name in names:
+            np.testing.assert_array_equal(one[name], two[name])
+        kept = weights_of(with_averages / "model.weights.h5", recipe_of())
+        for n, value in enumerate(kept.values()):
+            np.testing.assert_array_equal(one[f"averages/{n:05d}"], value)
+        moved = [not np.allclose(one[name], value) for name, value in zip(names, kept.values(), strict=True)]
+        assert sum(moved) == 6  # all but the step
+
+
+def test_averages_by_hand():
+    """Weights and statistics of norms; the decay grows from 1/10; whole numbers are copied."""
+    detector = StandIn(2)
+    detector.build()
+    averages, expected = (
+        Averages(detector.weights, 0.25, tf.function),
+        [array(v) for v in detector.weights],
+    )
+    for time_, value in enumerate([1.0, 5.0, -2.0]):
+        decay = min(0.25, (1 + time_) / (10 + time_))
+        for n, variable in enumerate(detector.weights):
+            variable.assign(keras.ops.full(variable.shape, value, variable.dtype))
+            if variable is detector.step:
+                expected[n] = array(variable)
+            else:
+                expected[n] = decay * expected[n] + (1 - decay) * value
+        averages.update()
+    assert "moving_mean" in {variable.name for variable in detector.weights}
+    with averages.in_place():
+        for variable, value in zip(detector.weights, expected, strict=True):
+            np.testing.assert_allclose(array(variable), value, rtol=1e-5, err_msg=variable.path)
+    assert all((array(variable) == -2).all() for variable in detector.weights)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    def parts(classes):
+        detector = StandIn(classes)
+        detector.build()
+        optimizer = keras.optimizers.SGD(momentum=0.9)
+        optimizer.build(detector.trainable_variables)
+        return detector, optimizer, None
+
+    save_checkpoint(tmp_path, *parts(2), {"step": 3})
+    assert load_checkpoint(tmp_path, *parts(2)) == {"step": 3}
+    with pytest.raises(UserError, match=r"dense/kernel.*\[3, 2\].*\[3, 5\]"):
+        load_checkpoint(tmp_path, *parts(5))
+    (tmp_path / "latest.npz").write_bytes((tmp_path / "latest.npz").read_bytes()[:500])
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path, *parts(2))
+
+
+def test_stages_follow_each_other(recipe_of, tmp_path):
+    """The second stage begins with what the first one learnt, and the last stage's files are the run's."""
+    recipe = recipe_of(
+        stages=[
+            {"schedule": {"steps": 4}},
+            {"schedule": {"steps": 1, "base_lr": 1e-9, "ema": None}, "freeze": ["norm"]},
+        ]
+    )
+    train.train(recipe, tmp_path / "run", reporter=Lines())
+    first = weights_of(tmp_path / "run/stages/1/model.weights.h5", recipe)
+    last = weights_of(tmp_path / "run/model.weights.h5", recipe)
+    assert (first.pop("step"), last.pop("step")) == (4, 1)  # steps of this stage
+    assert len(first) == 6
+    assert_same(first, last, atol=1e-6)
+    assert (tmp_path / "run/evaluation.json").exists() and (
+        tmp_path / "run/stages/1/evaluation.json"
+    ).exists()
+
+
+def test_init_takes_weights_or_parts_of_a_run(recipe_of, tmp_path):
+    run = tmp_path / "run"
+    train.train(recipe_of(), run, reporter=Lines())
+    learnt = weights_of(run / "best.weights.h5", recipe_of()) | {"step": 0}
+    untouched = values_of(build.build_model(recipe_of(), 2))
+    whole = values_of(build.build_model(recipe_of(init={"run": str(run)}), 2))
+    part = values_of(build.build_model(recipe_of(init={"run": str(run), "parts": ["norm"]}), 2))
+    assert_same(whole, learnt)
+    assert_same(part, {**untouched, **{name: learnt[name] for name in learnt if name.startswith("norm/")}})
+    assert not np.allclose(learnt["norm/gamma"], untouched["norm/gamma"])
+    with pytest.raises(UserError, match="no part 'neck'"):
+        build.build_model(recipe_of(init={"run": str(run), "parts": ["neck"]}), 2)
+    with pytest.raises(UserError, match="no weights there"):
+        build.build_model(recipe_of(init={"run": str(tmp_path)}), 2)
+
+
+@pytest.mark.parametrize("slow,expected", [("data", (0.6, 1.0)), ("step", (0.0, 0.3))])
+def test_waiting_for_data_is_measured(slow, expected):
+    """50 ms in the pipeline against 50 ms in the step, both behind a prefetch."""
+
+    def pause(x):
+        time.sleep(0.05)
+        return x
+
+    batches = tf.data.Dataset.range(100).batch(1)
+    if slow == "data":
+        batches = batches.map(lambda x: tf.numpy_function(pause, [x], tf.int64))
+    clock = train.Clock()
+    iterator = iter(train.timed(batches.prefetch(2), clock))
+    next(iterator)
+    clock.taken()
+    started = time.perf_counter()
+    for _ in range(10):
+        next(iterator)
+        if slow == "step":
+            time.sleep(0.05)
+    share = clock.taken() / (time.perf_counter() - started)
+    assert expected[0] <= share <= expected[1]
+
+
+def test_metrics_are_written_once_for_each_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for after, steps in [(0, (1, 2, 3)), (2, (3, 4))]:
+        file = MetricsFile(path, after)
+        for step in steps:
+            file.add(step=step, loss=1.0 * step + after)
+    assert [(line["step"], line["loss"]) for line in jsonl(path)] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
