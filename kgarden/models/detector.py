@@ -22,8 +22,9 @@ import keras
 from keras import ops
 
 from kgarden.layers.pixels import Normalize
+from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
-from kgarden.schema import IMAGES, SIZE_HW, UserError
+from kgarden.schema import BOXES, IMAGES, SIZE_HW, VALID, UserError
 
 
 class Detector(keras.Model):
@@ -102,7 +103,9 @@ class Detector(keras.Model):
 
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the picture, padded to K."""
-        return self.selection(self.candidates(x, raw))
+        found = self.selection(self.candidates(x, raw))
+        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
+        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
 
     def inference_model(self):
         """This detector as a keras.Model x -> detections."""

@@ -133,9 +133,11 @@ class FasterHead(keras.layers.Layer):
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4), and scores (B, P, C) into which the proposal's score is fused."""
-        boxes = box_ops.clip(decode(raw, self.delta_weights), size_hw)
+        decoded = decode(raw, self.delta_weights)
+        rows, groups = decoded.shape[1:3]
+        boxes = box_ops.clip(ops.reshape(decoded, (-1, rows * groups, 4)), size_hw)
+        boxes = ops.reshape(boxes, (-1, rows, groups, 4)) if groups > 1 else boxes
         scores = fuse_scores(class_probability(raw["logits"], self.sigmoid), proposals, self.fuse)
-        boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
         return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
 
 

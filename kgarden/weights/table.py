@@ -42,7 +42,7 @@ def to_our_layout(array, pool_size=None):
     return array.reshape(len(array), -1).T
 
 
-def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=()):
+def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(), partial=False):
     """Assign a reference's weights to a built model or layer.
 
     Args:
@@ -52,6 +52,7 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=())
         prefix:     put before every name, for a part's own state dict.
         pool_size:  side of the RoI features that "fc1" reads.
         ignore:     regular expressions of names without a counterpart here.
+        partial:    variables without a value keep theirs, instead of raising.
     Raises:
         UserError: a name that the table does not know, a shape that does not fit, or a variable of the
             layer that got no value.
@@ -68,7 +69,7 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=())
         flattened = pool_size if module.endswith("/fc1") else None
         _assign(open_variables, module, suffix, to_our_layout(np.asarray(array, "float32"), flattened), full)
     left = [path for path in open_variables if not path.endswith("/step")]
-    if left:
+    if left and not partial:
         raise UserError(f"weights: {len(left)} variables got no value, first {left[0]}")
 
 
