@@ -1,0 +1,121 @@
+"""Evaluation: ids, px of the original, pycocotools' numbers, empty answers."""
+
+import json
+
+import numpy as np
+import pytest
+from stand_in import CATEGORIES, ground_truth, pictures
+
+from kgarden.evaluate import METRICS, coco_metrics, detect, first_pictures, write_json
+from kgarden.predict import to_original
+
+
+class Scripted:
+    """An "InferenceModel" that answers each picture with given boxes; it finds the picture by its content."""
+
+    def __init__(self, boxes, labels):
+        self.boxes, self.labels, self.sizes = boxes, labels, []
+
+    def predict_on_batch(self, x):
+        self.sizes.append(len(x["images"]))
+        rows = x["images"][:, 0, 0, 0].astype(int)
+        boxes = np.concatenate([self.boxes[rows], np.full((len(rows), 1, 4), 5.0, "float32")], axis=1)
+        labels = np.concatenate([self.labels[rows], np.zeros((len(rows), 1), "int32")], axis=1)
+        scores = np.tile(np.float32([[0.9, 0.8]]), (len(rows), 1))
+        valid = np.tile(np.array([[True, False]]), (len(rows), 1))  # the second row is padding
+        return {"boxes": boxes, "labels": labels, "scores": scores, "valid": valid, "source": labels}
+
+
+def batches(count, size, scale):
+    """Picture n has the pixel value n; the last batch is short."""
+    for start in range(0, count, size):
+        rows = np.arange(start, min(start + size, count))
+        images = np.broadcast_to(rows.astype("uint8")[:, None, None, None], (len(rows), 64, 96, 3))
+        sizes = np.tile(np.int32([[64, 96]]), (len(rows), 1))
+        yield {"images": images, "size_hw": sizes}, {"image_id": rows + 100, "original_hw": sizes * scale}
+
+
+@pytest.fixture
+def truth():
+    _, boxes, labels = pictures(10, seed=4)
+    return boxes, labels, ground_truth(boxes, labels, scale=3)
+
+
+def test_ground_truth_as_detections_is_perfect(truth, tmp_path):
+    boxes, labels, annotations = truth
+    model = Scripted(boxes, labels)
+    results, image_ids = detect(model, batches(10, 4, 3), CATEGORIES)
+    assert model.sizes == [4, 4, 4]  # the short batch was filled up
+    assert image_ids == list(range(100, 110)) and len(results) == 10
+    for one, wanted in zip(results, annotations["annotations"], strict=True):
+        assert one["image_id"] == wanted["image_id"] and one["category_id"] == wanted["category_id"]
+        np.testing.assert_allclose(one["bbox"], wanted["bbox"])
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations))
+    judged = coco_metrics(path, json.loads(json.dumps(results)), image_ids)
+    assert judged["metrics"]["ap"] == judged["metrics"]["ap75"] == judged["metrics"]["ar100"] == 100.0
+    assert judged["metrics"]["ap_medium"] == 100.0  # 48 x 48 px
+    assert judged["metrics"]["ap_small"] is None and judged["metrics"]["ap_large"] is None
+    names = {row["name"]: (row["id"], row["ap"], row["ap50"]) for row in judged["per_class"]}
+    assert names == {"red": (7, 100.0, 100.0), "green": (3, 100.0, 100.0)}
+
+
+def test_one_class_wrong_shows_in_its_row(truth):
+    """All red squares called green: red has no answer, green has false ones."""
+    boxes, labels, annotations = truth
+    results, image_ids = detect(Scripted(boxes, np.ones_like(labels)), batches(10, 4, 3), CATEGORIES)
+    rows = {row["name"]: row for row in coco_metrics(annotations, results, image_ids)["per_class"]}
+    assert rows["red"]["ap50"] == 0.0 and 0 < rows["green"]["ap50"] < 100
+
+
+def test_shifted_boxes_lose_the_strict_thresholds():
+    """A shift of 3.9 px in 16: IoU 12.1 / 19.9 = 0.608 meets 0.5, 0.55 and 0.6, three of ten thresholds."""
+    boxes, labels = np.tile(np.float32([16, 16, 32, 32]), (10, 1, 1)), np.zeros((10, 1), "int32")
+    annotations = ground_truth(boxes, labels, scale=3)
+    shifted = boxes + np.float32([3.9, 0, 3.9, 0])
+    results, image_ids = detect(Scripted(shifted, labels), batches(10, 4, 3), CATEGORIES)
+    metrics = coco_metrics(annotations, results, image_ids)["metrics"]
+    assert metrics["ap"] == pytest.approx(30.0) and (metrics["ap50"], metrics["ap75"]) == (100.0, 0.0)
+
+
+def test_no_detections_is_an_answer(truth):
+    *_, annotations = truth
+    judged = coco_metrics(annotations, [], list(range(100, 110)))
+    assert judged["metrics"]["ap"] == 0.0 and judged["metrics"]["ar100"] == 0.0
+    assert list(judged["metrics"]) == list(METRICS) and len(METRICS) == 12
+    nothing = {**annotations, "annotations": []}
+    assert coco_metrics(nothing, [], [100])["metrics"]["ap"] is None
+
+
+def test_limit_and_padding(truth):
+    """A negative image id is padding; a limit leaves later pictures out of detection and judgement."""
+    boxes, labels, annotations = truth
+    results, image_ids = detect(Scripted(boxes, labels), batches(10, 4, 3), CATEGORIES, limit=6)
+    assert image_ids == list(range(100, 106)) == [one["image_id"] for one in results]
+    assert coco_metrics(annotations, results, image_ids)["metrics"]["ap"] == 100.0
+    assert coco_metrics(annotations, results)["metrics"]["ap"] < 100.0
+
+    def padded():
+        for x, meta in batches(10, 5, 3):
+            meta["image_id"][3:] = -1
+            yield x, meta
+
+    results, image_ids = detect(Scripted(boxes, labels), padded(), CATEGORIES)
+    assert image_ids == [100, 101, 102, 105, 106, 107] == [one["image_id"] for one in results]
+    assert [image_id for image_id, _ in first_pictures(padded(), 4)] == [100, 101, 102, 105]
+
+
+def test_back_to_the_original_by_hand():
+    """A 100 x 50 picture shown at 200 x 80: each direction has its scale; one box reaches out."""
+    found = {"boxes": np.float32([[[20, 40, 60, 100], [-4, 0, 90, 220]]]), "scores": np.float32([[1, 1]])}
+    got = to_original(found, np.int32([[200, 80]]), np.int32([[100, 50]]))
+    np.testing.assert_allclose(np.array(got["boxes"]), [[[12.5, 20, 37.5, 50], [0, 0, 50, 100]]])
+    assert got["scores"] is found["scores"]
+
+
+def test_json_files_are_whole(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "b.json", {"x": object()})
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
