@@ -22,7 +22,7 @@ class RoIFeatures(keras.layers.Layer):
     """
 
     def __init__(self, strides, levels=None, size=7, sampling_ratio=0, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         first, last = levels or (0, 99)
         self.chosen = [i for i, stride in enumerate(strides) if 2**first <= stride <= 2**last]
         if not self.chosen:

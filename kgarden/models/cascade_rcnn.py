@@ -58,7 +58,7 @@ class CascadeHead(keras.layers.Layer):
         box_beta=0.0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         if fuse not in FUSIONS:
             raise UserError(f"model.roi_head.fuse {fuse!r}: one of {', '.join(FUSIONS)}")
         if len(ious) > len(delta_weights):
