@@ -1,0 +1,125 @@
+"""How a picture of any size is laid into a canvas of the network, and the way back.
+
+A picture is scaled so that its shorter side is `short_side_px`, or less if its longer side would exceed
+`long_side_px`, and laid into the upper left corner of a canvas, a fixed size that the network takes. Which
+canvas follows from the picture's own size alone. Training, Predictor and the exported graph share these
+functions; they are TensorFlow alone, so that a SavedModel holds them.
+"""
+
+import tensorflow as tf
+
+
+def default_canvases(short_side_px, long_side_px, divisor=32):
+    """[[height, width], ...]: one landscape and one portrait canvas that hold every picture.
+
+    Args:
+        short_side_px: the largest one.
+        divisor:       sides are rounded up to a multiple of it; what the network's levels need.
+    """
+    short, long = (-(-side // divisor) * divisor for side in (min(short_side_px, long_side_px), long_side_px))
+    return [[short, long]] if short == long else [[short, long], [long, short]]
+
+
+def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):
+    """The size that a picture is resized to.   (..., 2) int32
+
+    scale = min(short / min(h, w), long / max(h, w)), and at most what fits into `limit_hw`; sides are
+    rounded to the nearest integer, halves upwards. All in integers: every caller gets the same size.
+
+    Args:
+        hw:            (..., 2) int, px of the picture.
+        short_side_px: () int; long_side_px: () int.
+        limit_hw:      (..., 2) int or None: the canvas.
+    """
+    hw = tf.cast(hw, tf.int64)
+    shorter, longer = tf.reduce_min(hw, axis=-1), tf.reduce_max(hw, axis=-1)
+    above = tf.cast(short_side_px, tf.int64) * tf.ones_like(shorter)
+    below = shorter
+    above, below = _smaller_fraction(above, below, tf.cast(long_side_px, tf.int64), longer)
+    if limit_hw is not None:
+        limit = tf.cast(limit_hw, tf.int64)
+        above, below = _smaller_fraction(above, below, limit[..., 0], hw[..., 0])
+        above, below = _smaller_fraction(above, below, limit[..., 1], hw[..., 1])
+    size = (2 * hw * above[..., None] + below[..., None]) // (2 * below[..., None])
+    return tf.cast(tf.maximum(size, 1), tf.int32)
+
+
+def canvas_of(hw, canvases, short_side_px, long_side_px):
+    """Which canvas a picture goes to: the first that holds it, else the one that it fills best.
+
+    Args:
+        hw:       (..., 2) int, px of the picture.
+        canvases: (C, 2) int, [[height, width], ...].
+        short_side_px: the largest that the picture may get; long_side_px likewise.
+    Returns:
+        (...,) int32, row of canvases.
+    """
+    hw, canvases = tf.cast(hw, tf.int32), tf.cast(canvases, tf.int32)
+    size = fitted_hw(hw, short_side_px, long_side_px)
+    holds = tf.reduce_all(size[..., None, :] <= canvases, axis=-1)                      # (..., C)
+    scale = tf.reduce_min(canvases / hw[..., None, :], axis=-1)
+    return tf.where(tf.reduce_any(holds, axis=-1),
+                    tf.argmax(tf.cast(holds, tf.int32), axis=-1, output_type=tf.int32),
+                    tf.argmax(scale, axis=-1, output_type=tf.int32))
+
+
+def resize(image, size_hw, antialias=True):
+    """Bilinear with half-pixel centres; the same image if it has that size already.
+
+    Args:
+        image:   (H, W, 3) uint8.
+        size_hw: (2,) int32.
+    Returns:
+        (h, w, 3) uint8, rounded to nearest.
+    """
+    def resized():
+        smooth = tf.image.resize(image, size_hw, antialias=antialias)
+        return tf.cast(tf.clip_by_value(tf.round(smooth), 0, 255), tf.uint8)
+
+    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], size_hw))
+    return tf.ensure_shape(tf.cond(same, lambda: image, resized), (None, None, 3))
+
+
+def pad_to_canvas(image, canvas_hw):
+    """(h, w, 3) -> (H, W, 3), zeros below and to the right."""
+    missing = tf.cast(canvas_hw, tf.int32) - tf.shape(image)[:2]
+    return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
+
+
+def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialias=True):
+    """A picture as the network takes it.
+
+    Args:
+        image:    (H, W, 3) uint8 RGB, array or tensor.
+        canvases: [[height, width], ...] or None for `default_canvases`.
+    Returns:
+        canvas:  (Hc, Wc, 3) uint8. Of static size if there is one canvas.
+        size_hw: (2,) int32, the picture inside the canvas.
+    """
+    image = tf.convert_to_tensor(image)
+    canvases = [list(c) for c in canvases or default_canvases(short_side_px, long_side_px)]
+    hw = tf.shape(image)[:2]
+    canvas_hw = tf.gather(canvases, canvas_of(hw, canvases, short_side_px, long_side_px))
+    size_hw = fitted_hw(hw, short_side_px, long_side_px, canvas_hw)
+    canvas = pad_to_canvas(resize(image, size_hw, antialias), canvas_hw)
+    static = canvases[0] if len(canvases) == 1 else (None, None)
+    return tf.ensure_shape(canvas, (*static, 3)), size_hw
+
+
+def boxes_to_original(boxes, size_hw, original_hw):
+    """Boxes in px of the network input -> px of the original picture.
+
+    Args:
+        boxes:       (..., N, 4) xyxy float32, tensor or array.
+        size_hw:     (..., 2) size of the picture inside the canvas.
+        original_hw: (..., 2) size of the original picture.
+    """
+    boxes = tf.convert_to_tensor(boxes)
+    scale = tf.cast(original_hw, boxes.dtype) / tf.cast(size_hw, boxes.dtype)           # (..., 2) yx
+    return boxes * tf.gather(scale, [1, 0, 1, 0], axis=-1)[..., None, :]
+
+
+def _smaller_fraction(above, below, other_above, other_below):
+    """The smaller of above / below and other_above / other_below, as a fraction."""
+    take = other_above * below < above * other_below
+    return tf.where(take, other_above, above), tf.where(take, other_below, below)

@@ -1,0 +1,114 @@
+"""Picture files -> bytes that TensorFlow decodes, and the decoder."""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tfrecords.schema import DataError
+
+# Files of these kinds decode in TensorFlow to what Pillow's convert("RGB") gives: their bytes are kept.
+KEPT = {"JPEG": {"L", "RGB"}, "PNG": {"1", "L", "LA", "P", "RGB", "RGBA"}}
+ORIENTATION = 0x0112        # the EXIF tag
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    encoded: bytes
+    format: str             # jpeg or png
+    height: int             # px
+    width: int
+
+
+def read(path, expected_hw=None):
+    """A picture file as it goes into a record.
+
+    The bytes of JPEG and PNG files are kept; other kinds, and pictures that have to be turned, are
+    encoded again: JPEG at high quality if they were JPEG, else PNG.
+
+    An EXIF orientation is applied, because whoever drew the boxes saw the picture that way, unless only
+    the size as stored agrees with `expected_hw`.
+
+    Args:
+        path:        pathlib.Path.
+        expected_hw: (height, width) px that the annotations claim, or None.
+    Raises:
+        DataError: missing, damaged, or of another size; the message is the reason alone.
+    """
+    try:
+        stored = path.read_bytes()
+        with Image.open(io.BytesIO(stored)) as picture:
+            turned = _is_turned(picture, expected_hw)
+            height, width = _shown_hw(picture) if turned else picture.size[::-1]
+            if expected_hw is not None and (height, width) != tuple(expected_hw):
+                raise DataError(f"the picture is {width}x{height}, its annotations say "
+                                f"{expected_hw[1]}x{expected_hw[0]}")
+            if not turned and picture.mode in KEPT.get(picture.format, ()) and _decodes(stored, height, width):
+                return Picture(stored, picture.format.lower(), height, width)
+            was_jpeg = picture.format == "JPEG"
+            pixels = _to_rgb(ImageOps.exif_transpose(picture) if turned else picture)
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except Image.UnidentifiedImageError:
+        raise DataError("not a picture in a format that Pillow reads") from None
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"damaged: {error}") from None
+    return encode(pixels, "jpeg" if was_jpeg else "png")
+
+
+def encode(pixels, image_format):
+    """(H, W, 3) uint8 or a Pillow picture -> Picture; JPEG with full colour resolution."""
+    picture = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+    file = io.BytesIO()
+    options = {"quality": 95, "subsampling": 0} if image_format == "jpeg" else {}
+    picture.save(file, image_format, **options)
+    return Picture(file.getvalue(), image_format, picture.height, picture.width)
+
+
+def decode(encoded, ratio=1):
+    """JPEG or PNG bytes -> (H, W, 3) uint8 RGB; runs in eager mode, in graphs and in a SavedModel.
+
+    JPEG is decoded with the exact cosine transform, so that TensorFlow and Pillow give equal pixels.
+
+    Args:
+        encoded: () string.
+        ratio:   1, 2, 4 or 8: how many times smaller the JPEG decoder may make the picture, sides rounded
+                 up. Other formats are decoded whole.
+    """
+    import tensorflow as tf
+
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _is_turned(picture, expected_hw):
+    if picture.getexif().get(ORIENTATION, 1) not in range(2, 9):
+        return False
+    shown, stored = _shown_hw(picture), picture.size[::-1]
+    return expected_hw is None or shown == stored or tuple(expected_hw) != stored
+
+
+def _shown_hw(picture):
+    width, height = picture.size
+    return (width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+
+
+def _decodes(encoded, height, width):
+    import tensorflow as tf
+
+    try:
+        return tuple(decode(encoded).shape) == (height, width, 3)
+    except tf.errors.InvalidArgumentError:
+        return False
+
+
+def _to_rgb(picture):
+    if picture.mode.startswith("I"):        # 16 bits; Pillow would cut them off at 255
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8")).convert("RGB")
+    return picture.convert("RGB")
