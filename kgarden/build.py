@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
-import hashlib
 import json
 import pathlib
 
@@ -30,7 +28,7 @@ def build_model(recipe, num_classes=None):
         kgarden.models.detector.Detector, not compiled.
     """
     if num_classes is None and recipe.model.num_classes is None:
-        num_classes = len(prepare_data(recipe).categories)
+        num_classes = len(prepare_data(recipe, splits=("train",)).categories)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
         start_from(
@@ -153,67 +151,46 @@ class Data:
 
     Args:
         recipe:      sizes, canvases, batch size, flips, seed.
-        train, val:  [Split, ...], shards that exist.
+        train, val:  [kgarden.data.pipeline.Dataset, ...].
         categories:  [{"id", "name"}, ...] in label order.
-        annotations: path of the validation truth in COCO form.
+        annotations: path of the validation truth in COCO form; None without val.
     """
 
     recipe: object
     train: list
     val: list
     categories: list
-    annotations: pathlib.Path
+    annotations: pathlib.Path | None
 
     def train_batches(self, start_step=0):
         """Endless tf.data of (x, y); batch n is the same whatever `start_step` <= n it was started from."""
-        from kgarden.data import pipeline
-
         data = self.recipe.data
-        return pipeline.train_batches(
-            [(split.shards, split.weight) for split in self.train],
-            label_ids=self._label_ids(),
-            image_size=self._resize(data.short_side_px, data.long_side_px),
+        return _pipeline().train_batches(
+            self.train,
+            short_side_px=data.short_side_px,
+            long_side_px=data.long_side_px,
             canvases=canvases(self.recipe),
             batch_size=data.batch_size,
             max_objects=data.max_objects,
             flips=data.flips,
+            antialias=data.antialias,
+            scaled_decode=data.scaled_decode,
+            cache=data.cache,
+            keep_empty=data.keep_empty,
             seed=self.recipe.seed,
             start_step=start_step,
-            keep_empty=data.keep_empty,
-            cache=data.cache,
-            scaled_decode=data.scaled_decode,
         )
 
-    def val_batches(self):
-        """tf.data of (x, meta), every picture once."""
-        from kgarden.data import pipeline
-
+    def val_batches(self, limit=None):
+        """tf.data of (x, meta), every picture once, or the first `limit` of them."""
         data = self.recipe.data
-        return pipeline.val_batches(
-            [shard for split in self.val for shard in split.shards],
-            image_size=self._resize(*test_sides(self.recipe)),
-            canvases=canvases(self.recipe),
+        return _pipeline().val_batches(
+            self.val,
+            **test_sizes(self.recipe),
             batch_size=self.recipe.evaluate.batch_size,
             scaled_decode=data.scaled_decode,
+            limit=limit,
         )
-
-    def _resize(self, short_side, long_side):
-        from kgarden.data import pipeline
-
-        return pipeline.Resize(short_side, long_side, antialias=self.recipe.data.antialias)
-
-    def _label_ids(self):
-        return [category["id"] for category in self.categories]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Shards of one source with their manifest."""
-
-    shards: list
-    weight: float
-    categories: list
-    annotations: pathlib.Path
 
 
 def build_datasets(recipe, start_step=0, cache=None):
@@ -222,102 +199,75 @@ def build_datasets(recipe, start_step=0, cache=None):
     return data.train_batches(start_step), data.val_batches()
 
 
-def prepare_data(recipe, cache=None, report=None):
-    """Find the recipe's shards, converting raw data first where it names some.
+def prepare_data(recipe, cache=None, progress=None, splits=("train", "val")):
+    """Open the recipe's data sets, converting raw data first where it names some.
 
     Args:
-        recipe: of `load_recipe`.
-        cache:  folder for converted data; None: a folder of the user.
-        report: called with a line of text when something takes time.
+        recipe:   of `load_recipe`.
+        cache:    folder for converted data; None: a folder of the user.
+        progress: function of (pictures done, pictures in all), called while converting.
+        splits:   which of train and val are needed.
     Returns:
         Data.
     """
-    cache = pathlib.Path(cache) if cache else CACHE.expanduser()
-    train = [_split(source, "train", cache, report) for source in recipe.data.train]
-    val = [_split(source, "val", cache, report) for source in recipe.data.val]
-    categories = train[0].categories
-    for split in (*train, *val):
-        if split.categories != categories:
+    if len(recipe.data.val) > 1:
+        raise UserError("data.val: one source can be measured at a time")
+    pipeline, cache = _pipeline(), pathlib.Path(cache) if cache else CACHE.expanduser()
+    found = {"train": [], "val": []}
+    for name in splits:
+        for source in getattr(recipe.data, name):
+            found[name].append(pipeline.dataset_of(source.model_dump(), cache, progress=progress))
+    first, *others = [*found["train"], *found["val"]]
+    for other in others:
+        if other.categories != first.categories:
             raise UserError(
-                f"the classes of {split.shards[0]} are not those of {train[0].shards[0]}: "
-                f"{_names(split.categories)} against {_names(categories)}"
+                f"{other.index.files[0]} has the classes {_names(other.categories)}, "
+                f"{first.index.files[0]} has {_names(first.categories)}: they must be the same"
             )
     wanted = recipe.model.num_classes
-    if wanted and wanted != len(categories):
+    if wanted and wanted != len(first.categories):
         raise UserError(
-            f"model.num_classes is {wanted}, the data has {len(categories)} classes "
-            f"({_names(categories)}): leave it out"
+            f"model.num_classes is {wanted}, the data has {len(first.categories)} classes "
+            f"({_names(first.categories)}): leave it out"
         )
-    if len(val) > 1:
-        raise UserError("data.val: one source can be measured at a time")
-    return Data(recipe, train, val, categories, val[0].annotations)
+    annotations = [path for dataset in found["val"] for path in dataset.annotations]
+    if len(annotations) > 1:
+        raise UserError("data.val: one data set can be measured at a time")
+    return Data(recipe, found["train"], found["val"], first.categories, *(annotations or [None]))
+
+
+def _pipeline():
+    try:
+        from kgarden.data import pipeline
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"reading data needs TensorFlow ({error}): pip install 'tensorflow~=2.21.0'"
+        ) from error
+    return pipeline
 
 
 def _names(categories):
     return ", ".join(category["name"] for category in categories[:5]) + (", …" if len(categories) > 5 else "")
 
 
-def _split(source, name, cache, report):
-    """The shards of a source; raw data is converted into the cache once."""
-    pattern = source.glob
-    if source.format:
-        folder = cache / f"{name}-{_fingerprint(source)}"
-        if not (folder / "manifest.json").exists():
-            if report:
-                report(f"converting data.{name} into {folder}")
-            _convert(source, folder)
-        pattern = str(folder / "*.tfrecord*")
-    shards = sorted(glob.glob(pattern))
-    if not shards:
-        raise UserError(
-            f"data.{name}: no file fits {pattern} (looked beside the recipe and in {pathlib.Path.cwd()}); "
-            f"`kgarden data build` makes shards"
-        )
-    folder = pathlib.Path(shards[0]).parent
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise UserError(
-            f"data.{name}: {manifest} is missing; `kgarden data build` writes it beside the shards"
-        )
-    categories = json.loads(manifest.read_text())["categories"]
-    categories = [{"id": category["id"], "name": category["name"]} for category in categories]
-    return Split(shards, source.weight, categories, folder / "annotations.json")
-
-
-def _fingerprint(source):
-    """Of a raw source: what it is, and when its annotations changed last."""
-    words = source.model_dump(exclude_none=True)
-    if source.annotations:
-        path = pathlib.Path(source.annotations)
-        if not path.is_file():
-            raise UserError(
-                f"data: no annotations {path} (looked beside the recipe and in {pathlib.Path.cwd()})"
-            )
-        words["changed"] = path.stat().st_mtime_ns
-    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _convert(source, folder):
-    from tfrecords import coco, shapes
-
-    if source.format == "shapes":
-        shapes.build(folder, count=source.count, seed=source.seed)
-    else:
-        coco.build(images=source.images, annotations=source.annotations, to=folder)
-
-
-def test_sides(recipe):
-    """(short side, long side) in px of pictures that are evaluated or predicted."""
+def test_sizes(recipe):
+    """How pictures are laid into their canvas at test time: arguments of `resize_to_canvas`."""
     data = recipe.data
-    return (data.test_short_side_px or max(data.short_side_px)), (data.test_long_side_px or data.long_side_px)
+    return {
+        "short_side_px": data.test_short_side_px or max(data.short_side_px),
+        "long_side_px": data.test_long_side_px or data.long_side_px,
+        "canvases": canvases(recipe),
+        "antialias": data.antialias,
+    }
 
 
 def canvases(recipe):
     """[[height, width], ...]: the recipe's, or one landscape and one portrait that hold every picture."""
-    if recipe.data.canvases:
-        return [list(canvas) for canvas in recipe.data.canvases]
-    short, long = test_sides(recipe)
-    short, long = max(short, *recipe.data.short_side_px), max(long, recipe.data.long_side_px)
+    data = recipe.data
+    if data.canvases:
+        return [list(canvas) for canvas in data.canvases]
+    short = max(*data.short_side_px, data.test_short_side_px or 0)
+    long = max(data.long_side_px, data.test_long_side_px or 0)
     short, long = (-(-side // 32) * 32 for side in (min(short, long), long))
     return [[short, long], [long, short]] if short != long else [[short, long]]
 

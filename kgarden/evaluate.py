@@ -14,8 +14,9 @@ from keras import ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kgarden.build import best_weights, load_run, prepare_data
 from kgarden.predict import compiled_inference, to_original
-from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
+from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
 
 # The order in which pycocotools gives its twelve numbers.
 METRICS = (
@@ -34,7 +35,7 @@ METRICS = (
 )
 
 
-def detect(model, batches, categories, limit=None, on_batch=None):
+def detect(model, batches, categories, on_batch=None):
     """Run an InferenceModel over all pictures.
 
     Args:
@@ -42,7 +43,6 @@ def detect(model, batches, categories, limit=None, on_batch=None):
         batches:    of (x, meta), as `build_datasets` yields them for validation; a negative image_id marks
                     padding.
         categories: [{"id", "name"}, ...] in label order.
-        limit:      stop after this many pictures.
         on_batch:   called with the number of pictures done so far.
     Returns:
         (results, image_ids): COCO results form, boxes xywh in px of the original picture and the data set's
@@ -64,9 +64,6 @@ def detect(model, batches, categories, limit=None, on_batch=None):
         image_ids += [int(one) for one in ids if one >= 0]
         if on_batch:
             on_batch(len(image_ids))
-        if limit and len(image_ids) >= limit:
-            kept = set(image_ids[:limit])
-            return [one for one in results if one["image_id"] in kept], image_ids[:limit]
     return results, image_ids
 
 
@@ -150,7 +147,7 @@ def _percent(value):
     return None if value < 0 else round(100 * float(value), 3)
 
 
-def evaluate(detector, recipe, batches, categories, annotations, limit=None, model=None, on_batch=None):
+def evaluate(detector, recipe, batches, categories, annotations, model=None, on_batch=None):
     """Detect and judge.
 
     Args:
@@ -158,14 +155,13 @@ def evaluate(detector, recipe, batches, categories, annotations, limit=None, mod
         batches:          of (x, meta), see `detect`.
         categories:       [{"id", "name"}, ...] in label order.
         annotations:      path of the ground truth in COCO form.
-        limit:            pictures at most; None: all.
         model:            of `compiled_inference(detector)`, to use one again.
     Returns:
         (evaluation, results): what `evaluation.json` and `detections.json` hold.
     """
     model = model or compiled_inference(detector)
     started = time.perf_counter()
-    results, image_ids = detect(model, batches, categories, limit, on_batch)
+    results, image_ids = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
     judged = coco_metrics(annotations, results, image_ids)
     evaluation = {
@@ -180,6 +176,28 @@ def evaluate(detector, recipe, batches, categories, annotations, limit=None, mod
         "backend": keras.backend.backend(),
     }
     return evaluation, results
+
+
+def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None):
+    """Measure a run's weights on all pictures of its validation data.
+
+    Args:
+        run:       directory.
+        data:      other shards than the recipe's `data.val`.
+        weights:   another file than the run's best weights.
+        overrides: other settings at inference, {"model.proposer.test": 128, ...}.
+    Returns:
+        (evaluation, results), see `evaluate`.
+    """
+    overrides = {**(overrides or {}), **({"data.val": data} if data else {})}
+    recipe, detector, categories = load_run(run, weights, overrides)
+    prepared = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
+    if prepared.categories != categories:
+        raise UserError(f"the classes of {recipe.data.val[0].glob or 'data.val'} are not those of {run}")
+    evaluation, results = evaluate(
+        detector, recipe, prepared.val_batches(), categories, prepared.annotations, on_batch=on_batch
+    )
+    return {**evaluation, "weights": pathlib.Path(weights or best_weights(run)).name}, results
 
 
 def first_pictures(detector_input, count):

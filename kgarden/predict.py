@@ -5,6 +5,8 @@ Predictor, `kgarden evaluate` and the exported graph share this one path: a pict
 leads back.
 """
 
+import collections
+import glob
 import pathlib
 
 import keras
@@ -12,7 +14,8 @@ import numpy as np
 from keras import ops
 from PIL import Image, ImageOps
 
-from kgarden.build import canvases, load_run, test_sides
+from kgarden.build import load_run, test_sizes
+from kgarden.draw import draw_detections
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -139,10 +142,7 @@ class Predictor:
     def _to_canvas(self, picture):
         from kgarden.data.pipeline import resize_to_canvas  # needs TensorFlow
 
-        short_side, long_side = test_sides(self.recipe)
-        canvas, size_hw = resize_to_canvas(
-            picture, short_side, long_side, canvases(self.recipe), self.recipe.data.antialias
-        )
+        canvas, size_hw = resize_to_canvas(picture, **test_sizes(self.recipe))
         return np.asarray(canvas), np.asarray(size_hw)
 
     def _answer(self, waiting):
@@ -154,3 +154,75 @@ class Predictor:
         detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
         for row, picture in enumerate(pictures):
             yield picture, {key: value[row] for key, value in detections.items()}
+
+
+def find_pictures(places):
+    """Files of pictures: a file stands for itself, a folder for those in it, a pattern for what fits."""
+    found = []
+    for place in map(str, places):
+        path = pathlib.Path(place)
+        if path.is_dir():
+            fitting = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        else:
+            fitting = (
+                [path] if path.is_file() else sorted(map(pathlib.Path, glob.glob(place, recursive=True)))
+            )
+        if not fitting:
+            raise UserError(f"{place}: no picture there")
+        found += [path for path in fitting if path.is_file()]
+    return list(dict.fromkeys(found))
+
+
+def draw_files(predictor, paths, to, min_score=0.3):
+    """Detect and draw; a picture that cannot be read is named and the rest goes on.
+
+    Args:
+        predictor: Predictor.
+        paths:     of picture files.
+        to:        folder for the drawn pictures.
+        min_score: of what is drawn.
+    Returns:
+        (found, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
+        "category_id", "name"}]}], and one line for each picture that could not be read.
+    """
+    to = pathlib.Path(to)
+    to.mkdir(parents=True, exist_ok=True)
+    faults, waiting, taken, found = [], collections.deque(), set(), []
+
+    def readable():
+        for path in paths:
+            try:
+                picture = read_picture(path)
+            except UserError as fault:
+                faults.append(str(fault))
+                continue
+            waiting.append(path)
+            yield picture
+
+    for picture, detections in predictor.stream(readable()):
+        path = waiting.popleft()
+        name = _free_name(path, taken)
+        draw_detections(picture, detections, predictor.names, min_score).save(to / name, quality=92)
+        height, width = picture.shape[:2]
+        rows = _as_rows(detections, predictor.categories)
+        found.append({"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows})
+    return found, faults
+
+
+def _free_name(path, taken):
+    """A file name for the drawn picture that no other picture of this call has."""
+    suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
+    names = [f"{path.stem}{suffix}", *(f"{path.stem}_{n}{suffix}" for n in range(2, len(taken) + 3))]
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
+
+
+def _as_rows(detections, categories):
+    rows = []
+    for row in np.flatnonzero(detections["valid"]):
+        category = categories[int(detections["labels"][row])]
+        box = [round(float(side), 3) for side in detections[BOXES][row]]
+        score = float(detections["scores"][row])
+        rows.append({"box": box, "score": score, "category_id": category["id"], "name": category["name"]})
+    return rows

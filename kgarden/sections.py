@@ -58,16 +58,20 @@ class Source(Section):
     """Where pictures come from: shards (`glob`), or raw files to be converted once (`format`)."""
 
     glob: str | None = None
-    weight: PositiveFloat = 1.0  # how often a picture is drawn, relative to the other sources
+    weight: PositiveFloat | None = None  # how often it is drawn from; None: by its number of pictures
     format: Literal["coco", "shapes"] | None = None
     images: str | None = None  # coco: folder of pictures
     annotations: str | None = None  # coco: json file
     count: PositiveInt | None = None  # shapes: how many pictures
     seed: NonNegativeInt | None = None  # shapes: another seed, other pictures
+    size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px of the pictures
 
     @model_validator(mode="after")
     def _whole(self):
-        given = {key for key in self.model_fields_set if getattr(self, key) is not None} - {"weight"}
+        given = {key for key in self.model_fields_set if getattr(self, key) is not None} - {
+            "weight",
+            "size_hw",
+        }
         wanted = {
             None: {"glob"},
             "coco": {"format", "images", "annotations"},
@@ -102,7 +106,7 @@ class Data(Section):
     flips: Annotated[tuple[Literal["horizontal", "vertical"], ...], AsTuple] = ("horizontal",)
     antialias: bool = True
     scaled_decode: bool = False  # let the JPEG decoder halve pictures that are halved anyway
-    cache: bool = False  # keep decoded pictures in memory
+    cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized pictures, in memory
     keep_empty: bool = False  # train on pictures without objects too
 
 

@@ -24,7 +24,7 @@ from kgarden.checkpoint import Averages, has_checkpoint, load_checkpoint, save_c
 from kgarden.draw import draw_detections
 from kgarden.evaluate import evaluate, first_pictures, write_json
 from kgarden.predict import compiled_inference
-from kgarden.progress import MetricsFile, Reporter, shown
+from kgarden.progress import MetricsFile, Reporter, progress_of, shown
 from kgarden.recipe import load_recipe, stage_recipes
 from kgarden.schema import BOXES, SIZE_HW, UserError
 
@@ -107,7 +107,8 @@ def _train_stage(recipe, run, before, reporter):
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "recipe.yaml").exists():
         (run / "recipe.yaml").write_text(recipe.to_yaml())
-    data = build.prepare_data(recipe, cache=run / "data", report=reporter.line)
+    with progress_of("pictures converted", reporter.console) as progress:
+        data = build.prepare_data(recipe, cache=run / "data", progress=progress)
     keras.utils.set_random_seed(recipe.seed)
     detector = build.build_model(recipe, num_classes=len(data.categories))
     if before is not None and recipe.init is None:
@@ -282,10 +283,9 @@ class Session(keras.callbacks.Callback):
         return evaluate(
             self.detector,
             self.recipe,
-            self.data.val_batches(),
+            self.data.val_batches(limit),
             self.data.categories,
             self.data.annotations,
-            limit=limit,
             model=self.inference,
         )
 
@@ -390,7 +390,7 @@ def draw_examples(inference, data, count, folder):
     """Detections painted on the first pictures of the validation data, one PNG each."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [category["name"] for category in data.categories]
-    for image_id, x in first_pictures(data.val_batches(), count):
+    for image_id, x in first_pictures(data.val_batches(limit=count), count):
         found = inference.predict_on_batch({key: value[None] for key, value in x.items()})
         found = {key: ops.convert_to_numpy(value)[0] for key, value in found.items()}
         height, width = (int(side) for side in x[SIZE_HW])

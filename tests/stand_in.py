@@ -156,14 +156,14 @@ class StandInData:
 
         return tf.data.Dataset.counter(start_step).map(batch)
 
-    def val_batches(self):
+    def val_batches(self, limit=None):
         """Batches of 4, 4 and 2."""
         x = {"images": self.images, "size_hw": np.tile(np.int32([[64, 96]]), (10, 1))}
         meta = {
             "image_id": np.arange(100, 110, dtype=np.int64),
             "original_hw": np.tile(np.int32([[64, 96]]), (10, 1)) * int(self.scale),
         }
-        return tf.data.Dataset.from_tensor_slices((x, meta)).batch(4)
+        return tf.data.Dataset.from_tensor_slices((x, meta)).take(limit or 10).batch(4)
 
 
 RECIPE = """\

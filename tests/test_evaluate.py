@@ -87,13 +87,17 @@ def test_no_detections_is_an_answer(truth):
     assert coco_metrics(nothing, [], [100])["metrics"]["ap"] is None
 
 
-def test_limit_and_padding(truth):
-    """A negative image id is padding; a limit leaves later pictures out of detection and judgement."""
+def test_only_the_pictures_seen_are_judged(truth):
     boxes, labels, annotations = truth
-    results, image_ids = detect(Scripted(boxes, labels), batches(10, 4, 3), CATEGORIES, limit=6)
+    results, image_ids = detect(Scripted(boxes, labels), batches(6, 4, 3), CATEGORIES)
     assert image_ids == list(range(100, 106)) == [one["image_id"] for one in results]
     assert coco_metrics(annotations, results, image_ids)["metrics"]["ap"] == 100.0
     assert coco_metrics(annotations, results)["metrics"]["ap"] < 100.0
+
+
+def test_padding_is_no_picture(truth):
+    """A negative image id marks what fills up a batch."""
+    boxes, labels, _ = truth
 
     def padded():
         for x, meta in batches(10, 5, 3):

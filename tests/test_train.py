@@ -39,7 +39,7 @@ class Lines(Reporter):
 def recipe_of(tmp_path, monkeypatch):
     """recipe_of(**overrides) -> Recipe whose model and data are stand-ins."""
 
-    def prepare_data(recipe, cache=None, report=None):
+    def prepare_data(recipe, cache=None, progress=None):
         return StandInData(tmp_path)
 
     def build_detector(settings, num_classes, seed=0):

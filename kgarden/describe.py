@@ -1,0 +1,119 @@
+"""What a detector is made of: for each part its file, output shapes, parameters and multiplications."""
+
+import collections
+import contextlib
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+
+from kgarden.schema import IMAGES, SIZE_HW
+
+HOME = pathlib.Path(__file__).parent.parent
+
+
+def describe(detector, canvas):
+    """The parts of a detector, measured by detecting on one blank picture.
+
+    Args:
+        detector: with all its variables.
+        canvas:   (height, width) px.
+    Returns:
+        [{"part", "class", "file", "output", "parameters", "trained", "gmacs"}, ...], the whole last;
+        `gmacs`: 1e9 multiplications of convolutions and dense layers for one picture.
+    """
+    parts = detector.parts()
+    outputs, macs = {}, collections.Counter()
+    with contextlib.ExitStack() as watched:
+        for name, part in parts.items():
+            watched.enter_context(
+                _watching(part, lambda result, args, name=name: outputs.update({name: result}))
+            )
+            for layer in _kernels(part):
+                watched.enter_context(_watching(layer, _counter(macs, name, layer)))
+        x = {IMAGES: np.zeros((1, *canvas, 3), "uint8"), SIZE_HW: np.array([canvas], "int32")}
+        detector.inference_model()(x)
+    rows = []
+    for name, part in parts.items():
+        rows.append(
+            {
+                "part": name,
+                "class": type(part).__name__,
+                "file": file_of(part),
+                "output": shapes_of(outputs.get(name)),
+                **_sizes(part),
+                "gmacs": round(macs[name] / 1e9, 3),
+            }
+        )
+    total = round(sum(macs.values()) / 1e9, 3)
+    whole = {"part": "whole", "class": type(detector).__name__, "file": file_of(detector), "output": ""}
+    return [*rows, {**whole, **_sizes(detector), "gmacs": total}]
+
+
+def _sizes(layer):
+    def count(variables):
+        return sum(int(np.prod(variable.shape)) for variable in variables)
+
+    frozen_norms = {"moving_mean", "moving_variance", "step"}
+    weights = [variable for variable in layer.weights if variable.name not in frozen_norms]
+    return {"parameters": count(weights), "trained": count(layer.trainable_weights)}
+
+
+def _kernels(part):
+    """Every layer below a part, itself included, that multiplies by a kernel."""
+    return [
+        layer
+        for layer in part._flatten_layers()
+        if isinstance(getattr(layer, "kernel", None), keras.Variable)
+    ]
+
+
+def _counter(macs, name, layer):
+    def count(result, args):
+        # each output of a convolution or dense layer is a sum over a kernel without its last axis
+        kernel = int(np.prod(layer.kernel.shape))
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            positions = int(np.prod(args[0].shape[:-1]))
+        else:
+            positions = int(np.prod(result.shape[:-1]))
+        macs[name] += positions * kernel
+
+    return count
+
+
+@contextlib.contextmanager
+def _watching(layer, seen):
+    """Calls of a layer are told to `seen(result, args)`."""
+    call = layer.call
+
+    def told(*args, **kwargs):
+        result = call(*args, **kwargs)
+        seen(result, args)
+        return result
+
+    # Keras reads the signature of `call` once, when the layer is made: any callable will do now
+    object.__setattr__(layer, "call", told)
+    try:
+        yield
+    finally:
+        object.__delattr__(layer, "call")
+
+
+def shapes_of(result):
+    """Shapes without the batch, finest level first: "100x168x256 50x84x256"; names before those of a dict."""
+    if result is None:
+        return ""
+    if isinstance(result, dict):
+        return "  ".join(f"{key} {shapes_of(value)}" for key, value in result.items())
+    if isinstance(result, list | tuple):
+        return " ".join(filter(None, map(shapes_of, result)))
+    return "x".join(str(side) for side in result.shape[1:]) or "1"
+
+
+def file_of(part):
+    """Where a part is written, relative to the repository or to site-packages."""
+    path = pathlib.Path(inspect.getfile(type(part)))
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(HOME))
+    return path.name
