@@ -119,7 +119,8 @@ class Detector(keras.Model):
         Raises:
             UserError: a pattern that fits nothing.
         """
-        paths = {layer.path.split("/", 1)[-1]: layer for layer in self._flatten_layers(include_self=False)}
+        layers = self._flatten_layers(include_self=False)
+        paths = {(layer.path or layer.name).split("/", 1)[-1]: layer for layer in layers}
         for pattern in patterns:
             found = [layer for path, layer in paths.items() if re.search(pattern, path)]
             if not found:

@@ -1,0 +1,208 @@
+"""What every detector must do on either backend: build whole, train every part, answer in px of the canvas."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kgarden.models import MODELS, build_detector
+from kgarden.models.faster_rcnn import fuse_scores
+from kgarden.schema import UserError
+
+TINY = {
+    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "neck": {"channels": 32},
+}
+PROPOSER = {"num_convs": 1, "train": 50, "test": 20, "train_per_level": 60}
+VARIANTS = {
+    "centernet": {"name": "centernet", **TINY, "dense_head": {"num_convs": 1}},
+    "centernet2": {"name": "centernet2", **TINY, "proposer": PROPOSER, "roi_head": {"width": 16, "num_samples": 32}},
+    "centernet2_faster": {
+        "name": "centernet2",
+        **TINY,
+        "proposer": PROPOSER,
+        "roi_head": {"name": "faster", "width": 16, "num_samples": 32},
+    },
+}
+CLASSES = 3
+
+
+def batch(seed=0, images=2, objects=3, height=64, width=96):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.5, (images, 6, 2)) * [width, height]
+    boxes = np.concatenate([corner, corner + rng.uniform(12, 40, (images, 6, 2))], axis=-1)
+    labels = np.where(np.arange(6) < objects, rng.integers(0, CLASSES, (images, 6)), -1)
+    x = {
+        "images": rng.integers(0, 256, (images, height, width, 3), dtype="uint8"),
+        "size_hw": np.tile(np.int32([height - 8, width - 4]), (images, 1)),
+    }
+    y = {
+        "boxes": np.minimum(boxes, [width - 4, height - 8] * 2).astype("float32"),
+        "labels": labels.astype("int32"),
+        "crowd": np.zeros((images, 6), bool),
+        "image_id": np.arange(images, dtype="int32"),
+    }
+    return x, y
+
+
+def compiled(name, **changes):
+    keras.utils.set_random_seed(0)
+    detector = build_detector({**VARIANTS[name], **changes}, CLASSES)
+    detector.compile(optimizer=keras.optimizers.SGD(0.01), jit_compile=keras.backend.backend() == "jax")
+    return detector
+
+
+def values(variables):
+    return [ops.convert_to_numpy(variable).copy() for variable in variables]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_changes_every_trainable_weight_and_makes_no_new_one(name):
+    detector = compiled(name)
+    x, y = batch()
+    before, paths = values(detector.trainable_variables), [v.path for v in detector.variables]
+    logs = detector.train_on_batch(x, y, return_dict=True)
+    assert [v.path for v in detector.variables] == paths
+    assert set(detector.loss_names) <= logs.keys() and all(np.isfinite(value) for value in logs.values())
+    after = values(detector.trainable_variables)
+    same = [
+        variable.path
+        for variable, old, new in zip(detector.trainable_variables, before, after, strict=True)
+        if np.array_equal(old, new)
+    ]
+    # Levels on which no object of this batch lives get no gradient into their own scale or extra convs.
+    # A bias right before a group norm with one channel in a group has none either.
+    assert all("tower" in path or "/p6/" in path or "/p7/" in path for path in same), same
+    assert int(detector.step) == 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_frozen_parts_keep_their_values(name):
+    detector = compiled(name)
+    detector.freeze(["backbone/stem", "backbone/res2"])
+    detector.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=keras.backend.backend() == "jax")
+    frozen = [v for v in detector.variables if "/stem/" in v.path or "/res2_" in v.path]
+    before = values(frozen)
+    detector.train_on_batch(*batch())
+    assert len(frozen) > 10
+    for variable, old, new in zip(frozen, before, values(frozen), strict=True):
+        np.testing.assert_array_equal(old, new, err_msg=variable.path)
+
+
+def test_a_pattern_that_fits_nothing_is_refused():
+    with pytest.raises(UserError, match="resnet9000"):
+        compiled("centernet").freeze(["resnet9000"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_loss_falls_on_one_batch(name):
+    detector = compiled(name)
+    detector.compile(optimizer=keras.optimizers.Adam(2e-3), jit_compile=keras.backend.backend() == "jax")
+    x, y = batch()
+    losses = [float(detector.train_on_batch(x, y)[0]) for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_images_without_objects_train(name):
+    x, y = batch(objects=0)
+    logs = compiled(name).train_on_batch(x, y, return_dict=True)
+    assert all(np.isfinite(value) for value in logs.values())
+    assert all(logs[term] == 0 for term in logs if term.endswith("/box") or term.endswith("positive"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_detections_are_padded_sorted_and_inside_the_picture(name):
+    selection = {"score_threshold": 0.0, "total": 30}
+    detector = compiled(name, selection=selection)
+    x, _ = batch()
+    found = {key: ops.convert_to_numpy(value) for key, value in detector.inference_model()(x).items()}
+    assert found["boxes"].shape == (2, 30, 4) and found["labels"].dtype == np.int32
+    assert found["valid"].any()
+    for image, (height, width) in enumerate(x["size_hw"]):
+        valid = found["valid"][image]
+        boxes, scores = found["boxes"][image][valid], found["scores"][image][valid]
+        assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+        assert (np.diff(scores) <= 0).all() and (found["labels"][image][valid] >= 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_image_is_answered_alike_alone_and_in_a_batch(name):
+    detector = compiled(name, selection={"score_threshold": 0.0, "total": 10})
+    x, _ = batch()
+    both = detector.inference_model()(x)
+    for image in range(2):
+        alone = detector.inference_model()({key: value[image : image + 1] for key, value in x.items()})
+        np.testing.assert_allclose(alone["scores"][0], both["scores"][image], atol=1e-5)
+        np.testing.assert_allclose(alone["boxes"][0], both["boxes"][image], atol=1e-2)
+
+
+def test_pixels_outside_the_picture_do_not_matter():
+    detector = compiled("centernet2")
+    x, _ = batch()
+    other = {key: value.copy() for key, value in x.items()}
+    other["images"][:, 56:] = 255
+    other["images"][:, :, 92:] = 255
+    one, two = detector.inference_model()(x), detector.inference_model()(other)
+    np.testing.assert_array_equal(one["scores"], two["scores"])
+
+
+def test_boxes_stay_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        detector = compiled("centernet2")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, y = batch()
+    raw = detector(x)
+    assert keras.backend.standardize_dtype(raw["pyramid"][0].dtype) == "bfloat16"
+    proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
+    refined = detector.roi_head(raw["pyramid"], proposals, x["size_hw"])
+    for tensor in (proposals["boxes"], proposals["scores"], refined["stages"][2]["boxes"],
+                   refined["stages"][2]["logits"], detector.inference_model()(x)["boxes"]):
+        assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
+    for term in detector.loss_terms(x, y, raw, True).values():
+        assert keras.backend.standardize_dtype(term.dtype) == "float32" and np.isfinite(float(term))
+
+
+def test_the_scores_of_both_stages_are_fused_as_asked():
+    probability = np.float32([[[0.81, 0.09]]])
+    proposals = {"scores": np.float32([[0.6]]), "probability": np.float32([[0.36]])}
+
+    def fused(how, given=proposals):
+        return ops.convert_to_numpy(fuse_scores(ops.convert_to_tensor(probability), given, how))[0, 0]
+
+    np.testing.assert_allclose(fused("off"), [0.81, 0.09])
+    np.testing.assert_allclose(fused("product"), [0.81 * 0.36, 0.09 * 0.36], rtol=1e-6)
+    np.testing.assert_allclose(fused("released"), np.sqrt([0.81 * 0.6, 0.09 * 0.6]), rtol=1e-6)
+    with pytest.raises(UserError, match="no probability"):
+        fused("product", {"scores": proposals["scores"]})
+
+
+def test_mistakes_in_settings_are_named():
+    with pytest.raises(UserError, match="did you mean 'centernet'"):
+        build_detector({"name": "centernet3"}, 3)
+    with pytest.raises(UserError, match=r"model\.roi_head\.iouss.*'ious'"):
+        build_detector({"name": "centernet2", "roi_head": {"iouss": [0.5]}}, 3)
+    with pytest.raises(UserError, match=r"model\.proposer\.trian"):
+        build_detector({"name": "centernet2", "proposer": {"trian": 5}}, 3)
+    with pytest.raises(UserError, match="divisible by 32"):
+        x, _ = batch(height=60)
+        compiled("centernet")(x)
+
+
+def test_parameters_are_those_of_the_release():
+    # 32.24 M and 71.65 M, counted on the release's models; the statistics of frozen batch norms are
+    # buffers there, and so are their scales and shifts.
+    def millions(settings):
+        detector = build_detector({**settings, "backbone": {"name": "resnet50", "norm": "frozen_bn"}}, 80)
+        counted = [v for v in detector.variables if "backbone" not in v.path or "/norm/" not in v.path]
+        return sum(int(np.prod(v.shape)) for v in counted if not v.path.endswith("/step")) / 1e6
+
+    assert round(millions({"name": "centernet"}), 2) == 32.24
+    assert round(millions({"name": "centernet2"}), 2) == 71.65
+    assert round(millions({"name": "centernet2", "roi_head": {"name": "faster"}}), 2) == 43.68
+
+
+def test_every_model_has_a_variant_here():
+    assert {settings["name"] for settings in VARIANTS.values()} == set(MODELS)
