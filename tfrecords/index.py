@@ -11,8 +11,8 @@ import pathlib
 
 import numpy as np
 
-from tfrecords.schema import DataError, parse
 from tfrecords.pictures import decode
+from tfrecords.schema import DataError, parse
 
 COLUMNS = {"shard": "int32", "offset": "int64", "image_id": "int64", "height": "int32", "width": "int32",
            "objects": "int32"}

@@ -44,7 +44,8 @@ def read(path, expected_hw=None):
             if expected_hw is not None and (height, width) != tuple(expected_hw):
                 raise DataError(f"the picture is {width}x{height}, its annotations say "
                                 f"{expected_hw[1]}x{expected_hw[0]}")
-            if not turned and picture.mode in KEPT.get(picture.format, ()) and _decodes(stored, height, width):
+            known = picture.mode in KEPT.get(picture.format, ())
+            if known and not turned and _decodes(stored, height, width):
                 return Picture(stored, picture.format.lower(), height, width)
             was_jpeg = picture.format == "JPEG"
             pixels = _to_rgb(ImageOps.exif_transpose(picture) if turned else picture)

@@ -60,8 +60,8 @@ def serialize(*, encoded, image_format, image_id, file_name, height, width,
 
     example = tf.train.Example()
     for key, values in lists.items():
-        of_bytes = "encoded" in key or (values and isinstance(values[0], bytes))
-        kind = example.features.feature[key].bytes_list if of_bytes else example.features.feature[key].int64_list
+        feature = example.features.feature[key]
+        kind = feature.bytes_list if any(isinstance(v, bytes) for v in values) else feature.int64_list
         kind.value.extend(values)
     for key, values in floats.items():
         example.features.feature[key].float_list.value.extend(values)
@@ -127,7 +127,8 @@ def _image_id(source_id, encoded):
     import tensorflow as tf
 
     decimal = tf.strings.regex_full_match(source_id, "[0-9]{1,18}")
-    known = tf.where(tf.equal(source_id, ""), encoded, source_id)
-    return tf.cond(decimal,
-                   lambda: tf.strings.to_number(source_id, tf.int64),
-                   lambda: tf.strings.to_hash_bucket_fast(known, 2**31))
+
+    def hashed():
+        return tf.strings.to_hash_bucket_fast(tf.where(tf.equal(source_id, ""), encoded, source_id), 2**31)
+
+    return tf.cond(decimal, lambda: tf.strings.to_number(source_id, tf.int64), hashed)

@@ -69,7 +69,7 @@ class Report:
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)   # reason -> boxes
     faulty_pictures: int = 0
     faults: list = dataclasses.field(default_factory=list)
-    shards: list = dataclasses.field(default_factory=list)      # [{"file", "records", "bytes", "sha256"}, ...]
+    shards: list = dataclasses.field(default_factory=list)      # [{"file", "records", "bytes", "sha256"}]
     seconds: float = 0.0
 
 

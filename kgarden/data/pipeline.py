@@ -19,9 +19,9 @@ from kgarden.data.canvas import (
     default_canvases,
     fitted_hw,
     pad_to_canvas,
-    resize,
     resize_to_canvas,
 )
+from kgarden.data.loader import Loader
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
 from kgarden.schema import (
     BOXES,
@@ -34,14 +34,12 @@ from kgarden.schema import (
     SIZE_HW,
     UserError,
 )
-from tfrecords.pictures import decode
-from tfrecords.schema import DataError, parse
+from tfrecords.schema import DataError
 
 __all__ = ["Dataset", "boxes_to_original", "canvas_of", "dataset_of", "default_canvases", "fitted_hw",
            "open_dataset", "resize_to_canvas", "train_batches", "val_batches"]
 
 CHUNK = 1024            # pictures whose order is handed to TensorFlow at once
-READERS = 4             # records that are read at the same time
 CACHES = ("none", "encoded", "decoded")
 
 
@@ -73,17 +71,17 @@ def train_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases
     short_sides = tuple(np.atleast_1d(short_side_px).tolist())
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)
-    load = _Loader(data, canvases, canvas, short_sides, long_side_px, antialias, scaled_decode, cache, keep_crowd)
-    change = transforms.chain([transforms.FLIPS[name]() for name in flips])
+    load = Loader(data, np.array(canvases)[canvas], short_sides, long_side_px, antialias, scaled_decode,
+                  cache, keep_crowd)
+    static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
+    change = transforms.chain([transforms.resize(antialias), *(transforms.FLIPS[name]() for name in flips)])
 
     def prepare(position, row, serialized):
         key = tf.stack([tf.constant(seed, tf.int64), position])
-        sides_seed, change_seed = tf.unstack(tf.random.split(key))
-        example = change(load(row, serialized, sides_seed), change_seed)
-        x = _input_of(example)
-        truth = _pad({key: example[key] for key in ("boxes", "labels", "crowd")}, max_objects)
-        return x, {BOXES: truth["boxes"], LABELS: truth["labels"], CROWD: truth["crowd"],
-                   IMAGE_ID: example["image_id"]}
+        side_seed, change_seed = tf.unstack(tf.random.split(key))
+        example = change(load(row, serialized, side_seed), change_seed)
+        truth = _pad({key: example[key] for key in (BOXES, LABELS, CROWD)}, max_objects)
+        return _input_of(example, static_hw), {**truth, IMAGE_ID: example["image_id"]}
 
     def order():
         rows = samplers.endless_rows(sizes, weights, seed)
@@ -115,145 +113,53 @@ def val_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases=N
     index = data.index.take(slice(limit))
     data = Dataset(index, data.categories, data.annotations)
     canvases, canvas = _canvases(index, canvases, short_side_px, long_side_px)
-    load = _Loader(data, canvases, canvas, (short_side_px,), long_side_px, antialias, scaled_decode)
+    load = Loader(data, np.array(canvases)[canvas], (short_side_px,), long_side_px, antialias, scaled_decode)
+    static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
     steps = samplers.in_order(canvas, batch_size).reshape(-1, 3)
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
 
     def prepare(is_real, row, serialized):
-        example = load(row, serialized, None)
+        example = transforms.resize(antialias)(load(row, serialized, None), None)
         image_id = tf.where(is_real > 0, example["image_id"], -1)
-        return _input_of(example), {IMAGE_ID: image_id, ORIGINAL_HW: example["original_hw"]}
+        return _input_of(example, static_hw), {IMAGE_ID: image_id, ORIGINAL_HW: example["original_hw"]}
 
     rows = tf.data.Dataset.from_tensor_slices(np.stack([real.astype("int64"), steps[last_real, 1]], axis=-1))
     batches = _batches(rows, load, prepare, batch_size, parallel)
     return batches.apply(tf.data.experimental.assert_cardinality(len(steps) // batch_size))
 
 
-class _Loader:
-    """Row and record -> example, laid out for its canvas: everything before the flips."""
-
-    def __init__(self, data, canvases, canvas, short_sides, long_side_px, antialias, scaled_decode,
-                 cache="none", keep_crowd=True):
-        index = data.index
-        self.index = index
-        self.short_sides, self.long_side_px = short_sides, long_side_px
-        self.antialias, self.scaled_decode, self.keep_crowd = antialias, scaled_decode, keep_crowd
-        self.static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
-        self.canvas_hw = tf.constant(np.asarray(canvases, "int32")[canvas])                 # (N, 2)
-        self.original_hw = tf.constant(np.stack([index.height, index.width], axis=-1))      # (N, 2)
-        ids = np.array([category["id"] for category in data.categories], "int64")
-        self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
-        self.records = self.pixels = None
-        if cache != "none":
-            self.records = tf.constant([r.numpy() for r in _read(_all_rows(index), index)])
-        if cache == "decoded":
-            self._keep_pixels()
-
-    def __call__(self, row, serialized, seed):
-        record = parse(serialized)
-        target_hw = self.target_hw(row, seed)
-        image = self._image(row, record["encoded"], target_hw)
-        labels = self._labels_of(record["category_ids"])
-        keep = labels >= 0
-        if not self.keep_crowd:
-            keep &= ~record["crowd"]
-        side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
-        example = {"image": image, "boxes": tf.clip_by_value(record["boxes"][keep], 0.0, 1.0) * side,
-                   "labels": labels[keep], "crowd": record["crowd"][keep], "image_id": record["image_id"],
-                   "original_hw": self.original_hw[row], "canvas_hw": self.canvas_hw[row]}
-        example = transforms.resize(target_hw, self.antialias)(example, seed)
-        return {**example, "static_hw": self.static_hw}
-
-    def target_hw(self, row, seed):
-        """(2,) int32 size that the picture gets."""
-        short_side = self.short_sides[0]
-        if len(self.short_sides) > 1:
-            choice = tf.random.stateless_uniform([], seed, maxval=len(self.short_sides), dtype=tf.int32)
-            short_side = tf.gather(self.short_sides, choice)
-        return fitted_hw(self.original_hw[row], short_side, self.long_side_px, self.canvas_hw[row])
-
-    def _image(self, row, encoded, target_hw):
-        if self.pixels is not None:
-            flat = tf.io.decode_raw(self.pixels[row], tf.uint8)
-            return tf.reshape(flat, tf.concat([self.pixels_hw[row], [3]], axis=0))
-        if not self.scaled_decode:
-            return decode(encoded)
-        times = tf.reduce_min(self.original_hw[row] // target_hw)       # how often the target fits
-        halvings = tf.cast(times >= 2, tf.int32) + tf.cast(times >= 4, tf.int32) + tf.cast(times >= 8, tf.int32)
-        return tf.switch_case(halvings, [lambda r=r: decode(encoded, r) for r in (1, 2, 4, 8)])
-
-    def _labels_of(self, category_ids):
-        """(N,) int32; -1 for a category that the manifest does not list."""
-        place = tf.minimum(tf.searchsorted(self.ids, category_ids), len(self.ids) - 1)
-        return tf.where(tf.gather(self.ids, place) == category_ids, tf.gather(self.labels, place), PAD_LABEL)
-
-    def _keep_pixels(self):
-        def picture(row):
-            target_hw = self.target_hw(row, [0, 0])
-            image = self._image(row, parse(self.records[row])["encoded"], target_hw)
-            if len(self.short_sides) > 1:
-                return image
-            return resize(image, target_hw, self.antialias)
-
-        rows = tf.data.Dataset.range(len(self.index))
-        images = list(rows.map(picture, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())
-        pixels_hw = np.array([image.shape[:2] for image in images], "int32")
-        self.pixels, self.pixels_hw = tf.constant([image.tobytes() for image in images]), tf.constant(pixels_hw)
-
-
 def _batches(rows, load, prepare, batch_size, parallel):
     """rows: dataset of (2,) int64, a number and a row -> batches of what `prepare` makes of them."""
-    if load.records is not None:
-        examples = rows.map(lambda pair: prepare(pair[0], pair[1], load.records[pair[1]]), parallel,
-                            deterministic=True)
-    else:
-        records = _read(rows.map(lambda pair: pair[1]), load.index)
-        examples = tf.data.Dataset.zip(rows, records).map(
-            lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True)
+    records = load.records_of(rows.map(lambda pair: pair[1]))
+    examples = tf.data.Dataset.zip(rows, records).map(
+        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _read(rows, index):
-    """Dataset of rows -> dataset of their serialised records, in the same order."""
-    files, shard, offset = tf.constant(index.files), tf.constant(index.shard), tf.constant(index.offset)
-
-    def record(row):
-        # TFRecordDataset can begin at any byte, only its Python class does not say so.
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=files[shard[row]][None], compression_type="", buffer_size=0, byte_offsets=offset[row][None])
-        return tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string)).take(1)
-
-    return rows.interleave(record, READERS, num_parallel_calls=READERS, deterministic=True)
-
-
-def _all_rows(index):
-    return tf.data.Dataset.range(len(index))
-
-
-def _input_of(example):
+def _input_of(example, static_hw):
     """The part of a batch that goes into the network, for one picture."""
     image = example["image"]
-    canvas = tf.ensure_shape(pad_to_canvas(image, example["canvas_hw"]), (*example["static_hw"], 3))
+    canvas = tf.ensure_shape(pad_to_canvas(image, example["canvas_hw"]), (*static_hw, 3))
     return {IMAGES: canvas, SIZE_HW: tf.shape(image)[:2]}
 
 
 def _pad(truth, max_objects):
     """Boxes, labels and crowd marks in exactly M rows; of more than M objects the largest, in their order."""
     def largest():
-        boxes = truth["boxes"]
+        boxes = truth[BOXES]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        rows = tf.sort(tf.math.top_k(area, max_objects).indices)
+        rows = tf.sort(tf.math.top_k(area, tf.minimum(count, max_objects)).indices)
         return {key: tf.gather(value, rows) for key, value in truth.items()}
 
-    count = tf.shape(truth["labels"])[0]
+    count = tf.shape(truth[LABELS])[0]
     truth = tf.cond(count > max_objects, largest, lambda: dict(truth))
     missing = max_objects - tf.minimum(count, max_objects)
-    fill = {"boxes": 0.0, "labels": PAD_LABEL, "crowd": False}
-    padded = {key: tf.pad(value, [[0, missing]] + [[0, 0]] * (len(value.shape) - 1), constant_values=fill[key])
-              for key, value in truth.items()}
+    padded = {BOXES: tf.pad(truth[BOXES], [[0, missing], [0, 0]]),
+              LABELS: tf.pad(truth[LABELS], [[0, missing]], constant_values=PAD_LABEL),
+              CROWD: tf.pad(truth[CROWD], [[0, missing]])}
     return {key: tf.ensure_shape(value, (max_objects, *value.shape[1:])) for key, value in padded.items()}
 
 

@@ -23,13 +23,13 @@ def chain(transforms):
     return apply
 
 
-def resize(size_hw, antialias=True):
-    """To a given size, (2,) int32."""
+def resize(antialias=True):
+    """To the size in example["target_hw"], (2,) int32."""
     def apply(example, seed):
-        image = example["image"]
-        before, after = tf.shape(image)[:2], tf.cast(size_hw, tf.int32)
+        before, after = tf.shape(example["image"])[:2], example["target_hw"]
         scale = tf.gather(tf.cast(after, tf.float32) / tf.cast(before, tf.float32), [1, 0, 1, 0])
-        return {**example, "image": canvas.resize(image, after, antialias), "boxes": example["boxes"] * scale}
+        return {**example, "image": canvas.resize(example["image"], after, antialias),
+                "boxes": example["boxes"] * scale}
 
     return apply
 
