@@ -202,13 +202,21 @@ def export(
 @app.command()
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
-    what: Annotated[str, typer.Option(help="train, infer, data or eval")] = "infer",
+    what: Annotated[str, typer.Option(help="of train, infer, data, eval; commas between")] = "train,infer",
+    set_: SetOption = None,
+    row: RowOption = None,
     json_: JsonOption = None,
 ):
     """Times and peak memory on this machine."""
     from kgarden.bench import bench as measure
+    from kgarden.build import prepare_data
+    from kgarden.evaluate import write_json
 
-    measure(recipe, what=what, json_path=json_)
+    chosen, kinds = load_recipe(recipe, _settings(set_), row), [kind.strip() for kind in what.split(",")]
+    data = prepare_data(chosen) if {"data", "eval"} & set(kinds) else None
+    found = measure(chosen, kinds, data=data, report=print)
+    if json_ is not None:
+        write_json(json_, found)
 
 
 build_app = typer.Typer(help="Raw data -> TFRecord shards with manifest.", no_args_is_help=True)
@@ -290,16 +298,22 @@ def _settings(assignments):
     return settings
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from")] = False,
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
-):
-    if version:
+def _version(wanted):
+    if wanted:
         from kgarden import __version__
 
         print(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+):
+    pass
 
 
 def main(arguments=None):
@@ -329,9 +343,8 @@ def _exit_code(error):
 
 
 def _is_usage(error):
-    import click
-
-    return isinstance(error, click.ClickException | click.Abort)
+    # the base of typer's usage errors has no public name in every version, its method has
+    return hasattr(error, "format_message") or isinstance(error, typer.Abort)
 
 
 def _complain(error):

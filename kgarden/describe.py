@@ -85,7 +85,7 @@ def _counter(macs, name, layer):
 @contextlib.contextmanager
 def _watching(layer, seen):
     """Calls of a layer are told to `seen(result, args)`."""
-    call = layer.call
+    call, own = layer.call, vars(layer).get("call")
 
     def told(*args, **kwargs):
         result = call(*args, **kwargs)
@@ -97,7 +97,10 @@ def _watching(layer, seen):
     try:
         yield
     finally:
-        object.__delattr__(layer, "call")
+        if own is None:
+            object.__delattr__(layer, "call")
+        else:
+            object.__setattr__(layer, "call", own)
 
 
 def shapes_of(result):
