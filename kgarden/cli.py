@@ -4,6 +4,7 @@
 Heavy imports stand inside the commands, so that `kgarden --help` answers at once.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -100,6 +101,7 @@ def describe(
     classes: Annotated[int | None, typer.Option(help="number of classes, where there is no data yet")] = None,
 ):
     """The assembled parts: file, output shapes, parameters, multiplications."""
+    _start_tensorflow()
     from rich.console import Console
     from rich.table import Table
 
@@ -136,6 +138,7 @@ def train(
             f"row {row} scores {chosen.rows[row].evaluates} again: train that row, then evaluate its run "
             f"with --set"
         )
+    _start_tensorflow()
     from kgarden.train import train as fit
 
     run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
@@ -153,6 +156,7 @@ def evaluate(
     json_: JsonOption = None,
 ):
     """COCO numbers of a run's best weights."""
+    _start_tensorflow()
     from kgarden.evaluate import evaluate_run, write_json
     from kgarden.progress import Reporter
 
@@ -174,6 +178,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
 ):
     """Draw a run's detections on pictures."""
+    _start_tensorflow()
     from kgarden.evaluate import write_json
     from kgarden.predict import Predictor, draw_files, find_pictures
 
@@ -194,6 +199,7 @@ def export(
     to: Annotated[pathlib.Path, typer.Option(help="folder of the model; versions are numbered below it")],
 ):
     """A SavedModel that serves where TensorFlow is and nothing of kgarden."""
+    _start_tensorflow()
     from kgarden.export import export_saved_model
 
     print(f"written {export_saved_model(run, to)}")
@@ -208,6 +214,7 @@ def bench(
     json_: JsonOption = None,
 ):
     """Times and peak memory on this machine."""
+    _start_tensorflow()
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
     from kgarden.evaluate import write_json
@@ -236,6 +243,7 @@ def build_coco(
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first fault")] = False,
 ):
     """A COCO json and its pictures."""
+    _start_tensorflow()
     from tfrecords import coco
 
     with _bar() as progress:
@@ -260,6 +268,7 @@ def build_shapes(
     workers: WorkersOption = None,
 ):
     """The embedded set: pictures drawn from a seed."""
+    _start_tensorflow()
     from tfrecords import shapes
 
     with _bar() as progress:
@@ -285,6 +294,23 @@ def _print_report(report):
         print(line, file=sys.stderr)
     if left_out:
         print(f"all of them in {report.to}/manifest.json", file=sys.stderr)
+
+
+def _start_tensorflow():
+    """Import TensorFlow without the page of hints that its libraries print before they can be told not to."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules or "--debug" in sys.argv:
+        return
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        importlib.import_module("tensorflow")
+    except ModuleNotFoundError:  # on JAX much works without; the rest says what it lacks
+        pass
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(nowhere)
 
 
 def _settings(assignments):
@@ -321,8 +347,6 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     arguments = ["--debug", *(one for one in arguments if one != "--debug")] if debug else arguments
-    # TensorFlow prints a page of hints on every start
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return app(arguments, prog_name="kgarden", standalone_mode=False) or 0
     except Exception as error:

@@ -36,11 +36,12 @@ def describe(detector, canvas):
         detector.inference_model()(x)
     rows = []
     for name, part in parts.items():
+        inner = getattr(part, "head", part)  # AsProposer wraps the head that says what it does
         rows.append(
             {
                 "part": name,
-                "class": type(part).__name__,
-                "file": file_of(part),
+                "class": type(inner).__name__,
+                "file": file_of(inner),
                 "output": shapes_of(outputs.get(name)),
                 **_sizes(part),
                 "gmacs": round(macs[name] / 1e9, 3),
