@@ -68,6 +68,30 @@ class Averages:
                 variable.assign(value)
 
 
+@contextlib.contextmanager
+def _weights_alone(detector):
+    """Keras would store the optimizer's variables too, two more of each weight."""
+    optimizer, detector.optimizer = getattr(detector, "optimizer", None), None
+    try:
+        yield
+    finally:
+        detector.optimizer = optimizer
+
+
+def save_weights(detector, path):
+    """The weights without the optimizer, written aside and renamed."""
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    with _weights_alone(detector):
+        detector.save_weights(aside)
+    os.replace(aside, path)
+
+
+def load_weights(detector, path):
+    """What `save_weights` wrote."""
+    with _weights_alone(detector):
+        detector.load_weights(path)
+
+
 def _groups(detector, optimizer, averages):
     """Every variable that a checkpoint holds, in a fixed order, by group."""
     groups = {"weights": detector.weights, "optimizer": optimizer.variables}

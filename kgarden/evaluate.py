@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -200,16 +199,17 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None):
     return {**evaluation, "weights": pathlib.Path(weights or best_weights(run)).name}, results
 
 
-def first_pictures(detector_input, count):
-    """The first pictures of validation batches as (image_id, (H, W, 3) uint8, x of one picture)."""
-
-    def each():
-        for x, meta in detector_input:
-            for row, image_id in enumerate(np.asarray(meta[IMAGE_ID]).tolist()):
-                if image_id >= 0:
-                    yield image_id, {key: np.asarray(value)[row] for key, value in x.items()}
-
-    return list(itertools.islice(each(), count))
+def first_pictures(model, batches, count):
+    """The first pictures of validation batches: (image_id, x of one picture, detections of one picture)."""
+    for x, meta in batches:
+        x = {key: np.asarray(value) for key, value in x.items()}
+        found = {key: ops.convert_to_numpy(value) for key, value in model.predict_on_batch(x).items()}
+        for row in np.flatnonzero(np.asarray(meta[IMAGE_ID]) >= 0):
+            if count == 0:
+                return
+            count -= 1
+            x_of_row, found_of_row = ({key: value[row] for key, value in part.items()} for part in (x, found))
+            yield int(meta[IMAGE_ID][row]), x_of_row, found_of_row
 
 
 def write_json(path, content):

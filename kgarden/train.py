@@ -20,7 +20,14 @@ import tensorflow as tf
 from keras import ops
 
 from kgarden import build
-from kgarden.checkpoint import Averages, has_checkpoint, load_checkpoint, save_checkpoint
+from kgarden.checkpoint import (
+    Averages,
+    has_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from kgarden.draw import draw_detections
 from kgarden.evaluate import evaluate, first_pictures, write_json
 from kgarden.predict import compiled_inference
@@ -185,7 +192,7 @@ class Session(keras.callbacks.Callback):
     def finish(self):
         """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
         self.reporter.line("evaluating the best weights")
-        self.detector.load_weights(self.run / "best.weights.h5")
+        load_weights(self.detector, self.run / "best.weights.h5")
         evaluation, results = self._evaluate(limit=None)
         write_json(self.run / "detections.json", results)
         write_json(self.run / "evaluation.json", {**evaluation, "weights": "best.weights.h5"})
@@ -379,20 +386,11 @@ def _interrupts_noted(session):
             signal.signal(number, handler)
 
 
-def save_weights(detector, path):
-    """Written aside and renamed."""
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    detector.save_weights(aside)
-    os.replace(aside, path)
-
-
 def draw_examples(inference, data, count, folder):
     """Detections painted on the first pictures of the validation data, one PNG each."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [category["name"] for category in data.categories]
-    for image_id, x in first_pictures(data.val_batches(limit=count), count):
-        found = inference.predict_on_batch({key: value[None] for key, value in x.items()})
-        found = {key: ops.convert_to_numpy(value)[0] for key, value in found.items()}
+    for image_id, x, found in first_pictures(inference, data.val_batches(limit=count), count):
         height, width = (int(side) for side in x[SIZE_HW])
         factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
         image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)

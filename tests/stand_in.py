@@ -12,12 +12,13 @@ import tensorflow as tf
 from keras import ops
 
 from kgarden.models.detector import InferenceModel
+from kgarden.models.per_canvas import PerCanvas
 
 CELL = 16
 CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}]  # ids are neither dense nor sorted
 
 
-class StandIn(keras.Model):
+class StandIn(PerCanvas):
     """Class of the square by a small network with a normalisation; its box from the brightest cell."""
 
     divisor = 32
@@ -50,6 +51,7 @@ class StandIn(keras.Model):
         self.norm.trainable = "norm" not in patterns
 
     def call(self, x, training=False):
+        assert None not in x["images"].shape[1:], "real detectors need static canvases"
         pixels = ops.cast(x["images"], "float32") / 255
         cells = ops.average_pool(pixels, CELL, CELL)  # (B, h, w, 3)
         colors = ops.max(cells, axis=(1, 2))

@@ -106,7 +106,11 @@ def test_padding_is_no_picture(truth):
 
     results, image_ids = detect(Scripted(boxes, labels), padded(), CATEGORIES)
     assert image_ids == [100, 101, 102, 105, 106, 107] == [one["image_id"] for one in results]
-    assert [image_id for image_id, _ in first_pictures(padded(), 4)] == [100, 101, 102, 105]
+    first = list(first_pictures(Scripted(boxes, labels), padded(), 4))
+    assert [image_id for image_id, *_ in first] == [100, 101, 102, 105]
+    for image_id, x, found in first:
+        assert (x["images"] == image_id - 100).all()
+        np.testing.assert_array_equal(found["boxes"][0], boxes[image_id - 100, 0])
 
 
 def test_back_to_the_original_by_hand():

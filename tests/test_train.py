@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
 
 from kgarden import build, train  # noqa: E402
 from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.predict import compiled_inference  # noqa: E402
 from kgarden.progress import MetricsFile, Reporter  # noqa: E402
 from kgarden.recipe import load_recipe  # noqa: E402
 from kgarden.schema import UserError  # noqa: E402
@@ -96,6 +98,8 @@ def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
     assert sorted(path.name for path in (run / "pictures").iterdir()) == ["100.png", "101.png"]
     assert list((run / "tensorboard").glob("events*"))
     assert (run / "checkpoint" / "latest.npz").is_file()
+    with h5py.File(run / "model.weights.h5") as stored:
+        assert "optimizer" not in stored
     assert not [path for path in run.rglob(".*")]  # nothing half-written stays
 
     metrics = jsonl(run / "metrics.jsonl")
@@ -311,6 +315,39 @@ def test_init_takes_weights_or_parts_of_a_run(recipe_of, tmp_path):
         build.build_model(recipe_of(init={"run": str(run), "parts": ["neck"]}), 2)
     with pytest.raises(UserError, match="no weights there"):
         build.build_model(recipe_of(init={"run": str(tmp_path)}), 2)
+
+
+def test_two_canvases_are_two_graphs_with_static_shapes(recipe_of):
+    """Portrait and landscape in turn, several times: `fit` and `predict` trace each once."""
+    traced = []
+
+    class Watched(StandIn):
+        def call(self, x, training=False):
+            traced.append((training, *x["images"].shape))
+            return super().call(x, training)
+
+    detector = Watched(2)
+    detector.build()
+    detector.compile(build.build_optimizer(recipe_of()))
+    detector.optimizer.build(detector.trainable_variables)
+
+    def batches():
+        for n in range(6):
+            hw = (64, 96) if n % 2 else (96, 64)
+            x = {"images": np.zeros((2, *hw, 3), "uint8"), "size_hw": np.int32([hw, hw])}
+            yield x, {"labels": np.zeros((2, 1), "int32")}
+
+    spec = (
+        {"images": tf.TensorSpec((2, None, None, 3), tf.uint8), "size_hw": tf.TensorSpec((2, 2), tf.int32)},
+        {"labels": tf.TensorSpec((2, 1), tf.int32)},
+    )
+    detector.fit(tf.data.Dataset.from_generator(batches, output_signature=spec), verbose=0)
+    assert sorted(traced) == [(True, 2, 64, 96, 3), (True, 2, 96, 64, 3)] and int(detector.step) == 6
+    model = compiled_inference(detector)
+    traced.clear()
+    for x, _ in batches():
+        assert model.predict_on_batch(x)["boxes"].shape == (2, 2, 4)
+    assert sorted(traced) == [(False, 2, 64, 96, 3), (False, 2, 96, 64, 3)]
 
 
 @pytest.mark.parametrize("slow,expected", [("data", (0.6, 1.0)), ("step", (0.0, 0.3))])

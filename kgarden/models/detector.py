@@ -22,12 +22,13 @@ import keras
 from keras import ops
 
 from kgarden.layers.pixels import Normalize
+from kgarden.models.per_canvas import PerCanvas
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, VALID, UserError
 
 
-class Detector(keras.Model):
+class Detector(PerCanvas):
     """Pixels, backbone, neck, and the slots that subclasses add.
 
     Args:
@@ -136,7 +137,7 @@ class Detector(keras.Model):
             )
 
 
-class InferenceModel(keras.Model):
+class InferenceModel(PerCanvas):
     """{"images", "size_hw"} -> detections, in px of the network input."""
 
     def __init__(self, detector, **kwargs):
