@@ -131,7 +131,9 @@ def _infer(recipe, repeats, data):
     detector = build_model(recipe, num_classes)
     x, _ = made_up_batch(recipe, num_classes, 1)
     x = {key: keras.ops.convert_to_tensor(value) for key, value in x.items()}
-    yardstick = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(*x[IMAGES].shape[1:3], 3))
+    yardstick = keras.applications.ResNet50(
+        include_top=False, weights=None, input_shape=(*x[IMAGES].shape[1:3], 3)
+    )
     pixels = keras.ops.cast(x[IMAGES], "float32")
     whole = detector.inference_model()
     calls = {"resnet50_trunk": (yardstick, pixels), "whole": (whole, x), **_parts(detector, x)}

@@ -12,9 +12,11 @@ import shutil
 
 import tensorflow as tf
 
-from kgarden.data.pipeline import canvas_of, decode, resize_to_canvas
-from kgarden.predict import test_sizes, to_original
+from kgarden.build import test_sizes
+from kgarden.data.canvas import canvas_of, resize_to_canvas
+from kgarden.predict import to_original
 from kgarden.schema import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from tfrecords.pictures import decode
 
 WARMUP_SIDE = 64  # px of the grey picture in the warm-up requests
 
@@ -109,7 +111,9 @@ class ServingGraph(tf.Module):
             picture = read(one)
             original_hw = tf.shape(picture)[:2]
             canvas, size_hw = resize_to_canvas(picture, **self._sizes)
-            number = canvas_of(original_hw, **self._sizes)
+            number = canvas_of(
+                original_hw, self._canvases, self._sizes["short_side_px"], self._sizes["long_side_px"]
+            )
             missing = [[0, height - tf.shape(canvas)[0]], [0, width - tf.shape(canvas)[1]], [0, 0]]
             padded = tf.ensure_shape(tf.pad(canvas, missing), (height, width, 3))
             return padded, tf.cast(size_hw, tf.int32), original_hw, tf.cast(number, tf.int32)
@@ -145,7 +149,9 @@ class ServingGraph(tf.Module):
                 SIZE_HW: tf.gather(size_hw, rows),
             }
             new = to_original(self._model(x, training=False), x[SIZE_HW], tf.gather(original_hw, rows))
-            return {key: tf.tensor_scatter_nd_update(old, rows[:, None], new[key]) for key, old in found.items()}
+            return {
+                key: tf.tensor_scatter_nd_update(old, rows[:, None], new[key]) for key, old in found.items()
+            }
 
         return tf.cond(tf.size(rows) > 0, run, lambda: found)
 

@@ -5,6 +5,7 @@ import inspect
 
 from kgarden.schema import UserError
 
+
 def fill(function, settings, where, **fixed):
     """Call a function or class with settings whose names are checked against its arguments.
 

@@ -19,7 +19,9 @@ class FCHead(keras.layers.Layer):
         super().__init__(**kwargs)
         self.width = width
         self.layers = [
-            keras.layers.Dense(width, activation="relu", kernel_initializer=xavier_fan_in(), name=f"fc{number}")
+            keras.layers.Dense(
+                width, activation="relu", kernel_initializer=xavier_fan_in(), name=f"fc{number}"
+            )
             for number in range(1, num_fcs + 1)
         ]
 

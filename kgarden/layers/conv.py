@@ -51,9 +51,7 @@ class Conv(keras.layers.Layer):
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
         self.bias = None
         if self.use_bias:
-            self.bias = self.add_weight(
-                shape=(self.filters,), initializer=self.bias_initializer, name="bias"
-            )
+            self.bias = self.add_weight(shape=(self.filters,), initializer=self.bias_initializer, name="bias")
         if self.norm is not None:
             self.norm.build((*input_shape[:-1], self.filters))
 
@@ -61,7 +59,11 @@ class Conv(keras.layers.Layer):
         return (*input_shape[:1], *(self._out(side) for side in input_shape[1:3]), self.filters)
 
     def _out(self, side):
-        return None if side is None else (side + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
+        return (
+            None
+            if side is None
+            else (side + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
+        )
 
     def call(self, x, training=False):
         if isinstance(self.norm, BatchNorm) and not self.norm.uses_batch(training):

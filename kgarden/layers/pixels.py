@@ -12,6 +12,22 @@ PIXELS = {
 }
 
 
+def pixel_settings(settings, default="msra"):
+    """Arguments of Normalize from a name of PIXELS, or from settings laid over the default's.
+
+    Raises:
+        UserError: unknown name or key.
+    """
+    if isinstance(settings, str):
+        if settings not in PIXELS:
+            raise UserError(f"model.pixels {settings!r}: one of {', '.join(PIXELS)}, or mean, std and order")
+        return PIXELS[settings]
+    unknown = set(settings or {}) - {"mean", "std", "order"}
+    if unknown:
+        raise UserError(f"model.pixels.{unknown.pop()}: no such setting; there are mean, std, order")
+    return {**PIXELS[default], **(settings or {})}
+
+
 class Normalize(keras.layers.Layer):
     """(pixel - mean) / std inside the picture, zero in the padding around it.
 

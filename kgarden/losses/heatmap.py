@@ -7,8 +7,18 @@ heat softens the negatives around them.
 from keras import ops
 
 
-def heatmap_focal_loss(logits, heat, positive, positive_label, positive_valid,
-                       alpha=0.25, beta=4.0, gamma=2.0, clamp=1e-4, ignore_above=None):
+def heatmap_focal_loss(
+    logits,
+    heat,
+    positive,
+    positive_label,
+    positive_valid,
+    alpha=0.25,
+    beta=4.0,
+    gamma=2.0,
+    clamp=1e-4,
+    ignore_above=None,
+):
     """Summed over the batch, before any normaliser.
 
     Args:

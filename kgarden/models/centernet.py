@@ -29,7 +29,7 @@ from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
-from kgarden.layers.pixels import PIXELS
+from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.heatmap import heatmap_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.detector import per_global
@@ -96,14 +96,21 @@ class CenterNetHead(keras.layers.Layer):
 
         tower = dict(num_convs=num_convs, width=width, norm_groups=norm_groups)
         self.box_tower = Tower(**tower, name="box_tower")
-        self.ltrb = Conv(4, 3, kernel_initializer=normal(0.01),
-                         bias_initializer=keras.initializers.Constant(8.0), name="ltrb")
+        self.ltrb = Conv(
+            4,
+            3,
+            kernel_initializer=normal(0.01),
+            bias_initializer=keras.initializers.Constant(8.0),
+            name="ltrb",
+        )
         self.objectness = self._heat_map(1, prior, "objectness") if objectness else None
         self.class_tower = Tower(**tower, name="class_tower") if num_classes else None
         self.classes = self._heat_map(num_classes, prior, "classes") if num_classes else None
 
     def _heat_map(self, channels, prior, name):
-        return Conv(channels, 3, kernel_initializer=normal(0.01), bias_initializer=prior_bias(prior), name=name)
+        return Conv(
+            channels, 3, kernel_initializer=normal(0.01), bias_initializer=prior_bias(prior), name=name
+        )
 
     def build(self, pyramid_shapes):
         shape = pyramid_shapes[0]
@@ -150,7 +157,12 @@ class CenterNetHead(keras.layers.Layer):
         ltrb = flatten(raw["ltrb"])
         if self.more_positives:
             targets = more_positives(
-                targets, self._loss_at(ltrb), *gt, cells, self.target_settings["size_ranges"], **self.more_positives
+                targets,
+                self._loss_at(ltrb),
+                *gt,
+                cells,
+                self.target_settings["size_ranges"],
+                **self.more_positives,
             )
         return self.losses_of_targets(raw, targets)
 
@@ -229,7 +241,9 @@ def decode_ltrb(ltrb, cells):
     return ops.concatenate([top_left, bottom_right], axis=-1)
 
 
-def centernet(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None):
+def centernet(
+    num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None
+):
     """CenterNet* alone: CenterNet-FPN_R50_1x of the release (40.2 AP on COCO).
 
     Args:
@@ -251,9 +265,11 @@ def centernet(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=No
     return OneStage(
         backbone=make_backbone(backbone),
         neck=neck,
-        dense_head=fill(CenterNetHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes),
+        dense_head=fill(
+            CenterNetHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes
+        ),
         selection=fill(Selection, selection or {}, "model.selection"),
-        pixels={**PIXELS["msra"], **(pixels or {})},
+        pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
         name="centernet",

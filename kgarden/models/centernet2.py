@@ -19,7 +19,7 @@ Where paper and release disagree the release is the default: it produced the pub
 
 from kgarden.backbones import make_backbone
 from kgarden.heads.selection import Selection
-from kgarden.layers.pixels import PIXELS
+from kgarden.layers.pixels import pixel_settings
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead
 from kgarden.models.faster_rcnn import FasterHead
@@ -32,7 +32,14 @@ STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
 
 def centernet2(
-    num_classes, seed=0, backbone="resnet50", neck=None, proposer=None, roi_head=None, selection=None, pixels=None
+    num_classes,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    proposer=None,
+    roi_head=None,
+    selection=None,
+    pixels=None,
 ):
     """CenterNet2: CenterNet2_R50_1x of the release (42.9 AP on COCO).
 
@@ -44,7 +51,7 @@ def centernet2(
         proposer:    settings of CenterNetHead, and "train", "test": how many proposals, "nms_iou".
         roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead}.
         selection:   settings of the final Selection.
-        pixels:      {mean, std, order}.
+        pixels:      "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
     Returns:
         TwoStage.
     """
@@ -57,20 +64,30 @@ def centernet2(
         selection=fill(
             Selection, {"iou": 0.7, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
         ),
-        pixels={**PIXELS["msra"], **(pixels or {})},
+        pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
         name="centernet2",
     )
 
 
-def _proposer(neck, train=2000, test=256, train_per_level=4000, test_per_level=1000, nms_iou=0.9,
-              score_threshold=1e-4, **head):
+def _proposer(
+    neck,
+    train=2000,
+    test=256,
+    train_per_level=4000,
+    test_per_level=1000,
+    nms_iou=0.9,
+    score_threshold=1e-4,
+    **head,
+):
     """CenterNet* that proposes; spec of the release, "Base-CenterNet2"."""
     settings = {"width": neck.channels, "ignore_above": 0.85, "weights": STAGE_ONE_WEIGHTS, **head}
     shared = dict(score_threshold=score_threshold, iou=nms_iou, class_wise=False)
     return AsProposer(
-        fill(CenterNetHead, settings, "model.proposer", strides=neck.strides, num_classes=None, objectness=True),
+        fill(
+            CenterNetHead, settings, "model.proposer", strides=neck.strides, num_classes=None, objectness=True
+        ),
         train=Selection(total=train, per_level=train_per_level, **shared),
         test=Selection(total=test, per_level=test_per_level, **shared),
         name="proposer",

@@ -128,7 +128,9 @@ class FasterHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms roi/class and roi/box."""
-        terms = stage_losses(raw, y, self.iou, self.delta_weights, self.num_classes, self.sigmoid, self.box_beta)
+        terms = stage_losses(
+            raw, y, self.iou, self.delta_weights, self.num_classes, self.sigmoid, self.box_beta
+        )
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):

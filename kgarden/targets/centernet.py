@@ -88,8 +88,16 @@ def rows_of(cell_xy, cells):
     return inside + ops.array(_first_rows(cells), "int32")
 
 
-def center_targets(gt_boxes, gt_labels, gt_valid, cells, size_ranges=SIZE_RANGES, num_classes=None,
-                   min_overlap=0.8, min_radius=4.0):
+def center_targets(
+    gt_boxes,
+    gt_labels,
+    gt_valid,
+    cells,
+    size_ranges=SIZE_RANGES,
+    num_classes=None,
+    min_overlap=0.8,
+    min_radius=4.0,
+):
     """Positives, heat and box targets of a batch.
 
     Args:
@@ -172,8 +180,9 @@ def _heat(nearness, gt_labels, gt_valid, num_classes):
     return ops.where(heat < 1e-4, 0.0, heat)
 
 
-def more_positives(targets, ltrb_loss, gt_boxes, gt_labels, gt_valid, cells,
-                   size_ranges=SIZE_RANGES, threshold=0.2, top_k=9):
+def more_positives(
+    targets, ltrb_loss, gt_boxes, gt_labels, gt_valid, cells, size_ranges=SIZE_RANGES, threshold=0.2, top_k=9
+):
     """Positives recomputed from the current predictions: cells that already regress an object well.
 
     Section 5, "3x3 extra positives"; the release uses it in its one-stage models only.

@@ -64,7 +64,9 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(),
             continue
         target = our_name(full, table)
         if target is None:
-            raise UserError(f"weights: {full!r} has no counterpart in this model; leave it out or extend the table")
+            raise UserError(
+                f"weights: {full!r} has no counterpart in this model; leave it out or extend the table"
+            )
         module, suffix = target.rsplit(".", 1)
         flattened = pool_size if module.endswith("/fc1") else None
         _assign(open_variables, module, suffix, to_our_layout(np.asarray(array, "float32"), flattened), full)
@@ -82,7 +84,9 @@ def _assign(open_variables, module, suffix, array, full):
         if path:
             variable = open_variables.pop(path)
             if tuple(variable.shape) != array.shape:
-                raise UserError(f"weights: {full} has shape {array.shape} here, {path} has {tuple(variable.shape)}")
+                raise UserError(
+                    f"weights: {full} has shape {array.shape} here, {path} has {tuple(variable.shape)}"
+                )
             return variable.assign(array)
     raise UserError(f"weights: {full!r}: this model has no {module}/{suffix}")
 

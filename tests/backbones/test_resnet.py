@@ -30,7 +30,9 @@ def test_bottleneck_agrees_with_the_reference(golden):
     assert_agrees(golden, {"y": ops.convert_to_numpy(block(golden["x"]))})
 
 
-@pytest.mark.parametrize("depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
+@pytest.mark.parametrize(
+    "depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
 def test_parameters_are_those_of_the_literature(depth, count):
     # torchvision's trunks without the classifier, batch-norm scales and shifts counted.
     backbone = make_backbone({"name": f"resnet{depth}", "norm": "bn"})

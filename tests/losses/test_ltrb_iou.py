@@ -35,5 +35,3 @@ def test_equal_boxes_cost_nothing_and_disjoint_hulls_cost_more_than_one():
 def test_an_unknown_kind_is_named():
     with pytest.raises(UserError, match="diou"):
         ltrb_iou_loss(np.ones((1, 4)), np.ones((1, 4)), "diou")
-
-

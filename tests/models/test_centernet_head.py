@@ -23,7 +23,9 @@ def head_of(settings, num_classes):
     )
 
 
-@pytest.mark.parametrize("golden", [g for g in goldens("cn2_head") if not params(g)["use_deformable"]], ids=str)
+@pytest.mark.parametrize(
+    "golden", [g for g in goldens("cn2_head") if not params(g)["use_deformable"]], ids=str
+)
 def test_head_agrees_with_the_reference(golden):
     settings = params(golden)
     state = golden.state_dict()

@@ -43,8 +43,12 @@ class Batch:
 
     def positives(self, flat_rows, labels):
         """The reference's flat rows -> rows of each image, padded: (B, N), (B, N), (B, N) bool."""
-        image_of = self.rows(np.repeat(np.tile(np.arange(self.images), len(self.grid.sizes)),
-                                       np.repeat(self.grid.counts(), self.images)))
+        image_of = self.rows(
+            np.repeat(
+                np.tile(np.arange(self.images), len(self.grid.sizes)),
+                np.repeat(self.grid.counts(), self.images),
+            )
+        )
         place = self.rows(np.arange(image_of.size))
         image, cell = np.array([np.argwhere(place == row)[0] for row in flat_rows]).reshape(-1, 2).T
         rows = np.zeros((self.images, max(1, len(flat_rows))), "int32")
@@ -60,8 +64,14 @@ class Batch:
         rows, found, valid = self.positives(inds, labels)
         heat = golden["heatmap"].reshape(len(golden["heatmap"]), -1)
         keep = 0.0 if empty else 1.0
-        return CenterTargets(rows, found, valid, self.rows(heat * np.float32(keep)),
-                             self.rows(golden["reg_targets"]), self.rows(golden["reg_valid"]) & (not empty))
+        return CenterTargets(
+            rows,
+            found,
+            valid,
+            self.rows(heat * np.float32(keep)),
+            self.rows(golden["reg_targets"]),
+            self.rows(golden["reg_valid"]) & (not empty),
+        )
 
     def head(self, **changed):
         s = {**self.settings, **changed}
@@ -148,8 +158,13 @@ def test_class_losses_and_extra_positives_agree_with_the_reference(golden):
     made = center_targets(*batch.truth(), batch.grid, batch.settings["soi"], batch.settings["num_classes"])
     for case, limits in batch.settings["morepos"].items():
         found = more_positives(
-            made, batch.head()._loss_at(ltrb), *batch.truth(), batch.grid, batch.settings["soi"],
-            threshold=limits["thresh"], top_k=limits["topk"],
+            made,
+            batch.head()._loss_at(ltrb),
+            *batch.truth(),
+            batch.grid,
+            batch.settings["soi"],
+            threshold=limits["thresh"],
+            top_k=limits["topk"],
         )
         mask = ops.convert_to_numpy(found.positive_valid)
         place = batch.rows(np.arange(len(golden["reg_pred"])))

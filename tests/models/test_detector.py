@@ -16,7 +16,12 @@ TINY = {
 PROPOSER = {"num_convs": 1, "train": 50, "test": 20, "train_per_level": 60}
 VARIANTS = {
     "centernet": {"name": "centernet", **TINY, "dense_head": {"num_convs": 1}},
-    "centernet2": {"name": "centernet2", **TINY, "proposer": PROPOSER, "roi_head": {"width": 16, "num_samples": 32}},
+    "centernet2": {
+        "name": "centernet2",
+        **TINY,
+        "proposer": PROPOSER,
+        "roi_head": {"width": 16, "num_samples": 32},
+    },
     "centernet2_faster": {
         "name": "centernet2",
         **TINY,
@@ -158,8 +163,13 @@ def test_boxes_stay_float32_under_mixed_precision():
     assert keras.backend.standardize_dtype(raw["pyramid"][0].dtype) == "bfloat16"
     proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
     refined = detector.roi_head(raw["pyramid"], proposals, x["size_hw"])
-    for tensor in (proposals["boxes"], proposals["scores"], refined["stages"][2]["boxes"],
-                   refined["stages"][2]["logits"], detector.inference_model()(x)["boxes"]):
+    for tensor in (
+        proposals["boxes"],
+        proposals["scores"],
+        refined["stages"][2]["boxes"],
+        refined["stages"][2]["logits"],
+        detector.inference_model()(x)["boxes"],
+    ):
         assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
     for term in detector.loss_terms(x, y, raw, True).values():
         assert keras.backend.standardize_dtype(term.dtype) == "float32" and np.isfinite(float(term))

@@ -36,7 +36,11 @@ def recipe_of(s):
         return settings | {"dense_head": head}
     roi = s["roi"]
     levels = [int(level.removeprefix("p")) for level in s["roi_levels"]]
-    head |= {"test": s["post_nms_topk"], "test_per_level": first["pre_nms_topk"], "nms_iou": first["nms_thresh"]}
+    head |= {
+        "test": s["post_nms_topk"],
+        "test_per_level": first["pre_nms_topk"],
+        "nms_iou": first["nms_thresh"],
+    }
     roi_head = {
         "name": roi["kind"],
         "ious": roi["ious"],
@@ -68,7 +72,11 @@ def with_loss_settings(settings, loss):
             "min_overlap": loss["hm_min_overlap"],
             "min_radius": loss["min_radius"],
             "weigh_by_heat": not loss["not_norm_reg"],
-            "weights": {"positive": loss["pos_weight"], "negative": loss["neg_weight"], "box": loss["reg_weight"]},
+            "weights": {
+                "positive": loss["pos_weight"],
+                "negative": loss["neg_weight"],
+                "box": loss["reg_weight"],
+            },
         }
     }
 
@@ -76,9 +84,7 @@ def with_loss_settings(settings, loss):
 def batch_of(golden, divisor):
     """All images of a file on one canvas."""
     images = [golden[name] for name in sorted(golden.matching("image_[0-9]+"))]
-    height, width = (
-        -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (0, 1)
-    )
+    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (0, 1))
     canvas = np.zeros((len(images), height, width, 3), "uint8")
     for row, image in enumerate(images):
         canvas[row, : image.shape[0], : image.shape[1]] = image
@@ -109,7 +115,10 @@ def test_detections_agree_with_the_reference(golden):
     for level, features in zip(levels, pyramid, strict=True):
         got[f"feat_{level}_ch0to3"] = ops.convert_to_numpy(features)[..., :4]
     for key, maps in (raw["proposer"] if two_stage else raw).items():
-        got |= {f"{HEADS[key]}_{level}": ops.convert_to_numpy(map_) for level, map_ in zip(levels, maps, strict=True)}
+        got |= {
+            f"{HEADS[key]}_{level}": ops.convert_to_numpy(map_)
+            for level, map_ in zip(levels, maps, strict=True)
+        }
     if two_stage:
         proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
         for image, valid in enumerate(ops.convert_to_numpy(proposals["valid"])):

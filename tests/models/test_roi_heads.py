@@ -41,7 +41,9 @@ class Heads:
         self.cascade = np.ndim(s["bbox_reg_weights"]) == 2
         self.head = self._head(s)
         self.head.build([(None, None, None, s["channels"])] * len(self.pyramid))
-        load_state_dict(self.head, golden.state_dict(), TABLE, prefix="roi_heads.", pool_size=s["pooler_resolution"])
+        load_state_dict(
+            self.head, golden.state_dict(), TABLE, prefix="roi_heads.", pool_size=s["pooler_resolution"]
+        )
 
     def _head(self, s):
         shared = dict(
@@ -60,14 +62,18 @@ class Heads:
         if self.cascade:
             return CascadeHead(ious=s.get("ious", (0.6, 0.7, 0.8)), delta_weights=weights, **shared)
         agnostic = s["cls_agnostic_bbox_reg"]
-        return FasterHead(iou=s.get("ious", [0.6])[0], delta_weights=weights, class_agnostic=agnostic, **shared)
+        return FasterHead(
+            iou=s.get("ious", [0.6])[0], delta_weights=weights, class_agnostic=agnostic, **shared
+        )
 
     def images_concatenated(self, rows):
         """(B, P, ...) -> the rows of all images in turn, padding left out."""
         return ops.convert_to_numpy(rows)[self.proposals["valid"]]
 
 
-@pytest.mark.parametrize("golden", goldens("cn2_cascade_heads_test") + goldens("cn2_faster_heads_test"), ids=str)
+@pytest.mark.parametrize(
+    "golden", goldens("cn2_cascade_heads_test") + goldens("cn2_faster_heads_test"), ids=str
+)
 def test_inference_agrees_with_the_reference(golden):
     heads = Heads(golden)
     s = heads.settings
@@ -84,7 +90,10 @@ def test_inference_agrees_with_the_reference(golden):
             }
             got |= {f"stage{number}_{key}": heads.images_concatenated(rows) for key, rows in named.items()}
     select = Selection(
-        score_threshold=s["score_thresh"], iou=s["nms_thresh"], total=s["detections_per_image"], per_level=None
+        score_threshold=s["score_thresh"],
+        iou=s["nms_thresh"],
+        total=s["detections_per_image"],
+        per_level=None,
     )
     found = select(heads.head.candidates(raw, heads.proposals, heads.size_hw))
     found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
@@ -95,7 +104,9 @@ def test_inference_agrees_with_the_reference(golden):
     assert_agrees(golden, got)
 
 
-@pytest.mark.parametrize("golden", goldens("cn2_cascade_heads_train") + goldens("cn2_faster_heads_train"), ids=str)
+@pytest.mark.parametrize(
+    "golden", goldens("cn2_cascade_heads_train") + goldens("cn2_faster_heads_train"), ids=str
+)
 def test_losses_and_gradients_agree_with_the_reference(golden):
     heads = Heads(golden)
     gt_boxes, gt_valid = padded(golden, "gt_boxes", heads.images)
@@ -122,7 +133,9 @@ def test_losses_and_gradients_agree_with_the_reference(golden):
     def summed(*pyramid):
         return sum(terms(*pyramid).values())
 
-    outputs = {v.path: v for v in heads.head.trainable_variables if "/classes/" in v.path or "/boxes/" in v.path}
+    outputs = {
+        v.path: v for v in heads.head.trainable_variables if "/classes/" in v.path or "/boxes/" in v.path
+    }
     _, gradients = value_and_gradients(summed, heads.pyramid, list(outputs.values()))
     for level, gradient in zip(heads.settings["levels"], gradients, strict=False):
         got[f"grad_feat_{level}"] = gradient

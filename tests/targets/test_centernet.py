@@ -43,7 +43,10 @@ def test_targets_agree_with_the_reference(golden):
     grid = cells(settings["level_hw"], settings["strides"])
     boxes, labels, valid = truth_of(golden)
     found = center_targets(
-        boxes, labels, valid, grid,
+        boxes,
+        labels,
+        valid,
+        grid,
         size_ranges=settings["soi"],
         num_classes=settings["num_classes"] if settings["heatmap_per_class"] else None,
         min_overlap=settings["hm_min_overlap"],
@@ -113,7 +116,9 @@ def test_the_order_of_objects_does_not_matter(seed):
     np.testing.assert_array_equal(one["heat"], other["heat"])
     np.testing.assert_array_equal(one["ltrb_valid"], other["ltrb_valid"])
     np.testing.assert_allclose(one["ltrb"], other["ltrb"], atol=1e-5)
-    assert sorted(one["positive"][one["positive_valid"]]) == sorted(other["positive"][other["positive_valid"]])
+    assert sorted(one["positive"][one["positive_valid"]]) == sorted(
+        other["positive"][other["positive_valid"]]
+    )
 
 
 def test_an_image_without_objects_is_all_background():
