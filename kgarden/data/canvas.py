@@ -64,7 +64,7 @@ def canvas_of(hw, canvases, short_side_px, long_side_px):
 
 
 def resize(image, size_hw, antialias=True):
-    """Bilinear with half-pixel centres; the same image if it has that size already.
+    """Bilinear with half-pixel centres.
 
     Args:
         image:   (H, W, 3) uint8.
@@ -72,12 +72,8 @@ def resize(image, size_hw, antialias=True):
     Returns:
         (h, w, 3) uint8, rounded to nearest.
     """
-    def resized():
-        smooth = tf.image.resize(image, size_hw, antialias=antialias)
-        return tf.cast(tf.clip_by_value(tf.round(smooth), 0, 255), tf.uint8)
-
-    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], size_hw))
-    return tf.ensure_shape(tf.cond(same, lambda: image, resized), (None, None, 3))
+    smooth = tf.image.resize(image, size_hw, antialias=antialias)
+    return tf.cast(tf.clip_by_value(tf.round(smooth), 0, 255), tf.uint8)
 
 
 def pad_to_canvas(image, canvas_hw):
@@ -101,7 +97,8 @@ def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialia
     hw = tf.shape(image)[:2]
     canvas_hw = tf.gather(canvases, canvas_of(hw, canvases, short_side_px, long_side_px))
     size_hw = fitted_hw(hw, short_side_px, long_side_px, canvas_hw)
-    canvas = pad_to_canvas(resize(image, size_hw, antialias), canvas_hw)
+    image = tf.cond(tf.reduce_all(hw == size_hw), lambda: image, lambda: resize(image, size_hw, antialias))
+    canvas = pad_to_canvas(image, canvas_hw)
     static = canvases[0] if len(canvases) == 1 else (None, None)
     return tf.ensure_shape(canvas, (*static, 3)), size_hw
 

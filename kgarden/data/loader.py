@@ -35,6 +35,7 @@ class Loader:
         self.ratio = _ratios(original_hw[:, None], sizes) if scaled_decode else np.ones_like(sizes[..., 0])
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
+        self.is_plain = np.array_equal(ids, np.arange(len(ids)) + ids[0])
         self.records = self.pixels = None
         if cache != "none":
             self.records = tf.constant([r.numpy() for r in read(tf.data.Dataset.range(len(index)), index)])
@@ -59,12 +60,11 @@ class Loader:
         choice = self._choice(seed)
         image = self._image(row, choice, record["encoded"])
         labels = self._labels_of(record["category_ids"])
-        boxes, crowd = tf.clip_by_value(record["boxes"], 0.0, 1.0), record["crowd"]
-        keep = labels >= 0 if self.keep_crowd else (labels >= 0) & ~crowd
-        kept = tf.where(keep)[:, 0]
+        if not self.keep_crowd:
+            labels = tf.where(record["crowd"], PAD_LABEL, labels)
         side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
-        return {"image": image, "boxes": tf.gather(boxes, kept) * side, "labels": tf.gather(labels, kept),
-                "crowd": tf.gather(crowd, kept), "image_id": self.image_id[row],
+        return {"image": image, "boxes": tf.clip_by_value(record["boxes"], 0.0, 1.0) * side, "labels": labels,
+                "crowd": record["crowd"] & (labels >= 0), "image_id": self.image_id[row],
                 "original_hw": self.original_hw[row], "target_hw": self.sizes[row, choice],
                 "canvas_hw": self.canvas_hw[row]}
 
@@ -84,16 +84,21 @@ class Loader:
 
     def _labels_of(self, category_ids):
         """(N,) int32; -1 for a category that the manifest does not list."""
+        if self.is_plain:                   # ids without gaps: most data sets
+            labels = tf.cast(category_ids - self.ids[0], tf.int32)
+            return tf.where((labels >= 0) & (labels < len(self.ids)), labels, PAD_LABEL)
         place = tf.minimum(tf.searchsorted(self.ids, category_ids), len(self.ids) - 1)
         return tf.where(tf.gather(self.ids, place) == category_ids, tf.gather(self.labels, place), PAD_LABEL)
 
     def _keep_pixels(self):
         """Decode all pictures into memory; resize them too if there is only one size for each."""
-        one_size = self.sizes.shape[1] == 1
-
         def pixels(row):
-            image = decode(parse(self.records[row])["encoded"])
-            return resize(image, self.sizes[row, 0], self.antialias) if one_size else image
+            encoded = parse(self.records[row])["encoded"]
+            if self.sizes.shape[1] > 1:
+                return decode(encoded)
+            image = self._image(row, 0, encoded)
+            same = tf.reduce_all(tf.shape(image)[:2] == self.sizes[row, 0])
+            return tf.cond(same, lambda: image, lambda: resize(image, self.sizes[row, 0], self.antialias))
 
         rows = tf.data.Dataset.range(len(self.index))
         images = list(rows.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())

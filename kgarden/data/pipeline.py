@@ -34,10 +34,11 @@ from kgarden.schema import (
     SIZE_HW,
     UserError,
 )
-from tfrecords.schema import DataError
+from tfrecords.pictures import decode
+from tfrecords.schema import DataError, parse
 
-__all__ = ["Dataset", "boxes_to_original", "canvas_of", "dataset_of", "default_canvases", "fitted_hw",
-           "open_dataset", "resize_to_canvas", "train_batches", "val_batches"]
+__all__ = ["Dataset", "boxes_to_original", "canvas_of", "dataset_of", "decode_only", "default_canvases",
+           "fitted_hw", "open_dataset", "resize_to_canvas", "train_batches", "val_batches"]
 
 CHUNK = 1024            # pictures whose order is handed to TensorFlow at once
 CACHES = ("none", "encoded", "decoded")
@@ -129,6 +130,22 @@ def val_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases=N
     return batches.apply(tf.data.experimental.assert_cardinality(len(steps) // batch_size))
 
 
+def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
+    """The same shards read in their order and decoded, nothing else: what a pipeline can reach at best.
+
+    Args:
+        ratio: how much smaller the JPEG decoder makes the pictures: 1, 2, 4 or 8.
+    Returns:
+        tf.data.Dataset of (B, 3) int32, the shapes of the decoded pictures, without end.
+    """
+    def shape(serialized):
+        return tf.shape(decode(parse(serialized)["encoded"], ratio))
+
+    files = [file for data in datasets for file in data.index.files]
+    shapes = tf.data.TFRecordDataset(files).repeat().map(shape, parallel, deterministic=True)
+    return shapes.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
 def _batches(rows, load, prepare, batch_size, parallel):
     """rows: dataset of (2,) int64, a number and a row -> batches of what `prepare` makes of them."""
     records = load.records_of(rows.map(lambda pair: pair[1]))
@@ -148,8 +165,10 @@ def _input_of(example, static_hw):
 
 def _pad(truth, max_objects):
     """Boxes, labels and crowd marks in exactly M rows; of more than M objects the largest, in their order."""
+    boxes = tf.where(truth[LABELS][:, None] >= 0, truth[BOXES], 0.0)
+    truth = {**truth, BOXES: boxes}
+
     def largest():
-        boxes = truth[BOXES]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         rows = tf.sort(tf.math.top_k(area, tf.minimum(count, max_objects)).indices)
         return {key: tf.gather(value, rows) for key, value in truth.items()}
@@ -172,7 +191,7 @@ def _pool(datasets, keep_empty):
         if not len(kept[-1].index):
             raise UserError(f"{data.index.files[0]}: no picture has an object: nothing to train on")
     sizes = [len(data.index) for data in kept]
-    weights = [size if data.weight is None else data.weight for data, size in zip(kept, sizes, strict=True)]
+    weights = [data.weight * size for data, size in zip(kept, sizes, strict=True)]
     try:
         return joined(kept), weights, sizes
     except DataError as error:

@@ -25,13 +25,13 @@ class Dataset:
     index:       where they lie.
     categories:  [{"id", "name"}, ...] in label order.
     annotations: paths of annotations.json, the ground truth in COCO form.
-    weight:      how often it is drawn from, relative to others; None: by its number of pictures.
+    weight:      how often one of its pictures is drawn, relative to pictures of other data sets.
     """
 
     index: Index
     categories: list
     annotations: list
-    weight: float | None = None
+    weight: float = 1.0
 
 
 def dataset_of(source, cache, *, workers=None, progress=None):
@@ -49,7 +49,7 @@ def dataset_of(source, cache, *, workers=None, progress=None):
         UserError: no such files, or they cannot be used.
     """
     source = {key: value for key, value in dict(source).items() if value is not None}
-    weight = source.pop("weight", None)
+    weight = source.pop("weight", 1.0)
     try:
         if "glob" in source:
             return dataclasses.replace(open_dataset(source["glob"]), weight=weight)

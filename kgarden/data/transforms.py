@@ -4,7 +4,7 @@ A transform is a function (example, seed) -> example, in TensorFlow and without 
 seed give the same result wherever and whenever it runs. The functions here make transforms from settings.
 
     example  {"image": (H, W, 3) uint8 RGB, "boxes": (N, 4) float32 xyxy px of this image,
-              "labels": (N,) int32, "crowd": (N,) bool, ...}; other keys pass through
+              "labels": (N,) int32, -1: not an object, "crowd": (N,) bool, ...}; other keys pass through
     seed     (2,) int
 """
 
@@ -16,8 +16,9 @@ from kgarden.data import canvas
 def chain(transforms):
     """One transform that does several in turn, each with a seed of its own."""
     def apply(example, seed):
-        for number, transform in enumerate(transforms):
-            example = transform(example, tf.random.experimental.stateless_fold_in(seed, number))
+        seeds = tf.unstack(tf.random.split(seed, len(transforms))) if transforms else ()
+        for transform, own_seed in zip(transforms, seeds, strict=True):
+            example = transform(example, own_seed)
         return example
 
     return apply
@@ -26,10 +27,15 @@ def chain(transforms):
 def resize(antialias=True):
     """To the size in example["target_hw"], (2,) int32."""
     def apply(example, seed):
-        before, after = tf.shape(example["image"])[:2], example["target_hw"]
-        scale = tf.gather(tf.cast(after, tf.float32) / tf.cast(before, tf.float32), [1, 0, 1, 0])
-        return {**example, "image": canvas.resize(example["image"], after, antialias),
-                "boxes": example["boxes"] * scale}
+        image, boxes = example["image"], example["boxes"]
+        before, after = tf.shape(image)[:2], example["target_hw"]
+
+        def resized():
+            scale = tf.cast(after, tf.float32) / tf.cast(before, tf.float32)
+            return canvas.resize(image, after, antialias), boxes * tf.gather(scale, [1, 0, 1, 0])
+
+        image, boxes = tf.cond(tf.reduce_all(before == after), lambda: (image, boxes), resized)
+        return {**example, "image": image, "boxes": boxes}
 
     return apply
 
