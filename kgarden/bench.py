@@ -72,7 +72,7 @@ def _devices():
 
 
 def made_up_batch(recipe, num_classes, batch_size, objects=8, seed=0):
-    """A batch of noise with plausible boxes on the recipe's first canvas: times do not depend on content much.
+    """A batch of noise with plausible boxes on the recipe's first canvas; content hardly changes times.
 
     Returns:
         x, y as in kgarden.schema, numpy.

@@ -89,7 +89,7 @@ class ResNet(keras.layers.Layer):
         norm:            "frozen_bn", "bn", "sync_bn" or "gn".
         freeze_at:       0 nothing, 1 the stem, 2 stem and res2, ... : no gradients, stored statistics.
         stride_in_1x1:   bottlenecks only: where the stride of a stage sits.
-        groups, width_per_group: ResNeXt: 32 and 8, say; the 3x3 of res2 has groups * width_per_group channels.
+        groups, width_per_group: ResNeXt: 32 and 8, say; their product is the width of the 3x3 in res2.
         stem_channels, res2_channels: 64 and 64 (basic) or 256 (bottleneck) in the papers.
     Call:
         x: (B, H, W, 3), normalised; H and W divisible by 32.

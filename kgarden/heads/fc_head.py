@@ -7,7 +7,7 @@ from kgarden.layers.initializers import xavier_fan_in
 
 
 class FCHead(keras.layers.Layer):
-    """Flatten -> [dense -> ReLU] x num_fcs.   Girshick 2015, arXiv:1504.08083; Lin et al. 2016, arXiv:1612.03144.
+    """Flatten -> [dense -> ReLU] x num_fcs.   Girshick 2015, arXiv:1504.08083.
 
     Call:
         roi_features: (B, P, S, S, D), flattened row, column, channel.

@@ -19,5 +19,5 @@ def xavier_fan_in():
 
 
 def prior_bias(probability=0.01):
-    """The bias with which a sigmoid starts at `probability`.   Lin et al. 2017, arXiv:1708.02002, section 4.1."""
+    """The bias with which a sigmoid starts at `probability`.   Lin et al. 2017, arXiv:1708.02002, 4.1."""
     return keras.initializers.Constant(-math.log((1 - probability) / probability))

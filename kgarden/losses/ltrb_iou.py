@@ -40,5 +40,5 @@ def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):
 
 
 def _even(choose, a, b):
-    """minimum or maximum whose gradient is halved between equal arguments, so that a perfect box stays put."""
+    """minimum or maximum with its gradient halved between equal arguments: a perfect box stays put."""
     return ops.where(a == b, 0.5 * (a + b), choose(a, b))

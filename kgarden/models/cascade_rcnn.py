@@ -92,9 +92,11 @@ class CascadeHead(keras.layers.Layer):
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"stages": for each box head {"logits", "deltas", "boxes", "valid"}}, boxes being its input."""
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
+        before = None  # delta weights of the stage before
         for head, weights in zip(self.box_heads, self.delta_weights, strict=True):
             if stages:
-                boxes = ops.stop_gradient(box_ops.clip(decode(stages[-1], weights_before)[:, :, 0], size_hw))
+                refined = decode(stages[-1], before)[:, :, 0]
+                boxes = ops.stop_gradient(box_ops.clip(refined, size_hw))
                 if training:
                     valid = valid & (box_ops.area(boxes) > 0)
             features = self.pool(pyramid, boxes)
@@ -102,7 +104,7 @@ class CascadeHead(keras.layers.Layer):
                 features = scale_gradient(features, 1.0 / len(self.box_heads))
             logits, deltas = head(features)
             stages.append({"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid})
-            weights_before = weights
+            before = weights
         return {"stages": stages}
 
     def losses(self, raw, y):
@@ -113,7 +115,7 @@ class CascadeHead(keras.layers.Layer):
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
-        """Clipped boxes (B, P, 4) of the last stage, mean class probability of all, with the proposal's score."""
+        """Clipped boxes (B, P, 4) of the last stage; mean probability of all, fused with the proposal's."""
         stages = raw["stages"]
         boxes = box_ops.clip(decode(stages[-1], self.delta_weights[-1])[:, :, 0], size_hw)
         probability = sum(class_probability(stage["logits"], self.sigmoid) for stage in stages) / len(stages)

@@ -134,7 +134,7 @@ class CenterNetHead(keras.layers.Layer):
         return [*heat, f"{self.name}/box"]
 
     def call(self, pyramid, training=False):
-        """Maps of every level, float32: "ltrb" (B, H, W, 4) >= 0 in strides; "objectness" and "classes", logits."""
+        """Maps of every level, float32: "ltrb" (B, H, W, 4) in strides; logits "objectness", "classes"."""
         raw = {"ltrb": []}
         for level, features in enumerate(pyramid):
             tower = self.box_tower(features, training=training)

@@ -74,7 +74,11 @@ class Detector(PerCanvas):
                 part.build(pyramid)
         # Steps trained: what random choices depend on, besides the seed and the image.
         self.step = self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name="step",
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            name="step",
             aggregation="only_first_replica",
         )
         self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}

@@ -134,7 +134,7 @@ class FasterHead(keras.layers.Layer):
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
-        """Clipped boxes (B, P, 4) or (B, P, C, 4), and scores (B, P, C) into which the proposal's score is fused."""
+        """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C), fused with the proposal's."""
         decoded = decode(raw, self.delta_weights)
         rows, groups = decoded.shape[1:3]
         boxes = box_ops.clip(ops.reshape(decoded, (-1, rows * groups, 4)), size_hw)

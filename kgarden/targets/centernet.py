@@ -189,7 +189,7 @@ def more_positives(
 
     Args:
         targets:   CenterTargets of the same batch; heat and box targets stay as they are.
-        ltrb_loss: function (B, N, 4) target ltrb in strides, (B, N) rows -> (B, N) loss of the predictions there.
+        ltrb_loss: function (B, N, 4) target ltrb in strides, (B, N) rows -> (B, N) loss of what is predicted.
         threshold, top_k: a candidate's loss must lie strictly below min(threshold, k-th smallest loss
                    of its object).
     Returns:

@@ -1,4 +1,4 @@
-"""Names of detectron2 and of the CenterNet2 release (github facebookresearch/detectron2, xingyizhou/CenterNet2)."""
+"""Names of detectron2 and of the CenterNet2 release (facebookresearch/detectron2, xingyizhou/CenterNet2)."""
 
 HEAD = r"proposal_generator\.centernet_head\."
 

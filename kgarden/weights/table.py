@@ -6,7 +6,7 @@ import numpy as np
 
 from kgarden.schema import UserError
 
-# A PyTorch module's tensor -> the variable of our layer. "weight" of a norm is a vector, of a layer it is not.
+# A PyTorch module's tensor -> the variable of our layer.
 SUFFIXES = {
     "running_mean": "moving_mean",
     "running_var": "moving_variance",

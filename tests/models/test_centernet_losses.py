@@ -38,7 +38,10 @@ class Batch:
         """(B * A, ...) -> (B, A, ...)."""
         counts = self.grid.counts()
         parts = np.split(flat, np.cumsum([self.images * count for count in counts])[:-1])
-        shaped = [part.reshape(self.images, count, *flat.shape[1:]) for part, count in zip(parts, counts)]
+        shaped = [
+            part.reshape(self.images, count, *flat.shape[1:])
+            for part, count in zip(parts, counts, strict=True)
+        ]
         return np.concatenate(shaped, axis=1)
 
     def positives(self, flat_rows, labels):

@@ -1,4 +1,4 @@
-"""What every detector must do on either backend: build whole, train every part, answer in px of the canvas."""
+"""What every detector must do on either backend: build whole, train every part, answer in px."""
 
 import keras
 import numpy as np
