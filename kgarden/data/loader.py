@@ -70,7 +70,7 @@ class Loader:
 
     def _choice(self, seed):
         count = self.sizes.shape[1]
-        return 0 if count == 1 else tf.random.stateless_uniform([], seed, maxval=count, dtype=tf.int32)
+        return 0 if count == 1 else tf.random.stateless_uniform([], seed, maxval=count, dtype=tf.int64)
 
     def _image(self, row, choice, encoded):
         if self.pixels is not None:

@@ -74,7 +74,8 @@ def test_equal_size_means_equal_pixels():
     np.testing.assert_array_equal(canvas.resize_to_canvas(image, 240, 320, [[240, 320]])[0], image)
 
 
-@pytest.mark.parametrize("hw,size_hw", [((480, 640), (240, 320)), ((100, 150), (64, 77)), ((50, 70), (130, 190))])
+@pytest.mark.parametrize("hw,size_hw", [
+    ((480, 640), (240, 320)), ((100, 150), (64, 77)), ((50, 70), (130, 190))])
 def test_resizing_is_pillows_bilinear(hw, size_hw):
     """Pillow, the references' loader, antialiases with half-pixel centres."""
     image = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype="uint8")
@@ -116,11 +117,11 @@ def test_all_of_it_runs_in_a_saved_model_without_this_package(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "model"), signatures={"serving_default": serve})
     images = np.random.default_rng(0).integers(0, 256, (2, 120, 160, 3), dtype="uint8")
     np.save(tmp_path / "images.npy", images)
-    code = (f"import sys, numpy as np, tensorflow as tf\n"
-            f"model = tf.saved_model.load({str(tmp_path / 'model')!r})\n"
-            f"out = model.signatures['serving_default'](tf.constant(np.load({str(tmp_path / 'images.npy')!r})))\n"
-            f"assert 'kgarden' not in sys.modules\n"
-            f"np.savez({str(tmp_path / 'out.npz')!r}, **{{k: v.numpy() for k, v in out.items()}})")
+    code = ("import sys, numpy as np, tensorflow as tf\n"
+            "model = tf.saved_model.load('model')\n"
+            "out = model.signatures['serving_default'](tf.constant(np.load('images.npy')))\n"
+            "assert 'kgarden' not in sys.modules\n"
+            "np.savez('out.npz', **{key: value.numpy() for key, value in out.items()})")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     served = np.load(tmp_path / "out.npz")
     for image, out, size_hw in zip(images, served["images"], served["size_hw"], strict=True):

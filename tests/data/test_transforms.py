@@ -85,5 +85,6 @@ def test_a_transform_is_a_function_of_example_and_seed():
 
 def test_no_objects():
     example = {**painted(0), "boxes": tf.zeros((0, 4)), "target_hw": tf.constant([50, 60])}
-    chain = transforms.chain([transforms.resize(), transforms.horizontal_flip(1.0), transforms.vertical_flip(1.0)])
+    flips = [transforms.horizontal_flip(1.0), transforms.vertical_flip(1.0)]
+    chain = transforms.chain([transforms.resize(), *flips])
     assert apply(chain, example, 0)["boxes"].shape == (0, 4)

@@ -1,0 +1,336 @@
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+import real_data
+from PIL import Image
+
+tf = pytest.importorskip("tensorflow")
+
+from kgarden.data import pipeline  # noqa: E402
+from kgarden.schema import UserError, truth_is_valid  # noqa: E402
+from tfrecords import coco  # noqa: E402
+
+SIZES = [(60, 80), (80, 60), (50, 70), (40, 100), (60, 80), (90, 70), (64, 64), (60, 80), (60, 80), (33, 91)]
+PLAIN = {"short_side_px": 48, "long_side_px": 64, "flips": (), "batch_size": 2}
+
+
+def paint(folder, sizes, ids=(7, 90, 3)):
+    """A COCO data set: in every picture one white rectangle, whose category is its image id modulo 3."""
+    tree = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"c{i}"} for i in ids]}
+    (folder / "images").mkdir(parents=True)
+    for number, (height, width) in enumerate(sizes, 1):
+        rng = np.random.default_rng(number)
+        x, y = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
+        w, h = int(rng.integers(10, width - x + 1)), int(rng.integers(10, height - y + 1))
+        image = np.zeros((height, width, 3), "uint8")
+        image[y:y + h, x:x + w] = 255
+        Image.fromarray(image).save(folder / f"images/{number}.png")
+        tree["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        tree["annotations"].append({"id": number, "image_id": number, "category_id": ids[number % 3],
+                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+    return tree
+
+
+def build(folder, tree):
+    (folder / "a.json").write_text(json.dumps(tree))
+    coco.build(folder / "to", images=folder / "images", annotations=folder / "a.json", shards=3, strict=True)
+    return pipeline.open_dataset(folder / "to")
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("painted")
+    return build(folder, paint(folder, SIZES))
+
+
+def take(batches, count):
+    return [tf.nest.map_structure(lambda t: t.numpy(), batch) for batch in batches.take(count)]
+
+
+def assert_equal_batches(a, b, px=0.0):
+    """Equal in everything; boxes may differ by so many px."""
+    assert len(a) == len(b)
+    for (x, y), (other_x, other_y) in zip(a, b, strict=True):
+        one, other = x | y, other_x | other_y
+        assert one.keys() == other.keys()
+        for key in one:
+            allowed = px if key == "boxes" else 0.0
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=allowed, err_msg=key)
+
+
+def pictures(batches):
+    """Every picture of some (x, y) batches: (image, size_hw, boxes, labels, crowd, image_id)."""
+    keys = ("images", "size_hw", "boxes", "labels", "crowd", "image_id")
+    for x, y in batches:
+        yield from zip(*((x | y)[key] for key in keys), strict=True)
+
+
+def test_one_epoch_holds_every_picture_once(painted):
+    batches = take(pipeline.train_batches([painted], canvases=[[64, 64]], **PLAIN), 15)
+    for epoch in range(3):
+        ids = [p[-1] for p in pictures(batches[5 * epoch:5 * epoch + 5])]
+        assert sorted(ids) == list(range(1, 11))
+    assert [p[-1] for p in pictures(batches[:5])] != [p[-1] for p in pictures(batches[5:10])]
+
+
+@pytest.mark.parametrize("short_side_px", [48, (32, 40, 48)])
+@pytest.mark.parametrize("flips", [(), ("horizontal",), ("horizontal", "vertical")])
+def test_boxes_are_where_the_paint_is(painted, short_side_px, flips):
+    batches = pipeline.train_batches([painted], **{**PLAIN, "short_side_px": short_side_px, "flips": flips})
+    seen = 0
+    for image, size_hw, boxes, labels, crowd, image_id in pictures(take(batches, 40)):
+        height, width = size_hw
+        assert not image[height:].any() and not image[:, width:].any()
+        white = image[..., 0] > 127
+        y, x = np.nonzero(white)
+        np.testing.assert_allclose(boxes[0], [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1.01)
+        assert labels[0] == {7: 1, 90: 2, 3: 0}[(7, 90, 3)[image_id % 3]]      # by ascending category id
+        assert (labels[1:] == -1).all() and not boxes[1:].any() and not crowd.any()
+        seen += 1
+    assert seen == 80
+
+
+def test_sizes_follow_the_chosen_short_side(painted):
+    batches = take(pipeline.train_batches([painted], **{**PLAIN, "short_side_px": (32, 48)}), 100)
+    of_picture = {}
+    for _, size_hw, _, _, _, image_id in pictures(batches):
+        of_picture.setdefault(int(image_id), []).append(tuple(size_hw.tolist()))
+    assert set(of_picture[1]) == {(32, 43), (48, 64)} and set(of_picture[2]) == {(43, 32), (64, 48)}
+    assert set(of_picture[4]) == {(26, 64)}             # its long side decides
+    share = np.mean([size == (32, 43) for size in of_picture[1]])
+    assert 0.2 < share < 0.8
+
+
+def test_flips_happen_half_the_time_and_change_from_epoch_to_epoch(painted):
+    batches = take(pipeline.train_batches([painted], **{**PLAIN, "flips": ("horizontal",)}), 200)
+    plain = {p[-1]: p[2][0] for p in pictures(take(pipeline.train_batches([painted], **PLAIN), 20))}
+    flipped = {}
+    for _, _, boxes, _, _, image_id in pictures(batches):
+        flipped.setdefault(int(image_id), []).append(bool(np.abs(boxes[0] - plain[image_id]).max() > 1e-3))
+    assert len(flipped) == 10
+    assert abs(np.mean(sum(flipped.values(), [])) - 0.5) < 0.1
+    assert len({tuple(f[:30]) for f in flipped.values()}) == 10
+
+
+VARIED = {**PLAIN, "short_side_px": (32, 40, 48), "flips": ("horizontal", "vertical"), "seed": 5}
+
+
+@pytest.mark.parametrize("start", [1, 4, 13])
+def test_a_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
+    whole = take(pipeline.train_batches([painted], **VARIED), start + 6)
+    later = take(pipeline.train_batches([painted], start_step=start, **VARIED), 6)
+    assert_equal_batches(later, whole[start:])
+
+
+@pytest.mark.parametrize("options", [
+    {"parallel": 1}, {"parallel": 7}, {"cache": "encoded"}, {"cache": "decoded"}])
+def test_threads_and_caches_change_nothing(painted, options):
+    expected = take(pipeline.train_batches([painted], **VARIED), 20)
+    assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, **options), 20), expected)
+    one_size = {**VARIED, "short_side_px": 48}
+    expected = take(pipeline.train_batches([painted], **one_size), 20)
+    got = take(pipeline.train_batches([painted], **one_size, **options), 20)
+    assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)    # rounded in another order
+
+
+def test_the_seed_decides(painted):
+    ids = [[p[-1] for p in pictures(take(pipeline.train_batches([painted], **PLAIN, seed=seed), 5))]
+           for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_landscape_and_portrait(painted):
+    options = {**PLAIN, "canvases": [[48, 64], [64, 48]]}
+    batches = pipeline.train_batches([painted], **options)
+    assert batches.element_spec[0]["images"].shape == (2, None, None, 3)
+    batches = take(batches, 60)
+    of_canvas = {(48, 64): set(), (64, 48): set()}
+    for x, y in batches:
+        of_canvas[x["images"].shape[1:3]] |= set(y["image_id"].tolist())
+    assert of_canvas == {(48, 64): {1, 3, 4, 5, 7, 8, 9, 10}, (64, 48): {2, 6}}
+
+
+def test_a_single_canvas_means_static_shapes(tmp_path):
+    data = build(tmp_path, paint(tmp_path, [(60, 80)] * 4))
+    x, y = pipeline.train_batches([data], max_objects=9, **PLAIN).element_spec
+    assert {key: tuple(spec.shape) for key, spec in (x | y).items()} == {
+        "images": (2, 64, 64, 3), "size_hw": (2, 2), "boxes": (2, 9, 4), "labels": (2, 9), "crowd": (2, 9),
+        "image_id": (2,)}
+    assert {key: spec.dtype.name for key, spec in (x | y).items()} == {
+        "images": "uint8", "size_hw": "int32", "boxes": "float32", "labels": "int32", "crowd": "bool",
+        "image_id": "int64"}
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """Picture 1 has five boxes and a crowd, 2 none, 3 a crowd alone, 4 one box."""
+    tree = paint(tmp_path, [(64, 64)] * 4)
+    def box(image_id, bbox, crowd=0):
+        return {"id": 1, "image_id": image_id, "category_id": 7, "bbox": bbox, "iscrowd": crowd}
+
+    tree["annotations"] = [
+        box(1, [0, 0, 2, 2]), box(1, [0, 0, 30, 30]), box(1, [0, 0, 4, 4]), box(1, [0, 0, 20, 20]),
+        box(1, [0, 0, 10, 10]), box(1, [0, 0, 64, 64], 1), box(3, [0, 0, 9, 9], 1), box(4, [0, 0, 8, 8])]
+    return build(tmp_path, tree)
+
+
+def sides_of_picture_1(crowded, **options):
+    """Widths of the objects of picture 1; crowds negative."""
+    settings = {**PLAIN, "short_side_px": 64, "batch_size": 1, **options}
+    batches = take(pipeline.train_batches([crowded], **settings), 4)
+    [(boxes, labels, crowd)] = [p[2:5] for p in pictures(batches[:2]) if p[-1] == 1]
+    return np.where(crowd, -1, 1)[labels >= 0] * boxes[labels >= 0, 2]
+
+
+def test_the_largest_stay_when_there_are_too_many(crowded):
+    with pytest.warns(UserWarning, match="1 pictures hold more than max_objects = 3"):
+        np.testing.assert_allclose(sides_of_picture_1(crowded, max_objects=3), [30, 20, -64])
+    with pytest.warns(UserWarning):
+        np.testing.assert_allclose(sides_of_picture_1(crowded, max_objects=3, keep_crowd=False), [30, 20, 10])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(sides_of_picture_1(crowded, max_objects=6), [2, 30, 4, 20, 10, -64])
+        got = sides_of_picture_1(crowded, max_objects=6, keep_crowd=False)
+        np.testing.assert_allclose(got, [2, 30, 4, 20, 10])
+
+
+@pytest.mark.parametrize("keep_empty,expected", [(False, {1, 4}), (True, {1, 2, 3, 4})])
+def test_pictures_without_objects(crowded, keep_empty, expected):
+    batches = take(pipeline.train_batches([crowded], **PLAIN, keep_empty=keep_empty), 8)
+    seen = {int(p[-1]): p for p in pictures(batches)}
+    assert set(seen) == expected
+    for number in expected & {2, 3}:
+        y = {"labels": seen[number][3], "crowd": seen[number][4]}
+        assert not truth_is_valid(y).any()
+
+
+def test_two_data_sets_by_weight(tmp_path):
+    parts = []
+    for name, count in [("a", 4), ("b", 8)]:
+        tree = paint(tmp_path / name, [(48, 64)] * count)
+        for item in tree["images"]:
+            item["id"] += 100 * (name == "b")
+        for item in tree["annotations"]:
+            item["image_id"] += 100 * (name == "b")
+        parts.append(build(tmp_path / name, tree))
+    def share_of_b(weight):
+        source = {"glob": str(tmp_path / "b/to"), "weight": weight}
+        datasets = [parts[0], pipeline.dataset_of(source, tmp_path)]
+        ids = [p[-1] for p in pictures(take(pipeline.train_batches(datasets, **PLAIN), 300))]
+        assert len(set(ids)) == 12
+        return np.mean(np.array(ids) > 100)
+
+    assert share_of_b(1.0) == pytest.approx(8 / 12, abs=0.06)
+    assert share_of_b(0.25) == pytest.approx(2 / 6, abs=0.06)
+    whole = take(pipeline.train_batches(parts, **VARIED), 30)
+    assert_equal_batches(take(pipeline.train_batches(parts, start_step=21, **VARIED), 9), whole[21:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("limit", [None, 4])
+def test_validation_has_every_picture_once(painted, batch_size, limit):
+    settings = {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]]}
+    batches = pipeline.val_batches([painted], batch_size=batch_size, limit=limit, **settings)
+    ids, steps = [], 0
+    for x, meta in take(batches, -1):
+        assert x["images"].shape[0] == batch_size
+        steps += 1
+        for number, hw, size_hw in zip(meta["image_id"], meta["original_hw"], x["size_hw"], strict=True):
+            if number >= 0:
+                ids.append(int(number))
+                assert tuple(hw) == SIZES[number - 1]
+            scale = min(48 / min(hw), 64 / max(hw))
+            np.testing.assert_allclose(size_hw, hw * scale, atol=0.51)
+    assert len(batches) == steps
+    assert len(ids) == len(set(ids)) == (limit or 10)
+    assert_equal_batches(take(batches, 3), take(batches, 3))
+
+
+def test_boxes_lead_back_to_the_photos(tmp_path):
+    """Real photos: what the pipeline gives, led back, is what the annotations say."""
+    bccd = real_data.folder("bccd")
+    truth = json.loads((bccd / "coco/instances_test.json").read_text())
+    source = {"format": "coco", "images": str(bccd / "BCCD/JPEGImages"),
+              "annotations": str(bccd / "coco/instances_test.json")}
+    data = pipeline.dataset_of(source, tmp_path)
+    settings = {"short_side_px": 240, "long_side_px": 320, "flips": (), "batch_size": 8}
+    batches = take(pipeline.train_batches([data], **settings), 9)
+    seen = set()
+    for _, size_hw, boxes, labels, _, image_id in pictures(batches):
+        expected = [a for a in truth["annotations"] if a["image_id"] == image_id]
+        count = len(expected)
+        np.testing.assert_array_equal(labels[:count], [a["category_id"] - 1 for a in expected])
+        assert (labels[count:] == -1).all() and tuple(size_hw) == (240, 320)
+        x, y, w, h = np.array([a["bbox"] for a in expected]).T
+        back = pipeline.boxes_to_original(boxes[:count], size_hw, (480, 640))
+        np.testing.assert_allclose(back, np.stack([x, y, x + w, y + h], axis=-1), atol=1e-3)
+        seen.add(int(image_id))
+    assert len(seen) == 72
+
+
+def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
+    bccd = real_data.folder("bccd")
+    source = {"format": "coco", "images": str(bccd / "BCCD/JPEGImages"),
+              "annotations": str(bccd / "coco/instances_test.json")}
+    data = pipeline.dataset_of(source, tmp_path)
+    for short, long in [((240, 200), 320), (480, 640), (60, 80)]:
+        options = {"short_side_px": short, "long_side_px": long, "batch_size": 4}
+        exact = take(pipeline.train_batches([data], **options), 2)
+        scaled = take(pipeline.train_batches([data], scaled_decode=True, **options), 2)
+        for (x, y), (x_scaled, y_scaled) in zip(exact, scaled, strict=True):
+            np.testing.assert_array_equal(x["size_hw"], x_scaled["size_hw"])
+            np.testing.assert_allclose(y["boxes"], y_scaled["boxes"], rtol=1e-5, atol=1e-3)
+            assert np.abs(x["images"].astype(int) - x_scaled["images"]).mean() < 3
+
+
+def test_the_cache_of_converted_data_is_used_again(tmp_path):
+    tree = paint(tmp_path, SIZES[:3])
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    source = {"format": "coco", "images": str(tmp_path / "images"), "annotations": str(tmp_path / "a.json"),
+              "glob": None}
+    def folder():
+        return pipeline.dataset_of(source, tmp_path / "cache").annotations[0].parent
+
+    first = folder()
+    written = (first / "manifest.json").stat().st_mtime_ns
+    assert folder() == first and (first / "manifest.json").stat().st_mtime_ns == written
+    tree["annotations"].pop()
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    assert folder() != first                            # other annotations, other data
+
+
+def test_shapes_is_a_source(tmp_path):
+    source = {"format": "shapes", "count": 12, "seed": 3, "size_hw": (96, 128)}
+    data = pipeline.dataset_of(source, tmp_path)
+    assert [c["name"] for c in data.categories] == ["disc", "square", "triangle", "star", "cross", "ring"]
+    assert len(data.index) == 12 and set(zip(data.index.height, data.index.width, strict=True)) == {(96, 128)}
+
+
+@pytest.mark.parametrize("options,message", [
+    ({"flips": ("diagonal",)}, "flips: 'diagonal'"), ({"cache": "disk"}, "cache: 'disk'"),
+    ({"batch_size": 0}, "batch_size: 0")])
+def test_wrong_settings(painted, options, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.train_batches([painted], **{**PLAIN, **options})
+
+
+def test_wrong_sources(tmp_path, painted):
+    with pytest.raises(UserError, match="no shards there"):
+        pipeline.dataset_of({"glob": str(tmp_path / "*.tfrecord")}, tmp_path)
+    other = build(tmp_path, paint(tmp_path, [(60, 80)] * 2, ids=(1, 2, 3)))
+    with pytest.raises(UserError, match="its categories differ"):
+        pipeline.train_batches([painted, other], **PLAIN)
+    tree = paint(tmp_path / "empty", [(60, 80)] * 2)
+    tree["annotations"] = []
+    empty = build(tmp_path / "empty", tree)
+    with pytest.raises(UserError, match="nothing to train on"):
+        pipeline.train_batches([empty], **PLAIN)
+
+
+def test_decode_only_reads_the_same_pictures(painted):
+    [shapes] = itertools.islice(pipeline.decode_only([painted], batch_size=10), 1)
+    expected = np.stack([painted.index.height, painted.index.width, np.full(10, 3)], axis=-1)
+    np.testing.assert_array_equal(shapes, expected)
