@@ -243,9 +243,7 @@ class Session(keras.callbacks.Callback):
         images_per_s = per_second * self.recipe.data.batch_size
         waiting = min(self.clock.taken() / seconds, 1.0)
         rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
-        self.reporter.values(
-            self.step, terms, rate, images_per_s, waiting, (self.total - self.step) / per_second
-        )
+        self.reporter.values(self.step, terms, rate, images_per_s, waiting, self._seconds_left(per_second))
         self.metrics.add(
             step=self.step, **terms, lr=rate, images_per_s=round(images_per_s, 3), data_wait=round(waiting, 4)
         )
@@ -258,6 +256,10 @@ class Session(keras.callbacks.Callback):
             }.items():
                 tf.summary.scalar(f"train/{name}", value)
         self.seen, self.seen_at = self.step, time.perf_counter()
+
+    def _seconds_left(self, per_second):
+        """Not known after the first step, which built the graph."""
+        return (self.total - self.step) / per_second if self.step > self.begun + 1 else math.inf
 
     def _interval(self):
         """Evaluate, keep the best weights; at the end also the last ones."""

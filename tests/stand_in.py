@@ -8,7 +8,6 @@ import json
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from kgarden.models.detector import InferenceModel
@@ -141,6 +140,8 @@ class StandInData:
         self.annotations.write_text(json.dumps(ground_truth(self.boxes, self.labels, scale)))
 
     def train_batches(self, start_step=0):
+        import tensorflow as tf
+
         size, count = self.batch_size, 64
         images, boxes, labels = pictures(count)
 
@@ -160,6 +161,8 @@ class StandInData:
 
     def val_batches(self, limit=None):
         """Batches of 4, 4 and 2."""
+        import tensorflow as tf
+
         x = {"images": self.images, "size_hw": np.tile(np.int32([[64, 96]]), (10, 1))}
         meta = {
             "image_id": np.arange(100, 110, dtype=np.int64),
