@@ -32,8 +32,6 @@ NOT_YET = {
     "d2_fpn",
     "d2_retinanet_inference",
     "d2_retinanet_losses",
-    "d2_roi_align",
-    "d2_roi_pool",
     "d2_rpn_losses",
     "d2_rpn_proposals",
     "d2_samplers",

@@ -1,0 +1,302 @@
+"""RoIAlign: what a box shows of a feature pyramid, on a fixed grid of S x S bins.
+
+He et al. 2017, arXiv:1703.06870, section 3, in the "aligned" form of detectron2: a feature lies at the
+centre of its cell, so a box's side x px is at x / stride - 1/2 cells. A bin averages n x n bilinear samples.
+A bilinear weight is the product of one for the row and one for the column, and so is the mean over samples:
+
+    out[i, j] = sum over cells (y, x) of  rows[i, y] * columns[j, x] * features[y, x]
+
+with rows and columns that are known without touching a feature. So adaptive sampling (n = the bin's extent in
+cells, rounded up) costs no more than n = 2, and nothing of the size of the samples is ever held.
+
+Two ways to carry out that sum give the same numbers: `_dense` here, of static shape, for every backend and
+for XLA; and the sparse product of `roi_align_sparse`, on TensorFlow outside XLA.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+CHUNK_BYTES = 1 << 26  # what the static way holds of gathered features at a time
+FARTHEST_PX = 1e7  # coordinates are cut off here, so that a runaway box cannot overflow
+
+
+def roi_align(pyramid, strides, boxes, output_size, sampling_ratio=0, canonical_level=4, canonical_size=224):
+    """The features of each box, taken from the level of the pyramid that suits its size.
+
+    Args:
+        pyramid:         list of (B, H_l, W_l, D), H_l and W_l static.
+        strides:         px of the network input for one cell of each level, powers of two.
+        boxes:           (B, P, 4) xyxy, px, clipped or not; no gradient flows to them.
+        output_size:     S, bins along each side.
+        sampling_ratio:  samples of a bin along each side; 0: as many as the bin has cells, rounded up.
+        canonical_level: level of a box whose side is `canonical_size` px; see `assign_levels`.
+        canonical_size:  px.
+    Returns:
+        (B, P, S, S, D) in the dtype of the pyramid, computed in float32. A box without extent gives zeros
+        (with sampling_ratio 0), and so does what lies more than one cell outside the map.
+    """
+    batch, count = ops.shape(boxes)[0], ops.shape(boxes)[1]
+    depth = pyramid[0].shape[-1]
+    boxes = ops.cast(ops.stop_gradient(boxes), "float32")
+    boxes = ops.where(ops.isfinite(boxes), ops.clip(boxes, -FARTHEST_PX, FARTHEST_PX), 0.0)
+    level = assign_levels(boxes, strides, canonical_level, canonical_size)
+    sizes = [tuple(features.shape[1:3]) for features in pyramid]
+    rois = _on_their_levels(boxes, level, sizes, strides, output_size, sampling_ratio)
+
+    table = ops.concatenate([ops.reshape(features, (-1, depth)) for features in pyramid], axis=0)
+    if _may_be_dynamic():
+        from kgarden.ops.roi_align_sparse import pool
+
+        out = pool(ops.cast(table, "float32"), rois)
+    else:
+        longest = _most_cells(sizes, canonical_size * 2.0 ** (1 - canonical_level))
+        out = _dense(ops.cast(table, "float32"), rois, longest)
+    return ops.cast(ops.reshape(out, (batch, count, output_size, output_size, depth)), table.dtype)
+
+
+def assign_levels(boxes, strides, canonical_level=4, canonical_size=224):
+    """Which level of the pyramid each box is pooled from.
+
+    k = floor(canonical_level + log2(sqrt(area) / canonical_size)), cut off to the levels there are; a level
+    of stride s has the number log2(s).   Lin et al. 2016, arXiv:1612.03144, Eq. 1.
+
+    Args:
+        boxes:   (..., 4) xyxy, px.
+        strides: of the levels, finest first.
+    Returns:
+        (...,) int32, position in `strides`.
+    """
+    numbers = [round(math.log2(stride)) for stride in strides]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise ValueError(f"strides {list(strides)} must be consecutive powers of two")
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    side = ops.sqrt(ops.maximum(width * height, 0.0))
+    number = ops.floor(canonical_level + ops.log2(side / canonical_size + 1e-8))
+    return ops.cast(ops.clip(number, numbers[0], numbers[-1]), "int32") - numbers[0]
+
+
+class _Axis:
+    """The bins of all boxes along one direction, in cells of each box's own level; R boxes, S bins.
+
+    Sample k of bin s lies at (start + s * extent) + (k + 1/2) * extent / number. The references round to
+    float32 at each of these steps, so at a far cell the order of the steps is what their numbers depend on.
+
+    Attributes:
+        begin:  (R, S) float32, where each bin begins.
+        extent: (R, 1) of one bin; negative where a box is inverted.
+        number: (R, 1) float32, samples of a bin.
+        size:   (R, 1) float32, cells of the map.
+        ratio:  the number of samples if it is the same for all boxes, or 0.
+    """
+
+    def __init__(self, begin, extent, number, size, ratio):
+        self.begin, self.extent, self.number, self.size, self.ratio = begin, extent, number, size, ratio
+
+    @classmethod
+    def between(cls, start, end, size, bins, ratio):
+        """`bins` bins from `start` to `end`, all (R,) float32."""
+        whole = (end - start)[:, None]
+        extent = whole / ops.full_like(whole, bins)  # by a scalar, XLA would multiply with its inverse
+        begin = start[:, None] + ops.arange(bins, dtype="float32")[None, :] * extent
+        if ratio:
+            number = ops.full_like(extent, ratio)
+        else:
+            number = ops.maximum(ops.ceil(extent), 0.0)
+            one_less = ops.maximum(number - 1.0, 0.0)  # compiled it does all the same: 175 * (1 / 7) > 25
+            number = ops.where(one_less * bins >= whole, one_less, number)
+        return cls(begin, extent, number, size[:, None], ratio)
+
+    def map(self, function):
+        """The same with `function` applied to every array."""
+        arrays = (self.begin, self.extent, self.number, self.size)
+        return _Axis(*map(function, arrays), self.ratio)
+
+    def bin_windows(self):
+        """First and last cell that any sample of a bin touches.   (R, S) float32 each."""
+        ends = self.begin, self.begin + self.extent
+        low, high = ops.minimum(*ends), ops.maximum(*ends)
+        border = self.size - 1.0
+        first = ops.floor(ops.clip(low, 0.0, border))
+        return first, ops.minimum(ops.floor(ops.clip(high, 0.0, border)) + 1.0, border)
+
+    def window(self):
+        """First and last cell that any sample of a box touches.   (R, 1) float32 each."""
+        first, last = self.bin_windows()
+        return ops.min(first, axis=1, keepdims=True), ops.max(last, axis=1, keepdims=True)
+
+    def weights(self, cells):
+        """Share of each cell in the mean over the samples of a bin.
+
+        A sample more than a cell outside the map counts as zero; one outside by less moves to the border.
+
+        Args:
+            cells: (R, S or 1, K) float32, rows or columns of the map; outside of it the weight is 0.
+        Returns:
+            (R, S, K) float32.
+        """
+        extent, number = self.extent[:, :, None], self.number[:, :, None]
+        begin, border = self.begin[:, :, None], self.size[:, :, None] - 1.0
+        total = 0.0
+        for sample in self._nearby_samples(cells):
+            position = begin + (sample + 0.5) * extent / ops.maximum(number, 1.0)
+            weight = ops.relu(1.0 - ops.abs(ops.clip(position, 0.0, border) - cells))
+            real = (sample >= 0) & (sample < number) & (position >= -1.0) & (position <= border + 1.0)
+            total = total + ops.where(real, weight, 0.0)
+        inside = (cells >= 0.0) & (cells <= border)
+        return ops.where(inside, total / ops.maximum(number, 1.0), 0.0)
+
+    def _nearby_samples(self, cells):
+        """Numbers of the samples that may give weight to a cell: all of them, where their number is fixed.
+
+        Adaptive samples lie more than half a cell apart, so at most four are within a cell's reach; one more
+        on either side allows for rounding, and for the only sample of a bin smaller than a cell.
+        """
+        if self.ratio:
+            return [float(sample) for sample in range(self.ratio)]
+        step = ops.where(self.number > 1, self.extent / ops.maximum(self.number, 1.0), 1.0)[:, :, None]
+        before = ops.floor((cells - 1.0 - self.begin[:, :, None]) / step - 0.5)
+        return [before + nearby for nearby in range(6)]
+
+
+class _Rois:
+    """All boxes of a batch, one after the other, each on its level.
+
+    Attributes:
+        rows, columns: `_Axis`, y and x.
+        base:  (R, 1) int32, row of the table where the box's map begins.
+        width: (R, 1) int32, cells in a row of that map.
+        bins:  S.
+    """
+
+    def __init__(self, rows, columns, base, width):
+        self.rows, self.columns, self.base, self.width = rows, columns, base, width
+        self.bins = rows.begin.shape[1]
+
+    def _map(self, function):
+        axes = self.rows.map(function), self.columns.map(function)
+        return _Rois(*axes, function(self.base), function(self.width))
+
+    def padded(self, missing):
+        """With so many boxes more, all of whose weights are 0."""
+        return self._map(lambda array: ops.pad(array, [[0, missing], [0, 0]]))
+
+    def chunk(self, start, size):
+        """Boxes `start` to `start + size`."""
+        return self._map(lambda array: ops.slice(array, (start, 0), (size, array.shape[1])))
+
+
+def _on_their_levels(boxes, level, sizes, strides, bins, ratio):
+    """`_Rois` of boxes (B, P, 4) px on the levels (B, P) that they are pooled from."""
+    batch = ops.shape(boxes)[0]
+    flat = ops.reshape(level, (-1,))
+    height, width = (_lookup([size[i] for size in sizes], flat, "int32") for i in (0, 1))
+    scale = _lookup([1.0 / stride for stride in strides], flat, "float32")
+    before = [sum(h * w for h, w in sizes[:i]) for i in range(len(sizes))]
+    image = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(level))
+    base = batch * _lookup(before, flat, "int32") + ops.reshape(image, (-1,)) * height * width
+
+    left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - 0.5 for i in range(4))
+    rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins, ratio)
+    columns = _Axis.between(left, right, ops.cast(width, "float32"), bins, ratio)
+    return _Rois(rows, columns, base[:, None], width[:, None])
+
+
+def _lookup(values, index, dtype):
+    return ops.take(ops.convert_to_tensor(values, dtype=dtype), index, axis=0)
+
+
+def _may_be_dynamic():
+    """Whether shapes may depend on values: on TensorFlow, unless this is being traced for XLA."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+    return tf.executing_eagerly() or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+# --- the static way -----------------------------------------------------------------------------------------
+
+
+def _most_cells(sizes, longest_side):
+    """No box touches more cells than this.
+
+    On every level but the last, a box covers less than longest_side^2 cells, by the level rule; however
+    elongated it is, its border adds less than two rows and two columns. On the last level it is the map.
+
+    Args:
+        sizes:        list of (H_l, W_l).
+        longest_side: cells of the side of the largest square on a level.
+    """
+    bounds = [sizes[-1][0] * sizes[-1][1]]
+    covered = 1.01 * longest_side**2
+    for height, width in sizes[:-1]:
+        long = min(max(height, width), covered)
+        bounds.append(min(height * width, math.ceil((long + 2) * (covered / long + 2))))
+    return max(bounds)
+
+
+def _dense(table, rois, most):
+    """Every bin's weighted sum over the cells of its box: (S * S, T) @ (T, D) for each box.
+
+    The boxes are walked in chunks, forwards and backwards; on the way back their weights are computed anew.
+
+    Args:
+        table: (N, D) float32, the cells of all levels and images.
+        rois:  `_Rois`.
+        most:  T; no box touches more cells.
+    Returns:
+        (R, S * S, D) float32, differentiable with respect to `table`.
+    """
+    depth, bins, boxes = table.shape[1], rois.bins**2, ops.shape(rois.base)[0]
+    size = max(1, CHUNK_BYTES // (4 * most * (depth + bins)))
+    chunks = -(-boxes // size)
+    rois = rois.padded(chunks * size - boxes)
+
+    @ops.custom_gradient
+    def product(table):
+        def pool(i, out):
+            weights, cells = _weights_and_cells(rois.chunk(i * size, size), most)
+            return i + 1, ops.slice_update(out, (i * size, 0, 0), weights @ ops.take(table, cells, axis=0))
+
+        def gradient(upstream):
+            upstream = ops.pad(upstream, [[0, chunks * size - boxes], [0, 0], [0, 0]])
+
+            def spread(i, total):
+                weights, cells = _weights_and_cells(rois.chunk(i * size, size), most)
+                of_chunk = ops.slice(upstream, (i * size, 0, 0), (size, bins, depth))
+                at_cells = ops.reshape(ops.transpose(weights, (0, 2, 1)) @ of_chunk, (-1, depth))
+                total = ops.scatter_update(total, ops.reshape(cells, (-1, 1)), at_cells, reduction="add")
+                return i + 1, total
+
+            return walk(spread, ops.zeros_like(table))
+
+        return walk(pool, ops.zeros((chunks * size, bins, depth), dtype="float32"))[:boxes], gradient
+
+    def walk(step, start):
+        return ops.while_loop(lambda i, _: i < chunks, step, (0, start))[1]
+
+    return product(table)
+
+
+def _weights_and_cells(rois, most):
+    """The cells of each box, row by row, and the share that each has in each bin.
+
+    Returns:
+        weights: (C, S * S, T) float32, 0 beyond the box's last cell.
+        cells:   (C, T) int32, rows of the table.
+    """
+    (top, bottom), (left, right) = rois.rows.window(), rois.columns.window()  # (C, 1) each
+    wide = ops.maximum(ops.cast(right - left, "int32") + 1, 1)  # what pads a chunk has no cell at all
+    place = ops.arange(most, dtype="int32")[None, :]
+    row = place // wide
+    column = place - row * wide
+    x, y = left + ops.cast(column, "float32"), top + ops.cast(row, "float32")
+    y = ops.where(y <= bottom, y, -1.0)  # no such row: weight 0
+
+    of_row, of_column = rois.rows.weights(y[:, None, :]), rois.columns.weights(x[:, None, :])
+    weights = of_row[:, :, None, :] * of_column[:, None, :, :]
+    cells = rois.base + ops.cast(y, "int32") * rois.width + ops.cast(x, "int32")
+    return ops.reshape(weights, (-1, rois.bins**2, most)), ops.maximum(cells, 0)
