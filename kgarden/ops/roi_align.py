@@ -115,8 +115,9 @@ class _Axis:
 
     def bin_windows(self):
         """First and last cell that any sample of a bin touches.   (R, S) float32 each."""
-        ends = self.begin, self.begin + self.extent
-        low, high = ops.minimum(*ends), ops.maximum(*ends)
+        margin = 0.5 * self.extent / ops.maximum(self.number, 1.0)
+        outermost = self.begin + margin, self.begin + self.extent - margin
+        low, high = ops.minimum(*outermost), ops.maximum(*outermost)
         border = self.size - 1.0
         first = ops.floor(ops.clip(low, 0.0, border))
         return first, ops.minimum(ops.floor(ops.clip(high, 0.0, border)) + 1.0, border)
