@@ -21,7 +21,7 @@ from kgarden.backbones import make_backbone
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.cascade_rcnn import CascadeHead
-from kgarden.models.centernet import CenterNetHead
+from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.two_stage import AsProposer, TwoStage
 from kgarden.necks import make_neck
@@ -29,6 +29,21 @@ from kgarden.schema import UserError
 from kgarden.settings import fill
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
+ROI_HEADS = {
+    "cascade": (CascadeHead, {"ious": (0.6, 0.7, 0.8)}),
+    "faster": (FasterHead, {"iou": 0.6, "class_agnostic": True}),
+}
+
+# What only a proposer has: how many proposals, and the loss settings that the release changes for it.
+PROPOSER_ONLY = (
+    "train",
+    "test",
+    "train_per_level",
+    "test_per_level",
+    "nms_iou",
+    "score_threshold",
+    "weights",
+)
 
 
 def centernet2(
@@ -49,12 +64,16 @@ def centernet2(
         backbone:    a name, or {name, ...}; see kgarden/backbones.
         neck:        settings of the FPN.
         proposer:    settings of CenterNetHead, and "train", "test": how many proposals, "nms_iou".
-        roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead}.
+        roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead}; "none" leaves
+                     the second stage out: CenterNet* alone, with the tower and target settings of `proposer`.
         selection:   settings of the final Selection.
         pixels:      "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
     Returns:
-        TwoStage.
+        TwoStage, or OneStage without a second stage.
     """
+    if roi_head == "none":
+        of_head = {key: value for key, value in (proposer or {}).items() if key not in PROPOSER_ONLY}
+        return centernet(num_classes, seed, backbone, neck, of_head, selection, pixels)
     neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
     return TwoStage(
         backbone=make_backbone(backbone),
@@ -98,9 +117,8 @@ def _roi_head(settings, strides, num_classes):
     """The second stage by name, with CenterNet2's thresholds."""
     settings = {"name": "cascade", "fuse": "released", **(settings or {})}
     name = settings.pop("name")
+    if name not in ROI_HEADS:
+        raise UserError(f"model.roi_head.name {name!r}: one of {', '.join(ROI_HEADS)}, or roi_head: none")
+    head, defaults = ROI_HEADS[name]
     fixed = dict(strides=strides, num_classes=num_classes, name="roi_head")
-    if name == "cascade":
-        return fill(CascadeHead, {"ious": (0.6, 0.7, 0.8), **settings}, "model.roi_head", **fixed)
-    if name == "faster":
-        return fill(FasterHead, {"iou": 0.6, "class_agnostic": True, **settings}, "model.roi_head", **fixed)
-    raise UserError(f"model.roi_head.name {name!r}: one of cascade, faster")
+    return fill(head, {**defaults, **settings}, "model.roi_head", **fixed)

@@ -28,6 +28,22 @@ VARIANTS = {
         "proposer": PROPOSER,
         "roi_head": {"name": "faster", "width": 16, "num_samples": 32},
     },
+    "centernet2_alone": {"name": "centernet2", **TINY, "proposer": PROPOSER, "roi_head": "none"},
+    "one_stage": {
+        "name": "one_stage",
+        **TINY,
+        "dense_head": {"name": "centernet", "width": 32, "num_convs": 1},
+    },
+    "two_stage": {
+        "name": "two_stage",
+        **TINY,
+        "proposer": {
+            "head": {"name": "centernet", "width": 32, "num_convs": 1},
+            "train": {"total": 50, "per_level": 60},
+            "test": {"total": 20, "method": "peaks"},
+        },
+        "roi_head": {"name": "faster", "width": 16, "num_samples": 32, "class_agnostic": False},
+    },
 }
 CLASSES = 3
 

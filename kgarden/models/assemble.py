@@ -1,0 +1,108 @@
+"""Detectors from parts by name: what no paper combined.
+
+model: {name: one_stage, backbone, neck, dense_head: {name: centernet, ...}, selection}
+model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}, train: {...}, test: {...}},
+        roi_head: {name: cascade, ...}, selection}
+"""
+
+from kgarden.backbones import make_backbone
+from kgarden.heads.selection import Selection
+from kgarden.layers.pixels import pixel_settings
+from kgarden.models.cascade_rcnn import CascadeHead
+from kgarden.models.centernet import CenterNetHead
+from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.one_stage import OneStage
+from kgarden.models.two_stage import AsProposer, TwoStage
+from kgarden.necks import make_neck
+from kgarden.schema import UserError
+from kgarden.settings import fill
+
+DENSE_HEADS = {"centernet": CenterNetHead}
+ROI_HEADS = {"cascade": CascadeHead, "faster": FasterHead}
+PROPOSALS = {"score_threshold": 1e-4, "iou": 0.9, "class_wise": False}
+
+
+def one_stage(num_classes, dense_head, seed=0, backbone="resnet50", neck=None, selection=None, pixels=None):
+    """Any dense head on any backbone and neck.
+
+    Args:
+        num_classes: C.
+        dense_head:  {name: a key of DENSE_HEADS, and its settings}.
+        seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
+    Returns:
+        OneStage.
+    """
+    neck = make_neck(neck or "fpn")
+    head = _by_name(
+        DENSE_HEADS, dense_head, "model.dense_head", strides=neck.strides, num_classes=num_classes
+    )
+    return OneStage(
+        dense_head=head,
+        selection=fill(Selection, selection or {}, "model.selection"),
+        **_trunk(backbone, neck, pixels),
+        num_classes=num_classes,
+        seed=seed,
+        name="one_stage",
+    )
+
+
+def two_stage(
+    num_classes, proposer, roi_head, seed=0, backbone="resnet50", neck=None, selection=None, pixels=None
+):
+    """Any dense head as the first stage of any RoI head.
+
+    Args:
+        num_classes: C.
+        proposer:    {head: {name: a key of DENSE_HEADS, and its settings},
+                     train, test: settings of the Selection of proposals}.
+        roi_head:    {name: a key of ROI_HEADS, and its settings}.
+        seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
+    Returns:
+        TwoStage.
+    """
+    neck = make_neck(neck or "fpn")
+    return TwoStage(
+        proposer=fill(_proposer, proposer, "model.proposer", neck=neck),
+        roi_head=_by_name(
+            ROI_HEADS,
+            roi_head,
+            "model.roi_head",
+            strides=neck.strides,
+            num_classes=num_classes,
+            name="roi_head",
+        ),
+        selection=fill(Selection, {"per_level": None, "pool": 4096, **(selection or {})}, "model.selection"),
+        **_trunk(backbone, neck, pixels),
+        num_classes=num_classes,
+        seed=seed,
+        name="two_stage",
+    )
+
+
+def _proposer(neck, head, train=None, test=None):
+    """A dense head that looks for one class of things, "any object"."""
+    made = _by_name(DENSE_HEADS, head, "model.proposer.head", strides=neck.strides, num_classes=None)
+    return AsProposer(
+        made,
+        train=fill(
+            Selection,
+            {**PROPOSALS, "per_level": 4000, "total": 2000, **(train or {})},
+            "model.proposer.train",
+        ),
+        test=fill(
+            Selection, {**PROPOSALS, "per_level": 1000, "total": 256, **(test or {})}, "model.proposer.test"
+        ),
+        name="proposer",
+    )
+
+
+def _trunk(backbone, neck, pixels):
+    return {"backbone": make_backbone(backbone), "neck": neck, "pixels": pixel_settings(pixels)}
+
+
+def _by_name(known, settings, where, **fixed):
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name not in known:
+        raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
+    return fill(known[name], settings, where, **fixed)
