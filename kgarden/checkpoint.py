@@ -52,7 +52,7 @@ class Averages:
                 share = ops.cast(1 - decay, average.dtype)
                 average.assign(average.value + share * (variable.value - average.value))
             else:
-                average.assign(variable.value)
+                average.assign(ops.copy(variable.value))  # JAX reuses the memory of what a step consumed
         self.updates.assign(self.updates.value + 1)
 
     @contextlib.contextmanager
@@ -60,7 +60,7 @@ class Averages:
         """The model holds the averages inside this context, and its own weights again afterwards."""
         own = [ops.convert_to_numpy(variable.value) for variable in self.variables]
         for variable, average in zip(self.variables, self.averages, strict=True):
-            variable.assign(average.value)
+            variable.assign(ops.copy(average.value))
         try:
             yield
         finally:

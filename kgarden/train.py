@@ -30,6 +30,7 @@ from kgarden.checkpoint import (
 )
 from kgarden.draw import draw_detections
 from kgarden.evaluate import evaluate, first_pictures, write_json
+from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
 from kgarden.progress import MetricsFile, Reporter, progress_of, shown
 from kgarden.recipe import load_recipe, stage_recipes
@@ -60,8 +61,7 @@ def train(recipe, run, fresh=False, reporter=None):
     """
     run, reporter = pathlib.Path(run), reporter or Reporter()
     claim(run, recipe, fresh, reporter)
-    before = evaluation = None
-    stages = stage_recipes(recipe)
+    before, evaluation, stages = None, None, stage_recipes(recipe)
     for number, stage in enumerate(stages, start=1):
         folder = run if number == len(stages) else run / "stages" / str(number)
         if len(stages) > 1:
@@ -154,7 +154,7 @@ class Session(keras.callbacks.Callback):
         self.every = min(recipe.evaluate.every or self.total, self.total)
         self.rate = build.learning_rate_of(recipe)
         ema = recipe.schedule.ema
-        self.averages = Averages(detector.weights, ema.decay, tf.function) if ema else None
+        self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
         self.inference = compiled_inference(detector)
         self.clock, self.interrupted = Clock(), False
 
@@ -230,7 +230,7 @@ class Session(keras.callbacks.Callback):
     def _report(self, logs, now):
         """Fetch the mean of every term since the last report, show and write them."""
         self._sync()
-        terms = {name: float(value) for name, value in logs.items()}
+        terms = {name: float(logs[name]) for name in ("loss", *(n for n in logs if n != "loss"))}
         self.detector.reset_metrics()
         wrong = [name for name, value in terms.items() if not math.isfinite(value)]
         if wrong:

@@ -19,6 +19,7 @@ from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
 
 from kgarden import build, train  # noqa: E402
 from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.ops.compiled import compiled  # noqa: E402
 from kgarden.predict import compiled_inference  # noqa: E402
 from kgarden.progress import MetricsFile, Reporter  # noqa: E402
 from kgarden.recipe import load_recipe  # noqa: E402
@@ -136,8 +137,9 @@ def stop_at(step, monkeypatch):
     monkeypatch.setattr(train.Session, "on_train_batch_end", hit)
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monkeypatch):
-    recipe, whole, parts = recipe_of(), tmp_path / "whole", tmp_path / "parts"
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monkeypatch, precision):
+    recipe, whole, parts = recipe_of(precision=precision), tmp_path / "whole", tmp_path / "parts"
     train.train(recipe, whole, reporter=Lines())
 
     lines = Lines()
@@ -246,7 +248,7 @@ def test_averages_by_hand():
     detector = StandIn(2)
     detector.build()
     averages, expected = (
-        Averages(detector.weights, 0.25, tf.function),
+        Averages(detector.weights, 0.25, compiled),
         [array(v) for v in detector.weights],
     )
     for time_, value in enumerate([1.0, 5.0, -2.0]):
