@@ -1,0 +1,183 @@
+"""The house itself: who may import whom, who may touch TensorFlow and files, and that every recipe builds."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kgarden.build import build_model
+from kgarden.models import MODELS
+from kgarden.recipe import load_recipe, packaged_recipes
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob("*.py")])
+
+# A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
+TIERS = [
+    {"schema", "tfrecords"},
+    {"settings", "sections", "progress", "draw", "checkpoint"},
+    {"recipe", "ops"},
+    {"targets", "losses", "layers", "optimizers"},
+    {"backbones", "necks", "heads"},
+    {"models", "data"},
+    {"build", "weights"},
+    {"predict"},
+    {"evaluate"},
+    {"export", "bench", "analyze", "describe"},
+    {"train"},
+    {"cli"},
+]
+RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
+
+MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export"}  # at their top
+MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
+
+MAY_OPEN_FILES = {"recipe", "tfrecords", "data", "weights", "train", "predict", "evaluate", "export", "bench"}
+MAY_OPEN_FILES |= {"analyze", "build", "checkpoint", "progress", "cli"}
+OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
+
+
+def unit_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "tfrecords" else parts[1]
+
+
+def imported_modules(tree):
+    """Every module that a file imports, wherever in it: "kgarden.ops.nms"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_units(tree):
+    for module in imported_modules(tree):
+        first, *rest = module.split(".")
+        if first == "tfrecords":
+            yield "tfrecords"
+        elif first == "kgarden" and rest and rest[0] != "__version__":
+            yield rest[0]
+
+
+@pytest.fixture(scope="module")
+def trees():
+    assert len(SOURCES) > 50
+    return {path: ast.parse(path.read_text()) for path in SOURCES}
+
+
+def test_imports_go_down_only(trees):
+    faults = []
+    for path, tree in trees.items():
+        unit = unit_of(path)
+        if unit == "__init__":  # names are imported from their homes when they are first used
+            continue
+        assert unit in RANK, f"{path}: give {unit} a place in TIERS"
+        for other in set(imported_units(tree)) - {unit}:
+            if RANK.get(other, 99) >= RANK[unit]:
+                faults.append(f"{path.relative_to(ROOT)} imports {other}")
+    assert not faults, "\n".join(faults)
+
+
+def test_no_module_imports_itself_in_a_circle(trees):
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    edges = {name: set(imported_modules(trees[path])) & names.keys() for name, path in names.items()}
+    done, stack = set(), []
+
+    def visit(name):
+        assert name not in stack, " -> ".join([*stack[stack.index(name) :], name])
+        if name not in done:
+            stack.append(name)
+            for other in sorted(edges[name]):
+                visit(other)
+            done.add(stack.pop())
+
+    for name in names:
+        visit(name)
+
+
+def test_the_data_package_knows_nothing_of_kgarden_and_keras(trees):
+    for path, tree in trees.items():
+        if unit_of(path) == "tfrecords":
+            assert not {module.split(".")[0] for module in imported_modules(tree)} & {
+                "kgarden",
+                "keras",
+                "jax",
+            }
+
+
+def test_tensorflow_is_imported_where_it_may_be(trees):
+    faults = []
+    for path, tree in trees.items():
+        if "tensorflow" not in {module.split(".")[0] for module in imported_modules(tree)}:
+            continue
+        unit = unit_of(path)
+        at_top = any(
+            isinstance(node, ast.Import | ast.ImportFrom)
+            and "tensorflow" in {module.split(".")[0] for module in imported_modules(node)}
+            for node in tree.body
+        )
+        if unit in MAY_IMPORT_TENSORFLOW or path.stem.endswith("_sparse"):
+            continue
+        if at_top or unit not in MAY_WHEN_ASKED:
+            faults.append(str(path.relative_to(ROOT)))
+    assert not faults, faults
+
+
+def test_files_are_opened_where_they_may_be(trees):
+    faults = []
+    for path, tree in trees.items():
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        names = {getattr(call, "attr", getattr(call, "id", None)) for call in calls}
+        if names & OPENING and unit_of(path) not in MAY_OPEN_FILES:
+            faults.append(f"{path.relative_to(ROOT)}: {sorted(names & OPENING)}")
+    assert not faults, faults
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {path.name: n for path in SOURCES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_all_but_a_few_modules_are_imported_without_tensorflow():
+    """On JAX, in a process of its own, with TensorFlow impossible to import."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+        if unit_of(path) not in MAY_IMPORT_TENSORFLOW and not path.stem.endswith("_sparse")
+    ]
+    assert len(modules) > 40
+    program = "import sys; sys.modules['tensorflow'] = None\nimport importlib\n"
+    program += f"for module in {modules}: importlib.import_module(module)\nprint('imported')"
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
+
+
+@pytest.mark.parametrize("stem", sorted(packaged_recipes()))
+def test_every_recipe_builds(stem):
+    recipe = load_recipe(stem, overrides={"init": None})
+    detector = build_model(recipe, num_classes=recipe.model.num_classes or 6)
+    assert detector.built and detector.count_params() > 1e5
+
+
+def test_every_model_has_a_recipe_or_is_a_frame():
+    used = {load_recipe(stem).model.name for stem in packaged_recipes()}
+    assert MODELS.keys() - used <= {"one_stage", "two_stage", "centernet"}
+    assert used <= MODELS.keys()
+
+
+def test_documents_link_to_files_that_exist():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tfrecords").glob("*.md")]
+    assert ROOT / "README.md" in pages
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
