@@ -302,6 +302,24 @@ def test_compiled(jit):
         np.testing.assert_allclose(ops.convert_to_numpy(a), b, atol=1e-4)
 
 
+def test_compiled_with_bins_of_whole_cells():
+    """25 cells a bin take 25 samples, also where the compiler turns 175 / 7 into 175 * (1 / 7) > 25."""
+    features = np.random.default_rng(8).normal(size=(1, 40, 200, 1)).astype("float32")
+    sides = [7 * cells for cells in (1, 3, 5, 6, 11, 13, 21, 25, 27)]
+    boxes = np.float32([[4.0, 4.0, 4.0 + 8 * side, 4.0 + 8 * 7] for side in sides])
+    if ON_JAX:
+        import jax
+
+        compiled = jax.jit(lambda boxes: roi_align([features], [8], boxes, 7))
+    else:
+        import tensorflow as tf
+
+        compiled = tf.function(lambda boxes: roi_align([features], [8], boxes, 7), jit_compile=True)
+    got = ops.convert_to_numpy(compiled(boxes[None]))[0]
+    for box, one in zip(boxes, got, strict=True):
+        np.testing.assert_allclose(one, pool_by_definition(features[0], 8, box, 7, 0), atol=1e-4)
+
+
 @pytest.mark.tensorflow
 def test_saved_model_of_any_batch_size(tmp_path):
     import tensorflow as tf
