@@ -136,6 +136,13 @@ def test_threads_and_caches_change_nothing(painted, options):
     assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)    # rounded in another order
 
 
+def test_pictures_that_take_longer_keep_their_place(tmp_path):
+    data = build(tmp_path, paint(tmp_path, [(1600, 1600), (32, 32), (32, 32), (32, 32)] * 3))
+    ids = [[p[-1] for p in pictures(take(pipeline.train_batches([data], **PLAIN, parallel=parallel), 18))]
+           for parallel in (1, 8)]
+    assert ids[0] == ids[1]
+
+
 def test_the_seed_decides(painted):
     ids = [[p[-1] for p in pictures(take(pipeline.train_batches([painted], **PLAIN, seed=seed), 5))]
            for seed in (0, 0, 1)]
