@@ -150,6 +150,7 @@ class Session(keras.callbacks.Callback):
         super().__init__()
         self.detector, self.recipe, self.run, self.data, self.reporter = detector, recipe, run, data, reporter
         self.step, self.best, self.best_step = 0, None, None
+        self.train_s = 0.0  # seconds in steps, without evaluation and the building of graphs
         self.total = recipe.schedule.steps
         self.every = min(recipe.evaluate.every or self.total, self.total)
         self.rate = build.learning_rate_of(recipe)
@@ -166,6 +167,7 @@ class Session(keras.callbacks.Callback):
         if has_checkpoint(folder):
             state = load_checkpoint(folder, self.detector, self.detector.optimizer, self.averages)
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+            self.train_s = state["train_s"]
             self.reporter.line(f"going on from step {self.step} of {self.total}")
         self.metrics = MetricsFile(self.run / "metrics.jsonl", after=self.step)
 
@@ -195,7 +197,8 @@ class Session(keras.callbacks.Callback):
         load_weights(self.detector, self.run / "best.weights.h5")
         evaluation, results = self._evaluate(limit=None)
         write_json(self.run / "detections.json", results)
-        write_json(self.run / "evaluation.json", {**evaluation, "weights": "best.weights.h5"})
+        evaluation |= {"weights": "best.weights.h5", "best_step": self.best_step, "train_s": round(self.train_s)}
+        write_json(self.run / "evaluation.json", evaluation)
         draw_examples(self.inference, self.data, self.recipe.evaluate.pictures, self.run / "pictures")
         self.reporter.evaluation(evaluation)
         return evaluation
@@ -240,6 +243,8 @@ class Session(keras.callbacks.Callback):
             )
         seconds, steps = now - self.seen_at, self.step - self.seen
         per_second = steps / seconds
+        if self.step > self.begun + 1:
+            self.train_s += seconds
         images_per_s = per_second * self.recipe.data.batch_size
         waiting = min(self.clock.taken() / seconds, 1.0)
         rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
@@ -277,7 +282,7 @@ class Session(keras.callbacks.Callback):
             f"{shown(metrics['ap50'])}  on {evaluation['images']} pictures"
             f"{', the best so far' if better else f', best {self.best:.1f} at {self.best_step}'}"
         )
-        self.metrics.add(step=self.step, **{f"val/{name}": value for name, value in metrics.items()})
+        self.metrics.add(step=self.step, train_s=round(self.train_s), **{f"val/{name}": value for name, value in metrics.items()})
         with self.board.as_default(step=self.step):
             for name, value in metrics.items():
                 if value is not None:
@@ -308,6 +313,7 @@ class Session(keras.callbacks.Callback):
                 "step": self.step,
                 "best": self.best,
                 "best_step": self.best_step,
+                "train_s": self.train_s,
                 "recipe_sha256": self.recipe.digest(),
             },
         )

@@ -1,0 +1,131 @@
+"""The SavedModel against Predictor: a process without kgarden and Keras must give the same detections."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.tensorflow
+tf = pytest.importorskip("tensorflow")
+
+from kgarden.build import build_model  # noqa: E402
+from kgarden.export import write_saved_model  # noqa: E402
+from kgarden.predict import Predictor  # noqa: E402
+from kgarden.recipe import load_recipe  # noqa: E402
+from kgarden.schema import UserError  # noqa: E402
+
+CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]
+MODEL = {
+    "name": "centernet2",
+    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "neck": {"channels": 32},
+    "proposer": {"num_convs": 1, "train": 50, "test": 30},
+    "roi_head": {"name": "faster", "width": 16},
+    "selection": {"score_threshold": 0.0, "total": 25},
+}
+SIZES = {"data.short_side_px": 96, "data.long_side_px": 128, "data.canvases": [[96, 128], [128, 96]]}
+
+# Runs where only TensorFlow may be imported; prints every output of every signature.
+CLIENT = """
+import json, pathlib, sys
+sys.modules["kgarden"] = sys.modules["keras"] = sys.modules["tfrecords"] = None
+import numpy as np, tensorflow as tf
+folder, *files = sys.argv[1:]
+model = tf.saved_model.load(folder)
+contents = [pathlib.Path(file).read_bytes() for file in files]
+def record(content):
+    value = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": value})).SerializeToString()
+inputs = {"serving_default": contents, "tf_example": [record(content) for content in contents]}
+found = {}
+for name, value in inputs.items():
+    answer = model.signatures[name](inputs=tf.constant(value))
+    found[name] = {key: out.numpy().tolist() for key, out in answer.items()}
+for number, content in enumerate(contents):
+    pixels = tf.io.decode_image(content, channels=3) if number % 2 else tf.io.decode_jpeg(
+        content, channels=3, dct_method="INTEGER_ACCURATE")
+    answer = model.signatures["image_tensor"](inputs=pixels[None])
+    found[f"image_tensor {number}"] = {key: out.numpy().tolist() for key, out in answer.items()}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small detector with random weights, its export, and two pictures: a landscape JPEG, a portrait PNG."""
+    folder = tmp_path_factory.mktemp("export")
+    model = {key: value for key, value in MODEL.items() if key != "name"}
+    recipe = load_recipe("quickstart", {"model": {"name": "centernet2", **model}, **SIZES})
+    detector = build_model(recipe, len(CATEGORIES))
+    rng = np.random.default_rng(0)
+    for variable in detector.trainable_variables:  # far from the start, so that classes and boxes differ
+        variable.assign(variable + rng.normal(0, 0.05, variable.shape))
+    files = []
+    for name, (width, height) in {"wide.jpg": (300, 200), "tall.png": (150, 260)}.items():
+        noise = rng.integers(0, 256, (height // 10, width // 10, 3), dtype="uint8")
+        Image.fromarray(noise).resize((width, height)).save(folder / name, quality=90)
+        files.append(folder / name)
+    version = write_saved_model(detector, recipe, CATEGORIES, folder / "served")
+    return detector, recipe, version, files
+
+
+def test_all_signatures_agree_with_predictor_without_kgarden(exported):
+    detector, recipe, version, files = exported
+    client = [sys.executable, "-c", CLIENT, str(version), *map(str, files)]
+    run = subprocess.run(client, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = {
+        name: {key: np.array(value) for key, value in out.items()}
+        for name, out in json.loads(run.stdout.splitlines()[-1]).items()
+    }
+    ids = np.array([category["id"] for category in CATEGORIES])
+    for number, file in enumerate(files):
+        expected = Predictor(detector, recipe, CATEGORIES)(str(file))
+        valid = expected["valid"].astype(bool)
+        height, width = np.array(Image.open(file)).shape[:2]
+        boxes = expected["boxes"][valid][:, [1, 0, 3, 2]] / [height, width, height, width]
+        assert valid.sum() > 5
+        for name, row in (("serving_default", number), ("tf_example", number), (f"image_tensor {number}", 0)):
+            answer = {key: value[row] for key, value in found[name].items()}
+            assert answer["num_detections"] == valid.sum(), name
+            assert answer["detection_boxes"].shape == (25, 4)
+            answer = {key: value[: valid.sum()] for key, value in answer.items() if key != "num_detections"}
+            np.testing.assert_allclose(answer["detection_scores"], expected["scores"][valid], atol=1e-4)
+            np.testing.assert_allclose(answer["detection_boxes"], boxes, atol=1e-4)
+            np.testing.assert_array_equal(answer["detection_classes"], ids[expected["labels"][valid]])
+
+
+def test_what_lies_beside_the_graph(exported):
+    _, recipe, version, _ = exported
+    assert version.name == "1"
+    assert (version / "labels.txt").read_text() == "7 cup\n2 dish\n90 spoon\n"
+    assert load_recipe(version / "recipe.yaml").digest() == recipe.digest()
+    metadata = json.loads((version / "metadata.json").read_text())
+    assert metadata["classes"] == CATEGORIES and metadata["max_detections"] == 25
+
+
+def test_warm_up_requests_are_answered(exported):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    version = exported[2]
+    model = tf.saved_model.load(str(version))
+    path = version / "assets.extra" / "tf_serving_warmup_requests"
+    asked = []
+    for record in tf.data.TFRecordDataset(str(path)):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        name = request.model_spec.signature_name
+        answer = model.signatures[name](inputs=tf.constant(tf.make_ndarray(request.inputs["inputs"])))
+        assert answer["detection_boxes"].shape == (1, 25, 4)
+        asked.append(name)
+    assert sorted(asked) == ["image_tensor", "serving_default", "tf_example"]
+
+
+def test_a_file_in_the_way_is_refused(exported, tmp_path):
+    detector, recipe, *_ = exported
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        write_saved_model(detector, recipe, CATEGORIES, tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
