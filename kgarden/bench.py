@@ -199,7 +199,8 @@ def _data(recipe, repeats, data, seconds=8.0):
         raise UserError("bench --what data: the recipe's data is needed")
     from kgarden.data.pipeline import decode_only
 
-    decoding = decode_only(data, recipe.data.batch_size)
+    ratio = 2 if recipe.data.scaled_decode else 1
+    decoding = decode_only(data.train, batch_size=recipe.data.batch_size, ratio=ratio)
     pipeline = data.train_batches()
     rates = {"decode_only": [], "pipeline": []}
     for _ in range(max(2, repeats // 2)):
@@ -229,7 +230,8 @@ def _eval(recipe, repeats, data):
         raise UserError("bench --what eval: the recipe's data is needed")
     from kgarden.evaluate import coco_metrics
 
-    truth = json.loads(pathlib.Path(data.annotations).read_text())
+    paths = data.annotations if isinstance(data.annotations, list | tuple) else [data.annotations]
+    truth = json.loads(pathlib.Path(paths[0]).read_text())
     keys = ("image_id", "category_id", "bbox")
     results = [{key: one[key] for key in keys} | {"score": 1.0} for one in truth["annotations"]]
     seconds = _median(lambda: coco_metrics(truth, results), max(1, repeats // 2))

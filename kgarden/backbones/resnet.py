@@ -18,13 +18,22 @@ DEPTHS = {
 }
 
 
+def first_gamma(norm, damped):
+    """The scale that a norm starts with.
+
+    A frozen norm cannot tame a trunk that starts at random: pixels of +-128 would go through as they are, and
+    every block would double the variance, until boxes leave the picture. A checkpoint overwrites this.
+    """
+    return damped if norm == "frozen_bn" else 1.0
+
+
 class BasicBlock(keras.layers.Layer):
     """Two 3x3 convolutions around a shortcut; the stride sits in the first."""
 
     def __init__(self, filters, strides, norm, project, **kwargs):
         super().__init__(**kwargs)
         self.conv1 = Conv(filters, 3, strides, norm=norm, activation="relu", name="conv1")
-        self.conv2 = Conv(filters, 3, norm=norm, name="conv2")
+        self.conv2 = Conv(filters, 3, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv2")
         self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
 
     def build(self, input_shape):
@@ -58,7 +67,7 @@ class Bottleneck(keras.layers.Layer):
         first, middle = (strides, 1) if stride_in_1x1 else (1, strides)
         self.conv1 = Conv(width, 1, first, norm=norm, activation="relu", name="conv1")
         self.conv2 = Conv(width, 3, middle, groups, norm=norm, activation="relu", name="conv2")
-        self.conv3 = Conv(filters, 1, norm=norm, name="conv3")
+        self.conv3 = Conv(filters, 1, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv3")
         self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
 
     def build(self, input_shape):
@@ -118,7 +127,8 @@ class ResNet(keras.layers.Layer):
         res2_channels = res2_channels or (64 if kind == "basic" else 256)
         self.strides = [4, 8, 16, 32]
         self.channels = [res2_channels * 2**index for index in range(4)]
-        self.stem = Conv(stem_channels, 7, 2, norm=norm, activation="relu", name="stem")
+        gamma = first_gamma(norm, 0.02)
+        self.stem = Conv(stem_channels, 7, 2, norm=norm, norm_gamma=gamma, activation="relu", name="stem")
         self.stages = [
             [
                 self._block(kind, index, number, norm, stride_in_1x1, groups, width_per_group, stem_channels)

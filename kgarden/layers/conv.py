@@ -17,6 +17,7 @@ class Conv(keras.layers.Layer):
         filters, kernel_size, strides, groups: as in keras.layers.Conv2D; square kernels.
         norm:        a name of kgarden.layers.norm, or None.
         norm_groups: groups of "gn".
+        norm_gamma:  the scale that a batch norm starts with.
         activation:  a name of keras.activations, or None.
         use_bias:    None means: where there is no norm.
     """
@@ -29,6 +30,7 @@ class Conv(keras.layers.Layer):
         groups=1,
         norm=None,
         norm_groups=None,
+        norm_gamma=1.0,
         activation=None,
         use_bias=None,
         kernel_initializer="he_normal",
@@ -40,7 +42,7 @@ class Conv(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.groups = groups
-        self.norm = make_norm(norm, norm_groups)
+        self.norm = make_norm(norm, norm_groups, norm_gamma)
         self.activation = keras.activations.get(activation)
         self.use_bias = norm is None if use_bias is None else use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -14,12 +14,13 @@ EPSILON = 1e-5
 KINDS = ("frozen_bn", "bn", "sync_bn", "gn")
 
 
-def make_norm(kind, groups=None, name="norm"):
+def make_norm(kind, groups=None, gamma=1.0, name="norm"):
     """A normalisation layer by its name in recipes, or None for no normalisation.
 
     Args:
         kind:   "frozen_bn", "bn", "sync_bn", "gn" or None.
         groups: number of groups of "gn"; see GroupNorm.
+        gamma:  the scale that a batch norm starts with.
         name:   the layer's name.
     Raises:
         UserError: unknown kind.
@@ -30,7 +31,7 @@ def make_norm(kind, groups=None, name="norm"):
         return GroupNorm(groups, name=name)
     if kind not in KINDS:
         raise UserError(f"unknown norm {kind!r}: one of {', '.join(KINDS)}")
-    return BatchNorm(frozen=kind == "frozen_bn", synchronized=kind == "sync_bn", name=name)
+    return BatchNorm(frozen=kind == "frozen_bn", synchronized=kind == "sync_bn", gamma=gamma, name=name)
 
 
 class BatchNorm(keras.layers.Layer):
@@ -39,14 +40,16 @@ class BatchNorm(keras.layers.Layer):
     Args:
         frozen:       always use the stored statistics, and train neither scale nor shift.
         synchronized: statistics over all replicas.
+        gamma:        the scale to start with.
         momentum:     share of the old running statistics that stays (the references' 0.1, seen from
                       the other side).
     """
 
-    def __init__(self, frozen=False, synchronized=False, momentum=0.9, epsilon=EPSILON, **kwargs):
+    def __init__(self, frozen=False, synchronized=False, gamma=1.0, momentum=0.9, epsilon=EPSILON, **kwargs):
         super().__init__(**kwargs)
         self.frozen = frozen
         self.synchronized = synchronized
+        self.first_gamma = keras.initializers.Constant(gamma)
         self.momentum = momentum
         self.epsilon = epsilon
 
@@ -54,7 +57,7 @@ class BatchNorm(keras.layers.Layer):
         shape = (input_shape[-1],)
         trains = not self.frozen
         self.gamma = self.add_weight(
-            shape=shape, initializer="ones", trainable=trains, autocast=False, name="gamma"
+            shape=shape, initializer=self.first_gamma, trainable=trains, autocast=False, name="gamma"
         )
         self.beta = self.add_weight(
             shape=shape, initializer="zeros", trainable=trains, autocast=False, name="beta"
