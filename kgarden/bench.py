@@ -230,8 +230,7 @@ def _eval(recipe, repeats, data):
         raise UserError("bench --what eval: the recipe's data is needed")
     from kgarden.evaluate import coco_metrics
 
-    paths = data.annotations if isinstance(data.annotations, list | tuple) else [data.annotations]
-    truth = json.loads(pathlib.Path(paths[0]).read_text())
+    truth = json.loads(pathlib.Path(data.annotations).read_text())
     keys = ("image_id", "category_id", "bbox")
     results = [{key: one[key] for key in keys} | {"score": 1.0} for one in truth["annotations"]]
     seconds = _median(lambda: coco_metrics(truth, results), max(1, repeats // 2))
