@@ -42,12 +42,12 @@ def build_model(recipe, num_classes=None):
     return detector
 
 
-def _bare_model(recipe, num_classes):
+def _bare_model(recipe, num_classes, precision=None):
     settings = _lists(recipe.model.model_dump(exclude={"num_classes"}))
     wanted = recipe.model.num_classes
     if wanted and num_classes and wanted != num_classes:
         raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes: leave it out")
-    with _policy(recipe.precision):
+    with _policy(precision or recipe.precision):
         detector = build_detector(settings, wanted or num_classes, recipe.seed)
     for height, width in canvases(recipe):
         if height % detector.divisor or width % detector.divisor:
@@ -286,6 +286,9 @@ def best_weights(run):
 def load_run(run, weights=None, overrides=None):
     """A run's recipe, its detector with weights, its classes.
 
+    The detector computes in float32, whatever it was trained in: in bfloat16 the same picture is answered a
+    little differently alone, in a batch and from a SavedModel.
+
     Args:
         run:       directory.
         weights:   another file than the run's best weights.
@@ -300,6 +303,6 @@ def load_run(run, weights=None, overrides=None):
     if not (run / "labels.json").is_file():
         raise UserError(f"{run}: no labels.json: the training has not begun")
     categories = json.loads((run / "labels.json").read_text())
-    detector = _bare_model(recipe, len(categories))
+    detector = _bare_model(recipe, len(categories), precision="float32")
     _load(detector, pathlib.Path(weights) if weights else best_weights(run))
     return recipe, detector, categories
