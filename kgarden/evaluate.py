@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import time
@@ -14,8 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kgarden.build import best_weights, load_run, prepare_data
+from kgarden.draw import draw_detections
 from kgarden.predict import compiled_inference, to_original
 from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
+
+SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
 
 # The order in which pycocotools gives its twelve numbers.
 METRICS = (
@@ -219,3 +223,15 @@ def write_json(path, content):
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n")
     os.replace(aside, path)
+
+
+def draw_examples(inference, data, count, folder):
+    """Detections painted on the first pictures of the validation data, one PNG each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [category["name"] for category in data.categories]
+    for image_id, x, found in first_pictures(inference, data.val_batches(limit=count), count):
+        height, width = (int(side) for side in x[SIZE_HW])
+        factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
+        image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
+        picture = draw_detections(image, {**found, BOXES: found[BOXES] * factor}, names)
+        picture.save(folder / f"{image_id}.png")

@@ -28,17 +28,15 @@ from kgarden.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from kgarden.draw import draw_detections
-from kgarden.evaluate import evaluate, first_pictures, write_json
+from kgarden.evaluate import draw_examples, evaluate, write_json
 from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
 from kgarden.progress import MetricsFile, Reporter, progress_of, shown
 from kgarden.recipe import load_recipe, stage_recipes
-from kgarden.schema import BOXES, SIZE_HW, UserError
+from kgarden.schema import UserError
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
 REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
-SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
 
 
 class TrainingFailed(RuntimeError):
@@ -392,15 +390,3 @@ def _interrupts_noted(session):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def draw_examples(inference, data, count, folder):
-    """Detections painted on the first pictures of the validation data, one PNG each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [category["name"] for category in data.categories]
-    for image_id, x, found in first_pictures(inference, data.val_batches(limit=count), count):
-        height, width = (int(side) for side in x[SIZE_HW])
-        factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
-        image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
-        picture = draw_detections(image, {**found, BOXES: found[BOXES] * factor}, names)
-        picture.save(folder / f"{image_id}.png")
