@@ -195,7 +195,11 @@ class Session(keras.callbacks.Callback):
         load_weights(self.detector, self.run / "best.weights.h5")
         evaluation, results = self._evaluate(limit=None)
         write_json(self.run / "detections.json", results)
-        evaluation |= {"weights": "best.weights.h5", "best_step": self.best_step, "train_s": round(self.train_s)}
+        evaluation |= {
+            "weights": "best.weights.h5",
+            "best_step": self.best_step,
+            "train_s": round(self.train_s),
+        }
         write_json(self.run / "evaluation.json", evaluation)
         draw_examples(self.inference, self.data, self.recipe.evaluate.pictures, self.run / "pictures")
         self.reporter.evaluation(evaluation)
@@ -280,7 +284,11 @@ class Session(keras.callbacks.Callback):
             f"{shown(metrics['ap50'])}  on {evaluation['images']} pictures"
             f"{', the best so far' if better else f', best {self.best:.1f} at {self.best_step}'}"
         )
-        self.metrics.add(step=self.step, train_s=round(self.train_s), **{f"val/{name}": value for name, value in metrics.items()})
+        self.metrics.add(
+            step=self.step,
+            train_s=round(self.train_s),
+            **{f"val/{name}": value for name, value in metrics.items()},
+        )
         with self.board.as_default(step=self.step):
             for name, value in metrics.items():
                 if value is not None:

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared/data"      # beside the repository
+BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared/data"  # beside the repository
 DATA = pathlib.Path(os.environ.get("KGARDEN_DATA", BESIDE))
 
 

@@ -55,7 +55,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A small detector with random weights, its export, and two pictures: a landscape JPEG, a portrait PNG."""
+    """A small detector with random weights, its export, and two pictures: a wide JPEG, a tall PNG."""
     folder = tmp_path_factory.mktemp("export")
     model = {key: value for key, value in MODEL.items() if key != "name"}
     recipe = load_recipe("quickstart", {"model": {"name": "centernet2", **model}, **SIZES})

@@ -36,13 +36,29 @@ def build(to, *, images, annotations, shards=None, workers=None, strict=False, p
     known = {category["id"] for category in categories}
     image_ids = _image_ids(tree["images"], path)
     of_image, faults = _by_image(tree["annotations"], {_key(i["id"]) for i in tree["images"]}, known)
-    jobs = [{"id": image_id, "file_name": str(image.get("file_name", "")),
-             "hw": _size(image), "annotations": of_image[_key(image["id"])]}
-            for image, image_id in zip(tree["images"], image_ids, strict=True)]
+    jobs = [
+        {
+            "id": image_id,
+            "file_name": str(image.get("file_name", "")),
+            "hw": _size(image),
+            "annotations": of_image[_key(image["id"])],
+        }
+        for image, image_id in zip(tree["images"], image_ids, strict=True)
+    ]
     work = functools.partial(make_record, folder=folder, names={c["id"]: c["name"] for c in categories})
     source = {"format": "coco", "annotations": path.name}
-    return write(to, jobs, work, categories, source=source, shards=shards, workers=workers, strict=strict,
-                 faults=faults, progress=progress)
+    return write(
+        to,
+        jobs,
+        work,
+        categories,
+        source=source,
+        shards=shards,
+        workers=workers,
+        strict=strict,
+        faults=faults,
+        progress=progress,
+    )
 
 
 def make_record(job, *, folder, names):
@@ -62,11 +78,18 @@ def make_record(job, *, folder, names):
         clipped += box != annotation["bbox"]
         kept.append({**annotation, "bbox": box, "area": annotation.get("area") or box[2] * box[3]})
     serialized = schema.serialize(
-        encoded=picture.encoded, image_format=picture.format, image_id=job["id"], file_name=job["file_name"],
-        height=picture.height, width=picture.width,
+        encoded=picture.encoded,
+        image_format=picture.format,
+        image_id=job["id"],
+        file_name=job["file_name"],
+        height=picture.height,
+        width=picture.width,
         boxes=[[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in kept)],
-        category_ids=[a["category_id"] for a in kept], names=[names[a["category_id"]] for a in kept],
-        areas=[a["area"] for a in kept], crowd=[a["iscrowd"] for a in kept])
+        category_ids=[a["category_id"] for a in kept],
+        names=[names[a["category_id"]] for a in kept],
+        areas=[a["area"] for a in kept],
+        crowd=[a["iscrowd"] for a in kept],
+    )
     image = {"id": job["id"], "file_name": job["file_name"], "height": picture.height, "width": picture.width}
     truth = [{key: a[key] for key in ("category_id", "bbox", "area", "iscrowd")} for a in kept]
     return Record(serialized, image, truth, faults, clipped)
@@ -96,8 +119,10 @@ def _load(path):
         raise DataError(f"{path}: not JSON: {error}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise DataError(f"{path}: not COCO instances: there is no list {key!r} "
-                            "(a list of detections is a result, not a data set)")
+            raise DataError(
+                f"{path}: not COCO instances: there is no list {key!r} "
+                "(a list of detections is a result, not a data set)"
+            )
     for image in tree["images"]:
         if not isinstance(image, dict) or "id" not in image:
             raise DataError(f"{path}: an image has no id: {str(image)[:80]}")
@@ -145,9 +170,14 @@ def _by_image(annotations, image_ids, category_ids):
         else:
             area = _numbers([annotation.get("area")], 1)
             of_image[_key(annotation["image_id"])].append(
-                {"id": annotation.get("id", number), "category_id": category_id, "bbox": box,
-                 "area": area[0] if area and area[0] > 0 else None,
-                 "iscrowd": int(annotation.get("iscrowd") or 0)})
+                {
+                    "id": annotation.get("id", number),
+                    "category_id": category_id,
+                    "bbox": box,
+                    "area": area[0] if area and area[0] > 0 else None,
+                    "iscrowd": int(annotation.get("iscrowd") or 0),
+                }
+            )
     return of_image, faults
 
 

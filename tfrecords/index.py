@@ -14,8 +14,14 @@ import numpy as np
 from tfrecords.pictures import decode
 from tfrecords.schema import DataError, parse
 
-COLUMNS = {"shard": "int32", "offset": "int64", "image_id": "int64", "height": "int32", "width": "int32",
-           "objects": "int32"}
+COLUMNS = {
+    "shard": "int32",
+    "offset": "int64",
+    "image_id": "int64",
+    "height": "int32",
+    "width": "int32",
+    "objects": "int32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +78,11 @@ def open_index(pattern):
     else:
         columns = [_scan(f) for f in files]
     shard = [np.full(len(part["offset"]), number) for number, part in enumerate(columns)]
-    joined = {key: np.concatenate([part[key] for part in columns]).astype(dtype)
-              for key, dtype in COLUMNS.items() if key != "shard"}
+    joined = {
+        key: np.concatenate([part[key] for part in columns]).astype(dtype)
+        for key, dtype in COLUMNS.items()
+        if key != "shard"
+    }
     return Index(tuple(map(str, files)), shard=np.concatenate(shard).astype("int32"), **joined)
 
 
@@ -100,8 +109,13 @@ def _scan(file):
             height, width = int(example["height"]), int(example["width"])
             if height < 1 or width < 1:
                 height, width, _ = decode(example["encoded"]).shape
-            row = {"offset": offset, "image_id": int(example["image_id"]), "height": height, "width": width,
-                   "objects": int((~example["crowd"].numpy()).sum())}
+            row = {
+                "offset": offset,
+                "image_id": int(example["image_id"]),
+                "height": height,
+                "width": width,
+                "objects": int((~example["crowd"].numpy()).sum()),
+            }
             for key, value in row.items():
                 columns[key].append(value)
             offset += record_bytes(serialized.numpy())

@@ -10,14 +10,14 @@ from tfrecords.schema import DataError
 
 # Files of these kinds decode in TensorFlow to what Pillow's convert("RGB") gives: their bytes are kept.
 KEPT = {"JPEG": {"L", "RGB"}, "PNG": {"1", "L", "LA", "P", "RGB", "RGBA"}}
-ORIENTATION = 0x0112        # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
     encoded: bytes
-    format: str             # jpeg or png
-    height: int             # px
+    format: str  # jpeg or png
+    height: int  # px
     width: int
 
 
@@ -42,8 +42,9 @@ def read(path, expected_hw=None):
             turned = _is_turned(picture, expected_hw)
             height, width = _shown_hw(picture) if turned else picture.size[::-1]
             if expected_hw is not None and (height, width) != tuple(expected_hw):
-                raise DataError(f"the picture is {width}x{height}, its annotations say "
-                                f"{expected_hw[1]}x{expected_hw[0]}")
+                raise DataError(
+                    f"the picture is {width}x{height}, its annotations say {expected_hw[1]}x{expected_hw[0]}"
+                )
             known = picture.mode in KEPT.get(picture.format, ())
             if known and not turned and _decodes(stored, height, width):
                 return Picture(stored, picture.format.lower(), height, width)
@@ -84,7 +85,8 @@ def decode(encoded, ratio=1):
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
     return tf.ensure_shape(image, (None, None, 3))
 
 
@@ -110,6 +112,6 @@ def _decodes(encoded, height, width):
 
 
 def _to_rgb(picture):
-    if picture.mode.startswith("I"):        # 16 bits; Pillow would cut them off at 255
+    if picture.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
         return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8")).convert("RGB")
     return picture.convert("RGB")

@@ -24,8 +24,20 @@ class DataError(ValueError):
     """A data set cannot be used as it is. One line: what, where, what to do."""
 
 
-def serialize(*, encoded, image_format, image_id, file_name, height, width,
-              boxes=(), category_ids=(), names=(), areas=(), crowd=()):
+def serialize(
+    *,
+    encoded,
+    image_format,
+    image_id,
+    file_name,
+    height,
+    width,
+    boxes=(),
+    category_ids=(),
+    names=(),
+    areas=(),
+    crowd=(),
+):
     """One picture and its objects -> a serialised tf.train.Example.
 
     Args:
@@ -86,28 +98,40 @@ def parse(serialized):
     """
     import tensorflow as tf
 
-    found = tf.io.parse_single_example(serialized, {
-        "image/encoded": tf.io.FixedLenFeature([], tf.string),
-        "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
-        "image/height": tf.io.FixedLenFeature([], tf.int64, -1),
-        "image/width": tf.io.FixedLenFeature([], tf.int64, -1),
-        **{f"image/object/bbox/{side}": _many(tf.float32) for side in SIDES},
-        "image/object/class/label": _many(tf.int64),
-        "image/object/area": _many(tf.float32),
-        "image/object/is_crowd": _many(tf.int64),
-    })
+    found = tf.io.parse_single_example(
+        serialized,
+        {
+            "image/encoded": tf.io.FixedLenFeature([], tf.string),
+            "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
+            "image/height": tf.io.FixedLenFeature([], tf.int64, -1),
+            "image/width": tf.io.FixedLenFeature([], tf.int64, -1),
+            **{f"image/object/bbox/{side}": _many(tf.float32) for side in SIDES},
+            "image/object/class/label": _many(tf.int64),
+            "image/object/area": _many(tf.float32),
+            "image/object/is_crowd": _many(tf.int64),
+        },
+    )
     boxes = tf.stack([found[f"image/object/bbox/{side}"] for side in SIDES], axis=-1)
     category_ids = found["image/object/class/label"]
-    tf.debugging.assert_equal(tf.size(category_ids), tf.shape(boxes)[0],
-                              "a record has more or fewer image/object/class/label than boxes")
+    tf.debugging.assert_equal(
+        tf.size(category_ids),
+        tf.shape(boxes)[0],
+        "a record has more or fewer image/object/class/label than boxes",
+    )
     height, width = found["image/height"], found["image/width"]
     px = tf.cast(tf.maximum(height, 0) * tf.maximum(width, 0), tf.float32)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * px
     crowd = _fill(found["image/object/is_crowd"], tf.zeros_like(category_ids))
-    return {"encoded": found["image/encoded"], "height": height, "width": width, "boxes": boxes,
-            "image_id": _image_id(found["image/source_id"], found["image/encoded"]),
-            "category_ids": category_ids, "crowd": crowd > 0,
-            "area": _fill(found["image/object/area"], box_area)}
+    return {
+        "encoded": found["image/encoded"],
+        "height": height,
+        "width": width,
+        "boxes": boxes,
+        "image_id": _image_id(found["image/source_id"], found["image/encoded"]),
+        "category_ids": category_ids,
+        "crowd": crowd > 0,
+        "area": _fill(found["image/object/area"], box_area),
+    }
 
 
 def _many(dtype):
@@ -120,7 +144,7 @@ def _fill(given, default):
     """`given`, as long as `default`, which stands in for what is missing at the end."""
     import tensorflow as tf
 
-    return tf.concat([given[:tf.size(default)], default[tf.size(given):]], axis=0)
+    return tf.concat([given[: tf.size(default)], default[tf.size(given) :]], axis=0)
 
 
 def _image_id(source_id, encoded):

@@ -15,19 +15,19 @@ from tfrecords import pictures, schema
 from tfrecords.write import Record, write
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
-SIZE_HW = (192, 256)        # px
+SIZE_HW = (192, 256)  # px
 
-MIN_SIDE = 12               # px, shorter side of a box
-MAX_SIDE = 0.6              # of the shorter side of the picture
-SMALL = 24                  # px; below it shapes are hard to tell apart, so they are rare
+MIN_SIDE = 12  # px, shorter side of a box
+MAX_SIDE = 0.6  # of the shorter side of the picture
+SMALL = 24  # px; below it shapes are hard to tell apart, so they are rare
 SMALL_SHARE = 0.05
 MAX_OBJECTS = 8
-EMPTY_SHARE = 0.03          # of the pictures
-MAX_COVERED = 0.5           # of an object, by those painted after it
-MAX_IOU = 0.5               # between two boxes
-MIN_CONTRAST = 70.0         # distance of two RGB colours
+EMPTY_SHARE = 0.03  # of the pictures
+MAX_COVERED = 0.5  # of an object, by those painted after it
+MAX_IOU = 0.5  # between two boxes
+MIN_CONTRAST = 70.0  # distance of two RGB colours
 OVERSAMPLING = 4
-TRIES = 20                  # places that are tried for an object before it is given up
+TRIES = 20  # places that are tried for an object before it is given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,9 @@ def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progre
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
     source = {"format": "shapes", "count": count, "seed": seed, "size_hw": list(size_hw)}
     work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw))
-    return write(to, range(count), work, categories, source=source, shards=shards, workers=workers,
-                 progress=progress)
+    return write(
+        to, range(count), work, categories, source=source, shards=shards, workers=workers, progress=progress
+    )
 
 
 def make_record(number, *, seed, size_hw):
@@ -72,15 +73,28 @@ def make_record(number, *, seed, size_hw):
     drawing = draw(seed, number, size_hw)
     picture = pictures.encode(drawing.image, "jpeg")
     file_name = f"shapes-{seed}-{number:06d}.jpg"
-    annotations = [{"category_id": int(label) + 1, "bbox": [int(v) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "area": int(mask.sum()), "iscrowd": 0}
-                   for (x0, y0, x1, y1), label, mask in
-                   zip(drawing.boxes, drawing.labels, drawing.masks, strict=True)]
+    annotations = [
+        {
+            "category_id": int(label) + 1,
+            "bbox": [int(v) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+        }
+        for (x0, y0, x1, y1), label, mask in zip(drawing.boxes, drawing.labels, drawing.masks, strict=True)
+    ]
     serialized = schema.serialize(
-        encoded=picture.encoded, image_format=picture.format, image_id=number + 1, file_name=file_name,
-        height=picture.height, width=picture.width, boxes=drawing.boxes,
-        category_ids=[a["category_id"] for a in annotations], names=[NAMES[n] for n in drawing.labels],
-        areas=[a["area"] for a in annotations], crowd=[0] * len(annotations))
+        encoded=picture.encoded,
+        image_format=picture.format,
+        image_id=number + 1,
+        file_name=file_name,
+        height=picture.height,
+        width=picture.width,
+        boxes=drawing.boxes,
+        category_ids=[a["category_id"] for a in annotations],
+        names=[NAMES[n] for n in drawing.labels],
+        areas=[a["area"] for a in annotations],
+        crowd=[0] * len(annotations),
+    )
     image = {"id": number + 1, "file_name": file_name, "height": picture.height, "width": picture.width}
     return Record(serialized, image, annotations)
 
@@ -106,8 +120,12 @@ def draw(seed, number, size_hw=SIZE_HW):
         masks.append(mask)
         colors.append(color)
     image = image + rng.normal(0, rng.uniform(1, 6), image.shape)
-    return Drawing(image.round().clip(0, 255).astype("uint8"), np.array(boxes, "int64").reshape(-1, 4),
-                   np.array(labels, "int64"), np.array(masks, bool).reshape(-1, height, width))
+    return Drawing(
+        image.round().clip(0, 255).astype("uint8"),
+        np.array(boxes, "int64").reshape(-1, 4),
+        np.array(labels, "int64"),
+        np.array(masks, bool).reshape(-1, height, width),
+    )
 
 
 def outline(name):
@@ -117,8 +135,20 @@ def outline(name):
     tips = np.arange(10) * np.pi / 5
     spikes = np.stack([np.sin(tips), -np.cos(tips)], axis=1) * np.tile([[1.0], [0.4]], (5, 1))
     a = 1 / 3
-    cross = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a),
-             (-1, -a), (-a, -a)]
+    cross = [
+        (-a, -1),
+        (a, -1),
+        (a, -a),
+        (1, -a),
+        (1, a),
+        (a, a),
+        (a, 1),
+        (-a, 1),
+        (-a, a),
+        (-1, a),
+        (-1, -a),
+        (-a, -a),
+    ]
     return {
         "disc": [(circle, True)],
         "square": [(np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float), True)],
@@ -156,13 +186,13 @@ def _place(rng, size_hw, boxes, masks):
         top = rng.integers(0, size_hw[0] - height + 1)
         left = rng.integers(0, size_hw[1] - width + 1)
         mask = np.zeros(size_hw, bool)
-        mask[top:top + height, left:left + width] = coverage > 0
+        mask[top : top + height, left : left + width] = coverage > 0
         box = extent(mask)
         x0, y0, x1, y1 = box
-        if min(x1 - x0, y1 - y0) < MIN_SIDE:        # the tips of a star are thinner than half a pixel
+        if min(x1 - x0, y1 - y0) < MIN_SIDE:  # the tips of a star are thinner than half a pixel
             continue
         if all(_iou(box, other) < MAX_IOU for other in boxes) and _all_seen([*masks, mask]):
-            return box, label, coverage[y0 - top:y1 - top, x0 - left:x1 - left], mask
+            return box, label, coverage[y0 - top : y1 - top, x0 - left : x1 - left], mask
     return None
 
 
@@ -206,19 +236,19 @@ def _iou(a, b):
 def _background(rng, height, width):
     """((H, W, 3) float64 texture between two colours, [those colours])."""
     a = rng.uniform(0, 255, 3)
-    b = (a + rng.uniform(-60, 60, 3)).clip(0, 255)      # close to a: objects stand out, the texture does not
+    b = (a + rng.uniform(-60, 60, 3)).clip(0, 255)  # close to a: objects stand out, the texture does not
     y, x = np.mgrid[:height, :width]
     angle = rng.uniform(0, 2 * np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
     kind = rng.integers(4)
-    if kind == 0:                                       # a gradient
+    if kind == 0:  # a gradient
         mix = (along - along.min()) / np.ptp(along)
-    elif kind == 1:                                     # stripes
+    elif kind == 1:  # stripes
         mix = 0.5 + 0.5 * np.sin(along * 2 * np.pi / rng.uniform(8, 48))
-    elif kind == 2:                                     # tiles
+    elif kind == 2:  # tiles
         side = rng.integers(8, 40)
         mix = ((x // side + y // side) % 2).astype(float)
-    else:                                               # clouds
+    else:  # clouds
         coarse = rng.integers(0, 256, rng.integers(4, 20, 2), dtype="uint8")
         mix = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)) / 255
     return a + mix[..., None] * (b - a), [a, b]

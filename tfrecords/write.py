@@ -21,8 +21,8 @@ import time
 from tfrecords.index import COLUMNS, record_bytes
 from tfrecords.schema import DataError
 
-NAMED_FAULTS = 200          # so many faults are named in the manifest; all are counted
-POOL_FROM = 2000            # fewer pictures than that are done before a pool has started
+NAMED_FAULTS = 200  # so many faults are named in the manifest; all are counted
+POOL_FROM = 2000  # fewer pictures than that are done before a pool has started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +59,23 @@ class Report:
     """What a build made, and what it left out."""
 
     to: pathlib.Path
-    categories: list                        # [{"id", "name"}, ...] in label order
+    categories: list  # [{"id", "name"}, ...] in label order
     images: int = 0
     images_without_objects: int = 0
-    boxes: int = 0                          # crowds included
+    boxes: int = 0  # crowds included
     crowds: int = 0
     clipped: int = 0
-    boxes_per_category: dict = dataclasses.field(default_factory=dict)      # name -> count
-    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)   # reason -> boxes
+    boxes_per_category: dict = dataclasses.field(default_factory=dict)  # name -> count
+    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> boxes
     faulty_pictures: int = 0
     faults: list = dataclasses.field(default_factory=list)
-    shards: list = dataclasses.field(default_factory=list)      # [{"file", "records", "bytes", "sha256"}]
+    shards: list = dataclasses.field(default_factory=list)  # [{"file", "records", "bytes", "sha256"}]
     seconds: float = 0.0
 
 
-def write(to, jobs, work, categories, *, source, shards=None, workers=None, strict=False, faults=(),
-          progress=None):
+def write(
+    to, jobs, work, categories, *, source, shards=None, workers=None, strict=False, faults=(), progress=None
+):
     """Do all jobs and write the data set.
 
     Args:
@@ -147,8 +148,13 @@ def _write_into(folder, name, report, jobs, work, shards, workers, strict, progr
             file = files[report.images % shards]
             writers[file].write(record.serialized)
             objects = sum(not a["iscrowd"] for a in record.annotations)
-            row = {"offset": sizes[file], "image_id": record.image["id"], "objects": objects,
-                   "height": record.image["height"], "width": record.image["width"]}
+            row = {
+                "offset": sizes[file],
+                "image_id": record.image["id"],
+                "objects": objects,
+                "height": record.image["height"],
+                "width": record.image["width"],
+            }
             for key, value in row.items():
                 index[file][key].append(value)
             sizes[file] += record_bytes(record.serialized)
@@ -157,8 +163,15 @@ def _write_into(folder, name, report, jobs, work, shards, workers, strict, progr
     if not report.images:
         why = f"; the first fault: {report.faults[0]}" if report.faults else ""
         raise DataError(f"{report.to}: not one picture can be used{why}")
-    report.shards = [{"file": file, "records": len(index[file]["offset"]), "bytes": sizes[file],
-                      "sha256": _sha256(folder / file)} for file in files]
+    report.shards = [
+        {
+            "file": file,
+            "records": len(index[file]["offset"]),
+            "bytes": sizes[file],
+            "sha256": _sha256(folder / file),
+        }
+        for file in files
+    ]
     _write_json(folder / "annotations.json", truth)
     _write_json(folder / "index.json", index)
 
@@ -225,8 +238,9 @@ def _add_truth(truth, record):
     truth["images"].append(record.image)
     for annotation in record.annotations:
         # pycocotools takes the id 0 for "no match": count from 1
-        truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": record.image["id"],
-                                     **annotation})
+        truth["annotations"].append(
+            {"id": len(truth["annotations"]) + 1, "image_id": record.image["id"], **annotation}
+        )
 
 
 def _manifest(report):

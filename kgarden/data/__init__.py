@@ -1,8 +1,8 @@
 """Records become padded batches. Needs TensorFlow.
 
-    pipeline.py    batches for training and for evaluation
-    sources.py     what a recipe names as data -> a data set on disk
-    samplers.py    which picture comes when
-    transforms.py  changes of a picture together with its boxes
-    canvas.py      how a picture is laid into the network's canvas, and the way back
+pipeline.py    batches for training and for evaluation
+sources.py     what a recipe names as data -> a data set on disk
+samplers.py    which picture comes when
+transforms.py  changes of a picture together with its boxes
+canvas.py      how a picture is laid into the network's canvas, and the way back
 """

@@ -56,11 +56,13 @@ def canvas_of(hw, canvases, short_side_px, long_side_px):
     """
     hw, canvases = tf.cast(hw, tf.int32), tf.cast(canvases, tf.int32)
     size = fitted_hw(hw, short_side_px, long_side_px)
-    holds = tf.reduce_all(size[..., None, :] <= canvases, axis=-1)                      # (..., C)
+    holds = tf.reduce_all(size[..., None, :] <= canvases, axis=-1)  # (..., C)
     scale = tf.reduce_min(canvases / hw[..., None, :], axis=-1)
-    return tf.where(tf.reduce_any(holds, axis=-1),
-                    tf.argmax(tf.cast(holds, tf.int32), axis=-1, output_type=tf.int32),
-                    tf.argmax(scale, axis=-1, output_type=tf.int32))
+    return tf.where(
+        tf.reduce_any(holds, axis=-1),
+        tf.argmax(tf.cast(holds, tf.int32), axis=-1, output_type=tf.int32),
+        tf.argmax(scale, axis=-1, output_type=tf.int32),
+    )
 
 
 def resize(image, size_hw, antialias=True):
@@ -72,10 +74,11 @@ def resize(image, size_hw, antialias=True):
     Returns:
         (h, w, 3) uint8, rounded to nearest.
     """
+
     def bilinear(antialias):
         return tf.image.resize(image, size_hw, antialias=antialias)
 
-    if antialias:       # which changes nothing where pictures grow, but takes five times as long
+    if antialias:  # which changes nothing where pictures grow, but takes five times as long
         shrinks = tf.reduce_any(size_hw < tf.shape(image)[:2])
         smooth = tf.cond(shrinks, lambda: bilinear(True), lambda: bilinear(False))
     else:
@@ -119,7 +122,7 @@ def boxes_to_original(boxes, size_hw, original_hw):
         original_hw: (..., 2) size of the original picture.
     """
     boxes = tf.convert_to_tensor(boxes)
-    scale = tf.cast(original_hw, boxes.dtype) / tf.cast(size_hw, boxes.dtype)           # (..., 2) yx
+    scale = tf.cast(original_hw, boxes.dtype) / tf.cast(size_hw, boxes.dtype)  # (..., 2) yx
     return boxes * tf.gather(scale, [1, 0, 1, 0], axis=-1)[..., None, :]
 
 

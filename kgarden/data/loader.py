@@ -8,8 +8,8 @@ from kgarden.schema import PAD_LABEL
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 
-READERS = 4                     # records that are read at the same time
-RATIOS = (1, 2, 4, 8)           # what a JPEG decoder can shrink by
+READERS = 4  # records that are read at the same time
+RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
 
 
 class Loader:
@@ -22,8 +22,17 @@ class Loader:
         long_side_px, antialias, scaled_decode, cache, keep_crowd: see `pipeline.train_batches`.
     """
 
-    def __init__(self, data, canvas_hw, short_sides, long_side_px, antialias=True, scaled_decode=False,
-                 cache="none", keep_crowd=True):
+    def __init__(
+        self,
+        data,
+        canvas_hw,
+        short_sides,
+        long_side_px,
+        antialias=True,
+        scaled_decode=False,
+        cache="none",
+        keep_crowd=True,
+    ):
         index = data.index
         self.index, self.antialias, self.keep_crowd = index, antialias, keep_crowd
         original_hw = np.stack([index.height, index.width], axis=-1).astype("int32")
@@ -31,7 +40,7 @@ class Loader:
         self.image_id = tf.constant(index.image_id)
         self.canvas_hw = tf.constant(canvas_hw, tf.int32)
         self.original_hw = tf.constant(original_hw)
-        self.sizes = tf.constant(sizes)                                                     # (N, S, 2)
+        self.sizes = tf.constant(sizes)  # (N, S, 2)
         self.ratio = _ratios(original_hw[:, None], sizes) if scaled_decode else np.ones_like(sizes[..., 0])
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
@@ -63,10 +72,16 @@ class Loader:
         if not self.keep_crowd:
             labels = tf.where(record["crowd"], PAD_LABEL, labels)
         side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
-        return {"image": image, "boxes": tf.clip_by_value(record["boxes"], 0.0, 1.0) * side, "labels": labels,
-                "crowd": record["crowd"] & (labels >= 0), "image_id": self.image_id[row],
-                "original_hw": self.original_hw[row], "target_hw": self.sizes[row, choice],
-                "canvas_hw": self.canvas_hw[row]}
+        return {
+            "image": image,
+            "boxes": tf.clip_by_value(record["boxes"], 0.0, 1.0) * side,
+            "labels": labels,
+            "crowd": record["crowd"] & (labels >= 0),
+            "image_id": self.image_id[row],
+            "original_hw": self.original_hw[row],
+            "target_hw": self.sizes[row, choice],
+            "canvas_hw": self.canvas_hw[row],
+        }
 
     def _choice(self, seed):
         count = self.sizes.shape[1]
@@ -84,7 +99,7 @@ class Loader:
 
     def _labels_of(self, category_ids):
         """(N,) int32; -1 for a category that the manifest does not list."""
-        if self.is_plain:                   # ids without gaps: most data sets
+        if self.is_plain:  # ids without gaps: most data sets
             labels = tf.cast(category_ids - self.ids[0], tf.int32)
             return tf.where((labels >= 0) & (labels < len(self.ids)), labels, PAD_LABEL)
         place = tf.minimum(tf.searchsorted(self.ids, category_ids), len(self.ids) - 1)
@@ -92,6 +107,7 @@ class Loader:
 
     def _keep_pixels(self):
         """Decode all pictures into memory; resize them too if there is only one size for each."""
+
         def pixels(row):
             encoded = parse(self.records[row])["encoded"]
             if self.sizes.shape[1] > 1:
@@ -112,8 +128,12 @@ def read(rows, index):
 
     def record(row):
         # TFRecordDataset can begin at any byte, only its Python class does not say so.
-        variant = tf.raw_ops.TFRecordDatasetV2(filenames=files[shard[row]][None], compression_type="",
-                                               buffer_size=0, byte_offsets=offset[row][None])
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=files[shard[row]][None],
+            compression_type="",
+            buffer_size=0,
+            byte_offsets=offset[row][None],
+        )
         return tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string)).take(1)
 
     return rows.interleave(record, READERS, num_parallel_calls=READERS, deterministic=True)

@@ -37,16 +37,42 @@ from kgarden.schema import (
 from tfrecords.pictures import decode
 from tfrecords.schema import DataError, parse
 
-__all__ = ["Dataset", "boxes_to_original", "canvas_of", "dataset_of", "decode_only", "default_canvases",
-           "fitted_hw", "open_dataset", "resize_to_canvas", "train_batches", "val_batches"]
+__all__ = [
+    "Dataset",
+    "boxes_to_original",
+    "canvas_of",
+    "dataset_of",
+    "decode_only",
+    "default_canvases",
+    "fitted_hw",
+    "open_dataset",
+    "resize_to_canvas",
+    "train_batches",
+    "val_batches",
+]
 
-CHUNK = 1024            # pictures whose order is handed to TensorFlow at once
+CHUNK = 1024  # pictures whose order is handed to TensorFlow at once
 CACHES = ("none", "encoded", "decoded")
 
 
-def train_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases=None, max_objects=100,
-                  flips=("horizontal",), antialias=True, scaled_decode=False, cache="none", keep_empty=False,
-                  keep_crowd=True, seed=0, start_step=0, parallel=tf.data.AUTOTUNE):
+def train_batches(
+    datasets,
+    *,
+    short_side_px,
+    long_side_px,
+    batch_size,
+    canvases=None,
+    max_objects=100,
+    flips=("horizontal",),
+    antialias=True,
+    scaled_decode=False,
+    cache="none",
+    keep_empty=False,
+    keep_crowd=True,
+    seed=0,
+    start_step=0,
+    parallel=tf.data.AUTOTUNE,
+):
     """Batches to train on, without end.
 
     Args:
@@ -72,8 +98,16 @@ def train_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases
     short_sides = tuple(np.atleast_1d(short_side_px).tolist())
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)
-    load = Loader(data, np.array(canvases)[canvas], short_sides, long_side_px, antialias, scaled_decode,
-                  cache, keep_crowd)
+    load = Loader(
+        data,
+        np.array(canvases)[canvas],
+        short_sides,
+        long_side_px,
+        antialias,
+        scaled_decode,
+        cache,
+        keep_crowd,
+    )
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
     change = transforms.chain([transforms.resize(antialias), *(transforms.FLIPS[name]() for name in flips)])
 
@@ -96,8 +130,18 @@ def train_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def val_batches(datasets, *, short_side_px, long_side_px, batch_size, canvases=None, antialias=True,
-                scaled_decode=False, limit=None, parallel=tf.data.AUTOTUNE):
+def val_batches(
+    datasets,
+    *,
+    short_side_px,
+    long_side_px,
+    batch_size,
+    canvases=None,
+    antialias=True,
+    scaled_decode=False,
+    limit=None,
+    parallel=tf.data.AUTOTUNE,
+):
     """Batches to evaluate: every picture once, those of the first canvas first.
 
     The last batch of a canvas is filled up by repeating its last picture with image_id -1.
@@ -138,6 +182,7 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
     Returns:
         tf.data.Dataset of (B, 3) int32, the shapes of the decoded pictures, without end.
     """
+
     def shape(serialized):
         return tf.shape(decode(parse(serialized)["encoded"], ratio))
 
@@ -150,7 +195,8 @@ def _batches(rows, load, prepare, batch_size, parallel):
     """rows: dataset of (2,) int64, a number and a row -> batches of what `prepare` makes of them."""
     records = load.records_of(rows.map(lambda pair: pair[1]))
     examples = tf.data.Dataset.zip(rows, records).map(
-        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True)
+        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True
+    )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -176,9 +222,11 @@ def _pad(truth, max_objects):
     count = tf.shape(truth[LABELS])[0]
     truth = tf.cond(count > max_objects, largest, lambda: dict(truth))
     missing = max_objects - tf.minimum(count, max_objects)
-    padded = {BOXES: tf.pad(truth[BOXES], [[0, missing], [0, 0]]),
-              LABELS: tf.pad(truth[LABELS], [[0, missing]], constant_values=PAD_LABEL),
-              CROWD: tf.pad(truth[CROWD], [[0, missing]])}
+    padded = {
+        BOXES: tf.pad(truth[BOXES], [[0, missing], [0, 0]]),
+        LABELS: tf.pad(truth[LABELS], [[0, missing]], constant_values=PAD_LABEL),
+        CROWD: tf.pad(truth[CROWD], [[0, missing]]),
+    }
     return {key: tf.ensure_shape(value, (max_objects, *value.shape[1:])) for key, value in padded.items()}
 
 
@@ -220,5 +268,7 @@ def _check(cache, flips, batch_size):
 def _warn_of_overflow(index, max_objects):
     crowded = int((index.objects > max_objects).sum())
     if crowded:
-        warnings.warn(f"{crowded} pictures hold more than max_objects = {max_objects} objects: the largest "
-                      "are kept", stacklevel=3)
+        warnings.warn(
+            f"{crowded} pictures hold more than max_objects = {max_objects} objects: the largest are kept",
+            stacklevel=3,
+        )

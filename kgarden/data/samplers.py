@@ -9,8 +9,8 @@ import itertools
 
 import numpy as np
 
-CHOICES = 4096          # choices between data sets that are drawn at once
-CHOOSING = 2**31        # where the number of a data set stands in the seeds of its epochs
+CHOICES = 4096  # choices between data sets that are drawn at once
+CHOOSING = 2**31  # where the number of a data set stands in the seeds of its epochs
 
 
 def endless_rows(sizes, weights, seed):
@@ -22,8 +22,10 @@ def endless_rows(sizes, weights, seed):
         seed:    int.
     """
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    streams = [_epochs(size, start, (seed, number)) for number, (size, start) in
-               enumerate(zip(sizes, first, strict=True))]
+    streams = [
+        _epochs(size, start, (seed, number))
+        for number, (size, start) in enumerate(zip(sizes, first, strict=True))
+    ]
     if len(streams) == 1:
         yield from streams[0]
     share = np.asarray(weights, "float64") / np.sum(weights)

@@ -75,8 +75,11 @@ def joined(datasets):
     """Several data sets as one, rows of the first one first; they must have the same categories."""
     _check_equal([d.categories for d in datasets], [d.index.files[0] for d in datasets])
     shard_before = np.cumsum([0] + [len(d.index.files) for d in datasets])
-    columns = {field.name: np.concatenate([getattr(d.index, field.name) for d in datasets])
-               for field in dataclasses.fields(Index) if field.name not in ("files", "shard")}
+    columns = {
+        field.name: np.concatenate([getattr(d.index, field.name) for d in datasets])
+        for field in dataclasses.fields(Index)
+        if field.name not in ("files", "shard")
+    }
     shard = [d.index.shard + before for d, before in zip(datasets, shard_before, strict=False)]
     files = tuple(file for d in datasets for file in d.index.files)
     index = Index(files, shard=np.concatenate(shard), **columns)
@@ -86,8 +89,10 @@ def joined(datasets):
 def _check_equal(categories, places):
     for other, place in zip(categories, places, strict=True):
         if other != categories[0]:
-            raise DataError(f"{place}: its categories differ from those of {places[0]}: "
-                            "data sets that are used together need the same list")
+            raise DataError(
+                f"{place}: its categories differ from those of {places[0]}: "
+                "data sets that are used together need the same list"
+            )
 
 
 def _converted(source, cache, workers, progress):
@@ -98,7 +103,7 @@ def _converted(source, cache, workers, progress):
         try:
             build(folder, workers=workers, progress=progress, **arguments)
         except OSError:
-            if not (folder / "manifest.json").is_file():        # another process was faster
+            if not (folder / "manifest.json").is_file():  # another process was faster
                 raise
     return open_dataset(folder)
 

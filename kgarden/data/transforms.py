@@ -15,6 +15,7 @@ from kgarden.data import canvas
 
 def chain(transforms):
     """One transform that does several in turn, each with a seed of its own."""
+
     def apply(example, seed):
         seeds = tf.unstack(tf.random.split(seed, len(transforms))) if transforms else ()
         for transform, own_seed in zip(transforms, seeds, strict=True):
@@ -26,6 +27,7 @@ def chain(transforms):
 
 def resize(antialias=True):
     """To the size in example["target_hw"], (2,) int32."""
+
     def apply(example, seed):
         image, boxes = example["image"], example["boxes"]
         before, after = tf.shape(image)[:2], example["target_hw"]
@@ -54,7 +56,7 @@ FLIPS = {"horizontal": horizontal_flip, "vertical": vertical_flip}
 
 
 def _flip(axis, probability):
-    low, high = (1, 3) if axis == 0 else (0, 2)         # columns of a box along the axis
+    low, high = (1, 3) if axis == 0 else (0, 2)  # columns of a box along the axis
 
     def apply(example, seed):
         def flipped():
@@ -64,8 +66,11 @@ def _flip(axis, probability):
             columns[low], columns[high] = side - columns[high], side - columns[low]
             return tf.reverse(image, [axis]), tf.stack(columns, axis=-1)
 
-        image, boxes = tf.cond(tf.random.stateless_uniform([], seed) < probability,
-                               flipped, lambda: (example["image"], example["boxes"]))
+        image, boxes = tf.cond(
+            tf.random.stateless_uniform([], seed) < probability,
+            flipped,
+            lambda: (example["image"], example["boxes"]),
+        )
         return {**example, "image": image, "boxes": boxes}
 
     return apply

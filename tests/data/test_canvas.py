@@ -7,17 +7,20 @@ tf = pytest.importorskip("tensorflow")
 from kgarden.data import canvas  # noqa: E402
 
 
-@pytest.mark.parametrize("hw,short,long,expected", [
-    ((480, 640), 800, 1333, (800, 1067)),           # 1066.67
-    ((640, 480), 800, 1333, (1067, 800)),
-    ((427, 640), 800, 1333, (800, 1199)),           # 1199.06
-    ((333, 1000), 800, 1333, (444, 1333)),          # the long side decides: 443.889
-    ((375, 500), 800, 1333, (800, 1067)),
-    ((480, 640), 240, 320, (240, 320)),
-    ((100, 100), 800, 1333, (800, 800)),
-    ((3, 2), 1, 100, (2, 1)),                       # 1.5 is rounded up
-    ((5000, 1), 10, 100, (100, 1)),                 # 0.02, but a picture has at least one pixel
-])
+@pytest.mark.parametrize(
+    "hw,short,long,expected",
+    [
+        ((480, 640), 800, 1333, (800, 1067)),  # 1066.67
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),  # 1199.06
+        ((333, 1000), 800, 1333, (444, 1333)),  # the long side decides: 443.889
+        ((375, 500), 800, 1333, (800, 1067)),
+        ((480, 640), 240, 320, (240, 320)),
+        ((100, 100), 800, 1333, (800, 800)),
+        ((3, 2), 1, 100, (2, 1)),  # 1.5 is rounded up
+        ((5000, 1), 10, 100, (100, 1)),  # 0.02, but a picture has at least one pixel
+    ],
+)
 def test_sizes_by_hand(hw, short, long, expected):
     np.testing.assert_array_equal(canvas.fitted_hw(hw, short, long), expected)
 
@@ -48,7 +51,7 @@ def test_the_first_canvas_that_holds_the_picture_is_taken():
     canvases = [[240, 320], [320, 240], [320, 320]]
     assert canvas.canvas_of((480, 640), canvases, 240, 320) == 0
     assert canvas.canvas_of((640, 480), canvases, 240, 320) == 1
-    assert canvas.canvas_of((640, 640), canvases, 240, 320) == 0        # 240x240
+    assert canvas.canvas_of((640, 640), canvases, 240, 320) == 0  # 240x240
     assert canvas.canvas_of((640, 640), canvases, 320, 320) == 2
 
 
@@ -74,8 +77,9 @@ def test_equal_size_means_equal_pixels():
     np.testing.assert_array_equal(canvas.resize_to_canvas(image, 240, 320, [[240, 320]])[0], image)
 
 
-@pytest.mark.parametrize("hw,size_hw", [
-    ((480, 640), (240, 320)), ((100, 150), (64, 77)), ((50, 70), (130, 190))])
+@pytest.mark.parametrize(
+    "hw,size_hw", [((480, 640), (240, 320)), ((100, 150), (64, 77)), ((50, 70), (130, 190))]
+)
 def test_resizing_is_pillows_bilinear(hw, size_hw):
     """Pillow, the references' loader, antialiases with half-pixel centres."""
     image = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype="uint8")
@@ -86,7 +90,7 @@ def test_resizing_is_pillows_bilinear(hw, size_hw):
 
 def test_without_antialiasing_four_neighbours_count():
     image = np.zeros((8, 8, 3), "uint8")
-    image[::4] = 255                                # between the samples of a picture 4 times smaller
+    image[::4] = 255  # between the samples of a picture 4 times smaller
     assert not canvas.resize(image, (2, 2), antialias=False).numpy().any()
     assert canvas.resize(image, (2, 2)).numpy().all()
 
@@ -108,20 +112,24 @@ def test_all_of_it_runs_in_a_saved_model_without_this_package(tmp_path):
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
     def serve(images):
-        out, size_hw = tf.map_fn(lambda image: canvas.resize_to_canvas(image, 60, 80, [[64, 96]]), images,
-                                 fn_output_signature=(tf.TensorSpec((64, 96, 3), tf.uint8),
-                                                      tf.TensorSpec((2,), tf.int32)))
+        out, size_hw = tf.map_fn(
+            lambda image: canvas.resize_to_canvas(image, 60, 80, [[64, 96]]),
+            images,
+            fn_output_signature=(tf.TensorSpec((64, 96, 3), tf.uint8), tf.TensorSpec((2,), tf.int32)),
+        )
         return {"images": out, "size_hw": size_hw}
 
     module.serve = serve
     tf.saved_model.save(module, str(tmp_path / "model"), signatures={"serving_default": serve})
     images = np.random.default_rng(0).integers(0, 256, (2, 120, 160, 3), dtype="uint8")
     np.save(tmp_path / "images.npy", images)
-    code = ("import sys, numpy as np, tensorflow as tf\n"
-            "model = tf.saved_model.load('model')\n"
-            "out = model.signatures['serving_default'](tf.constant(np.load('images.npy')))\n"
-            "assert 'kgarden' not in sys.modules\n"
-            "np.savez('out.npz', **{key: value.numpy() for key, value in out.items()})")
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "model = tf.saved_model.load('model')\n"
+        "out = model.signatures['serving_default'](tf.constant(np.load('images.npy')))\n"
+        "assert 'kgarden' not in sys.modules\n"
+        "np.savez('out.npz', **{key: value.numpy() for key, value in out.items()})"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     served = np.load(tmp_path / "out.npz")
     for image, out, size_hw in zip(images, served["images"], served["size_hw"], strict=True):

@@ -26,11 +26,19 @@ def paint(folder, sizes, ids=(7, 90, 3)):
         x, y = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
         w, h = int(rng.integers(10, width - x + 1)), int(rng.integers(10, height - y + 1))
         image = np.zeros((height, width, 3), "uint8")
-        image[y:y + h, x:x + w] = 255
+        image[y : y + h, x : x + w] = 255
         Image.fromarray(image).save(folder / f"images/{number}.png")
         tree["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-        tree["annotations"].append({"id": number, "image_id": number, "category_id": ids[number % 3],
-                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+        tree["annotations"].append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": ids[number % 3],
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+            }
+        )
     return tree
 
 
@@ -71,7 +79,7 @@ def pictures(batches):
 def test_one_epoch_holds_every_picture_once(painted):
     batches = take(pipeline.train_batches([painted], canvases=[[64, 64]], **PLAIN), 15)
     for epoch in range(3):
-        ids = [p[-1] for p in pictures(batches[5 * epoch:5 * epoch + 5])]
+        ids = [p[-1] for p in pictures(batches[5 * epoch : 5 * epoch + 5])]
         assert sorted(ids) == list(range(1, 11))
     assert [p[-1] for p in pictures(batches[:5])] != [p[-1] for p in pictures(batches[5:10])]
 
@@ -87,7 +95,7 @@ def test_boxes_are_where_the_paint_is(painted, short_side_px, flips):
         white = image[..., 0] > 127
         y, x = np.nonzero(white)
         np.testing.assert_allclose(boxes[0], [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1.01)
-        assert labels[0] == {7: 1, 90: 2, 3: 0}[(7, 90, 3)[image_id % 3]]      # by ascending category id
+        assert labels[0] == {7: 1, 90: 2, 3: 0}[(7, 90, 3)[image_id % 3]]  # by ascending category id
         assert (labels[1:] == -1).all() and not boxes[1:].any() and not crowd.any()
         seen += 1
     assert seen == 80
@@ -99,7 +107,7 @@ def test_sizes_follow_the_chosen_short_side(painted):
     for _, size_hw, _, _, _, image_id in pictures(batches):
         of_picture.setdefault(int(image_id), []).append(tuple(size_hw.tolist()))
     assert set(of_picture[1]) == {(32, 43), (48, 64)} and set(of_picture[2]) == {(43, 32), (64, 48)}
-    assert set(of_picture[4]) == {(26, 64)}             # its long side decides
+    assert set(of_picture[4]) == {(26, 64)}  # its long side decides
     share = np.mean([size == (32, 43) for size in of_picture[1]])
     assert 0.2 < share < 0.8
 
@@ -125,27 +133,32 @@ def test_a_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
     assert_equal_batches(later, whole[start:])
 
 
-@pytest.mark.parametrize("options", [
-    {"parallel": 1}, {"parallel": 7}, {"cache": "encoded"}, {"cache": "decoded"}])
+@pytest.mark.parametrize(
+    "options", [{"parallel": 1}, {"parallel": 7}, {"cache": "encoded"}, {"cache": "decoded"}]
+)
 def test_threads_and_caches_change_nothing(painted, options):
     expected = take(pipeline.train_batches([painted], **VARIED), 20)
     assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, **options), 20), expected)
     one_size = {**VARIED, "short_side_px": 48}
     expected = take(pipeline.train_batches([painted], **one_size), 20)
     got = take(pipeline.train_batches([painted], **one_size, **options), 20)
-    assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)    # rounded in another order
+    assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)  # rounded in another order
 
 
 def test_pictures_that_take_longer_keep_their_place(tmp_path):
     data = build(tmp_path, paint(tmp_path, [(1600, 1600), (32, 32), (32, 32), (32, 32)] * 3))
-    ids = [[p[-1] for p in pictures(take(pipeline.train_batches([data], **PLAIN, parallel=parallel), 18))]
-           for parallel in (1, 8)]
+    ids = [
+        [p[-1] for p in pictures(take(pipeline.train_batches([data], **PLAIN, parallel=parallel), 18))]
+        for parallel in (1, 8)
+    ]
     assert ids[0] == ids[1]
 
 
 def test_the_seed_decides(painted):
-    ids = [[p[-1] for p in pictures(take(pipeline.train_batches([painted], **PLAIN, seed=seed), 5))]
-           for seed in (0, 0, 1)]
+    ids = [
+        [p[-1] for p in pictures(take(pipeline.train_batches([painted], **PLAIN, seed=seed), 5))]
+        for seed in (0, 0, 1)
+    ]
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -164,23 +177,41 @@ def test_a_single_canvas_means_static_shapes(tmp_path):
     data = build(tmp_path, paint(tmp_path, [(60, 80)] * 4))
     x, y = pipeline.train_batches([data], max_objects=9, **PLAIN).element_spec
     assert {key: tuple(spec.shape) for key, spec in (x | y).items()} == {
-        "images": (2, 64, 64, 3), "size_hw": (2, 2), "boxes": (2, 9, 4), "labels": (2, 9), "crowd": (2, 9),
-        "image_id": (2,)}
+        "images": (2, 64, 64, 3),
+        "size_hw": (2, 2),
+        "boxes": (2, 9, 4),
+        "labels": (2, 9),
+        "crowd": (2, 9),
+        "image_id": (2,),
+    }
     assert {key: spec.dtype.name for key, spec in (x | y).items()} == {
-        "images": "uint8", "size_hw": "int32", "boxes": "float32", "labels": "int32", "crowd": "bool",
-        "image_id": "int64"}
+        "images": "uint8",
+        "size_hw": "int32",
+        "boxes": "float32",
+        "labels": "int32",
+        "crowd": "bool",
+        "image_id": "int64",
+    }
 
 
 @pytest.fixture
 def crowded(tmp_path):
     """Picture 1 has five boxes and a crowd, 2 none, 3 a crowd alone, 4 one box."""
     tree = paint(tmp_path, [(64, 64)] * 4)
+
     def box(image_id, bbox, crowd=0):
         return {"id": 1, "image_id": image_id, "category_id": 7, "bbox": bbox, "iscrowd": crowd}
 
     tree["annotations"] = [
-        box(1, [0, 0, 2, 2]), box(1, [0, 0, 30, 30]), box(1, [0, 0, 4, 4]), box(1, [0, 0, 20, 20]),
-        box(1, [0, 0, 10, 10]), box(1, [0, 0, 64, 64], 1), box(3, [0, 0, 9, 9], 1), box(4, [0, 0, 8, 8])]
+        box(1, [0, 0, 2, 2]),
+        box(1, [0, 0, 30, 30]),
+        box(1, [0, 0, 4, 4]),
+        box(1, [0, 0, 20, 20]),
+        box(1, [0, 0, 10, 10]),
+        box(1, [0, 0, 64, 64], 1),
+        box(3, [0, 0, 9, 9], 1),
+        box(4, [0, 0, 8, 8]),
+    ]
     return build(tmp_path, tree)
 
 
@@ -223,6 +254,7 @@ def test_two_data_sets_by_weight(tmp_path):
         for item in tree["annotations"]:
             item["image_id"] += 100 * (name == "b")
         parts.append(build(tmp_path / name, tree))
+
     def share_of_b(weight):
         source = {"glob": str(tmp_path / "b/to"), "weight": weight}
         datasets = [parts[0], pipeline.dataset_of(source, tmp_path)]
@@ -260,8 +292,11 @@ def test_boxes_lead_back_to_the_photos(tmp_path):
     """Real photos: what the pipeline gives, led back, is what the annotations say."""
     bccd = real_data.folder("bccd")
     truth = json.loads((bccd / "coco/instances_test.json").read_text())
-    source = {"format": "coco", "images": str(bccd / "BCCD/JPEGImages"),
-              "annotations": str(bccd / "coco/instances_test.json")}
+    source = {
+        "format": "coco",
+        "images": str(bccd / "BCCD/JPEGImages"),
+        "annotations": str(bccd / "coco/instances_test.json"),
+    }
     data = pipeline.dataset_of(source, tmp_path)
     settings = {"short_side_px": 240, "long_side_px": 320, "flips": (), "batch_size": 8}
     batches = take(pipeline.train_batches([data], **settings), 9)
@@ -280,8 +315,11 @@ def test_boxes_lead_back_to_the_photos(tmp_path):
 
 def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
     bccd = real_data.folder("bccd")
-    source = {"format": "coco", "images": str(bccd / "BCCD/JPEGImages"),
-              "annotations": str(bccd / "coco/instances_test.json")}
+    source = {
+        "format": "coco",
+        "images": str(bccd / "BCCD/JPEGImages"),
+        "annotations": str(bccd / "coco/instances_test.json"),
+    }
     data = pipeline.dataset_of(source, tmp_path)
     for short, long in [((240, 200), 320), (480, 640), (60, 80)]:
         options = {"short_side_px": short, "long_side_px": long, "batch_size": 4}
@@ -296,8 +334,13 @@ def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
 def test_the_cache_of_converted_data_is_used_again(tmp_path):
     tree = paint(tmp_path, SIZES[:3])
     (tmp_path / "a.json").write_text(json.dumps(tree))
-    source = {"format": "coco", "images": str(tmp_path / "images"), "annotations": str(tmp_path / "a.json"),
-              "glob": None}
+    source = {
+        "format": "coco",
+        "images": str(tmp_path / "images"),
+        "annotations": str(tmp_path / "a.json"),
+        "glob": None,
+    }
+
     def folder():
         return pipeline.dataset_of(source, tmp_path / "cache").annotations[0].parent
 
@@ -306,7 +349,7 @@ def test_the_cache_of_converted_data_is_used_again(tmp_path):
     assert folder() == first and (first / "manifest.json").stat().st_mtime_ns == written
     tree["annotations"].pop()
     (tmp_path / "a.json").write_text(json.dumps(tree))
-    assert folder() != first                            # other annotations, other data
+    assert folder() != first  # other annotations, other data
 
 
 def test_shapes_is_a_source(tmp_path):
@@ -316,9 +359,14 @@ def test_shapes_is_a_source(tmp_path):
     assert len(data.index) == 12 and set(zip(data.index.height, data.index.width, strict=True)) == {(96, 128)}
 
 
-@pytest.mark.parametrize("options,message", [
-    ({"flips": ("diagonal",)}, "flips: 'diagonal'"), ({"cache": "disk"}, "cache: 'disk'"),
-    ({"batch_size": 0}, "batch_size: 0")])
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"flips": ("diagonal",)}, "flips: 'diagonal'"),
+        ({"cache": "disk"}, "cache: 'disk'"),
+        ({"batch_size": 0}, "batch_size: 0"),
+    ],
+)
 def test_wrong_settings(painted, options, message):
     with pytest.raises(UserError, match=message):
         pipeline.train_batches([painted], **{**PLAIN, **options})

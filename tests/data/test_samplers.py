@@ -28,7 +28,7 @@ def test_data_sets_are_drawn_by_weight_and_each_evenly():
     counts = np.bincount(rows, minlength=40)
     assert abs(counts[30:].sum() / 8000 - 0.75) < 0.02
     for part in (counts[:30], counts[30:]):
-        assert np.ptp(part) <= 1                        # each its own epochs
+        assert np.ptp(part) <= 1  # each its own epochs
 
 
 def test_batches_hold_one_canvas_and_lose_nothing():
@@ -47,6 +47,7 @@ def test_batches_hold_one_canvas_and_lose_nothing():
 @pytest.mark.parametrize("start", [1, 7, 100])
 def test_starting_later_is_the_tail(start):
     canvas = np.array([0, 1, 0, 0, 1, 0, 2, 0, 0, 1])
+
     def batches(**options):
         return samplers.batches(samplers.endless_rows([7, 3], [1, 2], seed=4), canvas, 3, **options)
 

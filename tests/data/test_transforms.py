@@ -18,18 +18,23 @@ def painted(seed, hw=None):
     x1, y1 = rng.integers(x0 + 10, width + 1), rng.integers(y0 + 10, height + 1)
     image = np.zeros((height, width, 3), "uint8")
     image[y0:y1, x0:x1] = 255
-    return {"image": tf.constant(image), "boxes": tf.constant([[x0, y0, x1, y1]], tf.float32),
-            "labels": tf.constant([3]), "crowd": tf.constant([False]), "image_id": tf.constant(7)}
+    return {
+        "image": tf.constant(image),
+        "boxes": tf.constant([[x0, y0, x1, y1]], tf.float32),
+        "labels": tf.constant([3]),
+        "crowd": tf.constant([False]),
+        "image_id": tf.constant(7),
+    }
 
 
 def measured(image):
     """xyxy of the painted part with fractions of pixels: an edge pixel counts as far as it is white."""
     white = image.numpy()[..., 0] / 255.0
     box = []
-    for axis in (0, 1):                                 # along x, then along y
+    for axis in (0, 1):  # along x, then along y
         profile = white.max(axis=axis)
         inner = np.flatnonzero(profile > 0.99)
-        box.append((inner[0] - profile[:inner[0]].sum(), inner[-1] + 1 + profile[inner[-1] + 1:].sum()))
+        box.append((inner[0] - profile[: inner[0]].sum(), inner[-1] + 1 + profile[inner[-1] + 1 :].sum()))
     (x0, x1), (y0, y1) = box
     return np.array([x0, y0, x1, y1])
 
@@ -80,7 +85,7 @@ def test_a_transform_is_a_function_of_example_and_seed():
         np.testing.assert_array_equal(eager["image"], graph["image"])
         np.testing.assert_array_equal(eager["boxes"], graph["boxes"])
         results.setdefault(tuple(eager["boxes"].numpy()[0]), []).append(seed)
-    assert len(results) == 4 and min(map(len, results.values())) >= 3     # the two flips are independent
+    assert len(results) == 4 and min(map(len, results.values())) >= 3  # the two flips are independent
 
 
 def test_no_objects():

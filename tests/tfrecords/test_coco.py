@@ -35,8 +35,11 @@ def images(*numbers):
 
 
 def tree_of(annotations, numbers=(1,), categories=((7, "cat"), (3, "dog"))):
-    return {"images": images(*numbers), "annotations": annotations,
-            "categories": [{"id": n, "name": name} for n, name in categories]}
+    return {
+        "images": images(*numbers),
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name} for n, name in categories],
+    }
 
 
 def box(bbox, image_id=1, category_id=7, **more):
@@ -51,8 +54,16 @@ def records(folder):
 
 
 def test_boxes_end_up_in_records_and_in_the_ground_truth(source, tmp_path):
-    report = source(tree_of([box([4, 3, 8, 6], area=20.5), box([0, 0, 40, 30], category_id=3, iscrowd=1),
-                             box([1, 1, 2, 2], image_id=2)], numbers=(1, 2, 3)))
+    report = source(
+        tree_of(
+            [
+                box([4, 3, 8, 6], area=20.5),
+                box([0, 0, 40, 30], category_id=3, iscrowd=1),
+                box([1, 1, 2, 2], image_id=2),
+            ],
+            numbers=(1, 2, 3),
+        )
+    )
     assert (report.images, report.images_without_objects, report.boxes, report.crowds) == (3, 1, 3, 1)
     assert report.boxes_per_category == {"dog": 1, "cat": 2}
     assert not report.faults and not report.dropped
@@ -68,31 +79,46 @@ def test_boxes_end_up_in_records_and_in_the_ground_truth(source, tmp_path):
     assert truth.getImgIds() == [1, 2, 3] and truth.getCatIds() == [3, 7]
     [first] = truth.loadAnns(truth.getAnnIds(imgIds=1, catIds=7))
     assert first["bbox"] == [4, 3, 8, 6] and first["area"] == 20.5
-    assert min(truth.getAnnIds()) == 1                      # pycocotools takes 0 for "no match"
+    assert min(truth.getAnnIds()) == 1  # pycocotools takes 0 for "no match"
 
 
 def test_labels_follow_ascending_ids(source, tmp_path):
     source(tree_of([], categories=((90, "z"), (1, "b"), (13, "a"))))
     assert read_manifest(tmp_path / "to")["categories"] == [
-        {"id": 1, "name": "b"}, {"id": 13, "name": "a"}, {"id": 90, "name": "z"}]
+        {"id": 1, "name": "b"},
+        {"id": 13, "name": "a"},
+        {"id": 90, "name": "z"},
+    ]
 
 
-@pytest.mark.parametrize("bbox,expected", [
-    ([-5, 0, 10, 10], [0, 0, 5, 10]), ([35, 25, 10, 10], [35, 25, 5, 5]), ([-1, -1, 99, 99], [0, 0, 40, 30]),
-    ([30.5, 0, 9.5, 30], [30.5, 0, 9.5, 30])])
+@pytest.mark.parametrize(
+    "bbox,expected",
+    [
+        ([-5, 0, 10, 10], [0, 0, 5, 10]),
+        ([35, 25, 10, 10], [35, 25, 5, 5]),
+        ([-1, -1, 99, 99], [0, 0, 40, 30]),
+        ([30.5, 0, 9.5, 30], [30.5, 0, 9.5, 30]),
+    ],
+)
 def test_boxes_are_cut_at_the_border(source, tmp_path, bbox, expected):
     report = source(tree_of([box(bbox)]))
     assert json.loads((tmp_path / "to/annotations.json").read_text())["annotations"][0]["bbox"] == expected
     assert report.clipped == (bbox != expected)
 
 
-@pytest.mark.parametrize("fault,reason", [
-    (box([5, 5, 0, 5]), "box without area"), (box([5, 5, 5, -1]), "box without area"),
-    (box([40, 0, 5, 5]), "box without area"),
-    (box([5, 5, float("nan"), 5]), "bbox is not four finite numbers"),
-    (box([5, 5, 5]), "bbox is not four finite numbers"), (box(None), "bbox is not four finite numbers"),
-    (box([1, 1, 5, 5], category_id=8), "category_id is not among the categories"),
-    (box([1, 1, 5, 5], image_id=8), "image_id is not among the images")])
+@pytest.mark.parametrize(
+    "fault,reason",
+    [
+        (box([5, 5, 0, 5]), "box without area"),
+        (box([5, 5, 5, -1]), "box without area"),
+        (box([40, 0, 5, 5]), "box without area"),
+        (box([5, 5, float("nan"), 5]), "bbox is not four finite numbers"),
+        (box([5, 5, 5]), "bbox is not four finite numbers"),
+        (box(None), "bbox is not four finite numbers"),
+        (box([1, 1, 5, 5], category_id=8), "category_id is not among the categories"),
+        (box([1, 1, 5, 5], image_id=8), "image_id is not among the images"),
+    ],
+)
 def test_faulty_boxes_are_counted_by_reason_and_the_rest_goes_on(source, tmp_path, fault, reason):
     tree = tree_of([fault, box([1, 1, 5, 5])])
     report = source(tree)
@@ -107,13 +133,22 @@ def test_strict_raises_at_a_faulty_box(source, tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("file_name,reason", [
-    ("../images/1.jpg", "relative path"), ("/etc/passwd", "relative path"),
-    ("a/../../1.jpg", "relative path"), ("..\\images\\1.jpg", "relative path"), ("", "relative path"),
-    ("6.jpg", "no such file"), ("half.jpg", "damaged"), ("small.jpg", "annotations say 40x30")])
+@pytest.mark.parametrize(
+    "file_name,reason",
+    [
+        ("../images/1.jpg", "relative path"),
+        ("/etc/passwd", "relative path"),
+        ("a/../../1.jpg", "relative path"),
+        ("..\\images\\1.jpg", "relative path"),
+        ("", "relative path"),
+        ("6.jpg", "no such file"),
+        ("half.jpg", "damaged"),
+        ("small.jpg", "annotations say 40x30"),
+    ],
+)
 def test_faulty_pictures_are_named_and_the_rest_goes_on(source, tmp_path, file_name, reason):
     whole = (tmp_path / "images/2.jpg").read_bytes()
-    (tmp_path / "images/half.jpg").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "images/half.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (4, 3)).save(tmp_path / "images/small.jpg")
     tree = tree_of([box([1, 1, 5, 5], image_id=1), box([1, 1, 5, 5], image_id=2)], numbers=(1, 2))
     tree["images"][0]["file_name"] = file_name
@@ -128,13 +163,19 @@ def test_strict_raises_at_a_faulty_picture(source):
         source(tree_of([], numbers=(1, 6)), strict=True)
 
 
-@pytest.mark.parametrize("tree,message", [
-    ("[]", "no list 'images'"), ("{", "not JSON"),
-    ({"images": [], "annotations": []}, "no list 'categories'"),
-    (tree_of([], categories=()), "categories is empty"),
-    (tree_of([], categories=((1, "a"), (1, "b"))), "two categories have the id 1"),
-    (tree_of([], numbers=(1, 1)), "two images have the id 1"), (tree_of([], numbers=()), "not one picture"),
-    (tree_of([], numbers=(6,)), "not one picture can be used; the first fault: 6.jpg: no such file")])
+@pytest.mark.parametrize(
+    "tree,message",
+    [
+        ("[]", "no list 'images'"),
+        ("{", "not JSON"),
+        ({"images": [], "annotations": []}, "no list 'categories'"),
+        (tree_of([], categories=()), "categories is empty"),
+        (tree_of([], categories=((1, "a"), (1, "b"))), "two categories have the id 1"),
+        (tree_of([], numbers=(1, 1)), "two images have the id 1"),
+        (tree_of([], numbers=()), "not one picture"),
+        (tree_of([], numbers=(6,)), "not one picture can be used; the first fault: 6.jpg: no such file"),
+    ],
+)
 def test_what_is_no_data_set(source, tree, message):
     with pytest.raises(DataError, match=message) as caught:
         source(tree)
@@ -147,7 +188,7 @@ def test_an_existing_data_set_is_not_touched(source, tmp_path):
     with pytest.raises(DataError, match="is there already"):
         source(tree_of([]))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "images", "to"}       # nothing left aside
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "images", "to"}  # nothing left aside
 
 
 def test_ids_written_as_text(source, tmp_path):
@@ -206,8 +247,9 @@ def test_blood_cells(tmp_path):
     by_class = {"RBC": 0, "WBC": 0, "Platelets": 0}
     for split, images, boxes in [("train", 205, 2804), ("val", 87, 1137), ("test", 72, 945)]:
         annotations = bccd / f"coco/instances_{split}.json"
-        report = coco.build(tmp_path / split, images=bccd / "BCCD/JPEGImages", annotations=annotations,
-                            strict=True)
+        report = coco.build(
+            tmp_path / split, images=bccd / "BCCD/JPEGImages", annotations=annotations, strict=True
+        )
         assert (report.images, report.boxes, report.clipped) == (images, boxes, 0)
         assert sum(shard["records"] for shard in report.shards) == images
         for name in by_class:
@@ -215,10 +257,12 @@ def test_blood_cells(tmp_path):
         ours, theirs = COCO(tmp_path / split / "annotations.json"), COCO(annotations)
         assert sorted(ours.getImgIds()) == sorted(theirs.getImgIds())
         for number in theirs.getImgIds():
-            a, b = (sorted((x["category_id"], *x["bbox"], x["area"]) for x in truth.imgToAnns[number])
-                    for truth in (ours, theirs))
+            a, b = (
+                sorted((x["category_id"], *x["bbox"], x["area"]) for x in truth.imgToAnns[number])
+                for truth in (ours, theirs)
+            )
             np.testing.assert_array_equal(a, b)
-    assert by_class == {"RBC": 4155 - 2, "WBC": 372, "Platelets": 361}      # two RBC boxes have no area
+    assert by_class == {"RBC": 4155 - 2, "WBC": 372, "Platelets": 361}  # two RBC boxes have no area
 
 
 def test_coco_photos_with_a_crowd_and_an_image_without_objects(tmp_path):

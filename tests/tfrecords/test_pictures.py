@@ -23,9 +23,19 @@ def shown(path):
         return np.asarray(picture.convert("RGB"))
 
 
-@pytest.mark.parametrize("name,mode", [
-    ("a.jpg", "RGB"), ("a.jpg", "L"), ("a.png", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.png", "L"),
-    ("a.png", "LA"), ("a.png", "1")])
+@pytest.mark.parametrize(
+    "name,mode",
+    [
+        ("a.jpg", "RGB"),
+        ("a.jpg", "L"),
+        ("a.png", "RGB"),
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.png", "L"),
+        ("a.png", "LA"),
+        ("a.png", "1"),
+    ],
+)
 def test_what_tensorflow_decodes_is_kept_byte_for_byte(tmp_path, name, mode):
     path = save(tmp_path / name, mode)
     picture = pictures.read(path)
@@ -39,9 +49,16 @@ def test_progressive_jpeg_is_kept(tmp_path):
     assert pictures.read(path).encoded == path.read_bytes()
 
 
-@pytest.mark.parametrize("name,mode,image_format", [
-    ("a.bmp", "RGB", "png"), ("a.webp", "RGB", "png"), ("a.tif", "CMYK", "png"), ("a.gif", "P", "png"),
-    ("a.jpg", "CMYK", "jpeg")])
+@pytest.mark.parametrize(
+    "name,mode,image_format",
+    [
+        ("a.bmp", "RGB", "png"),
+        ("a.webp", "RGB", "png"),
+        ("a.tif", "CMYK", "png"),
+        ("a.gif", "P", "png"),
+        ("a.jpg", "CMYK", "jpeg"),
+    ],
+)
 def test_other_kinds_are_encoded_again(tmp_path, name, mode, image_format):
     path = save(tmp_path / name, mode)
     picture = pictures.read(path)
@@ -76,8 +93,9 @@ def test_a_photo_whose_annotations_mean_it_as_stored_is_not_turned(tmp_path):
     assert pictures.read(path, (48, 64)).encoded == path.read_bytes()
 
 
-@pytest.mark.parametrize("content,message", [
-    (None, "no such file"), (b"", "not a picture"), (b"hello", "not a picture")])
+@pytest.mark.parametrize(
+    "content,message", [(None, "no such file"), (b"", "not a picture"), (b"hello", "not a picture")]
+)
 def test_what_is_no_picture(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
@@ -88,7 +106,7 @@ def test_what_is_no_picture(tmp_path, content, message):
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_half_a_file_is_damaged(tmp_path, name):
     path = save(tmp_path / name)
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     with pytest.raises(DataError, match="damaged"):
         pictures.read(path)
 

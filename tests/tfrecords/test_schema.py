@@ -18,9 +18,18 @@ def example(**lists):
 
 def test_what_is_written_is_read():
     serialized = serialize(
-        encoded=b"pixels", image_format="png", image_id=397133, file_name="a/b.png", height=100, width=200,
-        boxes=[[10, 20, 60, 70], [0, 0, 200, 100]], category_ids=[90, 1], names=["toothbrush", "person"],
-        areas=[1234.5, 20000], crowd=[0, 1])
+        encoded=b"pixels",
+        image_format="png",
+        image_id=397133,
+        file_name="a/b.png",
+        height=100,
+        width=200,
+        boxes=[[10, 20, 60, 70], [0, 0, 200, 100]],
+        category_ids=[90, 1],
+        names=["toothbrush", "person"],
+        areas=[1234.5, 20000],
+        crowd=[0, 1],
+    )
     read = parse(serialized)
     assert read["encoded"] == b"pixels" and read["image_id"] == 397133
     assert (read["height"], read["width"]) == (100, 200)
@@ -31,28 +40,56 @@ def test_what_is_written_is_read():
 
 
 def test_the_keys_are_those_of_the_object_detection_api():
-    record = tf.train.Example.FromString(serialize(
-        encoded=b"x", image_format="jpeg", image_id=7, file_name="b.jpg", height=10, width=20,
-        boxes=[[5, 2, 10, 4]], category_ids=[3], names=["car"], areas=[10], crowd=[0]))
-    got = {key: list(getattr(feature, feature.WhichOneof("kind")).value)
-           for key, feature in record.features.feature.items()}
-    [digest] = got.pop("image/key/sha256")          # of "x", as sha256sum says
+    record = tf.train.Example.FromString(
+        serialize(
+            encoded=b"x",
+            image_format="jpeg",
+            image_id=7,
+            file_name="b.jpg",
+            height=10,
+            width=20,
+            boxes=[[5, 2, 10, 4]],
+            category_ids=[3],
+            names=["car"],
+            areas=[10],
+            crowd=[0],
+        )
+    )
+    got = {
+        key: list(getattr(feature, feature.WhichOneof("kind")).value)
+        for key, feature in record.features.feature.items()
+    }
+    [digest] = got.pop("image/key/sha256")  # of "x", as sha256sum says
     assert digest == b"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     assert got == {
-        "image/encoded": [b"x"], "image/format": [b"jpeg"], "image/filename": [b"b.jpg"],
-        "image/source_id": [b"7"], "image/height": [10], "image/width": [20],
-        "image/object/bbox/xmin": [0.25], "image/object/bbox/xmax": [0.5],
-        "image/object/bbox/ymin": [pytest.approx(0.2)], "image/object/bbox/ymax": [pytest.approx(0.4)],
-        "image/object/class/label": [3], "image/object/class/text": [b"car"],
-        "image/object/area": [10.0], "image/object/is_crowd": [0]}
+        "image/encoded": [b"x"],
+        "image/format": [b"jpeg"],
+        "image/filename": [b"b.jpg"],
+        "image/source_id": [b"7"],
+        "image/height": [10],
+        "image/width": [20],
+        "image/object/bbox/xmin": [0.25],
+        "image/object/bbox/xmax": [0.5],
+        "image/object/bbox/ymin": [pytest.approx(0.2)],
+        "image/object/bbox/ymax": [pytest.approx(0.4)],
+        "image/object/class/label": [3],
+        "image/object/class/text": [b"car"],
+        "image/object/area": [10.0],
+        "image/object/is_crowd": [0],
+    }
     kinds = {key: feature.WhichOneof("kind") for key, feature in record.features.feature.items()}
-    assert kinds["image/object/area"] == "float_list"       # readers fail on integers there
+    assert kinds["image/object/area"] == "float_list"  # readers fail on integers there
     assert kinds["image/object/is_crowd"] == "int64_list"
 
 
-@pytest.mark.parametrize("record", [
-    serialize(encoded=b"x", image_format="jpeg", image_id=7, file_name="", height=10, width=20),
-    example(encoded=[b"x"], source_id=[b"7"], height=[10], width=[20])], ids=["ours", "without object keys"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        serialize(encoded=b"x", image_format="jpeg", image_id=7, file_name="", height=10, width=20),
+        example(encoded=[b"x"], source_id=[b"7"], height=[10], width=[20]),
+    ],
+    ids=["ours", "without object keys"],
+)
 def test_no_objects(record):
     read = parse(record)
     assert read["boxes"].shape == (0, 4) and read["boxes"].dtype == tf.float32
@@ -61,10 +98,21 @@ def test_no_objects(record):
 
 
 def test_lists_that_are_too_short_are_filled():
-    read = parse(example(
-        encoded=[b"x"], height=[100], width=[200], source_id=[b"1"], object__bbox__xmin=[0.0, 0.5],
-        object__bbox__xmax=[0.5, 1.0], object__bbox__ymin=[0.0, 0.0], object__bbox__ymax=[0.5, 1.0],
-        object__class__label=[1, 2], object__area=[77.0], object__is_crowd=[1]))
+    read = parse(
+        example(
+            encoded=[b"x"],
+            height=[100],
+            width=[200],
+            source_id=[b"1"],
+            object__bbox__xmin=[0.0, 0.5],
+            object__bbox__xmax=[0.5, 1.0],
+            object__bbox__ymin=[0.0, 0.0],
+            object__bbox__ymax=[0.5, 1.0],
+            object__class__label=[1, 2],
+            object__area=[77.0],
+            object__is_crowd=[1],
+        )
+    )
     np.testing.assert_allclose(read["area"], [77, 100 * 100])
     np.testing.assert_array_equal(read["crowd"], [True, False])
 
@@ -75,8 +123,10 @@ def test_missing_size_is_minus_one():
 
 
 def test_an_id_that_is_no_number_becomes_a_stable_one():
-    ids = [int(parse(example(encoded=[b"x"], source_id=[name]))["image_id"])
-           for name in (b"000012", b"a.jpg", b"b.jpg", b"a.jpg", b"-4")]
+    ids = [
+        int(parse(example(encoded=[b"x"], source_id=[name]))["image_id"])
+        for name in (b"000012", b"a.jpg", b"b.jpg", b"a.jpg", b"-4")
+    ]
     assert ids[0] == 12
     assert ids[1] == ids[3] and len(set(ids)) == 4 and min(ids) >= 0
     empty = [int(parse(example(encoded=[picture], source_id=[b""]))["image_id"]) for picture in (b"x", b"y")]
@@ -84,8 +134,14 @@ def test_an_id_that_is_no_number_becomes_a_stable_one():
 
 
 def test_labels_that_do_not_match_the_boxes_are_an_error():
-    record = example(encoded=[b"x"], object__class__label=[1, 2], object__bbox__xmin=[0.0],
-                     object__bbox__xmax=[0.5], object__bbox__ymin=[0.0], object__bbox__ymax=[0.5])
+    record = example(
+        encoded=[b"x"],
+        object__class__label=[1, 2],
+        object__bbox__xmin=[0.0],
+        object__bbox__xmax=[0.5],
+        object__bbox__ymin=[0.0],
+        object__bbox__ymax=[0.5],
+    )
     with pytest.raises(tf.errors.InvalidArgumentError, match="class/label"):
         parse(record)
 
@@ -94,6 +150,8 @@ def test_importing_the_package_does_not_import_tensorflow():
     import subprocess
     import sys
 
-    code = ("import sys; import tfrecords.coco, tfrecords.shapes; "
-            "assert not {'tensorflow', 'keras', 'kgarden'} & set(sys.modules)")
+    code = (
+        "import sys; import tfrecords.coco, tfrecords.shapes; "
+        "assert not {'tensorflow', 'keras', 'kgarden'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -56,8 +56,12 @@ def test_pixels_under_a_mask_differ_from_the_picture_without_the_object(drawings
             rim[1:-1, 1:-1] = mask[:-2, 1:-1] | mask[2:, 1:-1] | mask[1:-1, :-2] | mask[1:-1, 2:]
             rim &= ~mask & ~covered
             covered |= mask
-            contrasts.append(np.linalg.norm(np.median(drawing.image[visible], axis=0).astype(float)
-                                            - np.median(drawing.image[rim], axis=0)))
+            contrasts.append(
+                np.linalg.norm(
+                    np.median(drawing.image[visible], axis=0).astype(float)
+                    - np.median(drawing.image[rim], axis=0)
+                )
+            )
     assert np.mean(np.array(contrasts) > 40) > 0.98
 
 
@@ -108,9 +112,13 @@ def test_the_same_seed_gives_the_same_pictures_and_another_gives_others():
 
 def test_shape_alone_tells_the_class_at_24_px():
     """The mask of an object, whatever its angle, is most like a mask of its own class."""
+
     def masks_at(degrees):
-        found = [(label, shapes.shape_coverage(name, np.deg2rad(angle), 24, 24) > 0)
-                 for label, name in enumerate(shapes.NAMES) for angle in degrees]
+        found = [
+            (label, shapes.shape_coverage(name, np.deg2rad(angle), 24, 24) > 0)
+            for label, name in enumerate(shapes.NAMES)
+            for angle in degrees
+        ]
         return np.array([label for label, _ in found]), np.array([mask.ravel() for _, mask in found])
 
     known, templates = masks_at(range(-20, 21, 5))
@@ -136,11 +144,20 @@ def average_precision_50(drawings, class_scores):
         objects = zip(drawing.boxes.tolist(), drawing.labels.tolist(), scores, strict=True)
         for (x0, y0, x1, y1), label, row in objects:
             bbox = [x0, y0, x1 - x0, y1 - y0]
-            truth["annotations"].append({
-                "id": len(truth["annotations"]) + 1, "image_id": number, "bbox": bbox,
-                "category_id": label + 1, "area": bbox[2] * bbox[3], "iscrowd": 0})
-            results += [{"image_id": number, "category_id": n + 1, "bbox": bbox, "score": float(score)}
-                        for n, score in enumerate(row)]
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": number,
+                    "bbox": bbox,
+                    "category_id": label + 1,
+                    "area": bbox[2] * bbox[3],
+                    "iscrowd": 0,
+                }
+            )
+            results += [
+                {"image_id": number, "category_id": n + 1, "bbox": bbox, "score": float(score)}
+                for n, score in enumerate(row)
+            ]
     coco = COCO()
     coco.dataset = truth
     coco.createIndex()
@@ -164,7 +181,7 @@ def test_colour_and_size_do_not_give_the_class_away(drawings, neighbours):
         class_scores.append((nearest[..., None] == np.arange(6)).mean(axis=1))
     assert average_precision_50(drawings, class_scores) < 0.3
     perfect = [np.eye(6)[d.labels] for d in drawings]
-    assert average_precision_50(drawings, perfect) > 0.99         # the judge can tell
+    assert average_precision_50(drawings, perfect) > 0.99  # the judge can tell
 
 
 def test_a_data_set_is_built_in_seconds(tmp_path):
