@@ -164,7 +164,7 @@ def test_describe_counts_by_hand(world, call):
     }
     assert rows["norm"][0] == "BatchNormalization" and rows["norm"][3:5] == ["6", "6"]
     assert rows["head"][0] == "Dense" and rows["head"][2:5] == ["2", "8", "8"]
-    assert rows["whole"][1] == "tests/stand_in.py" and rows["whole"][3] == "14"
+    assert rows["whole"][1].endswith("stand_in.py") and rows["whole"][3] == "14"
 
 
 def test_multiplications_of_known_layers():

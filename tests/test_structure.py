@@ -1,6 +1,7 @@
 """The house itself: who may import whom, who may touch TensorFlow and files, and that every recipe builds."""
 
 import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -145,6 +146,7 @@ def test_no_file_is_longer_than_400_lines():
     assert not long
 
 
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed here")
 def test_all_but_a_few_modules_are_imported_without_tensorflow():
     """On JAX, in a process of its own, with TensorFlow impossible to import."""
     modules = [
