@@ -153,11 +153,6 @@ class InferenceModel(PerCanvas):
         return self.detector.detect(x, self.detector(x, training=False))
 
 
-def weighted(terms, weights):
-    """Terms times their weights; a term without a weight keeps its own."""
-    return {name: term * weights.get(name, 1.0) for name, term in terms.items()}
-
-
 def per_global(total, count):
     """A sum of this replica over a count of all replicas, scaled so that the mean over replicas is right.
 
