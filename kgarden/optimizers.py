@@ -88,12 +88,12 @@ class _PerVariable(keras.optimizers.Optimizer):
     def __init__(
         self,
         learning_rate,
-        weight_decay,
-        decay_norms,
-        decay_biases,
-        bias_lr_factor,
-        clip_value,
-        clip_norm,
+        weight_decay=0.0,
+        decay_norms=False,
+        decay_biases=True,
+        bias_lr_factor=1.0,
+        clip_value=None,
+        clip_norm=None,
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -161,30 +161,8 @@ class _PerVariable(keras.optimizers.Optimizer):
 class SGD(_PerVariable):
     """torch.optim.SGD:   g <- g + decay * w;   m <- momentum * m + g;   w <- w - lr * m."""
 
-    def __init__(
-        self,
-        learning_rate=0.01,
-        momentum=0.9,
-        weight_decay=0.0,
-        decay_norms=False,
-        decay_biases=True,
-        bias_lr_factor=1.0,
-        clip_value=None,
-        clip_norm=None,
-        name="sgd",
-        **kwargs,
-    ):
-        super().__init__(
-            learning_rate,
-            weight_decay,
-            decay_norms,
-            decay_biases,
-            bias_lr_factor,
-            clip_value,
-            clip_norm,
-            name=name,
-            **kwargs,
-        )
+    def __init__(self, learning_rate=0.01, momentum=0.9, name="sgd", **kwargs):
+        super().__init__(learning_rate, name=name, **kwargs)
         self.momentum = momentum
 
     def build(self, variables):
@@ -209,30 +187,9 @@ class AdamW(_PerVariable):
     """torch.optim.AdamW:   w <- w * (1 - lr * decay);   w <- w - lr * m' / (sqrt(v') + epsilon)."""
 
     def __init__(
-        self,
-        learning_rate=1e-3,
-        betas=(0.9, 0.999),
-        epsilon=1e-8,
-        weight_decay=0.01,
-        decay_norms=False,
-        decay_biases=True,
-        bias_lr_factor=1.0,
-        clip_value=None,
-        clip_norm=None,
-        name="adamw",
-        **kwargs,
+        self, learning_rate=1e-3, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01, name="adamw", **kwargs
     ):
-        super().__init__(
-            learning_rate,
-            weight_decay,
-            decay_norms,
-            decay_biases,
-            bias_lr_factor,
-            clip_value,
-            clip_norm,
-            name=name,
-            **kwargs,
-        )
+        super().__init__(learning_rate, weight_decay, name=name, **kwargs)
         self.betas, self.epsilon = tuple(betas), epsilon
 
     def build(self, variables):
