@@ -2,13 +2,14 @@
 
 Keras' TensorFlow trainer takes batches inside of its graph, where a dataset of several canvases has unknown
 heights and widths, and relaxes shapes at the second canvas. Here a batch is taken first and then given to a
-graph made for its shape. Nothing else about `fit`, `predict` and callbacks changes.
+graph made for its shape; under a `tf.distribute` strategy that graph runs the step on every replica. Nothing
+else about `fit`, `predict` and callbacks changes.
 """
 
 import keras
 
 from kgarden.ops.compiled import compiled
-from kgarden.ops.replicas import num_replicas
+from kgarden.ops.replicas import on_replicas
 
 
 class PerCanvas(keras.Model):
@@ -18,11 +19,12 @@ class PerCanvas(keras.Model):
         if self._keras_knows_better():
             super().make_train_function(force)
         elif self.train_function is None or force:
-            step = compiled(self.train_step, self.jit_compile)
+            replicated = on_replicas(self.train_step, self.distribute_strategy)
+            step = compiled(replicated, self.jit_compile)
             self.train_function = lambda iterator: step(next(iterator))
 
     def make_predict_function(self, force=False):
-        if self._keras_knows_better():
+        if self._keras_knows_better() or self.distribute_strategy.num_replicas_in_sync > 1:
             return super().make_predict_function(force)
         if self.predict_function is None or force:
             step = compiled(self.predict_step, self.jit_compile)
@@ -30,6 +32,13 @@ class PerCanvas(keras.Model):
         return self.predict_function
 
     def _keras_knows_better(self):
-        """On JAX, eagerly, in several steps at once, and where several replicas share a batch."""
-        on_jax = keras.backend.backend() != "tensorflow"
-        return on_jax or self.run_eagerly or self.steps_per_execution > 1 or num_replicas() > 1
+        """On JAX, eagerly, and in several steps at once."""
+        return keras.backend.backend() != "tensorflow" or self.run_eagerly or self.steps_per_execution > 1
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras 3.15 stumbles over a batch of replicas; what is built already needs its optimizer alone."""
+        if not self.built or keras.backend.backend() != "tensorflow":
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        elif getattr(self, "optimizer", None) is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)

@@ -24,6 +24,23 @@ if keras.backend.backend() == "tensorflow":
             return x
         return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
+    def on_replicas(step, strategy):
+        """The step of one replica -> a step of a whole distributed batch: runs on each, gives the means.
+
+        Args:
+            step:     function of a batch -> dictionary of scalars.
+            strategy: tf.distribute.Strategy.
+        """
+        if strategy.num_replicas_in_sync == 1:
+            return step
+
+        def all_steps(batch):
+            values = strategy.run(step, args=(batch,))
+            mean = tf.distribute.ReduceOp.MEAN
+            return {name: strategy.reduce(mean, value, axis=None) for name, value in values.items()}
+
+        return all_steps
+
 else:
 
     def num_replicas():
@@ -33,3 +50,7 @@ else:
     def sum_over_replicas(x):
         """The sum of a tensor over all replicas: `x` itself on this backend."""
         return x
+
+    def on_replicas(step, strategy):
+        """The step itself on this backend."""
+        return step

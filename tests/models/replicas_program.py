@@ -1,0 +1,72 @@
+"""One replica against two in a process of its own: `python replicas_program.py VARIANT`.
+
+Prints, for three steps on batches of two canvases, the largest difference of any weight over the largest
+step that this weight's tensor took, and of any loss term.
+"""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
+
+from kgarden.models import build_detector  # noqa: E402
+from kgarden.optimizers import SGD  # noqa: E402
+
+CANVASES = [(64, 96), (96, 64), (64, 96)]
+
+
+def settings_of(variant):
+    """The variant with a norm whose statistics are those of the whole batch."""
+    settings = VARIANTS[variant]
+    return {**settings, "backbone": {**settings["backbone"], "norm": "sync_bn"}}
+
+
+def batches():
+    for step, (height, width) in enumerate(CANVASES):
+        x, y = batch(seed=step, images=4, height=height, width=width)
+        y["labels"][2 + step % 2] = -1  # a picture without objects, on the second replica
+        y["labels"][0, 1:] = -1  # and replicas with different numbers of them
+        yield x, y
+
+
+def trained(variant, strategy):
+    """(weights before, weights after, terms) of three steps."""
+    x, y = next(batches())
+    signature = tf.nest.map_structure(
+        lambda a: tf.TensorSpec((4, None, None, 3) if a.ndim == 4 else a.shape, a.dtype), (x, y)
+    )
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        detector = build_detector(settings_of(variant), CLASSES)
+        clip_norm = 1.0 if variant == "centernet2" else None  # it would hide a gradient of another length
+        detector.compile(optimizer=SGD(0.01, clip_norm=clip_norm, weight_decay=1e-4), jit_compile=False)
+    before = values(detector)
+    history = detector.fit(dataset, epochs=1, steps_per_epoch=3, verbose=0, shuffle=False).history
+    return before, values(detector), {name: value[0] for name, value in history.items()}
+
+
+def values(detector):
+    return [keras.ops.convert_to_numpy(variable.value).astype("float64") for variable in detector.weights]
+
+
+def main(variant):
+    before, one, terms_of_one = trained(variant, tf.distribute.get_strategy())
+    again, two, terms_of_two = trained(variant, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    assert all(map(np.array_equal, before, again))
+    moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]
+    apart = [np.abs(b - a).max() / m for a, b, m in zip(one, two, moved, strict=True)]
+    terms = [abs(terms_of_two[name] - value) / max(abs(value), 1e-3) for name, value in terms_of_one.items()]
+    print(
+        max(apart), max(terms), np.mean([not np.array_equal(a, b) for a, b in zip(before, one, strict=True)])
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
