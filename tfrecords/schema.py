@@ -11,8 +11,11 @@
     image/object/class/text             bytes   its name
     image/object/area                   float   px^2, of the mask where the source knows it, else of the box
     image/object/is_crowd               int64   1: a region with many objects, not one object
+    image/object/difficult              int64   1: hard to tell; Pascal VOC's metric leaves it out
+    image/object/mask                   bytes   PNG of one channel and the size of the picture, 0 and 1
 
-A picture without objects may lack every `image/object/` key: they are read as lists of length 0.
+`difficult` and `mask` are there if the source knows them. A picture without objects may lack every
+`image/object/` key: they are read as lists of length 0.
 """
 
 import hashlib
@@ -37,6 +40,8 @@ def serialize(
     names=(),
     areas=(),
     crowd=(),
+    difficult=(),
+    masks=(),
 ):
     """One picture and its objects -> a serialised tf.train.Example.
 
@@ -51,6 +56,8 @@ def serialize(
         names:         (N,) their names.
         areas:         (N,) px^2.
         crowd:         (N,) bool.
+        difficult:     (N,) bool, or empty: the source does not say.
+        masks:         (N,) bytes of PNG files, b"" for an object without one, or empty: the source has none.
     """
     import tensorflow as tf
 
@@ -67,6 +74,10 @@ def serialize(
         "image/object/class/text": [name.encode() for name in names],
         "image/object/is_crowd": [int(c) for c in crowd],
     }
+    if len(difficult):
+        lists["image/object/difficult"] = [int(d) for d in difficult]
+    if any(masks):
+        lists["image/object/mask"] = list(masks)
     floats = {f"image/object/bbox/{side}": fractions[:, column] for column, side in enumerate(SIDES)}
     floats["image/object/area"] = areas
 
@@ -83,17 +94,20 @@ def serialize(
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def parse(serialized):
+def parse(serialized, masks=False):
     """A serialised record -> its parts; runs in eager mode and in graphs.
 
-    Lists that are shorter than the boxes (absent keys) are filled: area with the box's, crowd with False.
+    Lists that are shorter than the boxes (absent keys) are filled: area with the box's, crowd and difficult
+    with False, masks with "".
 
     Args:
         serialized: () string.
+        masks:      give the masks too.
     Returns:
         {"encoded": () string, "image_id": () int64, "height": () int64, "width": () int64 (-1 if unknown),
         "boxes": (N, 4) float32 xyxy, fractions of width and height, "category_ids": (N,) int64,
-        "area": (N,) float32 px^2 (0 if it can not be told), "crowd": (N,) bool}.
+        "area": (N,) float32 px^2 (0 if it can not be told), "crowd": (N,) bool, "difficult": (N,) bool},
+        and with `masks` "masks": (N,) string, PNG of the picture's size or "".
         An image id that is not decimal becomes a hash of itself or, if empty, of the picture.
     """
     import tensorflow as tf
@@ -109,6 +123,8 @@ def parse(serialized):
             "image/object/class/label": _many(tf.int64),
             "image/object/area": _many(tf.float32),
             "image/object/is_crowd": _many(tf.int64),
+            "image/object/difficult": _many(tf.int64),
+            **({"image/object/mask": _many(tf.string)} if masks else {}),
         },
     )
     boxes = tf.stack([found[f"image/object/bbox/{side}"] for side in SIDES], axis=-1)
@@ -121,7 +137,8 @@ def parse(serialized):
     height, width = found["image/height"], found["image/width"]
     px = tf.cast(tf.maximum(height, 0) * tf.maximum(width, 0), tf.float32)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * px
-    crowd = _fill(found["image/object/is_crowd"], tf.zeros_like(category_ids))
+    none = tf.zeros_like(category_ids)
+    empty = tf.fill(tf.shape(category_ids), "")
     return {
         "encoded": found["image/encoded"],
         "height": height,
@@ -129,8 +146,10 @@ def parse(serialized):
         "boxes": boxes,
         "image_id": _image_id(found["image/source_id"], found["image/encoded"]),
         "category_ids": category_ids,
-        "crowd": crowd > 0,
+        "crowd": _fill(found["image/object/is_crowd"], none) > 0,
+        "difficult": _fill(found["image/object/difficult"], none) > 0,
         "area": _fill(found["image/object/area"], box_area),
+        **({"masks": _fill(found["image/object/mask"], empty)} if masks else {}),
     }
 
 

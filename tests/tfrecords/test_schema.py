@@ -1,9 +1,12 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 tf = pytest.importorskip("tensorflow")
 
-from tfrecords.schema import parse, serialize  # noqa: E402
+from tfrecords.schema import SIDES, parse, serialize  # noqa: E402
 
 
 def example(**lists):
@@ -14,6 +17,10 @@ def example(**lists):
         kind = kinds[type(values[0])]
         getattr(features.features.feature["image/" + key.replace("__", "/")], kind).value.extend(values)
     return features.SerializeToString()
+
+
+ONE_BOX = {f"object__bbox__{side}": [0.0 if "min" in side else 1.0] for side in SIDES}
+ONE_BOX |= {"object__class__label": [1]}
 
 
 def test_what_is_written_is_read():
@@ -37,6 +44,45 @@ def test_what_is_written_is_read():
     np.testing.assert_array_equal(read["category_ids"], [90, 1])
     np.testing.assert_allclose(read["area"], [1234.5, 20000])
     np.testing.assert_array_equal(read["crowd"], [False, True])
+
+
+def png(mask):
+    file = io.BytesIO()
+    Image.fromarray(mask.astype("uint8")).save(file, "png")
+    return file.getvalue()
+
+
+def test_masks_and_difficult_objects():
+    mask = np.arange(12 * 9).reshape(9, 12) % 5 == 0
+    serialized = serialize(
+        encoded=b"pixels",
+        image_format="png",
+        image_id=1,
+        file_name="",
+        height=9,
+        width=12,
+        boxes=[[0, 0, 12, 9], [1, 1, 2, 2]],
+        category_ids=[1, 1],
+        names=["a", "a"],
+        areas=[21, 1],
+        crowd=[0, 0],
+        difficult=[False, True],
+        masks=[png(mask), b""],
+    )
+    read = parse(serialized, masks=True)
+    np.testing.assert_array_equal(read["difficult"], [False, True])
+    np.testing.assert_array_equal(tf.io.decode_png(read["masks"][0])[..., 0], mask)
+    assert read["masks"][1] == b""
+    assert "masks" not in parse(serialized)
+    kinds = tf.train.Example.FromString(serialized).features.feature
+    assert kinds["image/object/mask"].WhichOneof("kind") == "bytes_list"
+    assert kinds["image/object/difficult"].WhichOneof("kind") == "int64_list"
+
+
+def test_a_source_without_masks_and_difficult_leaves_the_keys_out():
+    read = parse(example(encoded=[b"x"], **ONE_BOX), masks=True)
+    np.testing.assert_array_equal(read["difficult"], [False])
+    np.testing.assert_array_equal(read["masks"], [b""])
 
 
 def test_the_keys_are_those_of_the_object_detection_api():
@@ -93,7 +139,7 @@ def test_the_keys_are_those_of_the_object_detection_api():
 def test_no_objects(record):
     read = parse(record)
     assert read["boxes"].shape == (0, 4) and read["boxes"].dtype == tf.float32
-    for key in ("category_ids", "area", "crowd"):
+    for key in ("category_ids", "area", "crowd", "difficult"):
         assert read[key].shape == (0,)
 
 
