@@ -47,7 +47,6 @@ NOT_YET = {
     "mmdet_soft_nms",
     "mmdet_tsd_head",
     "mmdet_tsd_progressive",
-    "mmdet_voc_openimages_ap",
     "onestage_assign_matrices",
     "onestage_atss",
     "onestage_defcn_3dmf",

@@ -1,0 +1,171 @@
+"""COCO's numbers: pycocotools run directly, published figures, cases by hand."""
+
+import contextlib
+import copy
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import real_data
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from kgarden.metrics.coco import METRICS, coco_metrics, complete
+from kgarden.metrics.results import read_results
+from kgarden.metrics.scores import HEADLINES, measure
+from kgarden.schema import UserError
+
+
+def directly(truth_file, results, iou_type):
+    """pycocotools' twelve numbers, nothing of ours between."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_file))
+        judge = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge.stats
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def fractions(judged):
+    return np.array([judged["metrics"][name] for name in METRICS]) / 100
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_published_numbers_of_val2014(iou_type):
+    """Three digits as published with pycocotools, six as pycocotools gives them here."""
+    folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
+    truth = folder / "instances_val2014_100.json"
+    results = load(folder / f"instances_val2014_fake{iou_type}100_results.json")
+    got = fractions(coco_metrics(load(truth), results, iou_type=iou_type))
+    np.testing.assert_allclose(got, directly(truth, results, iou_type), rtol=0, atol=5e-7)
+    text = (folder / "val2014_fake_eval_res.txt").read_text().split(f"type={iou_type}")[1]
+    published = [float(one) for one in re.findall(r"= (\d\.\d+)", text)[:12]]
+    np.testing.assert_allclose(got, published, rtol=0, atol=5.01e-4)
+
+
+def test_the_published_numbers_without_crowds():
+    folder = real_data.folder("coco_samples", "bbox_area_no_crowd")
+    results = load(folder / "sampled_bbox_results.json")["annotations"]
+    got = fractions(coco_metrics(load(folder / "sampled_gts_bbox_area.json"), results))
+    wanted = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363]
+    wanted += [0.386813, 0.593680, 0.595353, 0.654764, 0.603130, 0.553744]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=5.1e-7)
+
+
+def test_the_numbers_of_real_detections_on_voc():
+    folder = real_data.folder("voc100")
+    truth = folder / "other_formats/coco_v1/instances_default.json"
+    results, notes = read_results(load(folder / "detections/coco/coco_dets.json"), load(truth))
+    assert len(results) == 452 and len(notes) == 2  # pictures and classes have other numbers there
+    got = fractions(coco_metrics(load(truth), results))
+    np.testing.assert_allclose(got, directly(truth, results, "bbox"), rtol=0, atol=5e-7)
+    wanted = [0.3470, 0.6100, 0.3537, 0.0752, 0.3395, 0.4979, 0.3735, 0.5206, 0.5226]
+    np.testing.assert_allclose(got[:9], wanted, rtol=0, atol=5.01e-5)
+
+
+def test_annotation_number_0_is_an_object():
+    """This file's annotations count from 0; as its own detections it is found whole (pycocotools: 0.9993)."""
+    folder = real_data.folder("voc100", "detections", "coco")
+    truth = load(folder / "coco_dets.json")
+    before = copy.deepcopy(truth)
+    assert min(one["id"] for one in truth["annotations"]) == 0
+    # equal boxes with equal scores of one class may not be there twice: each then finds the other
+    assert coco_metrics(truth, truth["annotations"])["metrics"]["ap"] == pytest.approx(100.0)
+    assert truth == before
+
+
+def square(n, image=1, category=1, side=10.0, **more):
+    box = [20.0 * n, 0.0, side, side]
+    return {"image_id": image, "category_id": category, "bbox": box, **more}
+
+
+def truth_of(*annotations):
+    images = [{"id": n, "height": 100, "width": 400, "file_name": f"{n}.jpg"} for n in (1, 2)]
+    return {
+        "images": images,
+        "categories": [{"id": 1, "name": "cup"}, {"id": 5, "name": "lid"}],
+        "annotations": list(annotations),
+    }
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (7, 7), (None, None), ("a", "b"), (3, 0)])
+def test_ids_that_pycocotools_misreads(ids):
+    """By hand: one of two objects found, then a wrong box: precision 1 to recall 0.5, 51 of 101 points."""
+    named = [{} if one is None else {"id": one} for one in ids]
+    truth = truth_of(*(square(n, **more) for n, more in enumerate(named)))
+    results = [square(0, score=0.9), square(5, score=0.8)]
+    assert coco_metrics(truth, results)["metrics"]["ap"] == pytest.approx(100 * 51 / 101)
+
+
+def test_missing_area_and_crowd_are_filled_as_said():
+    """10 px squares are small; a triangle's mask has half the area of its box."""
+    triangle = {"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 40, 0, 0, 40]]}
+    filled = complete(truth_of(square(0), triangle))["annotations"]
+    assert [one["area"] for one in filled] == [100, 1600]
+    assert [one["iscrowd"] for one in filled] == [0, 0]
+    assert [one["id"] for one in filled] == [1, 2]
+    assert filled[1]["bbox"] == [0, 0, 40, 40]
+    (masked,) = complete(truth_of(triangle), "segm")["annotations"]
+    assert masked["area"] == pytest.approx(800, rel=0.06)  # pixels on the diagonal fall to either side
+    found = coco_metrics(truth_of(square(0)), [square(0, score=0.5)])["metrics"]
+    assert found["ap_small"] == 100.0 and found["ap_medium"] is None
+
+
+def test_masks_are_judged_as_masks():
+    """Two triangles fill the same box and share nothing: right as boxes, wrong as masks."""
+    one = {"segmentation": [[0, 0, 40, 0, 0, 40]], "bbox": [0, 0, 40, 40]}
+    other = {"segmentation": [[40, 40, 40, 0, 0, 40]], "bbox": [0, 0, 40, 40]}
+    truth = truth_of({"image_id": 1, "category_id": 1, **one})
+    height, width = 100, 400
+    from pycocotools import mask
+
+    (encoded,) = mask.frPyObjects(other["segmentation"], height, width)
+    (right,) = mask.frPyObjects(one["segmentation"], height, width)
+    result = {"image_id": 1, "category_id": 1, "score": 1.0, "bbox": [0, 0, 40, 40]}
+    for shape, iou_type, ap in [(encoded, "bbox", 100), (encoded, "segm", 0), (right, "segm", 100)]:
+        for name in ("coco", "voc_area"):
+            judged = measure([name], truth, [{**result, "segmentation": shape}], iou_type=iou_type)
+            assert judged["metrics"][HEADLINES[name]] == ap
+
+
+def test_missing_masks_are_a_clear_error():
+    truth = truth_of({**square(0), "segmentation": [[0, 0, 10, 0, 0, 10]]})
+    with pytest.raises(UserError, match="1 of 1 results have no segmentation"):
+        coco_metrics(truth, [square(0, score=1.0)], iou_type="segm")
+    with pytest.raises(UserError, match="1 of 1 annotations have no segmentation"):
+        coco_metrics(truth_of(square(0)), [], iou_type="segm")
+    with pytest.raises(UserError, match="there are bbox and segm"):
+        coco_metrics(truth, [], iou_type="keypoints")
+
+
+def test_difficult_objects_are_ordinary_to_coco_and_none_to_voc():
+    truth = truth_of(square(0, difficult=1), square(1))
+    results = [square(0, score=0.9), square(5, score=0.8), square(1, score=0.7)]
+    judged = measure(["voc_area", "coco", "voc07"], truth, results)
+    assert judged["headline"] == "voc_area_map"
+    metrics = judged["metrics"]
+    assert metrics["voc_area_map"] == metrics["voc07_map"] == 50.0  # wrong, then right
+    assert metrics["ap50"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101, abs=1e-4)
+    cup, lid = judged["per_class"]
+    assert (cup["objects"], cup["voc_area_ap"], lid["objects"], lid["voc_area_ap"]) == (2, 50.0, 0, None)
+
+
+def test_what_the_truth_does_not_know_is_not_judged():
+    truth = truth_of(square(0))
+    results = [square(0, score=0.5), square(0, image=9, score=0.9), square(0, category=4, score=0.9)]
+    for name, headline in HEADLINES.items():
+        judged = measure([name], truth, results, image_ids=[1, 2, 9])
+        assert judged["metrics"][headline] == 100.0
+        assert [row["objects"] for row in judged["per_class"]] == [1, 0]
+
+
+def test_unknown_metrics_are_named():
+    with pytest.raises(UserError, match="voc12; there are coco, voc07"):
+        measure(["voc12"], truth_of(), [])
