@@ -20,7 +20,7 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 # A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
 TIERS = [
     {"schema", "tfrecords"},
-    {"settings", "sections", "progress", "draw", "checkpoint"},
+    {"settings", "sections", "progress", "draw", "checkpoint", "metrics"},
     {"recipe", "ops"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},
