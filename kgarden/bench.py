@@ -228,7 +228,7 @@ def _eval(recipe, repeats, data):
     """pycocotools on the truth of the recipe's validation set, given back as detections."""
     if data is None:
         raise UserError("bench --what eval: the recipe's data is needed")
-    from kgarden.evaluate import coco_metrics
+    from kgarden.metrics.coco import coco_metrics
 
     truth = json.loads(pathlib.Path(data.annotations).read_text())
     keys = ("image_id", "category_id", "bbox")

@@ -1,41 +1,20 @@
-"""COCO numbers of a detector: every picture once, boxes in px of the original picture, pycocotools judges."""
+"""Numbers of a detector: every picture once, boxes in px of the original picture."""
 
-import contextlib
-import io
-import json
 import math
-import os
 import pathlib
 import time
 
 import keras
 import numpy as np
 from keras import ops
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from kgarden.build import best_weights, load_run, prepare_data
 from kgarden.draw import draw_detections
 from kgarden.predict import compiled_inference, to_original
 from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
+from kgarden.scoring import analysed, judged, read_json, write_folder
 
 SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
-
-# The order in which pycocotools gives its twelve numbers.
-METRICS = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-    "ar1",
-    "ar10",
-    "ar100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
 
 
 def detect(model, batches, categories, on_batch=None):
@@ -83,75 +62,18 @@ def _results(found, ids, categories):
     ]
 
 
-def coco_metrics(annotations, results, image_ids=None):
-    """The twelve numbers of COCO and AP for each class, in percent; None where there is nothing to measure.
-
-    Args:
-        annotations: path of the ground truth in COCO form, or its dictionary.
-        results:     list in COCO results form; may be empty.
-        image_ids:   evaluate these pictures only.
-    Returns:
-        {"metrics": {"ap", ..., "ar_large"}, "per_class": [{"id", "name", "ap", "ap50"}, ...]}
-    """
-    truth = COCO()
-    if isinstance(annotations, dict):
-        truth.dataset = annotations
-    else:
-        truth.dataset = json.loads(pathlib.Path(annotations).read_text())
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        found = _load_results(truth, results)
-        judge = COCOeval(truth, found, "bbox")
-        if image_ids is not None:
-            judge.params.imgIds = sorted(set(image_ids))
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return {
-        "metrics": {name: _percent(value) for name, value in zip(METRICS, judge.stats, strict=True)},
-        "per_class": _per_class(truth, judge),
-    }
-
-
-def _load_results(truth, results):
-    """COCO.loadRes, which falls over an empty list."""
-    if results:
-        return truth.loadRes([dict(one) for one in results])
-    empty = COCO()
-    empty.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
-    empty.createIndex()
-    return empty
-
-
-def _per_class(truth, judge):
-    precision = judge.eval["precision"][
-        :, :, :, 0, -1
-    ]  # (10 IoU, 101 recalls, classes), all areas, 100 boxes
-    rows = []
-    for index, category in enumerate(int(one) for one in judge.params.catIds):
-        averages = [_mean(precision[:, :, index]), _mean(precision[0, :, index])]
-        rows.append(
-            {
-                "id": category,
-                "name": truth.cats[category].get("name", str(category)),
-                "ap": _percent(averages[0]),
-                "ap50": _percent(averages[1]),
-            }
-        )
-    return rows
-
-
-def _mean(precision):
-    known = precision[precision > -1]
-    return known.mean() if known.size else -1.0
-
-
-def _percent(value):
-    return None if value < 0 else round(100 * float(value), 3)
-
-
-def evaluate(detector, recipe, batches, categories, annotations, model=None, on_batch=None):
-    """Detect and judge.
+def evaluate(
+    detector,
+    recipe,
+    batches,
+    categories,
+    annotations,
+    model=None,
+    on_batch=None,
+    folder=None,
+    explained=True,
+):
+    """Detect and judge by the recipe's metrics.
 
     Args:
         detector, recipe: what is evaluated.
@@ -159,6 +81,8 @@ def evaluate(detector, recipe, batches, categories, annotations, model=None, on_
         categories:       [{"id", "name"}, ...] in label order.
         annotations:      path of the ground truth in COCO form.
         model:            of `compiled_inference(detector)`, to use one again.
+        folder:           for the analysis and its figures, which are left out without it.
+        explained:        a headline of nearly 0 comes with the cause.
     Returns:
         (evaluation, results): what `evaluation.json` and `detections.json` hold.
     """
@@ -166,22 +90,23 @@ def evaluate(detector, recipe, batches, categories, annotations, model=None, on_
     started = time.perf_counter()
     results, image_ids = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
-    judged = coco_metrics(annotations, results, image_ids)
+    truth = read_json(annotations)
     evaluation = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
         "step": int(detector.step),
-        "unit": "percent",
-        **judged,
-        "images": len(image_ids),
-        "detections": len(results),
+        **judged(truth, results, image_ids, recipe.evaluate.metrics, explained=explained),
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),
     }
+    if folder is not None:
+        analysis = analysed(truth, results, image_ids)
+        write_folder(folder, evaluation, analysis)
+        evaluation["errors"] = analysis["errors"]
     return evaluation, results
 
 
-def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None):
+def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None, folder=None):
     """Measure a run's weights on all pictures of its validation data.
 
     Args:
@@ -189,6 +114,7 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None):
         data:      other shards than the recipe's `data.val`.
         weights:   another file than the run's best weights.
         overrides: other settings at inference, {"model.proposer.test": 128, ...}.
+        folder:    for the analysis and its figures, which are left out without it.
     Returns:
         (evaluation, results), see `evaluate`.
     """
@@ -198,7 +124,13 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None):
     if prepared.categories != categories:
         raise UserError(f"the classes of {recipe.data.val[0].glob or 'data.val'} are not those of {run}")
     evaluation, results = evaluate(
-        detector, recipe, prepared.val_batches(), categories, prepared.annotations, on_batch=on_batch
+        detector,
+        recipe,
+        prepared.val_batches(),
+        categories,
+        prepared.annotations,
+        on_batch=on_batch,
+        folder=folder,
     )
     return {**evaluation, "weights": pathlib.Path(weights or best_weights(run)).name}, results
 
@@ -214,15 +146,6 @@ def first_pictures(model, batches, count):
             count -= 1
             x_of_row, found_of_row = ({key: value[row] for key, value in part.items()} for part in (x, found))
             yield int(meta[IMAGE_ID][row]), x_of_row, found_of_row
-
-
-def write_json(path, content):
-    """Written aside and renamed: a reader never sees half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n")
-    os.replace(aside, path)
 
 
 def draw_examples(inference, data, count, folder):

@@ -23,6 +23,18 @@ LABELS = {
     "ar_medium": "AR medium",
     "ar_large": "AR large",
 }
+OTHER_LABELS = {
+    "voc07_map": "VOC07 mAP",
+    "voc_area_map": "VOC mAP",
+    "open_images_map": "Open Images mAP",
+}
+CLASS_LABELS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "voc07_ap": "VOC07",
+    "voc_area_ap": "VOC",
+    "open_images_ap": "Open Images",
+}
 
 
 class Reporter:
@@ -81,8 +93,25 @@ class Reporter:
             self.bar = None
 
     def evaluation(self, evaluation):
-        """The table of COCO numbers, in percent."""
+        """The tables of numbers, in percent, and the cause where the first is nearly nothing."""
         self.console.print(*evaluation_tables(evaluation), sep="\n")
+        self.explanation(evaluation)
+
+    def explanation(self, evaluation):
+        """Why the headline is nearly nothing, if that was asked."""
+        for sentence in evaluation.get("explanation", []):
+            self.line(f"why: {sentence}")
+
+    def interval(self, step, evaluation, best, best_step):
+        """One line for an evaluation between two steps.
+
+        Args:
+            best, best_step: the best headline so far, this one included, and when it was reached.
+        """
+        verdict = "the best so far" if best_step == step else f"best {best:.1f} at {best_step}"
+        pictures = f"on {evaluation['images']} pictures"
+        self.line(f"step {step}/{self.total}  {summary(evaluation)}  {pictures}, {verdict}")
+        self.explanation(evaluation)
 
 
 @contextlib.contextmanager
@@ -108,24 +137,72 @@ def progress_of(things, console=None):
 
 
 def evaluation_tables(evaluation):
-    """[all numbers, by class] as rich tables."""
-    title = f"{evaluation['recipe']}, step {evaluation['step']}, {evaluation['images']} pictures"
-    whole = Table(title=title, title_justify="left")
+    """[COCO's numbers, those of other measures, by class] as rich tables, as far as they were measured."""
+    metrics, title = evaluation["metrics"], _title(evaluation)
+    tables = []
+    if "ap" in metrics:
+        tables.append(_coco_table(metrics, title))
+    others = [name for name in metrics if name in OTHER_LABELS]
+    if others:
+        table = Table(title=None if tables else title, title_justify="left")
+        for name in others:
+            table.add_column(OTHER_LABELS[name], justify="right")
+        table.add_row(*(shown(metrics[name]) for name in others))
+        tables.append(table)
+    tables.append(_class_table(evaluation["per_class"]))
+    if "errors" in evaluation:
+        tables.append(_error_table(evaluation["errors"]))
+    return tables
+
+
+def _title(evaluation):
+    if "recipe" in evaluation:
+        subject = f"{evaluation['recipe']}, step {evaluation['step']}"
+    else:
+        subject = evaluation["detections_file"]
+    masks = ", masks" if evaluation.get("iou_type") == "segm" else ""
+    return f"{subject}, {evaluation['images']} pictures{masks}"
+
+
+def _coco_table(metrics, title):
+    table = Table(title=title, title_justify="left")
     for name, label in LABELS.items():
         if name.startswith("ap"):
-            whole.add_column(label, justify="right")
+            table.add_column(label, justify="right")
     for prefix in ("ap", "ar"):
         names = [name for name in LABELS if name.startswith(prefix)]
         if prefix == "ar":
-            whole.add_section()
-            whole.add_row(*(LABELS[name] for name in names))
-        whole.add_row(*(shown(evaluation["metrics"][name]) for name in names))
-    classes = Table()
-    for column in ("class", "AP", "AP50"):
-        classes.add_column(column, justify="left" if column == "class" else "right")
-    for row in evaluation["per_class"]:
-        classes.add_row(row["name"], shown(row["ap"]), shown(row["ap50"]))
-    return [whole, classes]
+            table.add_section()
+            table.add_row(*(LABELS[name] for name in names))
+        table.add_row(*(shown(metrics[name]) for name in names))
+    return table
+
+
+def _class_table(rows):
+    table = Table()
+    numbers = [name for name in CLASS_LABELS if rows and name in rows[0]]
+    for column in ("class", "objects", *(CLASS_LABELS[name] for name in numbers)):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in rows:
+        table.add_row(row["name"], str(row["objects"]), *(shown(row[name]) for name in numbers))
+    return table
+
+
+def _error_table(errors):
+    table = Table()
+    for column in ("error", "how many", "AP50 gained if put right"):
+        table.add_column(column, justify="left" if column == "error" else "right")
+    for kind, row in errors.items():
+        table.add_row(kind, f"{row['count']:,}", shown(row["dap"]))
+    return table
+
+
+def summary(evaluation):
+    """The few numbers of an evaluation that fit in a line, the headline first."""
+    names = dict.fromkeys((evaluation["headline"], "ap", "ap50", *OTHER_LABELS))
+    labels = LABELS | OTHER_LABELS
+    metrics = evaluation["metrics"]
+    return "  ".join(f"{labels[name]} {shown(metrics[name])}" for name in names if name in metrics)
 
 
 def shown(value):

@@ -162,11 +162,15 @@ class Schedule(Section):
     ema: Ema | None = None
 
 
+Metric = Literal["coco", "voc07", "voc_area", "open_images"]
+
+
 class Evaluate(Section):
     every: PositiveInt | None = None  # steps; also when to write a checkpoint. None: at the end
     batch_size: PositiveInt = 1
     limit: PositiveInt | None = None  # pictures of data.val, for evaluation while training
     pictures: NonNegativeInt = 8  # drawn at the end
+    metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = ("coco",)  # the first chooses
 
 
 class Init(Section):

@@ -28,12 +28,13 @@ from kgarden.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from kgarden.evaluate import draw_examples, evaluate, write_json
+from kgarden.evaluate import draw_examples, evaluate
 from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
-from kgarden.progress import MetricsFile, Reporter, progress_of, shown
+from kgarden.progress import MetricsFile, Reporter, progress_of
 from kgarden.recipe import load_recipe, stage_recipes
 from kgarden.schema import UserError
+from kgarden.scoring import write_json
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
 REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
@@ -193,7 +194,7 @@ class Session(keras.callbacks.Callback):
         """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
         self.reporter.line("evaluating the best weights")
         load_weights(self.detector, self.run / "best.weights.h5")
-        evaluation, results = self._evaluate(limit=None)
+        evaluation, results = self._evaluate(limit=None, folder=self.run / "evaluation")
         write_json(self.run / "detections.json", results)
         evaluation |= {
             "weights": "best.weights.h5",
@@ -271,19 +272,16 @@ class Session(keras.callbacks.Callback):
     def _interval(self):
         """Evaluate, keep the best weights; at the end also the last ones."""
         with self.averages.in_place() if self.averages else contextlib.nullcontext():
-            evaluation, _ = self._evaluate(self.recipe.evaluate.limit)
+            first = self.best is None
+            evaluation, _ = self._evaluate(self.recipe.evaluate.limit, explained=first)
             metrics = evaluation["metrics"]
-            better = self.best is None or (metrics["ap"] or 0.0) > self.best
-            if better:
+            value = metrics[evaluation["headline"]] or 0.0
+            if first or value > self.best:
                 save_weights(self.detector, self.run / "best.weights.h5")
-                self.best, self.best_step = metrics["ap"] or 0.0, self.step
+                self.best, self.best_step = value, self.step
             if self.step == self.total:
                 save_weights(self.detector, self.run / "model.weights.h5")
-        self.reporter.line(
-            f"step {self.step}/{self.total}  AP {shown(metrics['ap'])}  AP50 "
-            f"{shown(metrics['ap50'])}  on {evaluation['images']} pictures"
-            f"{', the best so far' if better else f', best {self.best:.1f} at {self.best_step}'}"
-        )
+        self.reporter.interval(self.step, evaluation, self.best, self.best_step)
         self.metrics.add(
             step=self.step,
             train_s=round(self.train_s),
@@ -299,7 +297,7 @@ class Session(keras.callbacks.Callback):
 
     # --- helpers ----------------------------------------------------------------------------------
 
-    def _evaluate(self, limit):
+    def _evaluate(self, limit, **more):
         return evaluate(
             self.detector,
             self.recipe,
@@ -307,6 +305,7 @@ class Session(keras.callbacks.Callback):
             self.data.categories,
             self.data.annotations,
             model=self.inference,
+            **more,
         )
 
     def _save(self):

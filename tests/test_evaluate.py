@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from stand_in import CATEGORIES, ground_truth, pictures
 
-from kgarden.evaluate import METRICS, coco_metrics, detect, first_pictures, write_json
+from kgarden.evaluate import detect, first_pictures
+from kgarden.metrics.coco import METRICS, coco_metrics
 from kgarden.predict import to_original
+from kgarden.scoring import write_json
 
 
 class Scripted:
@@ -41,7 +43,7 @@ def truth():
     return boxes, labels, ground_truth(boxes, labels, scale=3)
 
 
-def test_ground_truth_as_detections_is_perfect(truth, tmp_path):
+def test_ground_truth_as_detections_is_perfect(truth):
     boxes, labels, annotations = truth
     model = Scripted(boxes, labels)
     results, image_ids = detect(model, batches(10, 4, 3), CATEGORIES)
@@ -50,9 +52,7 @@ def test_ground_truth_as_detections_is_perfect(truth, tmp_path):
     for one, wanted in zip(results, annotations["annotations"], strict=True):
         assert one["image_id"] == wanted["image_id"] and one["category_id"] == wanted["category_id"]
         np.testing.assert_allclose(one["bbox"], wanted["bbox"])
-    path = tmp_path / "annotations.json"
-    path.write_text(json.dumps(annotations))
-    judged = coco_metrics(path, json.loads(json.dumps(results)), image_ids)
+    judged = coco_metrics(annotations, json.loads(json.dumps(results)), image_ids)
     assert judged["metrics"]["ap"] == judged["metrics"]["ap75"] == judged["metrics"]["ar100"] == 100.0
     assert judged["metrics"]["ap_medium"] == 100.0  # 48 x 48 px
     assert judged["metrics"]["ap_small"] is None and judged["metrics"]["ap_large"] is None

@@ -21,7 +21,7 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 TIERS = [
     {"schema", "tfrecords"},
     {"settings", "sections", "progress", "draw", "checkpoint", "metrics"},
-    {"recipe", "ops"},
+    {"recipe", "ops", "scoring"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},
     {"models", "data"},
@@ -38,7 +38,7 @@ MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export"}  # at their top
 MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {"recipe", "tfrecords", "data", "weights", "train", "predict", "evaluate", "export", "bench"}
-MAY_OPEN_FILES |= {"analyze", "build", "checkpoint", "progress", "cli"}
+MAY_OPEN_FILES |= {"analyze", "build", "checkpoint", "progress", "cli", "scoring"}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
 
 

@@ -130,29 +130,84 @@ def train(
     run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
     if fit(chosen, run, fresh=fresh) is None:
         raise typer.Exit(1)
-    print(f"left in {run}: evaluation.json, detections.json, best.weights.h5, pictures/")
+    print(f"left in {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
 
 
 @runs_app.command()
 def evaluate(
-    run: RunArgument,
-    data: Annotated[str | None, typer.Option(help="other shards than the recipe's data.val")] = None,
-    weights: Annotated[pathlib.Path | None, typer.Option(help="other weights than the run's best")] = None,
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|DETECTIONS.json", help="run directory, or detections")
+    ],
+    annotations: Annotated[
+        pathlib.Path | None, typer.Option(help="of detections: ground truth in COCO form")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="of a run: other shards than data.val")] = None,
+    weights: Annotated[
+        pathlib.Path | None, typer.Option(help="of a run: other weights than the best")
+    ] = None,
     set_: SetOption = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="of coco, voc07, voc_area, open_images; commas between")
+    ] = None,
+    iou_type: Annotated[str, typer.Option(help="of detections: bbox or segm")] = "bbox",
+    to: Annotated[pathlib.Path | None, typer.Option(help="folder for figures and analysis")] = None,
     json_: JsonOption = None,
 ):
-    """COCO numbers of a run's best weights."""
-    start_tensorflow()
-    from kgarden.evaluate import evaluate_run, write_json
+    """Numbers, figures and errors of a run's best weights, or of detections that are at hand."""
+    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    if pathlib.Path(subject).is_file() or subject.endswith(".json"):
+        _refuse(
+            {"--data": data, "--weights": weights, "--set": set_},
+            "a run's; detections are scored as they are",
+        )
+        if annotations is None:
+            raise UserError(f"{subject}: against which ground truth? --annotations FILE")
+        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to)
+    else:
+        _refuse({"--annotations": annotations}, "detections'; a run knows its data, or --data GLOB")
+        if iou_type != "bbox":
+            raise UserError("--iou-type segm is for files of detections; the models here give boxes")
+        changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
+        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
     from kgarden.progress import Reporter
+    from kgarden.scoring import write_json
 
-    evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=settings_of(set_))
     if json_ is not None:
         write_json(json_, evaluation)
-    elif data is None and weights is None and not set_:
+    Reporter().evaluation(evaluation)
+
+
+def _refuse(options, reason):
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)}: an option of {reason}")
+
+
+def _evaluate_file(detections, annotations, metrics, iou_type, to):
+    """Imports neither TensorFlow nor Keras: it answers at once."""
+    from kgarden.scoring import score_file, write_folder
+
+    evaluation, analysis = score_file(detections, annotations, metrics, iou_type)
+    if to is not None:
+        write_folder(to, evaluation, analysis)
+    for note in evaluation.get("notes", []):
+        print(note, file=sys.stderr)
+    return evaluation
+
+
+def _evaluate_run(run, data, weights, changes, to, keep):
+    """Measured as it stands, a run keeps the answer; under other conditions only `to` and `--json` do."""
+    start_tensorflow()
+    from kgarden.evaluate import evaluate_run
+    from kgarden.scoring import write_json
+
+    keep = keep and not (data or weights or changes)
+    folder = to or (run / "evaluation" if keep else None)
+    evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
+    if keep:
         write_json(run / "evaluation.json", evaluation)
         write_json(run / "detections.json", results)
-    Reporter().evaluation(evaluation)
+    return evaluation
 
 
 @runs_app.command()
@@ -165,8 +220,8 @@ def predict(
 ):
     """Draw a run's detections on pictures."""
     start_tensorflow()
-    from kgarden.evaluate import write_json
     from kgarden.predict import Predictor, draw_files, find_pictures
+    from kgarden.scoring import write_json
 
     paths = find_pictures(images)
     found, faults = draw_files(Predictor.from_run(run, batch_size), paths, to, min_score)
@@ -203,7 +258,7 @@ def bench(
     start_tensorflow()
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
-    from kgarden.evaluate import write_json
+    from kgarden.scoring import write_json
 
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
     data = prepare_data(chosen) if {"data", "eval"} & set(kinds) else None
