@@ -80,6 +80,20 @@ def test_from_pictures_to_drawn_pictures(world, call):
     again = json.loads((world / "again.json").read_text())
     assert code == 0 and again["metrics"] == first["metrics"]
     assert again["recipe_sha256"] == load_recipe("standin.yaml").digest()
+    assert "errors" not in again  # asked for numbers alone
+    code, _, _ = call("evaluate", run, "--set", "evaluate.batch_size=2", "--to", "figures")
+    assert code == 0 and (world / "figures/errors.png").is_file()
+    for left in ("evaluation.json", "evaluation/analysis.json"):
+        (run / left).unlink()
+    code, out, _ = call("evaluate", run)
+    assert code == 0 and "AP50 gained" in out and (run / "evaluation/analysis.json").is_file()
+    assert json.loads((run / "evaluation.json").read_text())["metrics"] == first["metrics"]
+    code, out, _ = call("evaluate", run, "--metrics", "voc07", "--json", "voc.json")
+    assert code == 0 and json.loads((world / "voc.json").read_text())["metrics"] == {"voc07_map": 100.0}
+    # what the run left is enough to score it again
+    truth = next((world / "shards/val").glob("annotations.json"))
+    code, _, _ = call("evaluate", run / "detections.json", "--annotations", truth, "--json", "file.json")
+    assert code == 0 and json.loads((world / "file.json").read_text())["metrics"] == first["metrics"]
     code, _, _ = call("evaluate", run, "--data", "shards/train", "--json", "train.json")
     assert code == 0 and json.loads((world / "train.json").read_text())["images"] == 12
 

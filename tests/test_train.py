@@ -97,6 +97,12 @@ def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
     assert load_recipe(run / "recipe.yaml").digest() == recipe.digest()
     assert json.loads((run / "labels.json").read_text()) == CATEGORIES
     assert sorted(path.name for path in (run / "pictures").iterdir()) == ["100.png", "101.png"]
+    figures = {"pr_curves.png", "confusion_matrix.png", "errors.png"}
+    assert {path.name for path in (run / "evaluation").iterdir()} == figures | {
+        "analysis.json",
+        "per_class.csv",
+    }
+    assert json.loads((run / "evaluation/analysis.json").read_text())["right"] == 10
     assert list((run / "tensorboard").glob("events*"))
     assert (run / "checkpoint" / "latest.npz").is_file()
     with h5py.File(run / "model.weights.h5") as stored:
@@ -222,6 +228,52 @@ def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
     last = weights_of(tmp_path / "run/model.weights.h5", recipe_of())
     assert (best["step"], last["step"]) == (8, 12)
     assert not np.array_equal(best["dense/kernel"], last["dense/kernel"])
+
+
+def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeypatch):
+    """Ground truth of other pictures: told once while training and once at the end; the training goes on."""
+
+    def prepare_data(recipe, cache=None, progress=None):
+        data = StandInData(tmp_path)
+        truth = json.loads(data.annotations.read_text())
+        for one in truth["images"]:
+            one["id"] += 1000
+        for one in truth["annotations"]:
+            one["image_id"] += 1000
+        data.annotations.write_text(json.dumps(truth))
+        return data
+
+    monkeypatch.setattr(build, "prepare_data", prepare_data)
+    lines = Lines()
+    evaluation = train.train(recipe_of(), tmp_path / "run", reporter=lines)
+    assert evaluation["metrics"]["ap"] is None and evaluation["step"] > 0
+    (cause,) = evaluation["explanation"]
+    assert "None of the 10 pictures that were judged is in the ground truth" in cause
+    told = [n for n, line in enumerate(lines.text.splitlines()) if line.startswith("why: None of the 10")]
+    steps = [n for n, line in enumerate(lines.text.splitlines()) if " pictures, " in line]
+    assert len(told) == 2 and len(steps) == 3 and told[0] == steps[0] + 1
+
+
+def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypatch):
+    """VOC rises and falls while COCO's AP only rises."""
+    scores = iter([10.0, 30.0, 20.0])
+    real = train.evaluate
+
+    def scripted(*args, **kwargs):
+        evaluation, results = real(*args, **kwargs)
+        evaluation["metrics"]["voc07_map"] = next(scores, 30.0)
+        return evaluation, results
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    lines = Lines()
+    recipe = recipe_of(evaluate__metrics=["voc07", "coco"])
+    evaluation = train.train(recipe, tmp_path / "run", reporter=lines)
+    assert evaluation["step"] == 8 and "best 30.0 at 8" in lines.text
+    assert "VOC07 mAP 30.0  AP " in lines.text
+    assert "voc07_ap" in evaluation["per_class"][0] and "ap" in evaluation["per_class"][0]
+    written = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert written["headline"] == "voc07_map" and len(written["metrics"]) == 13
+    assert "val/voc07_map" in (tmp_path / "run/metrics.jsonl").read_text()
 
 
 def test_evaluation_uses_averages_and_training_does_not(recipe_of, tmp_path):
