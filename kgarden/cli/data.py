@@ -1,4 +1,4 @@
-"""The commands on data sets: data build."""
+"""The commands on data sets: data build, data check."""
 
 import pathlib
 import sys
@@ -6,9 +6,38 @@ from typing import Annotated
 
 import typer
 
-from kgarden.cli.options import start_tensorflow
+from kgarden.cli.options import JsonOption, start_tensorflow
 
 data_app = typer.Typer(help="Make and look at data sets.", no_args_is_help=True)
+EXAMPLES = 5  # places that are named for each kind of fault
+
+
+@data_app.command("check")
+def check_(
+    shards: Annotated[str, typer.Argument(metavar="GLOB|DIR", help="shards; commas between several")],
+    verbose: Annotated[bool, typer.Option("--verbose", help="name every place of every fault")] = False,
+    json_: JsonOption = None,
+):
+    """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
+    start_tensorflow()
+    from kgarden.evaluate import write_json
+    from kgarden.progress import progress_of
+    from tfrecords.check import check
+
+    with progress_of("shards") as progress:
+        found = check(shards, progress)
+    if json_ is not None:
+        write_json(json_, found.plain())
+    print(f"{found.shards} shards, {found.records} records, {found.objects} objects")
+    for kind, places in found.faults.items():
+        print(f"{len(places):8} x {kind}")
+        for place in places if verbose else places[:EXAMPLES]:
+            print(f"{'':11}{place}")
+    if found.faults:
+        raise typer.Exit(1)
+    print("no fault")
+
+
 build_app = typer.Typer(help="Raw data -> TFRecord shards with manifest.", no_args_is_help=True)
 data_app.add_typer(build_app, name="build")
 ToOption = Annotated[pathlib.Path, typer.Option(help="directory to make")]

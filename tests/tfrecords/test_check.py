@@ -1,0 +1,209 @@
+"""`check` finds each fault that is put into a sound data set, and nothing in a sound one."""
+
+import json
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+import real_data  # noqa: E402
+
+from tfrecords import shapes  # noqa: E402
+from tfrecords.check import check  # noqa: E402
+from tfrecords.index import record_bytes  # noqa: E402
+from tfrecords.schema import DataError  # noqa: E402
+
+BOX = "image/object/bbox/"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve drawn pictures in three shards."""
+    shapes.build(tmp_path / "drawn", count=12, seed=3, size_hw=(64, 64), shards=3)
+    return tmp_path / "drawn"
+
+
+def shard_of(folder, number=1):
+    return sorted(folder.glob("*.tfrecord"))[number]
+
+
+def records_of(shard):
+    return [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+
+
+def with_objects(records):
+    """The first record that has an object, and its place."""
+    for place, record in enumerate(records):
+        example = tf.train.Example.FromString(record)
+        if example.features.feature[f"{BOX}xmin"].float_list.value:
+            return place, example
+    raise AssertionError("no picture with an object")
+
+
+def rewritten(folder, change):
+    """Let `change(features)` work on one record of the second shard, and write the shard again."""
+    shard = shard_of(folder)
+    records = records_of(shard)
+    place, example = with_objects(records)
+    change(example.features.feature)
+    records[place] = example.SerializeToString()
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for record in records:
+            writer.write(record)
+    return check(folder).faults
+
+
+def put(key, kind, *values):
+    def change(features):
+        part = getattr(features[key], kind).value
+        del part[:]
+        part.extend(values)
+
+    return change
+
+
+def one(key, kind, value):
+    """Change the first value of a list alone."""
+
+    def change(features):
+        getattr(features[key], kind).value[0] = value
+
+    return change
+
+
+def no_right_side(features):
+    xmin = features[f"{BOX}xmin"].float_list.value[0]
+    features[f"{BOX}xmax"].float_list.value[0] = xmin
+
+
+def test_a_sound_set_has_no_fault(folder):
+    found = check(folder)
+    truth = json.loads((folder / "annotations.json").read_text())
+    assert not found.faults
+    assert (found.shards, found.records, found.objects) == (3, 12, len(truth["annotations"]))
+
+
+@pytest.mark.parametrize(
+    "change, kind",
+    [
+        (put("image/encoded", "bytes_list", b"<html>"), "picture does not decode"),
+        (put("image/encoded", "bytes_list", b"<html>"), "picture differs from image/key/sha256"),
+        (put("image/encoded", "bytes_list"), "no picture in image/encoded"),
+        (
+            put("image/height", "int64_list", 65),
+            "picture of another size than image/height and image/width",
+        ),
+        (one(f"{BOX}ymin", "float_list", float("nan")), "box that is not finite"),
+        (one(f"{BOX}xmin", "float_list", -0.01), "box outside of the picture"),
+        (no_right_side, "box without area"),
+        (put(f"{BOX}xmin", "float_list"), "xmin, ymin, xmax, ymax of different lengths"),
+        (put("image/object/class/label", "int64_list"), "more or fewer class/label than boxes"),
+        (one("image/object/class/label", "int64_list", 99), "category id that the manifest does not list"),
+        (
+            one("image/object/class/text", "bytes_list", b"dog"),
+            "class/text that is not the name of class/label",
+        ),
+        (one("image/object/area", "float_list", -1.0), "area that is negative or not finite"),
+        (one("image/object/is_crowd", "int64_list", 2), "is_crowd that is not one 0 or 1 for each box"),
+        (put("image/object/mask", "bytes_list", b"", b"", b"", b""), "more or fewer masks than boxes"),
+        (put("image/source_id", "bytes_list", b"photo.jpg"), "image/source_id is not a decimal number"),
+        (one(f"{BOX}ymax", "float_list", 1.0), "annotations.json has other objects than the record"),
+    ],
+)
+def test_a_fault_in_a_record(folder, change, kind):
+    faults = rewritten(folder, change)
+    assert kind in faults and len(faults[kind]) == 1
+    assert shard_of(folder).name in faults[kind][0]
+
+
+def test_a_mask_of_another_size(folder):
+    def change(features):
+        count = len(features["image/object/class/label"].int64_list.value)
+        mask = tf.io.encode_png(np.ones((63, 64, 1), "uint8")).numpy()
+        features["image/object/mask"].bytes_list.value.extend([mask] * count)
+
+    assert "mask of another size than the picture" in rewritten(folder, change)
+
+
+def test_a_changed_byte_is_found_and_the_rest_is_read(folder):
+    shard = shard_of(folder)
+    records, content = records_of(shard), bytearray(shard.read_bytes())
+    second = record_bytes(records[0])
+    content[second + 12 + len(records[1]) // 2] ^= 1  # in the middle of the second record's data
+    shard.write_bytes(content)
+    found = check(folder)
+    assert found.faults["record with a wrong checksum"] == [f"{shard.name}, byte {second}"]
+    assert "shard with another digest than in the manifest" in found.faults
+    assert found.records == 11
+
+
+def test_half_a_shard(folder):
+    shard = shard_of(folder)
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) - 20])
+    found = check(folder)
+    assert len(found.faults["shard ends in the middle of a record"]) == 1
+    assert found.faults["shard of another length than in the manifest"] == [shard.name]
+    assert found.records == 11
+
+
+def test_a_shard_that_is_gone_or_new(folder):
+    shard = shard_of(folder)
+    shard.rename(folder / "other.tfrecord")
+    faults = check(folder).faults
+    assert faults["shard of the manifest that is not there"] == [str(shard)]
+    assert faults["shard that the manifest does not list"] == ["other.tfrecord"]
+
+
+@pytest.mark.parametrize("key", ["offset", "image_id", "height", "width", "objects"])
+def test_an_index_of_other_records(folder, key):
+    path, shard = folder / "index.json", shard_of(folder)
+    index = json.loads(path.read_text())
+    index[shard.name][key][-1] += 1
+    path.write_text(json.dumps(index))
+    assert check(folder).faults == {f"index.json has another {key} than the records": [shard.name]}
+
+
+def test_a_truth_of_other_pictures(folder):
+    path = folder / "annotations.json"
+    truth = json.loads(path.read_text())
+    gone = truth["images"].pop()["id"]
+    path.write_text(json.dumps(truth))
+    assert check(folder).faults == {
+        "picture that is missing in annotations.json": [f"{folder.name}, image {gone}"]
+    }
+
+
+def test_the_same_picture_twice(folder):
+    shard = shard_of(folder)
+    records = records_of(shard)
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for record in (*records, records[0]):
+            writer.write(record)
+    assert len(check(folder).faults["image id in drawn given to two pictures"]) == 1
+
+
+def test_files_that_cannot_be_checked(tmp_path):
+    with pytest.raises(DataError, match="no shards there"):
+        check(tmp_path)
+    packed = tmp_path / "x.tfrecord"
+    packed.write_bytes(b"\x1f\x8b rest")
+    with pytest.raises(DataError, match="gunzip"):
+        check(packed)
+
+
+def test_shards_of_others():
+    """Records of the TF Object Detection API's tutorial are sound; those of voc100 hold no picture."""
+    raccoon = check(real_data.folder("raccoon", "data", "test.record"))
+    assert (raccoon.records, raccoon.objects, raccoon.faults) == (40, 44, {})
+    (file,) = real_data.folder("voc100", "other_formats", "tfrecord").glob("*.tfrecord")
+    voc = check(file)
+    assert (voc.records, voc.objects) == (100, 273)
+    assert (
+        sum(
+            len(voc.faults.get(kind, ()))
+            for kind in ("picture does not decode", "no picture in image/encoded")
+        )
+        == 100
+    )

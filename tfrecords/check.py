@@ -1,0 +1,389 @@
+"""Does a data set hold what it says? Every record is read, every picture decoded, every file compared.
+
+The check does not stop at a fault: it counts faults by kind, names where each was found, and goes on. It
+looks at shards of any origin; what only our own data sets have (manifest.json, index.json, annotations.json)
+is compared where it is there.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import struct
+
+import numpy as np
+
+from tfrecords.index import record_bytes, shards_of
+from tfrecords.pictures import decode
+from tfrecords.schema import SIDES, DataError
+from tfrecords.write import read_manifest
+
+AT_ONCE = 256  # records whose pictures are decoded together by all threads
+HAIR = 1e-6  # of a side: rounding in float32 may carry a box so far over the border
+NEAR = 0.01  # px between a box of a record (float32 fractions) and the same box in annotations.json
+
+OBJECT = "image/object/"
+
+
+@dataclasses.dataclass
+class Findings:
+    """What a check has seen.
+
+    faults: kind -> places, all of them, in the order of the shards.
+    """
+
+    shards: int = 0
+    records: int = 0
+    objects: int = 0
+    faults: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+
+    def add(self, kind, where):
+        self.faults[kind].append(str(where))
+
+    def plain(self):
+        """As JSON knows it."""
+        counts = {kind: len(places) for kind, places in self.faults.items()}
+        return {
+            "shards": self.shards,
+            "records": self.records,
+            "objects": self.objects,
+            "faults": counts,
+            "where": dict(self.faults),
+        }
+
+
+def check(pattern, progress=None):
+    """Read everything once.
+
+    Args:
+        pattern:  a directory, a glob, or several of them with commas between.
+        progress: function of (shards done, shards in all).
+    Returns:
+        Findings
+    Raises:
+        DataError: there are no shards, or a shard is compressed.
+    """
+    files = shards_of(pattern)
+    findings, seen = Findings(shards=len(files)), {}
+    folders = {folder: _Folder(folder, findings) for folder in dict.fromkeys(file.parent for file in files)}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, file in enumerate(files, 1):
+            folder = folders[file.parent]
+            folder.compare_shard(file)
+            rows = _check_shard(file, folder.categories, folder.manifest is not None, findings, pool)
+            for row in rows:
+                twice = (file.parent, row.image_id) in seen
+                if twice and row.image_id is not None:
+                    findings.add(f"image id in {file.parent.name} given to two pictures", row.where)
+                seen[file.parent, row.image_id] = row
+            folder.compare_index(file, rows)
+            folder.read[file.name] = rows
+            if progress is not None:
+                progress(done, len(files))
+    for folder in folders.values():
+        folder.compare_truth()
+    findings.faults = dict(findings.faults)
+    return findings
+
+
+# --- one shard ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What index.json and annotations.json must agree with."""
+
+    where: str
+    offset: int
+    image_id: int | None  # None: not a decimal number
+    height: int
+    width: int
+    boxes: np.ndarray  # (N, 4) xyxy px
+    category_ids: tuple
+    crowd: np.ndarray  # (N,) bool
+
+
+def _check_shard(file, categories, is_ours, findings, pool):
+    rows = []
+    records = _records(file, findings)
+    while several := list(itertools.islice(records, AT_ONCE)):
+        look = pool.map(lambda one: _check_record(file, *one, categories, is_ours), several)
+        for row, faults, objects in look:
+            findings.records += 1
+            findings.objects += objects
+            for kind, where in faults:
+                findings.add(kind, where)
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
+def _records(file, findings):
+    """(offset, bytes) of every record whose checksums hold; what is damaged is noted and passed over."""
+    import tensorflow as tf
+
+    size, offset = file.stat().st_size, 0
+    with open(file, "rb") as stream:
+        if stream.read(2) == b"\x1f\x8b":
+            raise DataError(f"{file}: compressed with gzip: unpack it with gunzip and check it then")
+        lengths = _lengths(stream, size)
+        while offset < size:
+            try:
+                for serialized in _reader(tf, file, offset):
+                    data = serialized.numpy()
+                    yield offset, data
+                    offset += record_bytes(data)
+                return
+            except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
+                length = lengths(offset)
+                if length is None:
+                    findings.add("shard ends in the middle of a record", f"{file.name}, byte {offset}")
+                    return
+                findings.add("record with a wrong checksum", f"{file.name}, byte {offset}")
+                offset += length
+
+
+def _reader(tf, file, offset):
+    """Records from a byte on: TensorFlow can, only its Python class does not say so."""
+
+    def records(start):
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=[str(file)], compression_type="", buffer_size=1 << 20, byte_offsets=start[None]
+        )
+        return tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
+
+    return tf.data.Dataset.from_tensors(tf.constant(offset, tf.int64)).flat_map(records)
+
+
+def _lengths(stream, size):
+    """A function of an offset -> bytes that the record there takes; None if it would leave the file."""
+
+    def length_at(offset):
+        stream.seek(offset)
+        head = stream.read(8)
+        if len(head) < 8:
+            return None
+        taken = 8 + 4 + struct.unpack("<Q", head)[0] + 4
+        return taken if offset + taken <= size else None
+
+    return length_at
+
+
+# --- one record -----------------------------------------------------------------------------------
+
+
+def _check_record(file, offset, data, categories, is_ours):
+    """(row or None, [(kind, where)], number of objects) of one record."""
+    import tensorflow as tf
+
+    where = f"{file.name}, byte {offset}"
+    try:
+        features = tf.train.Example.FromString(data).features.feature
+    except Exception:  # protobuf's own error has no public name that all of its versions share
+        return None, [("not a tf.train.Example", where)], 0
+    name = _text(features, "image/filename") or _text(features, "image/source_id")
+    where = f"{where} ({name})" if name else where
+    faults = []
+    height, width = _check_picture(features, faults)
+    boxes, objects = _check_boxes(features, faults)
+    _check_classes(features, len(boxes), categories, faults)
+    _check_masks(features, len(boxes), height, width, faults)
+    image_id = _text(features, "image/source_id")
+    image_id = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
+    if is_ours and image_id is None:
+        faults.append("image/source_id is not a decimal number")
+    row = _Row(
+        where,
+        offset,
+        image_id,
+        height,
+        width,
+        boxes * [width, height, width, height],
+        tuple(_ints(features, OBJECT + "class/label")),
+        np.array(_ints(features, OBJECT + "is_crowd")[: len(boxes)] or [0] * len(boxes), bool),
+    )
+    return row, [(kind, where) for kind in faults], objects
+
+
+def _check_picture(features, faults):
+    """(height, width) of the picture, or what the record says if there is none."""
+    import tensorflow as tf
+
+    encoded = b"".join(_bytes(features, "image/encoded"))
+    said = [(_ints(features, f"image/{side}") or [0])[0] for side in ("height", "width")]
+    digest = _text(features, "image/key/sha256")
+    if digest and hashlib.sha256(encoded).hexdigest() != digest.lower():
+        faults.append("picture differs from image/key/sha256")
+    if not encoded:
+        faults.append("no picture in image/encoded")
+        return said
+    try:
+        height, width, _ = decode(encoded).shape
+    except (tf.errors.OpError, ValueError):
+        faults.append("picture does not decode")
+        return said
+    if said != [0, 0] and said != [height, width]:
+        faults.append("picture of another size than image/height and image/width")
+    return height, width
+
+
+def _check_boxes(features, faults):
+    """((N, 4) xyxy fractions, objects); one fault of a kind for each record."""
+    sides = [_floats(features, f"{OBJECT}bbox/{side}") for side in SIDES]
+    if len({len(side) for side in sides}) > 1:
+        faults.append("xmin, ymin, xmax, ymax of different lengths")
+        return np.zeros((0, 4)), 0
+    boxes = np.array(sides, "float64").T.reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        faults.append("box that is not finite")
+        return boxes, len(boxes)
+    if (boxes < -HAIR).any() or (boxes > 1 + HAIR).any():
+        faults.append("box outside of the picture")
+    if (boxes[:, 2:] <= boxes[:, :2]).any():
+        faults.append("box without area")
+    areas = np.array(_floats(features, OBJECT + "area"))
+    if not (np.isfinite(areas).all() and (areas >= 0).all()):
+        faults.append("area that is negative or not finite")
+    return boxes, len(boxes)
+
+
+def _check_classes(features, count, categories, faults):
+    labels = _ints(features, OBJECT + "class/label")
+    if len(labels) != count:
+        faults.append("more or fewer class/label than boxes")
+    if categories is not None and not set(labels) <= categories.keys():
+        faults.append("category id that the manifest does not list")
+    texts = [text.decode(errors="replace").strip() for text in _bytes(features, OBJECT + "class/text")]
+    if categories is not None and len(texts) == len(labels):
+        if any(categories.get(label, text) != text for label, text in zip(labels, texts, strict=True)):
+            faults.append("class/text that is not the name of class/label")
+    for key in ("is_crowd", "difficult"):
+        if len(values := _ints(features, OBJECT + key)) not in (0, count) or not set(values) <= {0, 1}:
+            faults.append(f"{key} that is not one 0 or 1 for each box")
+
+
+def _check_masks(features, count, height, width, faults):
+    import tensorflow as tf
+
+    masks = _bytes(features, OBJECT + "mask")
+    if len(masks) not in (0, count):
+        faults.append("more or fewer masks than boxes")
+    for mask in filter(None, masks):
+        try:
+            if tuple(tf.io.decode_png(mask, channels=1).shape[:2]) != (height, width):
+                faults.append("mask of another size than the picture")
+                return
+        except tf.errors.OpError:
+            faults.append("mask that does not decode")
+            return
+
+
+def _bytes(features, key):
+    return list(features[key].bytes_list.value) if key in features else []
+
+
+def _ints(features, key):
+    return list(features[key].int64_list.value) if key in features else []
+
+
+def _floats(features, key):
+    return list(features[key].float_list.value) if key in features else []
+
+
+def _text(features, key):
+    return (_bytes(features, key) or [b""])[0].decode(errors="replace")
+
+
+# --- the files beside the shards ------------------------------------------------------------------
+
+
+class _Folder:
+    """A directory with its manifest, index and ground truth, as far as it has them."""
+
+    def __init__(self, path, findings):
+        self.path, self.findings, self.read = path, findings, {}
+        self.manifest = read_manifest(path) if (path / "manifest.json").is_file() else None
+        self.index, self.truth = self._load("index.json"), self._load("annotations.json")
+        self.categories = self.shards = None
+        if self.manifest is not None:
+            self.categories = {one["id"]: one["name"] for one in self.manifest["categories"]}
+            self.shards = {one["file"]: one for one in self.manifest["shards"]}
+
+    def _load(self, name):
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if self.manifest is not None:
+                self.findings.add(f"{name} is missing", self.path)
+        except ValueError:
+            self.findings.add(f"{name} is not JSON", self.path)
+        return None
+
+    def compare_shard(self, file):
+        """Bytes and digest of a shard against the manifest."""
+        if self.shards is None:
+            return
+        said = self.shards.get(file.name)
+        if said is None:
+            self.findings.add("shard that the manifest does not list", file.name)
+        elif said["bytes"] != file.stat().st_size:
+            self.findings.add("shard of another length than in the manifest", file.name)
+        elif said["sha256"] != _sha256(file):
+            self.findings.add("shard with another digest than in the manifest", file.name)
+
+    def compare_index(self, file, rows):
+        """index.json against what was read; a shard with damaged records is spoken of already."""
+        part = (self.index or {}).get(file.name)
+        if part is None:
+            if self.index is not None:
+                self.findings.add("shard that index.json does not list", file.name)
+            return
+        for key, of_row in {
+            "offset": lambda row: row.offset,
+            "image_id": lambda row: row.image_id,
+            "height": lambda row: row.height,
+            "width": lambda row: row.width,
+            "objects": lambda row: int((~row.crowd).sum()),
+        }.items():
+            if part[key] != [of_row(row) for row in rows]:
+                self.findings.add(f"index.json has another {key} than the records", file.name)
+
+    def compare_truth(self):
+        """annotations.json against the records, if every shard of the directory was read."""
+        for name in set(self.shards or ()) - {file.name for file in self.path.iterdir()}:
+            self.findings.add("shard of the manifest that is not there", self.path / name)
+        if self.truth is None or set(self.read) != set(self.shards or ()):
+            return
+        of_image = collections.defaultdict(list)
+        for one in self.truth["annotations"]:
+            of_image[one["image_id"]].append(one)
+        rows = {row.image_id: row for several in self.read.values() for row in several}
+        for image_id in rows.keys() ^ {image["id"] for image in self.truth["images"]}:
+            where = "annotations.json" if image_id in rows else "the shards"
+            self.findings.add(f"picture that is missing in {where}", f"{self.path.name}, image {image_id}")
+        for image_id, row in rows.items():
+            if not _is_same(row, of_image[image_id]):
+                self.findings.add("annotations.json has other objects than the record", row.where)
+
+
+def _is_same(row, annotations):
+    """Do the objects of a record, in their order, equal those of annotations.json?"""
+    if [one["category_id"] for one in annotations] != list(row.category_ids):
+        return False
+    boxes = np.array([one["bbox"] for one in annotations], "float64").reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    crowd = np.array([one.get("iscrowd", 0) for one in annotations], bool)
+    return (
+        boxes.shape == row.boxes.shape
+        and np.allclose(boxes, row.boxes, atol=NEAR)
+        and (crowd == row.crowd).all()
+    )
+
+
+def _sha256(path):
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
