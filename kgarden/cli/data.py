@@ -20,7 +20,7 @@ def check_(
 ):
     """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
     start_tensorflow()
-    from kgarden.evaluate import write_json
+    from kgarden.scoring import write_json
     from kgarden.progress import progress_of
     from tfrecords.check import check
 
