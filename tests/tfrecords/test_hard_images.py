@@ -1,0 +1,83 @@
+"""Pictures that trip up readers, each as its manifest expects; the manifest's facts are Pillow's."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+
+import real_data  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
+
+from tfrecords.pictures import decode, read  # noqa: E402
+from tfrecords.schema import DataError  # noqa: E402
+
+FOLDER = real_data.DATA / "hard_images"
+MANIFEST = FOLDER / "manifest.json"
+FILES = json.loads(MANIFEST.read_text()) if MANIFEST.is_file() else []
+MEMORY = 2**30  # bytes that refusing a picture may take beside TensorFlow; the headers claim many times that
+
+
+def named(*expectations):
+    return [pytest.param(one, id=one["file"]) for one in FILES if one["expect"] in expectations]
+
+
+def test_the_pictures_are_there():
+    real_data.folder("hard_images")
+    assert len(FILES) == len({one["file"] for one in FILES}) > 0
+
+
+@pytest.mark.parametrize("one", named("decode"))
+def test_a_picture_that_must_be_read(one):
+    picture = read(FOLDER / "images" / one["file"])
+    pixels = decode(picture.encoded).numpy()
+    width, height = one["upright_size"]
+    assert (picture.height, picture.width) == (height, width)
+    assert pixels.shape == (height, width, 3) and pixels.dtype == np.uint8
+    with Image.open(FOLDER / "images" / one["file"]) as opened:
+        if opened.mode.startswith("I"):
+            return  # 16 bits: tests/tfrecords/test_pictures.py has made ones
+        shown = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), "float32")
+    # what was turned or of another kind is JPEG again: not exact, but the same picture
+    assert np.abs(pixels - shown).mean() < 3
+
+
+@pytest.mark.parametrize("one", named("reject"))
+def test_a_picture_that_must_be_refused(one):
+    with pytest.raises(DataError) as refusal:
+        read(FOLDER / "images" / one["file"])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("one", named("decoder-dependent"))
+def test_a_picture_that_may_go_either_way(one):
+    try:
+        picture = read(FOLDER / "images" / one["file"])
+    except DataError:
+        return
+    assert decode(picture.encoded).shape == (picture.height, picture.width, 3)
+
+
+def test_refusing_takes_little_memory():
+    """All of them in one process whose memory grows by no more than MEMORY."""
+    real_data.folder("hard_images")
+    program = f"""
+import pathlib, resource
+import tensorflow as tf
+from tfrecords.pictures import decode, read
+from tfrecords.schema import DataError
+decode(tf.io.encode_jpeg(tf.zeros((8, 8, 3), tf.uint8)))  # what TensorFlow needs anyway
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(pathlib.Path({str(FOLDER / "images")!r}).iterdir()):
+    try:
+        read(path)
+    except DataError:
+        pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) * 1024 < MEMORY
