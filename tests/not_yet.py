@@ -20,7 +20,6 @@ NOT_YET = {
     "d2_retinanet_losses",
     "d2_rpn_losses",
     "d2_rpn_proposals",
-    "d2_samplers",
     "mmdet_anchors",
     "mmdet_atss_assigner",
     "mmdet_conv_head_nonlocal",

@@ -1,0 +1,87 @@
+"""How often each picture of a data set comes: rows 0..N-1 without end, functions of a key alone.
+
+natural        every epoch is one permutation of all pictures
+repeat_factor  pictures with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019
+               (LVIS), arXiv:1908.03195, section 4.3
+class_aware    every class is drawn equally often, with replacement; ClassAwareSampler of the CenterNet2 release
+"""
+
+import itertools
+
+import numpy as np
+
+DRAWN = 4096  # rows that `drawn` draws at once
+
+
+def natural(size, key):
+    """Permutations of all pictures, one after the other.
+
+    Args:
+        size: N.
+        key:  tuple of int: the stream is a function of it.
+    """
+    for epoch in itertools.count():
+        yield from np.random.default_rng([*key, epoch]).permutation(size).tolist()
+
+
+def repeated(factors, key):
+    """Permutations in which picture i stands floor(factors[i]) times, and once more by chance, as the rest says.
+
+    Args:
+        factors: (N,) float, of `repeat_factors`.
+        key:     tuple of int.
+    """
+    whole = np.floor(factors).astype("int64")
+    for epoch in itertools.count():
+        rng = np.random.default_rng([*key, epoch])
+        times = whole + (rng.random(len(whole)) < factors - whole)
+        yield from rng.permutation(np.repeat(np.arange(len(whole)), times)).tolist()
+
+
+def drawn(weights, key):
+    """Pictures drawn with replacement, each as often as its weight says.
+
+    Args:
+        weights: (N,) float, of `class_aware_weights`.
+        key:     tuple of int.
+    """
+    share = np.asarray(weights, "float64") / np.sum(weights)
+    for chunk in itertools.count():
+        yield from np.random.default_rng([*key, chunk]).choice(len(share), DRAWN, p=share).tolist()
+
+
+def repeat_factors(pairs, num_images, threshold):
+    """max over the classes of a picture of max(1, sqrt(threshold / share of pictures with the class)).
+
+    Args:
+        pairs:      (K, 2) int: picture (a row), class; one for each object.
+        num_images: N.
+        threshold:  classes in fewer than this share of the pictures are repeated.
+    Returns:
+        (N,) float64; 1 for a picture without objects.
+    """
+    pictures, classes, counts = _presence(pairs)
+    factor = np.maximum(1.0, np.sqrt(threshold / (counts / num_images)))
+    factors = np.ones(num_images)
+    np.maximum.at(factors, pictures, factor[classes])
+    return factors
+
+
+def class_aware_weights(pairs, num_images):
+    """Sum over the classes of a picture of 1 / number of pictures with the class.
+
+    Args:
+        pairs:      (K, 2) int: picture (a row), class; one for each object.
+        num_images: N.
+    Returns:
+        (N,) float64; 0 for a picture without objects, which is never drawn.
+    """
+    pictures, classes, counts = _presence(pairs)
+    return np.bincount(pictures, weights=1.0 / counts[classes], minlength=num_images)
+
+
+def _presence(pairs):
+    """Which classes are in which picture: (pictures, classes as 0..C-1, pictures of each class)."""
+    pairs = np.unique(np.asarray(pairs, "int64").reshape(-1, 2), axis=0)
+    _, classes, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+    return pairs[:, 0], classes, counts

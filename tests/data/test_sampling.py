@@ -1,0 +1,77 @@
+"""How often pictures come: the references' weights, and streams that keep to them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from golden import assert_agrees, goldens, params
+
+from kgarden.data import sampling
+
+PAIRS = [(0, 5), (0, 5), (1, 5), (1, 9), (3, 9), (3, 2)]  # picture 2 has nothing
+
+
+def first(stream, count):
+    return np.array(list(itertools.islice(stream, count)))
+
+
+@pytest.mark.parametrize("g", goldens("d2_samplers"), ids=str)
+def test_weights(g):
+    settings = params(g)
+    pairs, count = g["image_category_pairs"], settings["num_images"]
+    got = {"class_aware_weight": sampling.class_aware_weights(pairs, count)}
+    for threshold in settings["repeat_factor_thresholds"]:
+        got[f"repeat_factor_t{threshold}"] = sampling.repeat_factors(pairs, count, threshold)
+    assert_agrees(g, got)
+
+
+def test_weights_by_hand():
+    """Class 5 is in pictures 0, 1; class 9 in 1, 3; class 2 in 3 alone; four pictures."""
+    np.testing.assert_allclose(sampling.class_aware_weights(PAIRS, 4), [0.5, 1.0, 0.0, 1.5])
+    np.testing.assert_allclose(sampling.repeat_factors(PAIRS, 4, 1.0), [2**0.5, 2**0.5, 1.0, 2.0])
+    np.testing.assert_allclose(sampling.repeat_factors(PAIRS, 4, 0.25), np.ones(4))
+
+
+def test_no_objects_at_all():
+    np.testing.assert_array_equal(sampling.repeat_factors([], 3, 0.5), np.ones(3))
+    np.testing.assert_array_equal(sampling.class_aware_weights([], 3), np.zeros(3))
+
+
+def test_natural_shows_every_picture_once_in_an_epoch():
+    rows = first(sampling.natural(7, (0,)), 21).reshape(3, 7)
+    np.testing.assert_array_equal(np.sort(rows), np.tile(np.arange(7), (3, 1)))
+    assert not np.array_equal(rows[0], rows[1])
+
+
+def test_repeated_rounds_up_as_often_as_the_fraction_says():
+    factors = np.array([1.0, 2.0, 1.25, 3.5])
+    rows = first(sampling.repeated(factors, (1,)), 40_000)
+    shares = np.bincount(rows, minlength=4) / 40_000
+    np.testing.assert_allclose(shares, factors / factors.sum(), atol=0.004)
+    epoch = first(sampling.repeated(np.array([1.0, 3.0]), (1,)), 4)
+    np.testing.assert_array_equal(np.sort(epoch), [0, 1, 1, 1])
+
+
+def test_drawn_keeps_to_the_weights():
+    rows = first(sampling.drawn([0.5, 0.0, 1.5], (2,)), 40_000)
+    np.testing.assert_allclose(np.bincount(rows, minlength=3) / 40_000, [0.25, 0, 0.75], atol=0.01)
+
+
+def test_class_aware_shows_rare_classes_as_often_as_common_ones():
+    """Ninety pictures of class 0, ten of class 1."""
+    pairs = [(n, int(n >= 90)) for n in range(100)]
+    rows = first(sampling.drawn(sampling.class_aware_weights(pairs, 100), (3,)), 20_000)
+    assert abs((rows >= 90).mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda key: sampling.natural(50, key),
+        lambda key: sampling.repeated(np.linspace(1, 3, 50), key),
+        lambda key: sampling.drawn(np.linspace(1, 3, 50), key),
+    ],
+)
+def test_streams_are_functions_of_their_key(stream):
+    np.testing.assert_array_equal(first(stream((4, 0)), 300), first(stream((4, 0)), 300))
+    assert not np.array_equal(first(stream((4, 0)), 300), first(stream((4, 1)), 300))
