@@ -3,7 +3,7 @@
 natural        every epoch is one permutation of all pictures
 repeat_factor  pictures with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019
                (LVIS), arXiv:1908.03195, section 4.3
-class_aware    every class is drawn equally often, with replacement; ClassAwareSampler of the CenterNet2 release
+class_aware    every class is drawn equally often, with replacement; the sampler of the CenterNet2 release
 """
 
 import itertools
@@ -25,7 +25,7 @@ def natural(size, key):
 
 
 def repeated(factors, key):
-    """Permutations in which picture i stands floor(factors[i]) times, and once more by chance, as the rest says.
+    """Permutations in which picture i stands floor(factors[i]) times, and once more by chance.
 
     Args:
         factors: (N,) float, of `repeat_factors`.
