@@ -1,121 +1,67 @@
 """COCO: a json of images, annotations and categories, and a folder of pictures."""
 
 import collections
-import contextlib
-import functools
 import json
-import math
 import pathlib
 
-from tfrecords import pictures, schema
+from tfrecords import masks, objects
+from tfrecords.objects import as_hw, as_int, as_numbers, text
+from tfrecords.report import PICTURE_LEFT_OUT, Fault, Faults
 from tfrecords.schema import DataError
-from tfrecords.write import Fault, Record, write
 
 
-def build(to, *, images, annotations, shards=None, workers=None, strict=False, progress=None):
+def build(
+    to, *, images, annotations, with_masks=True, shards=None, workers=None, strict=False, progress=None
+):
     """Convert a COCO data set.
 
-    Labels follow the ids of the categories, ascending. Image ids that are not integers become running
-    numbers from 1. Boxes are cut at the border of the picture. A box is left out and counted if nothing
-    of it remains, if it is not four finite numbers, or if its picture or category is unknown. A picture is
-    left out and counted if it is missing, damaged or of another size than the json says.
+    Labels follow the ids of the categories, ascending; if one of them is not an integer, all become 1, 2, ...
+    in the order of their text, and the manifest keeps the original as "source_id". Image ids that are not
+    integers become running numbers from 1. Boxes are cut at the border of the picture. A box is left out and
+    counted if nothing of it remains, if it is not four finite numbers, or if its picture or category is
+    unknown. A picture is left out and counted if it is missing, damaged, of another size than the json says,
+    or listed before.
 
     Args:
         to:          directory to make.
         images:      folder that the file names in the json are relative to.
         annotations: the json file.
+        with_masks:  put masks into the records, where the json has them.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
-        tfrecords.write.Report
+        tfrecords.report.Report
     """
-    folder, path = pathlib.Path(images), pathlib.Path(annotations)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pictures")
+    path = pathlib.Path(annotations)
     tree = _load(path)
-    categories = _categories(tree, path)
-    known = {category["id"] for category in categories}
-    image_ids = _image_ids(tree["images"], path)
-    of_image, faults = _by_image(tree["annotations"], {_key(i["id"]) for i in tree["images"]}, known)
-    jobs = [
-        {
-            "id": image_id,
-            "file_name": str(image.get("file_name", "")),
-            "hw": _size(image),
-            "annotations": of_image[_key(image["id"])],
-        }
-        for image, image_id in zip(tree["images"], image_ids, strict=True)
-    ]
-    work = functools.partial(make_record, folder=folder, names={c["id"]: c["name"] for c in categories})
-    source = {"format": "coco", "annotations": path.name}
-    return write(
+    categories, number_of = _categories(tree["categories"], path)
+    before = Faults()
+    listed = _listed(tree["images"], path, before)
+    of_image = _by_image(tree["annotations"], listed, number_of, before)
+    jobs = _jobs(listed, of_image, before)
+    return objects.convert(
         to,
         jobs,
-        work,
         categories,
-        source=source,
+        folder=images,
+        with_masks=with_masks,
+        source={"format": "coco", "annotations": path.name, "masks": with_masks},
+        boxes_total=len(tree["annotations"]),
+        before=before,
         shards=shards,
         workers=workers,
         strict=strict,
-        faults=faults,
         progress=progress,
     )
 
 
-def make_record(job, *, folder, names):
-    """One image of the json -> Record, or Fault if the picture cannot be used."""
-    if not is_safe(job["file_name"]):
-        return Fault(repr(job["file_name"]), "file_name must be a relative path that stays in the folder")
-    try:
-        picture = pictures.read(folder / job["file_name"], job["hw"])
-    except DataError as error:
-        return Fault(job["file_name"], str(error))
-    kept, faults, clipped = [], [], 0
-    for annotation in job["annotations"]:
-        box = clip(annotation["bbox"], picture.height, picture.width)
-        if box is None:
-            faults.append(Fault(f"annotation {annotation['id']} of {job['file_name']}", "box without area"))
-            continue
-        clipped += box != annotation["bbox"]
-        kept.append({**annotation, "bbox": box, "area": annotation.get("area") or box[2] * box[3]})
-    serialized = schema.serialize(
-        encoded=picture.encoded,
-        image_format=picture.format,
-        image_id=job["id"],
-        file_name=job["file_name"],
-        height=picture.height,
-        width=picture.width,
-        boxes=[[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in kept)],
-        category_ids=[a["category_id"] for a in kept],
-        names=[names[a["category_id"]] for a in kept],
-        areas=[a["area"] for a in kept],
-        crowd=[a["iscrowd"] for a in kept],
-    )
-    image = {"id": job["id"], "file_name": job["file_name"], "height": picture.height, "width": picture.width}
-    truth = [{key: a[key] for key in ("category_id", "bbox", "area", "iscrowd")} for a in kept]
-    return Record(serialized, image, truth, faults, clipped)
-
-
-def clip(bbox, height, width):
-    """xywh px -> xywh px inside the picture, or None if no area is left; untouched if it is inside."""
-    x, y, w, h = bbox
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    if not (w > 0 and h > 0 and x1 > x0 and y1 > y0):
-        return None
-    return bbox if (x0, y0, x1, y1) == (x, y, x + w, y + h) else [x0, y0, x1 - x0, y1 - y0]
-
-
-def is_safe(file_name):
-    """Does a file name of a data set stay inside its folder?"""
-    path = pathlib.PurePosixPath(file_name.replace("\\", "/"))
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0]
-
-
 def _load(path):
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
@@ -123,85 +69,120 @@ def _load(path):
                 f"{path}: not COCO instances: there is no list {key!r} "
                 "(a list of detections is a result, not a data set)"
             )
-    for image in tree["images"]:
-        if not isinstance(image, dict) or "id" not in image:
-            raise DataError(f"{path}: an image has no id: {str(image)[:80]}")
+    if any(isinstance(a, dict) and as_int(a.get("score", 1)) != 1 for a in tree["annotations"]):
+        raise DataError(f"{path}: its annotations have scores: these are detections, not a ground truth")
     return tree
 
 
-def _categories(tree, path):
-    """[{"id", "name"}, ...] by ascending id."""
+def _categories(listed, path):
+    """([{"id", "name"}, ...] by ascending id, {id as `_key` has it: id})."""
     found = {}
-    for category in tree["categories"]:
-        number = as_int(category.get("id"))
-        if number is None or "name" not in category:
-            raise DataError(f"{path}: a category needs an integer id and a name: {str(category)[:80]}")
-        if number in found:
-            raise DataError(f"{path}: two categories have the id {number}")
-        found[number] = str(category["name"]).strip()
+    for category in listed:
+        if not isinstance(category, dict) or category.get("id") is None or category.get("name") is None:
+            raise DataError(f"{path}: a category needs an id and a name: {str(category)[:80]}")
+        key = _key(category["id"])
+        if key in found:
+            raise DataError(f"{path}: two categories have the id {str(key)[:80]}")
+        found[key] = text(category["name"])
     if not found:
         raise DataError(f"{path}: the list of categories is empty")
-    return [{"id": number, "name": found[number]} for number in sorted(found)]
+    if all(isinstance(key, int) for key in found):
+        return [{"id": key, "name": found[key]} for key in sorted(found)], {key: key for key in found}
+    number_of = {key: number for number, key in enumerate(sorted(found, key=str), 1)}
+    categories = [{"id": n, "name": found[key], "source_id": text(key)} for key, n in number_of.items()]
+    return categories, number_of
 
 
-def _image_ids(images, path):
-    """Decimal ids, as records need them: the json's own if all are integers, else 1, 2, ..."""
-    numbers = [as_int(image["id"]) for image in images]
-    if None in numbers or min(numbers, default=0) < 0:
-        numbers = list(range(1, len(images) + 1))
-    twice = [number for number, count in collections.Counter(numbers).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}: two images have the id {twice[0]}: ids must differ")
-    return numbers
+def _listed(images, path, before):
+    """{id as `_key` has it: its entry} of every image that is listed once; the others become faults."""
+    listed, files = {}, set()
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or image.get("id") is None:
+            before.pictures.append(Fault(f"image number {number}", "it has no id"))
+            continue
+        key, name = _key(image["id"]), str(image.get("file_name", ""))
+        if key in listed and str(listed[key].get("file_name", "")) != name:
+            raise DataError(f"{path}: two images have the id {str(key)[:80]}: ids must differ")
+        if key in listed or name in files:
+            before.pictures.append(Fault(name or f"image {text(key)}", "the image is listed twice"))
+        if key not in listed:
+            listed[key] = image if name not in files or not name else None
+        files.add(name)
+    return listed
 
 
-def _by_image(annotations, image_ids, category_ids):
-    """({image id as in the json: [cleaned annotation]}, [Fault])."""
-    of_image, faults = collections.defaultdict(list), []
+def _by_image(annotations, listed, number_of, before):
+    """{image id as `_key` has it: [object]}; annotations that cannot be used become faults."""
+    ids = collections.Counter(_key(a.get("id")) for a in annotations if isinstance(a, dict))
+    seen = {key: set() for key, count in ids.items() if count > 1}
+    of_image = collections.defaultdict(list)
     for number, annotation in enumerate(annotations):
-        name = f"annotation {annotation.get('id', f'number {number}')}"
-        category_id, box = as_int(annotation.get("category_id")), _numbers(annotation.get("bbox"), 4)
-        if _key(annotation.get("image_id")) not in image_ids:
-            faults.append(Fault(name, "image_id is not among the images"))
-        elif category_id not in category_ids:
-            faults.append(Fault(name, "category_id is not among the categories"))
-        elif box is None:
-            faults.append(Fault(name, "bbox is not four finite numbers"))
-        else:
-            area = _numbers([annotation.get("area")], 1)
-            of_image[_key(annotation["image_id"])].append(
-                {
-                    "id": annotation.get("id", number),
-                    "category_id": category_id,
-                    "bbox": box,
-                    "area": area[0] if area and area[0] > 0 else None,
-                    "iscrowd": int(annotation.get("iscrowd") or 0),
-                }
-            )
-    return of_image, faults
+        where = f"annotation number {number}"
+        try:
+            if not isinstance(annotation, dict):
+                raise DataError("annotation is not an object")
+            where = f"annotation {text(annotation['id'])}" if "id" in annotation else where
+            thing = _object(annotation, where, listed, number_of)
+            _note_id(annotation, seen, where, before)
+        except DataError as error:
+            before.boxes.append(Fault(where, str(error)))
+            continue
+        of_image[_key(annotation["image_id"])].append(thing)
+    return of_image
 
 
-def _size(image):
-    """(height, width) as the json says, or None."""
-    height, width = as_int(image.get("height")), as_int(image.get("width"))
-    return (height, width) if height and width else None
+def _object(annotation, where, listed, number_of):
+    """An annotation -> object as `objects` has it."""
+    image, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+    box, area = as_numbers(annotation.get("bbox"), 4), as_numbers([annotation.get("area")], 1)
+    if image not in listed:
+        raise DataError("image_id is not among the images")
+    if listed[image] is None:
+        raise DataError(PICTURE_LEFT_OUT)
+    if category not in number_of:
+        raise DataError("category_id is not among the categories")
+    if box is None:
+        raise DataError("bbox is not four finite numbers")
+    thing = {"where": where, "category_id": number_of[category], "bbox": box}
+    thing["iscrowd"] = int(bool(as_int(annotation.get("iscrowd"))))
+    if area and area[0] > 0:
+        thing["area"] = area[0]
+    if masks.is_given(annotation.get("segmentation")):
+        thing["segmentation"] = annotation["segmentation"]
+    if "difficult" in annotation:
+        thing["difficult"] = int(bool(as_int(annotation["difficult"])))
+    return thing
 
 
-def as_int(value):
-    """An integer written as 7, 7.0 or "7" -> 7; anything else -> None."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return int(value) if isinstance(value, str) or float(value) == int(value) else None
-    return None
+def _note_id(annotation, seen, where, before):
+    """The same annotation a second time is left out; another one of the same id gets an id of its own."""
+    contents = seen.get(_key(annotation.get("id")))
+    if contents is None or annotation.get("id") is None:
+        return
+    content = hash(repr(sorted(annotation.items())))
+    if content in contents:
+        raise DataError("the annotation is listed twice")
+    if contents:
+        before.remarks.append(Fault(where, "another annotation has the same id: kept"))
+    contents.add(content)
 
 
-def _key(image_id):
-    """An image id under which its annotations find it: some files write 7 here and "7" there."""
-    number = as_int(image_id)
-    return str(image_id) if number is None else number
+def _jobs(listed, of_image, before):
+    """One job for every image that is not left out."""
+    kept = {key: image for key, image in listed.items() if image is not None}
+    numbered = all(isinstance(key, int) and key >= 0 for key in kept)
+    return [
+        {
+            "id": key if numbered else number,
+            "file_name": str(image.get("file_name", "")),
+            "hw": as_hw(image.get("height"), image.get("width")),
+            "objects": of_image[key],
+        }
+        for number, (key, image) in enumerate(kept.items(), 1)
+    ]
 
 
-def _numbers(values, count):
-    with contextlib.suppress(TypeError, ValueError):
-        numbers = [float(value) for value in values]
-        return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
-    return None
+def _key(identifier):
+    """An id under which references find it: some files write 7 here, "7" or 7.0 there."""
+    number = as_int(identifier)
+    return str(identifier) if number is None else number

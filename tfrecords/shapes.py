@@ -11,8 +11,9 @@ import functools
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfrecords import pictures, schema
-from tfrecords.write import Record, write
+from tfrecords import objects, pictures, schema
+from tfrecords.report import Record
+from tfrecords.write import write
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 SIZE_HW = (192, 256)  # px
@@ -56,7 +57,7 @@ def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progre
         size_hw: px, at least 64 each.
         shards, workers, progress: see `tfrecords.write.write`.
     Returns:
-        tfrecords.write.Report
+        tfrecords.report.Report
     """
     if min(size_hw) < 64:
         raise schema.DataError(f"size_hw {tuple(size_hw)}: shapes needs at least 64 px on either side")
@@ -82,20 +83,8 @@ def make_record(number, *, seed, size_hw):
         }
         for (x0, y0, x1, y1), label, mask in zip(drawing.boxes, drawing.labels, drawing.masks, strict=True)
     ]
-    serialized = schema.serialize(
-        encoded=picture.encoded,
-        image_format=picture.format,
-        image_id=number + 1,
-        file_name=file_name,
-        height=picture.height,
-        width=picture.width,
-        boxes=drawing.boxes,
-        category_ids=[a["category_id"] for a in annotations],
-        names=[NAMES[n] for n in drawing.labels],
-        areas=[a["area"] for a in annotations],
-        crowd=[0] * len(annotations),
-    )
     image = {"id": number + 1, "file_name": file_name, "height": picture.height, "width": picture.width}
+    serialized = objects.serialize(picture, image, annotations, dict(enumerate(NAMES, 1)))
     return Record(serialized, image, annotations)
 
 

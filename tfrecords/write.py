@@ -1,117 +1,101 @@
 """Records -> a data set on disk: shards, manifest.json, annotations.json, index.json.
 
-A data set is one directory. It is written beside its place and renamed when it is whole, so that a
-directory that exists is complete. Every picture is one job; jobs run in a pool of processes, and record k
-goes to shard k modulo the number of shards.
+A data set is one directory. It grows in a directory beside its place and is renamed when it is whole, so
+that a directory that exists is complete. Every shard is one task of a pool of processes; job k goes to
+shard k modulo the number of shards. A shard that is whole stays when the work is cut off, and is taken over
+when the same work is begun again: `shard.py` knows how.
 """
 
-import collections
-import concurrent.futures
-import dataclasses
+import contextlib
+import fcntl
 import hashlib
-import itertools
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import shutil
 import time
 
-from tfrecords.index import COLUMNS, record_bytes
+from tfrecords import shard as shard_files
+from tfrecords.finish import finish
+from tfrecords.pool import make_all
+from tfrecords.report import Faults, Report, report_of
 from tfrecords.schema import DataError
+from tfrecords.shard import Unfinished
 
-NAMED_FAULTS = 200  # so many faults are named in the manifest; all are counted
-POOL_FROM = 2000  # fewer pictures than that are done before a pool has started
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """Something of the source that is not in the data set."""
-
-    where: str
-    reason: str
-
-    def __str__(self):
-        return f"{self.where}: {self.reason}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What a job gives: one picture with its objects.
-
-    serialized:  bytes of the tf.train.Example.
-    image:       {"id", "file_name", "height", "width"} for annotations.json.
-    annotations: [{"category_id", "bbox" (xywh px), "area", "iscrowd"}, ...].
-    faults:      boxes that were left out.
-    clipped:     how many boxes reached out of the picture and were cut at its border.
-    """
-
-    serialized: bytes
-    image: dict
-    annotations: list
-    faults: list = ()
-    clipped: int = 0
-
-
-@dataclasses.dataclass
-class Report:
-    """What a build made, and what it left out."""
-
-    to: pathlib.Path
-    categories: list  # [{"id", "name"}, ...] in label order
-    images: int = 0
-    images_without_objects: int = 0
-    boxes: int = 0  # crowds included
-    crowds: int = 0
-    clipped: int = 0
-    boxes_per_category: dict = dataclasses.field(default_factory=dict)  # name -> count
-    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> boxes
-    faulty_pictures: int = 0
-    faults: list = dataclasses.field(default_factory=list)
-    shards: list = dataclasses.field(default_factory=list)  # [{"file", "records", "bytes", "sha256"}]
-    seconds: float = 0.0
+FORM = 1  # of the files; another form is not taken over from an interrupted call
+PER_SHARD = 1000  # pictures
+LOCK = "lock"  # the file in the growing directory that its one builder holds locked
 
 
 def write(
-    to, jobs, work, categories, *, source, shards=None, workers=None, strict=False, faults=(), progress=None
+    to,
+    jobs,
+    work,
+    categories,
+    *,
+    source,
+    state_of=None,
+    boxes_total=None,
+    before=None,
+    shards=None,
+    workers=None,
+    strict=False,
+    progress=None,
 ):
-    """Do all jobs and write the data set.
+    """Do all jobs and write the data set, or finish what an interrupted call has begun.
 
     Args:
-        to:         directory of the data set; must not exist yet, or be empty.
-        jobs:       list; the order of the records.
-        work:       function of one job -> Record, or Fault if the picture cannot be used. It and the jobs
-                    must be picklable.
-        categories: [{"id", "name"}, ...] in label order.
-        source:     dict for the manifest: what the data set was made from.
-        shards:     number of files. None: 8, and more from 8,000 pictures on.
-        workers:    number of processes. None: one per CPU for large sets, none for small ones.
-        strict:     raise at the first fault instead of counting it.
-        faults:     [Fault] of boxes that were found before the jobs.
-        progress:   function of (pictures done, pictures in all), called now and then.
+        to:          directory of the data set; must not exist yet, or be empty.
+        jobs:        sequence of what JSON can hold; the order of the records.
+        work:        function of one job -> Record, or Fault if the picture cannot be used. It and the jobs
+                     must be picklable.
+        categories:  [{"id", "name"}, ...] in label order.
+        source:      dict for the manifest: what the data set was made from.
+        state_of:    function of a job -> what changes when the files that it reads do.
+        boxes_total: boxes in the source, for the account. None: all that the jobs saw.
+        before:      Faults that were found before the jobs.
+        shards:      number of files. None: 8, and more from 8,000 pictures on.
+        workers:     number of processes. None: one per CPU for large sets, none for small ones.
+        strict:      raise at the first fault instead of counting it.
+        progress:    function of (pictures done, pictures in all), called now and then.
     Returns:
         Report
     Raises:
-        DataError: `to` is taken, nothing is left to write, or a fault under `strict`.
+        DataError: `to` is taken, nothing is left to write, a fault under `strict`, or the disk is full.
     """
     started = time.monotonic()
-    to = pathlib.Path(to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    to, before = pathlib.Path(to), before or Faults()
+    if _is_taken(to):
         raise DataError(f"{to}: is there already: delete it or choose another directory")
-    report = Report(to, categories)
-    _count_faults(report, faults, strict)
+    count = shards or max(1, min(len(jobs), max(8, math.ceil(len(jobs) / PER_SHARD))))
+    plan = [_digest(source, categories, jobs[n::count], state_of) for n in range(count)]
+    report = Report(to, categories, strict=strict, plan=hashlib.sha256("".join(plan).encode()).hexdigest())
+    for fault in before.pictures:
+        report.leave_out(fault)
+    report.drop(before.boxes)
+    report.remark(before.remarks)
 
-    aside = to.with_name(f".{to.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        _write_into(aside, to.name, report, jobs, work, shards, workers, strict, progress)
-        report.seconds = round(time.monotonic() - started, 3)
-        _write_json(aside / "manifest.json", {"source": source, **_manifest(report)}, indent=1)
+    with _alone(to) as aside:
+        if _is_taken(to):  # another process built it while this one waited
+            shutil.rmtree(aside)
+            return _built(to, report.plan)
+        try:
+            files = [aside / f"{to.name}-{n:05d}-of-{count:05d}.tfrecord" for n in range(count)]
+            _keep_only(aside, files)
+            tasks = [
+                (file, key, jobs[n::count]) for n, (file, key) in enumerate(zip(files, plan, strict=True))
+            ]
+            make_all(tasks, work, strict=strict, workers=workers, progress=progress)
+            finish(aside, files, jobs, source, report, len(jobs) + len(before.pictures), boxes_total)
+        except Unfinished:
+            raise
+        except DataError:
+            shutil.rmtree(aside)
+            raise
         aside.rename(to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (to / LOCK).unlink()
+    report.seconds = round(time.monotonic() - started, 3)
     return report
 
 
@@ -126,134 +110,57 @@ def read_manifest(folder):
         raise DataError(f"{path}: not JSON ({error}): build the data set again") from None
 
 
-def _write_into(folder, name, report, jobs, work, shards, workers, strict, progress):
-    import tensorflow as tf
-
-    shards = shards or max(1, min(len(jobs), max(8, math.ceil(len(jobs) / 1000))))
-    files = [f"{name}-{n:05d}-of-{shards:05d}.tfrecord" for n in range(shards)]
-    index = {file: {key: [] for key in COLUMNS if key != "shard"} for file in files}
-    sizes = collections.Counter()
-    truth = {"images": [], "annotations": [], "categories": report.categories}
-    names = {category["id"]: category["name"] for category in report.categories}
-    report.boxes_per_category = dict.fromkeys(names.values(), 0)
-
-    with _Writers(tf, folder, files) as writers:
-        for done, record in enumerate(_run(jobs, work, workers), 1):
-            if progress is not None and (done % 50 == 0 or done == len(jobs)):
-                progress(done, len(jobs))
-            if isinstance(record, Fault):
-                report.faulty_pictures += 1
-                _name_fault(report, record, strict)
-                continue
-            file = files[report.images % shards]
-            writers[file].write(record.serialized)
-            objects = sum(not a["iscrowd"] for a in record.annotations)
-            row = {
-                "offset": sizes[file],
-                "image_id": record.image["id"],
-                "objects": objects,
-                "height": record.image["height"],
-                "width": record.image["width"],
-            }
-            for key, value in row.items():
-                index[file][key].append(value)
-            sizes[file] += record_bytes(record.serialized)
-            _count(report, record, names, strict)
-            _add_truth(truth, record)
-    if not report.images:
-        why = f"; the first fault: {report.faults[0]}" if report.faults else ""
-        raise DataError(f"{report.to}: not one picture can be used{why}")
-    report.shards = [
-        {
-            "file": file,
-            "records": len(index[file]["offset"]),
-            "bytes": sizes[file],
-            "sha256": _sha256(folder / file),
-        }
-        for file in files
-    ]
-    _write_json(folder / "annotations.json", truth)
-    _write_json(folder / "index.json", index)
+def _is_taken(to):
+    return to.exists() and (not to.is_dir() or any(to.iterdir()))
 
 
-class _Writers(dict):
-    """File name -> open TFRecordWriter; all closed at the end."""
-
-    def __init__(self, tf, folder, files):
-        super().__init__({file: tf.io.TFRecordWriter(str(folder / file)) for file in files})
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for writer in self.values():
-            writer.close()
+def _built(to, plan):
+    """The report of what another process has built meanwhile, if it is the same."""
+    manifest = read_manifest(to)
+    if manifest.get("plan") != plan:
+        raise DataError(f"{to}: is there already: another process has built something else there")
+    return report_of(to, manifest)
 
 
-def _run(jobs, work, workers):
-    """Results of all jobs in order; never more than a window of them in memory."""
-    if workers is None:
-        workers = os.cpu_count() if len(jobs) >= POOL_FROM else 0
-    if workers < 2:
-        yield from map(work, jobs)
-        return
-    # Forking a process in which TensorFlow runs threads hangs sooner or later.
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_be_quiet) as pool:
-        remaining = iter(jobs)
-        while window := list(itertools.islice(remaining, 64 * workers)):
-            yield from pool.map(work, window, chunksize=8)
+@contextlib.contextmanager
+def _alone(to):
+    """The directory beside `to` in which it grows, while no other process works there; waits for it."""
+    aside = to.with_name(f".{to.name}.partial")
+    lock = None
+    while lock is None:
+        lock = _locked(aside)
+    with lock:
+        yield aside
 
 
-def _be_quiet():
-    """A worker takes no accelerator and prints no banner."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def _locked(folder):
+    """The lock of a directory, or None if the directory was finished or removed while waiting for it."""
+    with shard_files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(folder / LOCK, "w")
+        except FileNotFoundError:
+            return None
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
+                return lock
+        lock.close()
+        return None
 
 
-def _count(report, record, names, strict):
-    report.images += 1
-    report.clipped += record.clipped
-    report.images_without_objects += not any(not a["iscrowd"] for a in record.annotations)
-    for annotation in record.annotations:
-        report.boxes += 1
-        report.crowds += annotation["iscrowd"]
-        report.boxes_per_category[names[annotation["category_id"]]] += 1
-    _count_faults(report, record.faults, strict)
+def _digest(source, categories, jobs, state_of):
+    """Of everything that a shard is made from."""
+    digest = hashlib.sha256(json.dumps([FORM, source, categories], sort_keys=True).encode())
+    for job in jobs:
+        state = state_of(job) if state_of else None
+        digest.update(json.dumps([job, state], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
-def _count_faults(report, faults, strict):
-    for fault in faults:
-        report.dropped[fault.reason] += 1
-        _name_fault(report, fault, strict)
-
-
-def _name_fault(report, fault, strict):
-    if strict:
-        raise DataError(str(fault))
-    report.faults.append(fault)
-
-
-def _add_truth(truth, record):
-    truth["images"].append(record.image)
-    for annotation in record.annotations:
-        # pycocotools takes the id 0 for "no match": count from 1
-        truth["annotations"].append(
-            {"id": len(truth["annotations"]) + 1, "image_id": record.image["id"], **annotation}
-        )
-
-
-def _manifest(report):
-    fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-    del fields["to"]
-    named = [dataclasses.asdict(fault) for fault in report.faults[:NAMED_FAULTS]]
-    return {**fields, "dropped": dict(report.dropped), "faults": named}
-
-
-def _write_json(path, content, indent=None):
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _keep_only(folder, files):
+    """Delete what an earlier try with other settings, or one that was killed, has left."""
+    kept = {LOCK, *(file.name for file in files), *(shard_files.side_of(file).name for file in files)}
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()

@@ -37,13 +37,13 @@ def images(*numbers):
 def tree_of(annotations, numbers=(1,), categories=((7, "cat"), (3, "dog"))):
     return {
         "images": images(*numbers),
-        "annotations": annotations,
+        "annotations": [{"id": 99 + number, **a} for number, a in enumerate(annotations)],
         "categories": [{"id": n, "name": name} for n, name in categories],
     }
 
 
 def box(bbox, image_id=1, category_id=7, **more):
-    return {"id": 99, "image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
 
 
 def records(folder):
@@ -111,7 +111,7 @@ def test_boxes_are_cut_at_the_border(source, tmp_path, bbox, expected):
     [
         (box([5, 5, 0, 5]), "box without area"),
         (box([5, 5, 5, -1]), "box without area"),
-        (box([40, 0, 5, 5]), "box without area"),
+        (box([40, 0, 5, 5]), "box outside the picture"),
         (box([5, 5, float("nan"), 5]), "bbox is not four finite numbers"),
         (box([5, 5, 5]), "bbox is not four finite numbers"),
         (box(None), "bbox is not four finite numbers"),
@@ -171,7 +171,18 @@ def test_strict_raises_at_a_faulty_picture(source):
         ({"images": [], "annotations": []}, "no list 'categories'"),
         (tree_of([], categories=()), "categories is empty"),
         (tree_of([], categories=((1, "a"), (1, "b"))), "two categories have the id 1"),
-        (tree_of([], numbers=(1, 1)), "two images have the id 1"),
+        (
+            {**tree_of([]), "images": [*images(1), {"id": 1, "file_name": "2.jpg"}]},
+            "two images have the id 1",
+        ),
+        ("[" * 100_000, "not JSON"),
+        (tree_of([{**box([1, 1, 5, 5]), "score": 0.7}]), "detections, not a ground truth"),
+        (
+            "[" + json.dumps({"image_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}) + "]",
+            "a result, not a data set",
+        ),
+        ({**tree_of([]), "categories": [{"id": 1}]}, "needs an id and a name"),
+        ({**tree_of([]), "categories": [None]}, "needs an id and a name"),
         (tree_of([], numbers=()), "not one picture"),
         (tree_of([], numbers=(6,)), "not one picture can be used; the first fault: 6.jpg: no such file"),
     ],
@@ -205,6 +216,98 @@ def test_names_as_ids_become_running_numbers(source, tmp_path):
     source(tree)
     read = records(tmp_path / "to")
     assert [len(read[number]["boxes"]) for number in (1, 2)] == [0, 1]
+
+
+def test_categories_named_by_words(source, tmp_path):
+    """Running numbers in the order of the words, whatever the order in the file; the words are kept."""
+    tree = tree_of(
+        [box([1, 1, 5, 5], category_id="cat")], categories=(("dog", "D"), ("a3", "A"), ("cat", "C"))
+    )
+    source(tree)
+    assert read_manifest(tmp_path / "to")["categories"] == [
+        {"id": 1, "name": "A", "source_id": "a3"},
+        {"id": 2, "name": "C", "source_id": "cat"},
+        {"id": 3, "name": "D", "source_id": "dog"},
+    ]
+    np.testing.assert_array_equal(records(tmp_path / "to")[1]["category_ids"], [2])
+
+
+@pytest.mark.parametrize("written", [7, "7", 7.0, "7.0", " 7"])
+def test_category_ids_written_in_other_ways(source, tmp_path, written):
+    source(
+        tree_of(
+            [box([1, 1, 5, 5], category_id=written), box([1, 1, 6, 6], category_id=0)],
+            categories=((7, "cat"), (0, "x")),
+        )
+    )
+    np.testing.assert_array_equal(records(tmp_path / "to")[1]["category_ids"], [7, 0])
+
+
+def test_image_ids_from_zero(source, tmp_path):
+    tree = tree_of([box([1, 1, 5, 5], image_id=0)], numbers=(1, 2))
+    tree["images"][0]["id"] = 0
+    source(tree)
+    assert sorted(records(tmp_path / "to")) == [0, 2]
+
+
+def test_every_picture_and_every_box_is_accounted_for(source, tmp_path):
+    """Ten annotations, six images; the counts are by hand."""
+    faulty = [
+        box([1, 1, 5, 5]),
+        box([1, 1, 5, 5]),  # another id: two boxes
+        box([38, 28, 5, 5]),  # clipped
+        box([5, 5, 0, 5]),
+        box([1, 1, 5, 5], image_id=6),  # 6.jpg is missing
+        box([2, 1, 5, 5], image_id=6),
+        box([1, 1, 5, 5], image_id=77),
+        box([1, 1, 5, 5], category_id=77),
+        box([1, 1, 5, 5], image_id="again"),  # of the image that is listed twice
+    ]
+    tree = tree_of(faulty, numbers=(1, 2, 6))
+    tree["annotations"].append(dict(tree["annotations"][0]))  # the same with the same id
+    tree["annotations"].append(None)
+    tree["images"] += [dict(tree["images"][0]), {**tree["images"][0], "id": "again"}, "no image"]
+    report = source(tree)
+    assert (report.images_total, report.images, report.faulty_pictures) == (6, 2, 4)
+    assert (report.boxes_total, report.boxes, report.clipped) == (11, 3, 1)
+    assert report.dropped == {
+        "box without area": 1,
+        "its picture is left out": 3,
+        "image_id is not among the images": 1,
+        "category_id is not among the categories": 1,
+        "the annotation is listed twice": 1,
+        "annotation is not an object": 1,
+    }
+    named = "\n".join(map(str, report.faults))
+    for part in ("6.jpg: no such file", "1.jpg: the image is listed twice", "image number 5: it has no id"):
+        assert part in named
+    manifest = read_manifest(tmp_path / "to")
+    assert manifest["images_total"] == 6 and manifest["boxes_total"] == 11
+    assert manifest["dropped"] == report.dropped
+
+
+def test_two_annotations_with_one_id_are_both_kept(source):
+    tree = tree_of([box([1, 1, 5, 5]), box([2, 2, 5, 5])])
+    tree["annotations"][1]["id"] = 99
+    report = source(tree)
+    assert report.boxes == 2 and report.remarks == {"another annotation has the same id: kept": 1}
+
+
+@pytest.mark.parametrize("hair", [1e-3, 1e-9])
+def test_a_box_over_the_border_by_a_hair_is_kept(source, hair):
+    report = source(tree_of([box([0, 0, 40 + hair, 30]), box([-hair, 0, 5, 5])]))
+    assert report.boxes == report.clipped == 2 and not report.dropped
+
+
+def test_a_box_whose_sides_a_record_cannot_tell_apart_is_dropped(source):
+    assert source(tree_of([box([39.99999999, 5, 5, 5])])).dropped == {"box without area": 1}
+
+
+def test_difficult_objects_are_kept_as_such(source, tmp_path):
+    source(tree_of([box([1, 1, 5, 5]), box([2, 2, 5, 5], difficult=1)]))
+    np.testing.assert_array_equal(records(tmp_path / "to")[1]["difficult"], [False, True])
+    truth = json.loads((tmp_path / "to/annotations.json").read_text())
+    assert [a.get("difficult", 0) for a in truth["annotations"]] == [0, 1]
 
 
 def test_sizes_that_the_json_does_not_give(source, tmp_path):

@@ -1,0 +1,107 @@
+"""All shards and what lies beside them -> annotations.json, index.json, manifest.json."""
+
+import contextlib
+import json
+import shutil
+
+from tfrecords import shard as shard_files
+from tfrecords.index import COLUMNS
+from tfrecords.report import Fault
+from tfrecords.schema import DataError
+
+
+def finish(folder, files, jobs, source, report, images_total, boxes_total):
+    """Write the three files; memory holds the index and nothing that grows faster.
+
+    Args:
+        folder:      where the shards lie.
+        files:       their paths; job k is in shard k modulo their number.
+        jobs:        what they were made from.
+        source:      dict for the manifest.
+        report:      Report, is completed.
+        images_total, boxes_total: what the source holds, see `Report.close`.
+    Raises:
+        DataError: not one picture can be used, or there is a fault and the report is strict.
+    """
+    index = {file.name: {key: [] for key in COLUMNS if key != "shard"} for file in files}
+    with shard_files.writing(folder), contextlib.ExitStack() as stack:
+        results = [stack.enter_context(contextlib.closing(shard_files.results(file))) for file in files]
+        truth = stack.enter_context(_Truth(folder))
+        for number in range(len(jobs)):
+            found, file = next(results[number % len(files)]), files[number % len(files)]
+            if "left_out" in found:
+                report.leave_out(Fault(*found["left_out"]))
+                continue
+            report.add(found["annotations"], found["clipped"])
+            report.drop(Fault(*fault) for fault in found["faults"])
+            report.remark(Fault(*fault) for fault in found["remarks"])
+            _add_row(index[file.name], found)
+            truth.add(found["image"], found["annotations"])
+        if not report.images:
+            why = f"; the first fault: {report.faults[0]}" if report.faults else ""
+            raise DataError(f"{report.to}: not one picture can be used{why}")
+        report.shards = [next(lines) for lines in results]
+        report.close(images_total, boxes_total)
+        truth.finish(report.categories)
+        _write_json(folder / "index.json", index)
+        _write_json(folder / "manifest.json", {"source": source, **report.to_json()}, indent=1)
+        for file in files:
+            shard_files.side_of(file).unlink()
+
+
+def _add_row(columns, found):
+    image = found["image"]
+    row = {
+        "offset": found["offset"],
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "objects": sum(not a["iscrowd"] for a in found["annotations"]),
+    }
+    for key, value in row.items():
+        columns[key].append(value)
+
+
+class _Truth:
+    """annotations.json, written as it comes: pictures and boxes into a file each, joined at the end."""
+
+    def __init__(self, folder):
+        self.path = folder / "annotations.json"
+        self.parts = [folder / "images.part", folder / "boxes.part"]
+        self.boxes = 0
+
+    def __enter__(self):
+        self.files = [part.open("w+", encoding="utf-8") for part in self.parts]
+        return self
+
+    def __exit__(self, *_):
+        for file, part in zip(self.files, self.parts, strict=True):
+            file.close()
+            part.unlink()
+
+    def add(self, image, annotations):
+        images, boxes = self.files
+        images.write(", " * (images.tell() > 0) + _json(image))
+        for annotation in annotations:
+            # pycocotools takes the id 0 for "no match": count from 1
+            numbered = {"id": self.boxes + 1, "image_id": image["id"], **annotation}
+            boxes.write(", " * (self.boxes > 0) + _json(numbered))
+            self.boxes += 1
+
+    def finish(self, categories):
+        with self.path.open("w", encoding="utf-8") as whole:
+            for name, file in zip(("images", "annotations"), self.files, strict=True):
+                file.seek(0)
+                whole.write("{" if name == "images" else ", ")
+                whole.write(f'"{name}": [')
+                shutil.copyfileobj(file, whole)
+                whole.write("]")
+            whole.write(f', "categories": {_json(categories)}}}')
+
+
+def _json(content, indent=None):
+    return json.dumps(content, indent=indent, ensure_ascii=False)
+
+
+def _write_json(path, content, indent=None):
+    path.write_text(_json(content, indent), encoding="utf-8")

@@ -1,0 +1,161 @@
+"""The account of a conversion: what became of every picture and every box of the source.
+
+pictures = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
+"""
+
+import collections
+import dataclasses
+import pathlib
+
+from tfrecords.schema import DataError
+
+NAMED_FAULTS = 200  # so many faults are named in the manifest; all are counted
+PICTURE_LEFT_OUT = "its picture is left out"  # the reason of boxes that go with their picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something of the source that is not in the data set, or not as it was.
+
+    where:  what it is: a picture, an annotation, a line.
+    reason: why.
+    boxes:  if a picture is left out: how many boxes go with it.
+    """
+
+    where: str
+    reason: str
+    boxes: int = 0
+
+    def __str__(self):
+        return f"{self.where}: {self.reason}"
+
+
+@dataclasses.dataclass
+class Faults:
+    """What a converter found before the first picture was read.
+
+    pictures: [Fault] of pictures that are left out.
+    boxes:    [Fault] of boxes that are left out.
+    remarks:  [Fault] of what was mended: the picture or box is kept.
+    """
+
+    pictures: list = dataclasses.field(default_factory=list)
+    boxes: list = dataclasses.field(default_factory=list)
+    remarks: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a job gives: one picture with its objects.
+
+    serialized:  bytes of the tf.train.Example.
+    image:       {"id", "file_name", "height", "width"} for annotations.json.
+    annotations: [{"category_id", "bbox" (xywh px), "area", "iscrowd"}, ...], and "segmentation" and
+                 "difficult" where the source has them.
+    faults:      [Fault] of boxes that were left out.
+    remarks:     [Fault] of what was mended.
+    clipped:     how many boxes reached out of the picture and were cut at its border.
+    """
+
+    serialized: bytes
+    image: dict
+    annotations: list
+    faults: list = ()
+    remarks: list = ()
+    clipped: int = 0
+
+
+@dataclasses.dataclass
+class Report:
+    """What a build made, and what it left out."""
+
+    to: pathlib.Path
+    categories: list  # [{"id", "name"}, ...] in label order
+    images_total: int = 0  # of the source: images + faulty_pictures
+    boxes_total: int = 0  # of the source: boxes + all that are dropped
+    images: int = 0
+    images_without_objects: int = 0
+    boxes: int = 0  # crowds included
+    crowds: int = 0
+    difficult: int = 0
+    masks: int = 0
+    clipped: int = 0
+    boxes_per_category: dict = dataclasses.field(default_factory=dict)  # name -> count
+    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> boxes
+    remarks: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> count
+    faulty_pictures: int = 0
+    faults: list = dataclasses.field(default_factory=list)
+    shards: list = dataclasses.field(default_factory=list)  # [{"file", "records", "bytes", "sha256"}]
+    plan: str = ""  # digest of everything that the data set was made from
+    seconds: float = 0.0
+    strict: bool = False
+
+    def __post_init__(self):
+        self.names = {category["id"]: category["name"] for category in self.categories}
+        self.boxes_per_category = self.boxes_per_category or dict.fromkeys(self.names.values(), 0)
+
+    def add(self, annotations, clipped):
+        """A picture is kept, with these annotations."""
+        self.images += 1
+        self.clipped += clipped
+        self.images_without_objects += all(a["iscrowd"] for a in annotations)
+        for annotation in annotations:
+            self.boxes += 1
+            self.crowds += annotation["iscrowd"]
+            self.difficult += annotation.get("difficult", 0)
+            self.masks += "segmentation" in annotation
+            self.boxes_per_category[self.names[annotation["category_id"]]] += 1
+
+    def leave_out(self, fault):
+        """A picture is left out, and its boxes with it."""
+        self._name(fault)
+        self.faulty_pictures += 1
+        if fault.boxes:
+            self.dropped[PICTURE_LEFT_OUT] += fault.boxes
+
+    def drop(self, faults):
+        """Boxes are left out."""
+        for fault in faults:
+            self._name(fault)
+            self.dropped[fault.reason] += 1
+
+    def remark(self, faults):
+        """Something was mended."""
+        for fault in faults:
+            self._name(fault)
+            self.remarks[fault.reason] += 1
+
+    def close(self, images_total, boxes_total):
+        """Does the account come out?
+
+        Args:
+            images_total, boxes_total: what the source holds. None for boxes: all that were seen.
+        """
+        seen = self.boxes + sum(self.dropped.values())
+        self.images_total, self.boxes_total = images_total, seen if boxes_total is None else boxes_total
+        assert self.images + self.faulty_pictures == images_total, "a picture was lost"
+        assert seen == self.boxes_total, "a box was lost"
+
+    def to_json(self):
+        """The fields that go into manifest.json: a function of the source alone."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("to", "seconds", "strict"):
+            del fields[name]
+        counts = {"dropped": dict(self.dropped), "remarks": dict(self.remarks)}
+        named = [{"where": f.where, "reason": f.reason} for f in self.faults[:NAMED_FAULTS]]
+        return {**fields, **counts, "faults": named}
+
+    def _name(self, fault):
+        if self.strict:
+            raise DataError(str(fault))
+        self.faults.append(fault)
+
+
+def report_of(to, manifest):
+    """manifest.json, as a dictionary -> Report."""
+    names = {field.name for field in dataclasses.fields(Report)} & manifest.keys()
+    fields = {name: manifest[name] for name in names}
+    fields["faults"] = [Fault(**fault) for fault in manifest["faults"]]
+    for name in ("dropped", "remarks"):
+        fields[name] = collections.Counter(fields[name])
+    return Report(to, **fields)
