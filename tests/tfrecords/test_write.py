@@ -1,0 +1,182 @@
+"""Conversions that are cut off, that run at the same time, and that find no room on the disk."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from tfrecords import shapes  # noqa: E402
+from tfrecords.schema import DataError  # noqa: E402
+from tfrecords.write import read_manifest  # noqa: E402
+
+SMALL = {"size_hw": (64, 64), "seed": 1, "shards": 4}
+COUNT = 24
+BUILD = (
+    "from tfrecords import shapes\nshapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
+)
+
+
+def files_of(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same set, built without an interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "to"
+    shapes.build(folder, count=COUNT, **SMALL)
+    return files_of(folder)
+
+
+def start(program, *arguments):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", "import os, signal, sys, resource\n" + program, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def build_and_die(to, after, **options):
+    """A process that is killed, as by kill -9, when so many pictures are done."""
+    extra = "".join(f", {key}={value}" for key, value in options.items())
+    program = "from tfrecords import pool\npool.TELL_EVERY = 1\n"
+    program += f"def die(done, total):\n  if done >= {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
+    process = start(program + BUILD.format(extra + ", progress=die"), to)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [2, 15, COUNT])
+def test_after_a_kill_the_same_call_goes_on_and_the_result_is_the_same(tmp_path, whole, after):
+    to, aside = tmp_path / "to", tmp_path / ".to.partial"
+    build_and_die(to, after)
+    assert not to.exists() and aside.is_dir()
+    before = {path.name: path.stat().st_mtime_ns for path in aside.glob("*.tfrecord")}
+    assert len(before) == (after - 1) // 6  # the shards of six pictures that were whole
+    shapes.build(to, count=COUNT, **SMALL)
+    assert files_of(to) == whole and not aside.exists()
+    for name, written in before.items():
+        assert (to / name).stat().st_mtime_ns == written  # taken over, not made again
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path, whole):
+    build_and_die(tmp_path / "to", 8, workers=2)
+    deadline = time.monotonic() + 20
+    while workers_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not workers_of(tmp_path)
+    shapes.build(tmp_path / "to", count=COUNT, **SMALL)
+    assert files_of(tmp_path / "to") == whole
+
+
+def workers_of(folder):
+    """Processes that have a file of this folder open."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*/fd"):
+        try:
+            open_files = [os.readlink(file) for file in process.iterdir()]
+        except OSError:
+            continue
+        if process.parent.name != str(os.getpid()) and any(str(folder) in file for file in open_files):
+            found.append(process.parent.name)
+    return found
+
+
+def test_shards_of_other_settings_are_not_taken_over(tmp_path, whole):
+    to, aside = tmp_path / "to", tmp_path / ".to.partial"
+    build_and_die(to, 15)
+    assert list(aside.glob("*.tfrecord"))
+    shapes.build(to, count=COUNT, **{**SMALL, "seed": 2})
+    other = tmp_path / "clean/to"
+    shapes.build(other, count=COUNT, **{**SMALL, "seed": 2})
+    assert files_of(to) == files_of(other) != whole
+
+
+def test_a_picture_that_changed_is_read_again(tmp_path):
+    from PIL import Image
+
+    from tfrecords import coco, pool
+
+    (tmp_path / "images").mkdir()
+    names = [f"{n}.png" for n in range(4)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+    tree = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+
+    def build(to, **options):
+        return coco.build(
+            to, images=tmp_path / "images", annotations=tmp_path / "a.json", shards=4, **options
+        )
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    pool.TELL_EVERY, told = 1, pool.TELL_EVERY
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "to", progress=lambda done, total: done == 3 and stop(done, total))
+    finally:
+        pool.TELL_EVERY = told
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "images/0.png")
+    build(tmp_path / "to")
+    (tmp_path / "clean").mkdir()
+    build(tmp_path / "clean/to")
+    assert files_of(tmp_path / "to") == files_of(tmp_path / "clean/to")
+
+
+def start_slowly(to):
+    """A process that is in the middle of building."""
+    slow = "from tfrecords import shapes\nimport time\ndraw = shapes.draw\n"
+    slow += "def drawn(*a):\n  time.sleep(0.1)\n  return draw(*a)\nshapes.draw = drawn\n"
+    process = start(slow + BUILD.format(""), to)
+    while not (to.parent / ".to.partial/lock").exists() and process.poll() is None:
+        time.sleep(0.05)
+    return process
+
+
+def test_two_processes_that_build_the_same_set(tmp_path, whole):
+    """The second waits for the first, finds the set and says what is in it."""
+    first = start_slowly(tmp_path / "to")
+    report = shapes.build(tmp_path / "to", count=COUNT, **SMALL)
+    assert first.wait() == 0
+    assert report.images == COUNT and report.boxes == read_manifest(tmp_path / "to")["boxes"]
+    assert files_of(tmp_path / "to") == whole and [p.name for p in tmp_path.iterdir()] == ["to"]
+
+
+def test_two_processes_that_want_different_sets_in_one_place(tmp_path):
+    first = start_slowly(tmp_path / "to")
+    with pytest.raises(DataError, match="something else"):
+        shapes.build(tmp_path / "to", count=COUNT, **{**SMALL, "seed": 5})
+    assert first.wait() == 0
+
+
+def test_a_full_disk_is_one_line_and_the_next_try_goes_on(tmp_path, whole):
+    """A limit on the size of files is to a process what a full disk is."""
+    program = "from tfrecords.schema import DataError\n"
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords import shapes\n"
+    program += "try: shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4)\n"
+    program += "except DataError as error: sys.exit(f'said: {error}')"
+    process = start(program, tmp_path / "to")
+    said = process.communicate()[1].split("said: ")[1].strip()
+    assert process.returncode == 1 and "cannot be written" in said and "goes on" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "to").exists()
+    shapes.build(tmp_path / "to", count=COUNT, **SMALL)
+    assert files_of(tmp_path / "to") == whole
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        shapes.build(tmp_path / "file/to", count=2, **SMALL)
