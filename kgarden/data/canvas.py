@@ -8,6 +8,8 @@ functions; they are TensorFlow alone, so that a SavedModel holds them.
 
 import tensorflow as tf
 
+from kgarden.data.resample import resample
+
 
 def default_canvases(short_side_px, long_side_px, divisor=32):
     """[[height, width], ...]: one landscape and one portrait canvas that hold every picture.
@@ -74,16 +76,9 @@ def resize(image, size_hw, antialias=True):
     Returns:
         (h, w, 3) uint8, rounded to nearest.
     """
-
-    def bilinear(antialias):
-        return tf.image.resize(image, size_hw, antialias=antialias)
-
-    if antialias:  # which changes nothing where pictures grow, but takes five times as long
-        shrinks = tf.reduce_any(size_hw < tf.shape(image)[:2])
-        smooth = tf.cond(shrinks, lambda: bilinear(True), lambda: bilinear(False))
-    else:
-        smooth = bilinear(False)
-    return tf.cast(tf.clip_by_value(tf.round(smooth), 0, 255), tf.uint8)
+    image, size_hw = tf.convert_to_tensor(image), tf.convert_to_tensor(size_hw)
+    scale = size_hw / tf.shape(image)[:2]
+    return resample(image, size_hw, scale, antialias=antialias)
 
 
 def pad_to_canvas(image, canvas_hw):
