@@ -30,21 +30,68 @@ def draw_detections(image, detections, names, min_score=0.3):
     Returns:
         PIL.Image of the same size.
     """
-    picture = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
-    painter = ImageDraw.Draw(picture)
     shown = np.flatnonzero(np.asarray(detections["valid"]) & (np.asarray(detections["scores"]) >= min_score))
     shown = shown[np.argsort(detections["scores"][shown], kind="stable")]  # the surest comes on top
-    line = line_width(picture.size)
-    for row in shown:
-        _frame(
-            painter, detections["boxes"][row], color_of(int(detections["labels"][row])), line, picture.size
-        )
-    taken = []
-    for row in shown[::-1]:  # and chooses its place first
-        label = int(detections["labels"][row])
-        text = f"{names[label]} {100 * detections['scores'][row]:.0f}"
-        _tag(painter, text, detections["boxes"][row], color_of(label), line, picture.size, taken)
+    labels = [int(detections["labels"][row]) for row in shown]
+    texts = [
+        f"{names[label]} {100 * detections['scores'][row]:.0f}"
+        for row, label in zip(shown, labels, strict=True)
+    ]
+    return _painted(image, [detections["boxes"][row] for row in shown], labels, texts)
+
+
+def draw_truth(image, truth, names):
+    """Paint the objects of the ground truth on a copy of a picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        truth: boxes (N, 4) xyxy px of this picture, labels (N,), rows of -1 are left out; and, if there,
+               crowd (N,) and difficult (N,) bool, which are said beside the name, and masks (N, S, S) bool in
+               the frame of each box, which are tinted; numpy.
+        names: of the classes, in label order.
+    Returns:
+        PIL.Image of the same size.
+    """
+    shown = np.flatnonzero(np.asarray(truth["labels"]) >= 0)
+    labels = [int(truth["labels"][row]) for row in shown]
+    texts = [names[label] for label in labels]
+    for word in ("crowd", "difficult"):
+        if word in truth:
+            marked = [bool(truth[word][row]) for row in shown]
+            texts = [f"{text} ({word})" if mark else text for text, mark in zip(texts, marked, strict=True)]
+    boxes = [truth["boxes"][row] for row in shown]
+    if "masks" in truth:
+        image = np.array(image)
+        for row, box, label in zip(shown, boxes, labels, strict=True):
+            _tint(image, box, np.asarray(truth["masks"][row]), color_of(label))
+    return _painted(image, boxes, labels, texts)
+
+
+def _painted(image, boxes, labels, texts):
+    """Frames in the given order, names so that the last ones choose their place first."""
+    picture = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    painter = ImageDraw.Draw(picture)
+    line, taken = line_width(picture.size), []
+    for box, label in zip(boxes, labels, strict=True):
+        _frame(painter, box, color_of(label), line, picture.size)
+    for box, label, text in zip(boxes[::-1], labels[::-1], texts[::-1], strict=True):
+        _tag(painter, text, box, color_of(label), line, picture.size, taken)
     return picture
+
+
+def _tint(image, box, mask, color):
+    """Mix a colour into the pixels of a mask that lies in the frame of its box."""
+    x0, y0 = (int(np.floor(side)) for side in box[:2])
+    x1, y1 = (int(np.ceil(side)) for side in box[2:])
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.shape[1]), min(y1, image.shape[0])
+    if x1 <= x0 or y1 <= y0:
+        return
+    width, height = max(box[2] - box[0], 1e-6), max(box[3] - box[1], 1e-6)
+    columns = ((np.arange(x0, x1) + 0.5 - box[0]) / width * mask.shape[1]).clip(0, mask.shape[1] - 1)
+    rows = ((np.arange(y0, y1) + 0.5 - box[1]) / height * mask.shape[0]).clip(0, mask.shape[0] - 1)
+    inside = mask[rows.astype(int)[:, None], columns.astype(int)[None]]
+    part = image[y0:y1, x0:x1]
+    part[inside] = (part[inside] * 0.5 + np.array(color) * 0.5).astype("uint8")
 
 
 def line_width(size):

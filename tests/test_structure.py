@@ -20,7 +20,7 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 # A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
 TIERS = [
     {"schema", "tfrecords"},
-    {"settings", "sections", "progress", "draw", "checkpoint", "metrics"},
+    {"settings", "sections", "progress", "draw", "checkpoint", "metrics", "distribute"},
     {"recipe", "ops", "scoring"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},
@@ -28,13 +28,13 @@ TIERS = [
     {"build", "weights"},
     {"predict"},
     {"evaluate"},
-    {"export", "bench", "analyze", "describe"},
+    {"export", "bench", "analyze", "describe", "show"},
     {"train"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
 
-MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export"}  # at their top
+MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export", "distribute"}  # at their top
 MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {"recipe", "tfrecords", "data", "weights", "train", "predict", "evaluate", "export", "bench"}

@@ -1,4 +1,4 @@
-"""The commands on data sets: data build, data check."""
+"""The commands on data sets: data build, data check, data show."""
 
 import pathlib
 import sys
@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from kgarden.cli.options import JsonOption, start_tensorflow
+from kgarden.cli.options import JsonOption, RowOption, SetOption, settings_of, start_tensorflow
+from kgarden.recipe import load_recipe, packaged_recipes
+from kgarden.schema import UserError
 
 data_app = typer.Typer(help="Make and look at data sets.", no_args_is_help=True)
 EXAMPLES = 5  # places that are named for each kind of fault
@@ -20,8 +22,8 @@ def check_(
 ):
     """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
     start_tensorflow()
-    from kgarden.scoring import write_json
     from kgarden.progress import progress_of
+    from kgarden.scoring import write_json
     from tfrecords.check import check
 
     with progress_of("shards") as progress:
@@ -36,6 +38,42 @@ def check_(
     if found.faults:
         raise typer.Exit(1)
     print("no fault")
+
+
+@data_app.command("show")
+def show_(
+    what: Annotated[
+        str, typer.Argument(metavar="GLOB|RECIPE", help="shards, or a recipe's training batches")
+    ],
+    to: Annotated[pathlib.Path, typer.Option(help="directory for sheet-001.png, ...")],
+    count: Annotated[int, typer.Option(min=1, help="pictures")] = 24,
+    seed: Annotated[int | None, typer.Option(min=0, help="another seed, other pictures")] = None,
+    set_: SetOption = None,
+    row: RowOption = None,
+):
+    """Contact sheets: pictures as stored; for a recipe beside each what the network gets."""
+    start_tensorflow()
+    from kgarden.build import prepare_data
+    from kgarden.data.pipeline import open_dataset
+    from kgarden.show import show_recipe, show_shards
+
+    if _is_recipe(what):
+        chosen = load_recipe(what, settings_of(set_), row)
+        chosen = chosen if seed is None else chosen.model_copy(update={"seed": seed})
+        with _bar() as progress:
+            data = prepare_data(chosen, progress=progress, splits=("train",))
+        sheets = show_recipe(data, to, count)
+    elif set_ or row:
+        raise UserError(f"{what}: --set and --row mean something to a recipe, these are shards")
+    else:
+        sheets = show_shards(open_dataset(what), to, count, seed or 0)
+    print(f"{len(sheets)} sheets in {to}")
+
+
+def _is_recipe(name):
+    """A path of a YAML file or the name of a packaged recipe; anything else names shards."""
+    is_run = (pathlib.Path(name) / "recipe.yaml").is_file()
+    return is_run or name in packaged_recipes() or name.endswith((".yaml", ".yml"))
 
 
 build_app = typer.Typer(help="Raw data -> TFRecord shards with manifest.", no_args_is_help=True)
