@@ -1,5 +1,6 @@
 """Scoring given detections: from the command line, without a network, with clear refusals."""
 
+import copy
 import csv
 import io
 import json
@@ -11,14 +12,18 @@ import typing
 import numpy as np
 import pytest
 import real_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tables import table
 
 from kgarden import cli, sections
 from kgarden.metrics.analysis import analyse
 from kgarden.metrics.figures import all_figures
+from kgarden.metrics.results import read_results, read_truth
 from kgarden.metrics.scores import HEADLINES
-from kgarden.scoring import score_file, write_folder, write_json
+from kgarden.schema import UserError
+from kgarden.scoring import score, score_file, write_folder, write_json
 
 BOX = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40]}
 TRUTH = {
@@ -193,3 +198,70 @@ def test_figures_are_drawn_for_any_number_of_classes(num_classes, num):
         image = Image.open(io.BytesIO(content)).convert("RGB")
         assert 400 < image.width < 2000 and 400 < image.height < 2000
         assert (np.asarray(image) < 200).any()
+
+
+def mutated(content, draw):
+    """The content with one place in it changed: removed, doubled, or another value put there."""
+    content = copy.deepcopy(content)
+    at, steps = content, draw(st.integers(1, 5))
+    for step in range(steps):
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        if not keys:
+            break
+        key = draw(st.sampled_from(keys))
+        if step + 1 < steps and isinstance(at[key], dict | list):
+            at = at[key]
+            continue
+        change = draw(st.sampled_from(["remove", "double", "replace"]))
+        if change == "remove":
+            del at[key]
+        elif change == "double" and isinstance(at, list):
+            at.append(at[key])
+        else:
+            values = [
+                None,
+                -1,
+                0,
+                3.7,
+                float("nan"),
+                float("inf"),
+                1e300,
+                True,
+                "x",
+                "2",
+                [],
+                {},
+                [[]],
+                [1, 2],
+            ]
+            at[key] = draw(st.sampled_from(values))
+        break
+    return content
+
+
+MASKED = [{**one, "segmentation": [[10, 10, 50, 10, 50, 50]]} for one in FOUND]
+MASKED_TRUTH = {
+    **TRUTH,
+    "annotations": [{**one, "segmentation": [[10, 10, 50, 10, 50, 50]]} for one in TRUTH["annotations"]],
+}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, report_multiple_bugs=False)
+@given(data=st.data())
+def test_damaged_files_are_scored_or_refused(data):
+    """One to three places of either file changed: numbers, or one line that says what is wrong."""
+    truth, found = MASKED_TRUTH, data.draw(st.sampled_from([FOUND, MASKED, {**TRUTH, "annotations": FOUND}]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if data.draw(st.booleans()):
+            truth = mutated(truth, data.draw)
+        else:
+            found = mutated(found, data.draw)
+    try:
+        truth, _ = read_truth(truth)
+        results, _ = read_results(found, truth)
+        iou_type = data.draw(st.sampled_from(["bbox", "segm"]))
+        evaluation, analysis = score(truth, results, metrics=tuple(HEADLINES), iou_type=iou_type)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        json.dumps(evaluation, allow_nan=False), json.dumps(analysis, allow_nan=False)

@@ -4,7 +4,6 @@ What COCO has no word for: objects marked `difficult` are ordinary ones here.
 """
 
 import contextlib
-import copy
 import io
 
 import numpy as np
@@ -72,13 +71,15 @@ def complete(truth, iou_type="bbox"):
     annotations = [dict(one) for one in truth["annotations"]]
     if iou_type == "segm":
         need(annotations, "segmentation", "annotations")
+        need(truth["images"], "height", "images")
+        need(truth["images"], "width", "images")
     ids = [one.get("id") for one in annotations]
-    if len(set(ids)) < len(ids) or not all(isinstance(one, int) and one > 0 for one in ids):
+    if not all(isinstance(one, int) and one > 0 for one in ids) or len(set(ids)) < len(ids):
         for number, one in enumerate(annotations, start=1):
             one["id"] = number
     sizes = {one["id"]: (one.get("height"), one.get("width")) for one in truth["images"]}
     for one in annotations:
-        one.setdefault("iscrowd", 0)
+        one["iscrowd"] = one.get("iscrowd") or 0
         one["bbox"] = box_of(one)
         if one.get("area") is None:
             masked = iou_type == "segm" and one["image_id"] in sizes
@@ -88,6 +89,11 @@ def complete(truth, iou_type="bbox"):
 
 def _mask_area(annotation, sizes):
     return float(mask_tools.area(run_lengths(annotation["segmentation"], sizes[annotation["image_id"]])))
+
+
+def _encoded(result, images):
+    image = images[result["image_id"]]
+    return run_lengths(result["segmentation"], (image["height"], image["width"]))
 
 
 def _index(dataset):
@@ -101,15 +107,14 @@ def _detections(known, results, iou_type):
     """As COCO.loadRes, which falls over an empty list and makes masks of boxes where masks are missing."""
     if iou_type == "segm":
         need(results, "segmentation", "results")
-    # beside a box, loadRes would take the box's area for the mask's
-    drop = {"bbox"} if iou_type == "segm" else set()
-    kept = [
-        {key: value for key, value in one.items() if key not in drop}
-        for one in results
-        if one["image_id"] in known.imgs and one["category_id"] in known.cats
-    ]
+    kept = [one for one in results if one["image_id"] in known.imgs and one["category_id"] in known.cats]
+    if iou_type == "segm":  # masks alone: beside a box, loadRes would take the box's area for the mask's
+        kept = [{**one, "segmentation": _encoded(one, known.imgs)} for one in kept]
+        kept = [{key: value for key, value in one.items() if key != "bbox"} for one in kept]
+    else:
+        kept = [{**one, "bbox": list(box_of(one))} for one in kept]
     if kept:
-        return known.loadRes(copy.deepcopy(kept))
+        return known.loadRes(kept)
     return _index({key: known.dataset[key] for key in ("images", "categories")} | {"annotations": []})
 
 

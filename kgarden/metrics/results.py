@@ -5,9 +5,12 @@ annotations in the ground truth are counted and told, as everywhere in kgarden.
 """
 
 import math
+from collections import Counter
 
 from kgarden.metrics.explain import unknown_classes, unknown_pictures
 from kgarden.schema import UserError
+
+MOST_PX = 1_000_000  # no picture is larger; a mask of such a size would fill the memory
 
 
 def read_truth(content):
@@ -24,14 +27,23 @@ def read_truth(content):
     if missing:
         raise UserError(f"this is no ground truth in COCO form: it has no list of {', '.join(missing)}")
     for key in ("images", "categories"):
-        if not all(isinstance(one, dict) and "id" in one for one in content[key]):
+        if not all(isinstance(one, dict) and _is_id(one.get("id")) for one in content[key]):
             raise UserError(f"{key}: every entry needs an id")
+        if len({type(one["id"]) for one in content[key]}) > 1:
+            raise UserError(f"{key}: some ids are numbers and some are text")
+    twice = [one for one, count in Counter(one["id"] for one in content["categories"]).items() if count > 1]
+    if twice:
+        raise UserError(f"categories: {twice[0]!r} is the id of more than one")
+    for one in content["images"]:
+        if not all(_is_side(one.get(side)) for side in ("height", "width")):
+            raise UserError(f"images: {one['id']!r} has a height or width that is no whole number of px")
     images, classes = ({one["id"] for one in content[key]} for key in ("images", "categories"))
     faults = {
-        "is no object with image_id and category_id": lambda one: not _has(one, "image_id", "category_id"),
+        "is no object with image_id and category_id": lambda one: not _is_labelled(one),
         "is of a picture that is not listed": lambda one: one["image_id"] not in images,
         "is of a category that is not listed": lambda one: one["category_id"] not in classes,
         "has neither a bbox of four numbers nor a segmentation": lambda one: not _is_placed(one),
+        "has an area or iscrowd that is no number": lambda one: not _is_flagged(one),
     }
     kept, notes = content["annotations"], []
     for words, wrong in faults.items():
@@ -41,7 +53,7 @@ def read_truth(content):
                 f"{len(bad)} annotations left out: each {words} (the first: {str(kept[bad[0]])[:80]})"
             )
             kept = [one for one in kept if not wrong(one)]
-    return {**content, "annotations": kept}, notes
+    return {**content, "annotations": _without_bad_masks(kept)}, notes
 
 
 def read_results(content, truth):
@@ -57,6 +69,7 @@ def read_results(content, truth):
     """
     results = _entries(content)
     _check(results)
+    results = _without_bad_masks(results)
     notes = []
     if isinstance(content, dict):
         results, notes = _joined(content, results, truth)
@@ -99,7 +112,7 @@ def _check(results):
         if one.get("bbox") and min(one["bbox"][2:]) < 0:
             raise UserError(f"detection {n} has a negative width or height: {one['bbox']}")
         for key in ("image_id", "category_id"):
-            if not isinstance(one[key], int | str):
+            if not _is_id(one[key]):
                 raise UserError(f"detection {n} has the {key} {one[key]!r}: it must be a whole number")
 
 
@@ -110,9 +123,9 @@ def _joined(content, results, truth):
         ("images", "image_id", "file_name", "pictures"),
         ("categories", "category_id", "name", "classes"),
     ):
-        theirs = {one.get("id"): one.get(name) for one in content.get(part) or [] if isinstance(one, dict)}
-        ours = {one.get(name): one["id"] for one in truth[part]}
-        if None in theirs.values() or None in ours or not set(theirs.values()) & ours.keys():
+        theirs = {id_: named for named, id_ in _named(content.get(part), name)}
+        ours = dict(_named(truth[part], name))
+        if not set(theirs.values()) & ours.keys():
             continue  # no names to go by: the ids must do
         if all(ours.get(named, one) == one for one, named in theirs.items()):
             continue
@@ -126,6 +139,16 @@ def _joined(content, results, truth):
     return results, notes
 
 
+def _named(entries, name):
+    """[(name, id), ...] of those entries that have both."""
+    entries = entries if isinstance(entries, list) else []
+    return [
+        (one[name], one["id"])
+        for one in entries
+        if isinstance(one, dict) and isinstance(one.get(name), str) and _is_id(one.get("id"))
+    ]
+
+
 def _lists(content, key):
     return isinstance(content, dict) and isinstance(content.get(key), list)
 
@@ -134,14 +157,56 @@ def _has(one, *keys):
     return isinstance(one, dict) and all(one.get(key) is not None for key in keys)
 
 
+def _is_id(value):
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _is_labelled(one):
+    return isinstance(one, dict) and _is_id(one.get("image_id")) and _is_id(one.get("category_id"))
+
+
+def _is_side(value):
+    return value is None or (isinstance(value, int) and 0 < value < MOST_PX)
+
+
+def _is_flagged(one):
+    return all(one.get(key) is None or _is_number(one[key]) for key in ("area", "iscrowd"))
+
+
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _without_bad_masks(entries):
+    """Masks that cannot be drawn are as good as none; boxes beside them may still be judged."""
+    return [
+        one
+        if _is_mask(one.get("segmentation"))
+        else {key: value for key, value in one.items() if key != "segmentation"}
+        for one in entries
+    ]
 
 
 def _is_placed(one):
     """Has it a place in the picture?"""
     box = one.get("bbox")
     if box:
-        return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))
-    mask = one.get("segmentation")
-    return bool(mask) and (isinstance(mask, list) or _has(mask, "counts", "size"))
+        return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_place, box))
+    return _is_mask(one.get("segmentation"))
+
+
+def _is_place(value):
+    return _is_number(value) and abs(value) < MOST_PX
+
+
+def _is_mask(mask):
+    """Polygons of three corners and more, or run lengths?"""
+    if isinstance(mask, dict):
+        size, counts = mask.get("size"), mask.get("counts")
+        sized = isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
+        return sized and isinstance(counts, str | list) and len(counts) > 0
+    polygons = mask if isinstance(mask, list) else []
+    return bool(polygons) and all(
+        isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and all(map(_is_place, one))
+        for one in polygons
+    )

@@ -261,5 +261,5 @@ def need(entries, key, what):
     lacking = [n for n, entry in enumerate(entries) if not entry.get(key)]
     if lacking:
         raise UserError(
-            f"{len(lacking)} of {len(entries)} {what} have no {key} (the first is number {lacking[0]})"
+            f"{len(lacking)} of {len(entries)} {what} have no usable {key} (the first is number {lacking[0]})"
         )

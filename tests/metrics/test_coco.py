@@ -137,9 +137,9 @@ def test_masks_are_judged_as_masks():
 
 def test_missing_masks_are_a_clear_error():
     truth = truth_of({**square(0), "segmentation": [[0, 0, 10, 0, 0, 10]]})
-    with pytest.raises(UserError, match="1 of 1 results have no segmentation"):
+    with pytest.raises(UserError, match="1 of 1 results have no usable segmentation"):
         coco_metrics(truth, [square(0, score=1.0)], iou_type="segm")
-    with pytest.raises(UserError, match="1 of 1 annotations have no segmentation"):
+    with pytest.raises(UserError, match="1 of 1 annotations have no usable segmentation"):
         coco_metrics(truth_of(square(0)), [], iou_type="segm")
     with pytest.raises(UserError, match="there are bbox and segm"):
         coco_metrics(truth, [], iou_type="keypoints")

@@ -53,6 +53,15 @@ def test_every_kind_of_error_once():
     assert found.target.tolist() == [-1, -1, 1, 2, -1, -1, -1]
 
 
+def test_the_first_reason_that_fits_counts():
+    """A cat and a dog on nearly the same place; a second box of the cat also fits the free dog: class."""
+    objects = [(0, 0, 0, 10, 10, CAT), (0, 0, 0, 10, 9, DOG)]
+    said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 0, 0, 10, 9, 0.8, CAT), (0, 0, 0, 10, 4, 0.7, CAT)]
+    _, _, found, _ = parts(table(objects, said, 2))
+    assert [KINDS[kind] for kind in found.kind[1:]] == ["class", "localisation"]
+    assert found.target.tolist() == [-1, 1, 0] and not found.missed.any()
+
+
 def ap101(verdicts, number):
     """By hand: the best precision from each of 101 recalls on."""
     right = np.cumsum(verdicts)

@@ -59,6 +59,9 @@ def test_what_are_no_detections(content, words):
     ({"images": [], "annotations": []}, "no list of categories"),
     ({**TRUTH, "images": [{"file_name": "a.jpg"}]}, "every entry needs an id"),
     ("text", "no ground truth"),
+    ({**TRUTH, "images": [{"id": 1}, {"id": "2"}]}, "some ids are numbers and some are text"),
+    ({**TRUTH, "categories": [{"id": 1}, {"id": 1}]}, "1 is the id of more than one"),
+    ({**TRUTH, "images": [{"id": 1, "width": 0, "height": 5}]}, "no whole number of px"),
 ])  # fmt: skip
 def test_what_is_no_ground_truth(content, words):
     with pytest.raises(UserError, match=words):
@@ -78,6 +81,15 @@ def test_single_faults_of_the_ground_truth_are_told_and_left_out():
     truth, notes = read_truth({**TRUTH, "annotations": [*bad, good]})
     assert truth["annotations"] == [good]
     assert [note.split(" annotations")[0] for note in notes] == ["2", "1", "2", "1"]
+
+
+def test_masks_that_cannot_be_drawn_are_none():
+    """Such numbers would fill the memory or end the process; the boxes beside them are judged."""
+    (good,) = TRUTH["annotations"]
+    for mask in ([[0, 0, 5, 5]], [[1e300, 0, 5, 5, 0, 5]], [[]], [], "x", {"counts": "x", "size": [5, 1e9]}):
+        truth, notes = read_truth({**TRUTH, "annotations": [{**good, "segmentation": mask}]})
+        assert truth["annotations"] == [good] and not notes
+        assert read_results([{**ONE, "segmentation": mask}], TRUTH) == ([ONE], [])
 
 
 def test_a_data_set_of_detections_is_joined_by_names():
