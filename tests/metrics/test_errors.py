@@ -99,20 +99,23 @@ def test_two_errors_at_one_object_are_mended_once():
 
 
 def test_an_object_that_is_had_cannot_be_won():
-    """A dog's box on a cat that is found already goes away when classes are put right; dogs gain."""
-    objects = [(0, 0, 0, 10, 10, CAT), (1, 0, 0, 10, 10, DOG)]
+    """A dog's box on a cat that is found already goes away when classes are put right; only dogs gain."""
+    objects = [(0, 0, 0, 10, 10, CAT), (1, 0, 0, 10, 10, DOG), (2, 0, 0, 10, 10, CAT)]
     said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 0, 0, 10, 10, 0.8, DOG), (1, 0, 0, 10, 10, 0.7, DOG)]
     data = table(objects, said, 2)
     _, judged, found, order = parts(data)
     ap, gains = prices(data, judged, found, order)
-    assert ap == pytest.approx(0.75) and gains["class"] == pytest.approx(0.25)
+    assert ap == pytest.approx((51 / 101 + 0.5) / 2) and gains["class"] == pytest.approx(0.25)
 
 
 def test_a_class_that_was_missed_whole_counts_as_found():
-    data = table([(0, 0, 0, 10, 10, CAT), (0, 20, 20, 30, 30, DOG)], [(0, 0, 0, 10, 10, 0.9, CAT)], 2)
+    """Cats keep their AP of 1/2, a wrong box before the right one; dogs come from 0 to 1."""
+    objects = [(0, 0, 0, 10, 10, CAT), (0, 20, 20, 30, 30, DOG)]
+    said = [(0, 60, 60, 70, 70, 0.95, CAT), (0, 0, 0, 10, 10, 0.9, CAT)]
+    data = table(objects, said, 2)
     _, judged, found, order = parts(data)
     ap, gains = prices(data, judged, found, order)
-    assert (ap, gains["missed"]) == (0.5, 0.5)
+    assert (ap, gains["missed"]) == (0.25, 0.5)
 
 
 def test_what_lies_in_a_crowd_counts_as_nothing():
@@ -210,6 +213,16 @@ def test_matching_is_that_of_pycocotools(seed, iou):
     got |= {n: "ignored" for n in np.flatnonzero(~judged.counts).tolist()}
     assert got == matched_by_pycocotools(*as_coco(data), iou)
     assert "ignored" in got.values() and len(got) > 30
+
+
+def test_equal_overlaps_go_as_in_pycocotools():
+    """The surer box overlaps both objects alike and takes the later, the only one that the other box fits."""
+    objects = [(0, 0, 0, 10, 10, CAT), (0, 4, 0, 14, 10, CAT)]
+    said = [(0, 2, 0, 12, 10, 0.9, CAT), (0, 5, 0, 15, 10, 0.8, CAT)]
+    data = table(objects, said, 1)
+    _, judged, *_ = parts(data)
+    assert judged.taken.tolist() == [1, -1]
+    assert matched_by_pycocotools(*as_coco(data), 0.5) == {0: 1}
 
 
 def assert_adds_up(data, analysis):
