@@ -78,35 +78,75 @@ def _is_recipe(name):
 
 build_app = typer.Typer(help="Raw data -> TFRecord shards with manifest.", no_args_is_help=True)
 data_app.add_typer(build_app, name="build")
+NAMED = 10  # faults that are named without --verbose
+ImagesOption = Annotated[pathlib.Path, typer.Option(help="folder of pictures")]
 ToOption = Annotated[pathlib.Path, typer.Option(help="directory to make")]
+ClassesOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="list of classes in label order: lines, or .pbtxt, .json, .csv; default: the alphabet"),
+]
 ShardsOption = Annotated[int | None, typer.Option(min=1, help="number of files")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="processes")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="stop at the first fault")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="name every fault")]
 
 
 @build_app.command("coco")
 def build_coco(
-    images: Annotated[pathlib.Path, typer.Option(help="folder of pictures")],
+    images: ImagesOption,
     annotations: Annotated[pathlib.Path, typer.Option(help="json of instances")],
     to: ToOption,
+    masks: Annotated[bool, typer.Option(help="put masks into the records, where the json has them")] = True,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first fault")] = False,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
 ):
     """A COCO json and its pictures."""
-    start_tensorflow()
-    from tfrecords import coco
+    given = {"images": images, "annotations": annotations, "with_masks": masks}
+    _build("coco", verbose, to, **given, shards=shards, workers=workers, strict=strict)
 
-    with _bar() as progress:
-        report = coco.build(
-            to,
-            images=images,
-            annotations=annotations,
-            shards=shards,
-            workers=workers,
-            strict=strict,
-            progress=progress,
-        )
-    _print_report(report)
+
+@build_app.command("voc")
+def build_voc(
+    to: ToOption,
+    root: Annotated[
+        pathlib.Path | None, typer.Option(help="folder with JPEGImages, Annotations, ImageSets; or:")
+    ] = None,
+    images: Annotated[pathlib.Path | None, typer.Option(help="folder of pictures")] = None,
+    annotations: Annotated[pathlib.Path | None, typer.Option(help="folder of XML files")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="a list in ImageSets/Main, as train; or a file of names")
+    ] = None,
+    classes: ClassesOption = None,
+    one_based: Annotated[
+        bool, typer.Option("--one-based", help="the first pixel has the number 1, as Pascal wrote it")
+    ] = False,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+):
+    """Pascal VOC: an XML file for every picture."""
+    given = {"root": root, "images": images, "annotations": annotations, "split": split}
+    given |= {"classes": classes, "one_based": one_based}
+    _build("voc", verbose, to, **given, shards=shards, workers=workers, strict=strict)
+
+
+@build_app.command("csv")
+def build_csv(
+    images: ImagesOption,
+    annotations: Annotated[pathlib.Path, typer.Option(help="table with a line for every box")],
+    to: ToOption,
+    classes: ClassesOption = None,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+):
+    """A table (csv) of boxes and the pictures it names."""
+    given = {"images": images, "annotations": annotations, "classes": classes}
+    _build("csv", verbose, to, **given, shards=shards, workers=workers, strict=strict)
 
 
 @build_app.command("shapes")
@@ -118,12 +158,16 @@ def build_shapes(
     workers: WorkersOption = None,
 ):
     """The embedded set: pictures drawn from a seed."""
+    _build("shapes", False, to, count=count, seed=seed, shards=shards, workers=workers)
+
+
+def _build(name, verbose, to, **arguments):
     start_tensorflow()
-    from tfrecords import shapes
+    from tfrecords.formats import FORMATS
 
     with _bar() as progress:
-        report = shapes.build(to, count=count, seed=seed, shards=shards, workers=workers, progress=progress)
-    _print_report(report)
+        report = FORMATS[name](to, progress=progress, **arguments)
+    _print_report(report, verbose)
 
 
 def _bar():
@@ -132,15 +176,20 @@ def _bar():
     return progress_of("pictures")
 
 
-def _print_report(report):
+def _print_report(report, verbose):
     print(
-        f"{report.to}: {report.images} pictures, {report.boxes} boxes, {len(report.categories)} classes, "
-        f"{len(report.shards)} shards"
+        f"{report.to}: {report.images} of {report.images_total} pictures, {report.boxes} of "
+        f"{report.boxes_total} boxes, {len(report.categories)} classes, {len(report.shards)} shards"
     )
-    left_out = [f"{count} boxes left out: {reason}" for reason, count in report.dropped.items()]
-    if report.faulty_pictures:
-        left_out.append(f"{report.faulty_pictures} pictures left out")
-    for line in (*left_out, *map(str, report.faults[:10])):
+    kinds = {"crowds": report.crowds, "difficult": report.difficult, "with a mask": report.masks}
+    kinds["cut at the border of their picture"] = report.clipped
+    if told := [f"{count} {kind}" for kind, count in kinds.items() if count]:
+        print(f"boxes: {', '.join(told)}")
+    lines = [f"{count} boxes left out: {reason}" for reason, count in report.dropped.items()]
+    lines += [f"{report.faulty_pictures} pictures left out"] if report.faulty_pictures else []
+    lines += [f"{count} times: {reason}" for reason, count in report.remarks.items()]
+    named = report.faults if verbose else report.faults[:NAMED]
+    for line in (*lines, *map(str, named)):
         print(line, file=sys.stderr)
-    if left_out:
-        print(f"all of them in {report.to}/manifest.json", file=sys.stderr)
+    if len(named) < len(report.faults):
+        print(f"{len(report.faults) - len(named)} more: name them with --verbose", file=sys.stderr)

@@ -74,8 +74,11 @@ def _backbones():
 
 def _datasets():
     return [
-        "coco      json of images, annotations and categories, and a folder of pictures",
+        "coco      json of images, annotations and categories, and a folder of pictures; masks, crowds",
+        "voc       XML file for every picture, lists of the splits; difficult objects",
+        "csv       table with a line for every box, and a folder of pictures",
         "shapes    embedded, drawn from a seed: textured backgrounds, six shapes",
+        "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, as they are",
     ]
 
 
