@@ -94,7 +94,7 @@ def evaluate(
     evaluation = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
-        "step": int(detector.step),
+        "step": int(ops.convert_to_numpy(detector.step.value)),
         **judged(truth, results, image_ids, recipe.evaluate.metrics, explained=explained),
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),

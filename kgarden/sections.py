@@ -199,6 +199,7 @@ class Recipe(Section):
     seed: NonNegativeInt = 0
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
+    replicas: PositiveInt | Literal["all"] = 1  # devices of this machine that share a batch
     model: Model
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()

@@ -29,15 +29,27 @@ TIERS = [
     {"predict"},
     {"evaluate"},
     {"export", "bench", "analyze", "describe", "show"},
+    {"session"},
     {"train"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
 
-MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export", "distribute"}  # at their top
+MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "session", "export", "distribute"}  # at their top
 MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
 
-MAY_OPEN_FILES = {"recipe", "tfrecords", "data", "weights", "train", "predict", "evaluate", "export", "bench"}
+MAY_OPEN_FILES = {
+    "recipe",
+    "tfrecords",
+    "data",
+    "weights",
+    "train",
+    "session",
+    "predict",
+    "evaluate",
+    "export",
+    "bench",
+}
 MAY_OPEN_FILES |= {"analyze", "build", "checkpoint", "progress", "cli", "scoring"}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.tensorflow
 
 from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
 
-from kgarden import build, train  # noqa: E402
+from kgarden import build, session, train  # noqa: E402
 from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
 from kgarden.ops.compiled import compiled  # noqa: E402
 from kgarden.predict import compiled_inference  # noqa: E402
@@ -133,14 +133,14 @@ def test_terms_are_means_since_the_last_report(recipe_of, tmp_path):
 
 def stop_at(step, monkeypatch):
     """The process gets SIGTERM in the middle of this step."""
-    whole = train.Session.on_train_batch_end
+    whole = session.Session.on_train_batch_end
 
     def hit(self, batch, logs=None):
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
         whole(self, batch, logs)
 
-    monkeypatch.setattr(train.Session, "on_train_batch_end", hit)
+    monkeypatch.setattr(session.Session, "on_train_batch_end", hit)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(recipe_of, tmp_path, monk
         return loss / keras.ops.cast(self.step < 10, "float32")  # 1 / 0 from the tenth step on
 
     monkeypatch.setattr(StandIn, "compute_loss", poisoned)
-    with pytest.raises(train.TrainingFailed, match=r"step 12: loss, head/class no longer finite.*base_lr"):
+    with pytest.raises(session.TrainingFailed, match=r"step 12: loss, head/class no longer finite.*base_lr"):
         train.train(recipe_of(), tmp_path / "run", reporter=Lines())
     with np.load(tmp_path / "run/checkpoint/latest.npz") as kept:
         assert json.loads(str(kept["words"]))["state"]["step"] == 8
@@ -213,14 +213,14 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(recipe_of, tmp_path, monk
 def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
     """AP rises, then falls: the weights of the second evaluation are kept and evaluated at the end."""
     scores = iter([10.0, 30.0, 20.0])
-    real = train.evaluate
+    real = session.evaluate
 
     def scripted(*args, **kwargs):
         evaluation, results = real(*args, **kwargs)
         evaluation["metrics"]["ap"] = next(scores, evaluation["metrics"]["ap"])
         return evaluation, results
 
-    monkeypatch.setattr(train, "evaluate", scripted)
+    monkeypatch.setattr(session, "evaluate", scripted)
     lines = Lines()
     assert train.train(recipe_of(), tmp_path / "run", reporter=lines)["step"] == 8
     assert "best 30.0 at 8" in lines.text
@@ -257,14 +257,14 @@ def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeyp
 def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypatch):
     """VOC rises and falls while COCO's AP only rises."""
     scores = iter([10.0, 30.0, 20.0])
-    real = train.evaluate
+    real = session.evaluate
 
     def scripted(*args, **kwargs):
         evaluation, results = real(*args, **kwargs)
         evaluation["metrics"]["voc07_map"] = next(scores, 30.0)
         return evaluation, results
 
-    monkeypatch.setattr(train, "evaluate", scripted)
+    monkeypatch.setattr(session, "evaluate", scripted)
     lines = Lines()
     recipe = recipe_of(evaluate__metrics=["voc07", "coco"])
     evaluation = train.train(recipe, tmp_path / "run", reporter=lines)
@@ -415,8 +415,8 @@ def test_waiting_for_data_is_measured(slow, expected):
     batches = tf.data.Dataset.range(100).batch(1)
     if slow == "data":
         batches = batches.map(lambda x: tf.numpy_function(pause, [x], tf.int64))
-    clock = train.Clock()
-    iterator = iter(train.timed(batches.prefetch(2), clock))
+    clock = session.Clock()
+    iterator = iter(session.timed(batches.prefetch(2), clock))
     next(iterator)
     clock.taken()
     started = time.perf_counter()

@@ -1,0 +1,96 @@
+"""Which devices share a batch: one, several of this machine, or those of several machines.
+
+One machine: `replicas` of the recipe, a `MirroredStrategy`. Several: the same command on each, with TF_CONFIG
+in its environment, a `MultiWorkerMirroredStrategy`; the first of them, the chief, alone writes and evaluates.
+The batch size of a recipe is that of all replicas together.
+"""
+
+import json
+import os
+
+import tensorflow as tf
+
+from kgarden.schema import UserError
+
+
+def strategy_of(replicas, batch_size):
+    """The strategy of a training; must be asked for before TensorFlow has used a device.
+
+    Args:
+        replicas:   how many devices of this machine work together, or "all".
+        batch_size: of all replicas together.
+    Returns:
+        tf.distribute.Strategy; TensorFlow's default one for a single device.
+    Raises:
+        UserError: fewer devices than asked for, a batch that cannot be dealt out, or a TF_CONFIG that is
+                   not one.
+    """
+    if cluster():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    elif replicas == 1:
+        strategy = tf.distribute.get_strategy()
+    else:
+        devices = _devices(replicas)
+        strategy = (
+            tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+        )
+    count = strategy.num_replicas_in_sync
+    if batch_size % count:
+        raise UserError(
+            f"data.batch_size: {batch_size} pictures cannot be dealt to {count} replicas: take a multiple"
+        )
+    return strategy
+
+
+def cluster():
+    """The workers of TF_CONFIG as (addresses, number of this one); None where it names no other machine.
+
+    Raises:
+        UserError: TF_CONFIG is not what TensorFlow takes.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    form = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        config = json.loads(text)
+        workers = [address for role in ("chief", "worker") for address in config["cluster"].get(role, ())]
+        task = config["task"]
+        number = int(task["index"]) + (
+            len(config["cluster"].get("chief", ())) if task["type"] == "worker" else 0
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"TF_CONFIG: not understood ({error}); it should look like {form}") from None
+    if task["type"] not in ("chief", "worker") or not 0 <= number < len(workers):
+        raise UserError(f"TF_CONFIG: there is no task {task} in its cluster; it should look like {form}")
+    return (workers, number) if len(workers) > 1 else None
+
+
+def is_chief():
+    """Whether this process writes: the only one, or the first of the workers."""
+    found = cluster()
+    return found is None or found[1] == 0
+
+
+def _devices(replicas):
+    """Names of the devices that work together: GPUs if there are any, else parts of the CPU."""
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if not gpus:
+        return [f"CPU:{n}" for n in range(1 if replicas == "all" else _split_cpu(replicas))]
+    if replicas != "all" and replicas > len(gpus):
+        raise UserError(f"replicas: {replicas} asked for, this machine has {len(gpus)} GPUs")
+    return [gpu.name for gpu in gpus[: len(gpus) if replicas == "all" else replicas]]
+
+
+def _split_cpu(count):
+    """Several logical devices on one CPU: nothing is faster, but everything works as on several GPUs."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except (RuntimeError, ValueError):
+        if len(tf.config.list_logical_devices("CPU")) < count:
+            raise UserError(
+                f"replicas: {count} on a CPU must be chosen before TensorFlow has started: "
+                "start a new process"
+            ) from None
+    return count
