@@ -26,7 +26,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
     index = {file.name: {key: [] for key in COLUMNS if key != "shard"} for file in files}
     with shard_files.writing(folder), contextlib.ExitStack() as stack:
         results = [stack.enter_context(contextlib.closing(shard_files.results(file))) for file in files]
-        truth = stack.enter_context(_Truth(folder))
+        truth = stack.enter_context(Truth(folder))
         for number in range(len(jobs)):
             found, file = next(results[number % len(files)]), files[number % len(files)]
             if "left_out" in found:
@@ -35,7 +35,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
             report.add(found["annotations"], found["clipped"])
             report.drop(Fault(*fault) for fault in found["faults"])
             report.remark(Fault(*fault) for fault in found["remarks"])
-            _add_row(index[file.name], found)
+            add_row(index[file.name], found)
             truth.add(found["image"], found["annotations"])
         if not report.images:
             why = f"; the first fault: {report.faults[0]}" if report.faults else ""
@@ -43,13 +43,14 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
         report.shards = [next(lines) for lines in results]
         report.close(images_total, boxes_total)
         truth.finish(report.categories)
-        _write_json(folder / "index.json", index)
-        _write_json(folder / "manifest.json", {"source": source, **report.to_json()}, indent=1)
+        write_json(folder / "index.json", index)
+        write_json(folder / "manifest.json", {"source": source, **report.to_json()}, indent=1)
         for file in files:
             shard_files.side_of(file).unlink()
 
 
-def _add_row(columns, found):
+def add_row(columns, found):
+    """One more row of index.json."""
     image = found["image"]
     row = {
         "offset": found["offset"],
@@ -62,8 +63,11 @@ def _add_row(columns, found):
         columns[key].append(value)
 
 
-class _Truth:
-    """annotations.json, written as it comes: pictures and boxes into a file each, joined at the end."""
+class Truth:
+    """annotations.json, written as it comes: pictures and boxes into a file each, joined at the end.
+
+    A context manager; its folder is where the file is to lie.
+    """
 
     def __init__(self, folder):
         self.path = folder / "annotations.json"
@@ -103,5 +107,5 @@ def _json(content, indent=None):
     return json.dumps(content, indent=indent, ensure_ascii=False)
 
 
-def _write_json(path, content, indent=None):
+def write_json(path, content, indent=None):
     path.write_text(_json(content, indent), encoding="utf-8")

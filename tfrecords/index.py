@@ -11,8 +11,8 @@ import pathlib
 
 import numpy as np
 
-from tfrecords.pictures import decode
-from tfrecords.schema import DataError, parse
+from tfrecords.scan import Unusable, scan
+from tfrecords.schema import DataError
 
 COLUMNS = {
     "shard": "int32",
@@ -57,7 +57,10 @@ def shards_of(pattern):
     files = []
     for one in str(pattern).split(","):
         path = pathlib.Path(one)
-        found = path.glob("*.tfrecord*") if path.is_dir() else map(pathlib.Path, globbing.glob(one))
+        if path.is_dir():
+            found = list(path.glob("*.tfrecord*")) or path.glob("*.record*")
+        else:
+            found = map(pathlib.Path, globbing.glob(one))
         files += sorted(f for f in found if f.is_file())
     if not files:
         raise DataError(f"{pattern}: no shards there; `kgarden data build` makes them")
@@ -76,14 +79,24 @@ def open_index(pattern):
         parts = [known[f.parent][f.name] for f in files]
         columns = [{key: part[key] for key in COLUMNS if key != "shard"} for part in parts]
     else:
-        columns = [_scan(f) for f in files]
+        columns = _read(files)
+    return _joined(files, columns)
+
+
+def index_of(folder):
+    """The index in a folder that names its shards by their paths, as `foreign.adopt` makes them."""
+    columns = _load(folder)
+    return _joined(columns.keys(), list(columns.values()))
+
+
+def _joined(files, columns):
     shard = [np.full(len(part["offset"]), number) for number, part in enumerate(columns)]
-    joined = {
+    whole = {
         key: np.concatenate([part[key] for part in columns]).astype(dtype)
         for key, dtype in COLUMNS.items()
         if key != "shard"
     }
-    return Index(tuple(map(str, files)), shard=np.concatenate(shard).astype("int32"), **joined)
+    return Index(tuple(map(str, files)), shard=np.concatenate(shard).astype("int32"), **whole)
 
 
 def _load(folder):
@@ -96,29 +109,39 @@ def record_bytes(serialized):
     return 8 + 4 + len(serialized) + 4
 
 
-def _scan(file):
-    import tensorflow as tf
+def numbered(source_ids):
+    """image/source_id of every picture -> image ids.
 
-    if file.read_bytes()[:2] == b"\x1f\x8b":
-        raise DataError(f"{file}: a compressed shard cannot be read in any order: unpack it with gunzip")
-    columns = {key: [] for key in COLUMNS if key != "shard"}
-    offset = 0
-    try:
-        for serialized in tf.data.TFRecordDataset(str(file)):
-            example = parse(serialized)
-            height, width = int(example["height"]), int(example["width"])
-            if height < 1 or width < 1:
-                height, width, _ = decode(example["encoded"]).shape
-            row = {
-                "offset": offset,
-                "image_id": int(example["image_id"]),
-                "height": height,
-                "width": width,
-                "objects": int((~example["crowd"].numpy()).sum()),
+    Decimal ones stay. If one is not decimal, or two are equal, the pictures are numbered from 1.
+    """
+    decimal = all(one.isascii() and one.isdecimal() and len(one) < 19 for one in source_ids)
+    numbers = [int(one) for one in source_ids] if decimal else []
+    return numbers if len(set(numbers)) == len(source_ids) else list(range(1, len(source_ids) + 1))
+
+
+def _read(files):
+    """The columns of each file, from its records."""
+    columns, source_ids = [], []
+    for file in files:
+        rows = [_usable(file, row) for row in scan(file)]
+        source_ids += [row.source_id for row in rows]
+        columns.append(
+            {
+                "offset": [row.offset for row in rows],
+                "height": [row.height for row in rows],
+                "width": [row.width for row in rows],
+                "objects": [int((row.usable & ~_filled(row.crowd, len(row.boxes))).sum()) for row in rows],
             }
-            for key, value in row.items():
-                columns[key].append(value)
-            offset += record_bytes(serialized.numpy())
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"{file}: the record at byte {offset} cannot be read: {error.message}") from None
-    return {key: np.asarray(values, COLUMNS[key]) for key, values in columns.items()}
+        )
+    ids = iter(numbered(source_ids))
+    return [{**part, "image_id": [next(ids) for _ in part["offset"]]} for part in columns]
+
+
+def _usable(file, row):
+    if isinstance(row, Unusable):
+        raise DataError(f"{file}: the record at byte {row.offset} cannot be used: {row.reason}")
+    return row
+
+
+def _filled(marks, count):
+    return np.array([*marks, *[0] * (count - len(marks))], bool)

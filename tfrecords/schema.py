@@ -62,32 +62,34 @@ def serialize(
     import tensorflow as tf
 
     fractions = np.asarray(boxes, "float64").reshape(-1, 4) / [width, height, width, height]
-    lists = {
+    texts = {
         "image/encoded": [encoded],
         "image/format": [image_format.encode()],
         "image/filename": [file_name.encode()],
         "image/key/sha256": [hashlib.sha256(encoded).hexdigest().encode()],
         "image/source_id": [str(image_id).encode()],
+        "image/object/class/text": [name.encode() for name in names],
+    }
+    numbers = {
         "image/height": [height],
         "image/width": [width],
         "image/object/class/label": [int(c) for c in category_ids],
-        "image/object/class/text": [name.encode() for name in names],
         "image/object/is_crowd": [int(c) for c in crowd],
     }
-    if len(difficult):
-        lists["image/object/difficult"] = [int(d) for d in difficult]
-    if any(masks):
-        lists["image/object/mask"] = list(masks)
     floats = {f"image/object/bbox/{side}": fractions[:, column] for column, side in enumerate(SIDES)}
     floats["image/object/area"] = areas
+    if len(difficult):
+        numbers["image/object/difficult"] = [int(d) for d in difficult]
+    if any(masks):
+        texts["image/object/mask"] = list(masks)
 
     example = tf.train.Example()
-    for key, values in lists.items():
-        feature = example.features.feature[key]
-        kind = feature.bytes_list if any(isinstance(v, bytes) for v in values) else feature.int64_list
-        kind.value.extend(values)
-    for key, values in floats.items():
-        example.features.feature[key].float_list.value.extend(values)
+    # an empty list has a type too: readers that ask for another one fail
+    for kind, lists in {"bytes_list": texts, "int64_list": numbers, "float_list": floats}.items():
+        for key, values in lists.items():
+            feature = getattr(example.features.feature[key], kind)
+            feature.SetInParent()
+            feature.value.extend(values)
     return example.SerializeToString(deterministic=True)
 
 
@@ -108,7 +110,8 @@ def parse(serialized, masks=False):
         "boxes": (N, 4) float32 xyxy, fractions of width and height, "category_ids": (N,) int64,
         "area": (N,) float32 px^2 (0 if it can not be told), "crowd": (N,) bool, "difficult": (N,) bool},
         and with `masks` "masks": (N,) string, PNG of the picture's size or "".
-        An image id that is not decimal becomes a hash of itself or, if empty, of the picture.
+        Boxes are cut at the border; those of which nothing is left, or that are not finite, are left out with
+        all that belongs to them. An image id that is not decimal becomes -1: `Index.image_id` has another.
     """
     import tensorflow as tf
 
@@ -138,18 +141,25 @@ def parse(serialized, masks=False):
     px = tf.cast(tf.maximum(height, 0) * tf.maximum(width, 0), tf.float32)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * px
     none = tf.zeros_like(category_ids)
-    empty = tf.fill(tf.shape(category_ids), "")
-    return {
-        "encoded": found["image/encoded"],
-        "height": height,
-        "width": width,
-        "boxes": boxes,
-        "image_id": _image_id(found["image/source_id"], found["image/encoded"]),
+    inside = tf.clip_by_value(boxes, 0.0, 1.0)
+    usable = tf.reduce_all(tf.math.is_finite(boxes), axis=-1) & tf.reduce_all(
+        inside[:, 2:] > inside[:, :2], axis=-1
+    )
+    objects = {
+        "boxes": inside,
         "category_ids": category_ids,
         "crowd": _fill(found["image/object/is_crowd"], none) > 0,
         "difficult": _fill(found["image/object/difficult"], none) > 0,
         "area": _fill(found["image/object/area"], box_area),
-        **({"masks": _fill(found["image/object/mask"], empty)} if masks else {}),
+    }
+    if masks:
+        objects["masks"] = _fill(found["image/object/mask"], tf.fill(tf.shape(category_ids), ""))
+    return {
+        "encoded": found["image/encoded"],
+        "image_id": _image_id(found["image/source_id"]),
+        "height": height,
+        "width": width,
+        **{key: tf.boolean_mask(value, usable) for key, value in objects.items()},
     }
 
 
@@ -166,12 +176,9 @@ def _fill(given, default):
     return tf.concat([given[: tf.size(default)], default[tf.size(given) :]], axis=0)
 
 
-def _image_id(source_id, encoded):
+def _image_id(source_id):
+    """A decimal id as a number, else -1: then `index` numbers the pictures."""
     import tensorflow as tf
 
     decimal = tf.strings.regex_full_match(source_id, "[0-9]{1,18}")
-
-    def hashed():
-        return tf.strings.to_hash_bucket_fast(tf.where(tf.equal(source_id, ""), encoded, source_id), 2**31)
-
-    return tf.cond(decimal, lambda: tf.strings.to_number(source_id, tf.int64), hashed)
+    return tf.strings.to_number(tf.where(decimal, source_id, "-1"), tf.int64)

@@ -76,7 +76,7 @@ def write(
     report.drop(before.boxes)
     report.remark(before.remarks)
 
-    with _alone(to) as aside:
+    with alone(to) as aside:
         if _is_taken(to):  # another process built it while this one waited
             shutil.rmtree(aside)
             return _built(to, report.plan)
@@ -123,7 +123,7 @@ def _built(to, plan):
 
 
 @contextlib.contextmanager
-def _alone(to):
+def alone(to):
     """The directory beside `to` in which it grows, while no other process works there; waits for it."""
     aside = to.with_name(f".{to.name}.partial")
     lock = None

@@ -1,0 +1,138 @@
+"""One pass over a shard of any origin: what each record says, and whether it can be used."""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image
+
+from tfrecords.records import compression_of, walk
+from tfrecords.schema import SIDES, DataError
+
+OBJECT = "image/object/"
+KINDS = {
+    "image/encoded": "bytes_list",
+    "image/source_id": "bytes_list",
+    "image/filename": "bytes_list",
+    "image/height": "int64_list",
+    "image/width": "int64_list",
+    **{f"{OBJECT}bbox/{side}": "float_list" for side in SIDES},
+    f"{OBJECT}class/label": "int64_list",
+    f"{OBJECT}class/text": "bytes_list",
+    f"{OBJECT}area": "float_list",
+    f"{OBJECT}is_crowd": "int64_list",
+    f"{OBJECT}difficult": "int64_list",
+    f"{OBJECT}mask": "bytes_list",
+}
+SINGLE = ("image/encoded", "image/source_id", "image/height", "image/width")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a record says. N boxes; lists that are absent have length 0."""
+
+    offset: int  # bytes, where the record begins
+    source_id: str
+    file_name: str
+    height: int  # px, of the picture itself
+    width: int
+    says_another_size: bool
+    boxes: np.ndarray  # (N, 4) float32 xyxy, fractions of width and height, as they stand there
+    category_ids: list
+    names: list
+    areas: list  # px^2
+    crowd: list
+    difficult: list
+    masks: list  # bytes of PNG files
+
+    @property
+    def usable(self):
+        """(N,) bool: boxes that `schema.parse` hands out: finite, with an area inside the picture."""
+        inside = self.boxes.clip(0, 1)
+        return np.isfinite(self.boxes).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unusable:
+    """A record that cannot be read by training, and why."""
+
+    offset: int
+    reason: str
+    boxes: int = 0
+
+
+def scan(file):
+    """Every record of a shard -> Row or Unusable.
+
+    The keys that training reads are looked at as its parser will look at them, the picture by its header
+    alone: `check` decodes pictures.
+
+    Args:
+        file: pathlib.Path.
+    Raises:
+        DataError: the shard is compressed.
+    """
+    if packed := compression_of(file):
+        raise DataError(f"{file}: is packed with {packed}: unpack it first")
+    for offset, data, fault in walk(file):
+        if data is None:
+            yield Unusable(offset, fault)
+            continue
+        lists, fault = _lists(data)
+        yield Unusable(offset, fault) if fault else _row(offset, lists)
+
+
+def _lists(data):
+    """({key: list}, None) of a tf.train.Example, or (None, what is wrong)."""
+    import tensorflow as tf
+
+    try:
+        features = tf.train.Example.FromString(data).features.feature
+    except Exception:  # protobuf's own error has no public name that all of its versions share
+        return None, "the record is not a tf.train.Example"
+    lists = {}
+    for key, kind in KINDS.items():
+        found = features[key].WhichOneof("kind") if key in features else None
+        if found not in (None, kind):
+            return None, f"{key} is a {found}, not a {kind}"
+        lists[key] = list(getattr(features[key], kind).value) if found else []
+        if key in SINGLE and found and len(lists[key]) != 1:
+            return None, f"{key} has {len(lists[key])} values, not one"
+    return lists, None
+
+
+def _row(offset, lists):
+    sides = [lists[f"{OBJECT}bbox/{side}"] for side in SIDES]
+    count, labels = len(sides[0]), lists[f"{OBJECT}class/label"]
+    if any(len(side) != count for side in sides):
+        return Unusable(offset, "xmin, ymin, xmax and ymax are of different lengths", max(map(len, sides)))
+    if len(labels) != count:
+        return Unusable(offset, f"there are {len(labels)} image/object/class/label for {count} boxes", count)
+    hw = _picture_hw((lists["image/encoded"] or [b""])[0])
+    if hw is None:
+        return Unusable(offset, "image/encoded holds no picture", count)
+    said = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
+    return Row(
+        offset,
+        _text(lists["image/source_id"]),
+        _text(lists["image/filename"]),
+        *hw,
+        said != hw,
+        np.array(sides, "float32").T.reshape(-1, 4),
+        labels,
+        [_text([name]) for name in lists[f"{OBJECT}class/text"]],
+        *(lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")),
+    )
+
+
+def _picture_hw(encoded):
+    """(height, width) px by the header of a picture of a kind that TensorFlow decodes, or None."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _text(values):
+    return values[0].decode("utf-8", "replace").strip() if values else ""
