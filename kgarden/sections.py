@@ -22,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-PATH_KEYS = {"glob", "images", "annotations", "weights", "run"}  # keys whose values name files
+# keys whose values name files
+PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}
 
 
 class Section(BaseModel):
@@ -54,37 +55,48 @@ class Model(Section):
     num_classes: PositiveInt | None = None  # None: as many as the training data has
 
 
+# what a source of a format needs, and what it may have
+SOURCE_KEYS = {
+    None: ({"glob"}, {"labels"}),
+    "coco": ({"images", "annotations"}, set()),
+    "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based"}),
+    "csv": ({"images", "annotations"}, {"classes"}),
+    "shapes": ({"count", "seed"}, {"size_hw"}),
+}
+
+
 class Source(Section):
     """Where pictures come from: shards (`glob`), or raw files to be converted once (`format`)."""
 
     glob: str | None = None
+    labels: str | None = (
+        None  # glob: classes of shards that others wrote (.pbtxt, .json, .csv); None: scanned
+    )
     weight: PositiveFloat | None = None  # how often it is drawn from; None: by its number of pictures
-    format: Literal["coco", "shapes"] | None = None
-    images: str | None = None  # coco: folder of pictures
-    annotations: str | None = None  # coco: json file
+    format: Literal["coco", "voc", "csv", "shapes"] | None = None
+    images: str | None = None  # coco, voc, csv: folder of pictures
+    annotations: str | None = None  # coco: json file; voc: folder of XML files; csv: the table
+    root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
+    split: str | None = None  # voc: a list in ImageSets/Main, or a file of names; None: all
+    classes: str | None = None  # voc, csv: file with the classes in label order; None: by alphabet
+    one_based: bool | None = None  # voc: the first pixel has the number 1; None: 0
     count: PositiveInt | None = None  # shapes: how many pictures
     seed: NonNegativeInt | None = None  # shapes: another seed, other pictures
     size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px of the pictures
 
     @model_validator(mode="after")
     def _whole(self):
-        given = {key for key in self.model_fields_set if getattr(self, key) is not None} - {
-            "weight",
-            "size_hw",
-        }
-        wanted = {
-            None: {"glob"},
-            "coco": {"format", "images", "annotations"},
-            "shapes": {"format", "count", "seed"},
-        }
-        missing, extra = wanted[self.format] - given, given - wanted[self.format]
+        given = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        given -= {"weight", "format"}
+        needed, possible = SOURCE_KEYS[self.format]
+        missing, extra = needed - given, given - needed - possible
+        name = f"format: {self.format}" if self.format else "glob"
         if missing:
             raise ValueError(f"a source of format {self.format or 'glob'} needs {', '.join(sorted(missing))}")
         if extra:
-            raise ValueError(
-                f"{', '.join(sorted(extra))} mean nothing beside "
-                f"{'format: ' + self.format if self.format else 'glob'}"
-            )
+            raise ValueError(f"{', '.join(sorted(extra))} mean nothing beside {name}")
+        if self.format == "voc" and not ({"root"} <= given or {"images", "annotations"} <= given):
+            raise ValueError("a source of format voc needs root, or images and annotations")
         return self
 
 

@@ -22,6 +22,7 @@ from tfrecords.records import compression_of, unpack
 from tfrecords.report import Fault, Report
 from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
+from tfrecords.shard import writing
 from tfrecords.write import LOCK, alone
 
 FORM = 1  # of the files; another form is made anew
@@ -49,14 +50,15 @@ def adopt(files, cache, labels=None, progress=None):
     to = pathlib.Path(cache) / f"shards-{_digest(files, categories)}"
     if (to / "manifest.json").is_file():
         return to
-    with alone(to) as aside:
-        if not (to / "manifest.json").is_file():  # another process found it while this one waited
-            plain = [_unpacked(file, aside, to) for file in files]
-            _adopt(files, plain, aside, to, categories, progress)
-            aside.rename(to)
-            (to / LOCK).unlink()
-        else:
-            shutil.rmtree(aside)
+    with alone(to) as aside, writing(aside):
+        try:
+            if not (to / "manifest.json").is_file():  # else another process did it while this one waited
+                plain = [_unpacked(file, aside, to) for file in files]
+                _adopt(files, plain, aside, to, categories, progress)
+                aside.rename(to)
+                (to / LOCK).unlink()
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return to
 
 

@@ -1,7 +1,8 @@
 """What a recipe names as data -> a data set on disk, opened.
 
 Raw data (`format`) is converted once into a cache directory, under a name made of everything it depends
-on; shards (`glob`) are taken as they are.
+on; shards (`glob`) are taken as they are, and of those that others wrote the cache holds the index, the
+categories and the ground truth.
 """
 
 import dataclasses
@@ -12,10 +13,14 @@ import pathlib
 import numpy as np
 
 from kgarden.schema import UserError
-from tfrecords import coco, shapes
-from tfrecords.index import Index, open_index
+from tfrecords.foreign import adopt
+from tfrecords.formats import FORMATS
+from tfrecords.index import Index, index_of, open_index, shards_of
 from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
+
+CACHE = pathlib.Path("~/.cache/kgarden/data")  # of data sets that belong to no run
+PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that may name files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,8 @@ def dataset_of(source, cache, *, workers=None, progress=None):
     """Open what a recipe names, after converting it if need be.
 
     Args:
-        source:   {"glob": str}, {"format": "coco", "images": str, "annotations": str} or {"format": "shapes",
-                  "count": int, "seed": int, "size_hw": (h, w)}, and "weight". None counts as not given.
+        source:   {"glob": str, "labels": str}, or {"format": str} with the arguments of the converter of that
+                  name, see `tfrecords.formats`; and "weight". None counts as not given.
         cache:    directory for converted data.
         workers:  see `tfrecords.write.write`.
         progress: function of (pictures done, pictures in all), called while converting.
@@ -52,23 +57,35 @@ def dataset_of(source, cache, *, workers=None, progress=None):
     weight = source.pop("weight", 1.0)
     try:
         if "glob" in source:
-            return dataclasses.replace(open_dataset(source["glob"]), weight=weight)
+            found = open_dataset(source["glob"], cache, source.get("labels"))
+            return dataclasses.replace(found, weight=weight)
         return dataclasses.replace(_converted(source, pathlib.Path(cache), workers, progress), weight=weight)
     except DataError as error:
         raise UserError(str(error)) from error
 
 
-def open_dataset(pattern):
-    """Shards with their manifests beside them.
+def open_dataset(pattern, cache=None, labels=None):
+    """Shards: ours with what lies beside them, others with what one pass over them finds.
 
     Args:
         pattern: a directory, a glob, or several of them with commas between.
+        cache:   directory for what is found; None: of this user.
+        labels:  file with the classes of shards that others wrote; None: by their records.
+    Raises:
+        DataError: no such files, or they cannot be used.
     """
-    index = open_index(pattern)
-    folders = list(dict.fromkeys(pathlib.Path(file).parent for file in index.files))
+    files = shards_of(pattern)
+    folders = list(dict.fromkeys(file.parent for file in files))
+    ours = [folder for folder in folders if (folder / "manifest.json").is_file()]
+    if not ours:
+        folder = adopt(files, cache or CACHE.expanduser(), labels)
+        categories = read_manifest(folder)["categories"]
+        return Dataset(index_of(folder), categories, [folder / "annotations.json"])
+    if labels:
+        raise DataError(f"{ours[0]}: its manifest.json says what the classes are: leave labels out")
     categories = [read_manifest(folder)["categories"] for folder in folders]
     _check_equal(categories, folders)
-    return Dataset(index, categories[0], [folder / "annotations.json" for folder in folders])
+    return Dataset(open_index(pattern), categories[0], [folder / "annotations.json" for folder in folders])
 
 
 def joined(datasets):
@@ -97,24 +114,24 @@ def _check_equal(categories, places):
 
 def _converted(source, cache, workers, progress):
     arguments = dict(source)
-    build = {"coco": coco.build, "shapes": shapes.build}[arguments.pop("format")]
+    build = FORMATS[arguments.pop("format")]
     folder = cache / f"{source['format']}-{_digest(source)}"
     if not (folder / "manifest.json").is_file():
-        try:
-            build(folder, workers=workers, progress=progress, **arguments)
-        except OSError:
-            if not (folder / "manifest.json").is_file():  # another process was faster
-                raise
+        build(folder, workers=workers, progress=progress, **arguments)
     return open_dataset(folder)
 
 
 def _digest(source):
-    """Changes with the settings and with the annotation file."""
+    """Changes with the settings and with the files that are named."""
     facts = dict(source)
-    path = pathlib.Path(source.get("annotations", ""))
-    if path.is_file():
-        facts["state"] = [path.stat().st_size, path.stat().st_mtime_ns]
-    for key in ("images", "annotations"):
-        if key in facts:
-            facts[key] = str(pathlib.Path(facts[key]).resolve())
+    for key in PATHS & facts.keys():
+        path = pathlib.Path(facts[key])
+        facts[key] = [str(path.resolve()), _state(path)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _state(path):
+    """Of a file, or of the annotations in a folder: sizes and times."""
+    inside = [*path.rglob("*.xml"), *path.glob("ImageSets/Main/*.txt")] if path.is_dir() else []
+    files = [path] if path.is_file() else sorted(inside)
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
