@@ -78,12 +78,22 @@ def _weights_alone(detector):
         detector.optimizer = optimizer
 
 
+@contextlib.contextmanager
+def _taken_back(aside):
+    """A file that could not be written whole is removed: on a full disk its room is needed."""
+    try:
+        yield
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def save_weights(detector, path):
     """The weights without the optimizer, written aside and renamed."""
     aside = path.with_name(f".{os.getpid()}.{path.name}")
-    with _weights_alone(detector):
+    with _weights_alone(detector), _taken_back(aside):
         detector.save_weights(aside)
-    os.replace(aside, path)
+        os.replace(aside, path)
 
 
 def load_weights(detector, path):
@@ -115,12 +125,15 @@ def save_checkpoint(folder, detector, optimizer, averages, state):
         shapes[group] = [[variable.path, list(variable.shape)] for variable in variables]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".{LATEST}.*"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     aside = folder / f".{LATEST}.{os.getpid()}"
-    with open(aside, "wb") as file:
-        np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / LATEST)
+    with _taken_back(aside):
+        with open(aside, "wb") as file:
+            np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, folder / LATEST)
 
 
 def has_checkpoint(folder):

@@ -42,6 +42,11 @@ def strategy_of(replicas, batch_size):
     return strategy
 
 
+def be_deterministic():
+    """Sums in a fixed order, for the rest of the process: the same bits on the same machine."""
+    tf.config.experimental.enable_op_determinism()
+
+
 def cluster():
     """The workers of TF_CONFIG as (addresses, number of this one); None where it names no other machine.
 

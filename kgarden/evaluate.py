@@ -150,6 +150,8 @@ def first_pictures(model, batches, count):
 
 def draw_examples(inference, data, count, folder):
     """Detections painted on the first pictures of the validation data, one PNG each."""
+    if count == 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     names = [category["name"] for category in data.categories]
     for image_id, x, found in first_pictures(inference, data.val_batches(limit=count), count):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
 
 from rich.console import Console
@@ -236,7 +237,9 @@ class MetricsFile:
                         kept.append(line)
                 except (ValueError, KeyError):  # the last line of a killed process may be half a line
                     continue
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(aside, self.path)
 
     def add(self, **values):
         with open(self.path, "a") as file:

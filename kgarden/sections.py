@@ -171,6 +171,7 @@ class Schedule(Section):
     warmup: Warmup | None = None
     decay: Decay | None = None  # None: constant
     steps: PositiveInt
+    checkpoint_every: PositiveInt | None = None  # steps; one is written after each evaluation in any case
     ema: Ema | None = None
 
 
@@ -178,7 +179,7 @@ Metric = Literal["coco", "voc07", "voc_area", "open_images"]
 
 
 class Evaluate(Section):
-    every: PositiveInt | None = None  # steps; also when to write a checkpoint. None: at the end
+    every: PositiveInt | None = None  # steps; None: at the end
     batch_size: PositiveInt = 1
     limit: PositiveInt | None = None  # pictures of data.val, for evaluation while training
     pictures: NonNegativeInt = 8  # drawn at the end
@@ -212,6 +213,7 @@ class Recipe(Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
     replicas: PositiveInt | Literal["all"] = 1  # devices of this machine that share a batch
+    deterministic: bool = False  # the same bits again on the same machine; slower
     model: Model
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()

@@ -53,9 +53,11 @@ class Session(keras.callbacks.Callback):
         super().__init__()
         self.detector, self.recipe, self.run, self.data, self.reporter = detector, recipe, run, data, reporter
         self.step, self.best, self.best_step = 0, None, None
+        self.saved = 0  # step of the last checkpoint
         self.train_s = 0.0  # seconds in steps, without evaluation and the building of graphs
         self.total = recipe.schedule.steps
         self.every = min(recipe.evaluate.every or self.total, self.total)
+        self.checkpoint_every = recipe.schedule.checkpoint_every or self.total
         self.rate = build.learning_rate_of(recipe)
         ema = recipe.schedule.ema
         self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
@@ -70,7 +72,7 @@ class Session(keras.callbacks.Callback):
         if has_checkpoint(folder):
             state = load_checkpoint(folder, self.detector, self.detector.optimizer, self.averages)
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
-            self.train_s = state["train_s"]
+            self.saved, self.train_s = self.step, state["train_s"]
             self.reporter.line(f"going on from step {self.step} of {self.total}")
         self.metrics = MetricsFile(self.run / "metrics.jsonl", after=self.step)
 
@@ -120,7 +122,8 @@ class Session(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         due = self.step % self.every == 0 or self.step == self.total
-        if self.averages or due or self.interrupted:
+        save = due or self.interrupted or self.step % self.checkpoint_every == 0
+        if self.averages or save:
             self._sync()
         if self.averages:
             self.averages.update()
@@ -132,7 +135,7 @@ class Session(keras.callbacks.Callback):
         self.reporter.advance(self.step)
         if due:
             self._interval()
-        if due or self.interrupted:
+        if save:
             self._save()
         if self.interrupted:
             self.detector.stop_training = True
@@ -156,9 +159,14 @@ class Session(keras.callbacks.Callback):
         waiting = min(self.clock.taken() / seconds, 1.0)
         rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
         self.reporter.values(self.step, terms, rate, images_per_s, waiting, self._seconds_left(per_second))
-        self.metrics.add(
-            step=self.step, **terms, lr=rate, images_per_s=round(images_per_s, 3), data_wait=round(waiting, 4)
-        )
+        with self._surviving("metrics.jsonl"):
+            self.metrics.add(
+                step=self.step,
+                **terms,
+                lr=rate,
+                images_per_s=round(images_per_s, 3),
+                data_wait=round(waiting, 4),
+            )
         with self.board.as_default(step=self.step):
             for name, value in {
                 **terms,
@@ -181,16 +189,18 @@ class Session(keras.callbacks.Callback):
             metrics = evaluation["metrics"]
             value = metrics[evaluation["headline"]] or 0.0
             if first or value > self.best:
-                save_weights(self.detector, self.run / "best.weights.h5")
-                self.best, self.best_step = value, self.step
+                with self._surviving("best.weights.h5"):
+                    save_weights(self.detector, self.run / "best.weights.h5")
+                    self.best, self.best_step = value, self.step
             if self.step == self.total:
                 save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
-        self.metrics.add(
-            step=self.step,
-            train_s=round(self.train_s),
-            **{f"val/{name}": value for name, value in metrics.items()},
-        )
+        with self._surviving("metrics.jsonl"):
+            self.metrics.add(
+                step=self.step,
+                train_s=round(self.train_s),
+                **{f"val/{name}": value for name, value in metrics.items()},
+            )
         with self.board.as_default(step=self.step):
             for name, value in metrics.items():
                 if value is not None:
@@ -213,19 +223,30 @@ class Session(keras.callbacks.Callback):
         )
 
     def _save(self):
-        save_checkpoint(
-            self.run / "checkpoint",
-            self.detector,
-            self.detector.optimizer,
-            self.averages,
-            {
-                "step": self.step,
-                "best": self.best,
-                "best_step": self.best_step,
-                "train_s": self.train_s,
-                "recipe_sha256": self.recipe.digest(),
-            },
-        )
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "train_s": self.train_s,
+            "recipe_sha256": self.recipe.digest(),
+        }
+        with self._surviving("the checkpoint"):
+            save_checkpoint(
+                self.run / "checkpoint", self.detector, self.detector.optimizer, self.averages, state
+            )
+            self.saved = self.step
+
+    @contextlib.contextmanager
+    def _surviving(self, what):
+        """A full disk ends no training: what was written before stays, and is spoken of."""
+        try:
+            yield
+        except OSError as error:
+            last = f"that of step {self.saved} stays" if self.saved else "there is no earlier one"
+            self.reporter.line(
+                f"step {self.step}: {what} could not be written ({error.strerror or error}); "
+                f"training goes on; of checkpoints {last}"
+            )
 
     def _sync(self):
         """On JAX `fit` keeps variables to itself until it is asked for them."""
@@ -251,11 +272,17 @@ class Clock:
     """Seconds that the training step waited for its batches."""
 
     def __init__(self):
-        self.seconds = 0.0
+        self.seconds = self.asked_at = 0.0
 
-    def add(self, seconds):
-        self.seconds += float(seconds)
-        return np.float64(seconds)
+    def asked(self):
+        """A batch is asked for."""
+        self.asked_at = time.perf_counter()
+        return np.int64(0)
+
+    def came(self):
+        """It has come."""
+        self.seconds += time.perf_counter() - self.asked_at
+        return np.int64(0)
 
     def taken(self):
         """Seconds since the last call."""
@@ -268,11 +295,10 @@ def timed(dataset, clock):
 
     `zip` asks its parts in turn: the first part notes when a batch was asked for, the map when it had come.
     """
-    asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+    asked = tf.data.Dataset.counter().map(lambda _: tf.numpy_function(clock.asked, [], tf.int64))
 
-    def note(asked_at, batch):
-        noted = tf.numpy_function(clock.add, [tf.timestamp() - asked_at], tf.float64)
-        with tf.control_dependencies([noted]):
+    def note(_, batch):
+        with tf.control_dependencies([tf.numpy_function(clock.came, [], tf.int64)]):
             return tf.nest.map_structure(tf.identity, batch)
 
     options = tf.data.Options()

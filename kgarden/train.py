@@ -9,12 +9,16 @@ import pathlib
 import keras
 
 from kgarden import build
-from kgarden.distribute import strategy_of
+from kgarden.distribute import be_deterministic, strategy_of
 from kgarden.progress import Reporter, progress_of
 from kgarden.recipe import load_recipe, stage_recipes
 from kgarden.schema import UserError
 from kgarden.scoring import write_json
 from kgarden.session import Session
+
+# What may differ when a run is continued. With more steps the learning rate follows the longer schedule from
+# the present step on.
+MAY_CHANGE = {"schedule.steps", "schedule.checkpoint_every", "replicas", "evaluate.pictures"}
 
 
 def train(recipe, run, fresh=False, reporter=None):
@@ -55,10 +59,16 @@ def claim(run, recipe, fresh, reporter):
         os.replace(run, aside)
         reporter.line(f"moved the old run to {aside}")
     elif held.exists():
-        changed = differing_keys(load_recipe(held).plain(), {**recipe.plain(), "rows": {}})
+        before = load_recipe(held)
+        changed = set(differing_keys(before.plain(), {**recipe.plain(), "rows": {}})) - MAY_CHANGE
+        if recipe.schedule.steps < before.schedule.steps:
+            raise UserError(
+                f"{run}: is to have {before.schedule.steps} steps: a run can be made longer, not shorter "
+                f"(schedule.steps is {recipe.schedule.steps}); give another --run, or --fresh"
+            )
         if changed:
             raise UserError(
-                f"{run} holds another recipe (differs in {', '.join(changed)}): give another --run, "
+                f"{run} holds another recipe (differs in {', '.join(sorted(changed))}): give another --run, "
                 f"or --fresh to move it aside and start anew"
             )
     elif run.exists() and any(run.iterdir()):
@@ -89,6 +99,8 @@ def _train_stage(recipe, run, before, reporter):
     with progress_of("pictures converted", reporter.console) as progress:
         data = build.prepare_data(recipe, cache=run / "data", progress=progress)
     keras.utils.set_random_seed(recipe.seed)
+    if recipe.deterministic:
+        be_deterministic()
     with strategy_of(recipe.replicas, recipe.data.batch_size).scope():
         detector = build.build_model(recipe, num_classes=len(data.categories))
         if before is not None and recipe.init is None:

@@ -1,5 +1,6 @@
 """Training around `fit`: files, resuming, averages, refusals, timing."""
 
+import errno
 import io
 import json
 import os
@@ -435,3 +436,35 @@ def test_metrics_are_written_once_for_each_step(tmp_path):
         for step in steps:
             file.add(step=step, loss=1.0 * step + after)
     assert [(line["step"], line["loss"]) for line in jsonl(path)] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
+
+
+def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
+    """The second of three checkpoints cannot be written, nor the best weights at that time."""
+    calls = iter(range(1, 100))
+
+    def full(real):
+        def write(*args, **kwargs):
+            if next(calls) in (2, 3):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **kwargs)
+
+        return write
+
+    monkeypatch.setattr(np, "savez", full(np.savez))
+    lines, run = Lines(), tmp_path / "run"
+    assert train.train(recipe_of(schedule__checkpoint_every=2), run, reporter=lines) is not None
+    assert "step 4: the checkpoint could not be written (No space left on device)" in lines.text
+    assert "that of step 2 stays" in lines.text
+    assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
+
+
+def test_a_run_is_made_longer(recipe_of, tmp_path):
+    """The rate follows the longer schedule from there; all else goes on: as if it had been stopped at 12."""
+    run = tmp_path / "run"
+    train.train(recipe_of(), run, reporter=Lines())
+    lines = Lines()
+    assert train.train(recipe_of(schedule__steps=16), run, reporter=lines) is not None
+    assert "going on from step 12 of 16" in lines.text and load_recipe(run).schedule.steps == 16
+    assert jsonl(run / "metrics.jsonl")[-1]["step"] == 16
+    with pytest.raises(UserError, match="can be made longer, not shorter"):
+        train.train(recipe_of(schedule__steps=14), run, reporter=Lines())

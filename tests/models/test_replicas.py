@@ -17,7 +17,10 @@ def test_two_replicas_train_as_one(variant):
 
     In a process of its own, because the devices of TensorFlow are fixed once it has started.
     """
-    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(HERE)}
+    environment = os.environ | {
+        "KERAS_BACKEND": "tensorflow",
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+    }
     command = [sys.executable, str(HERE / "replicas_program.py"), variant]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
