@@ -28,6 +28,7 @@ from kgarden.evaluate import draw_examples, evaluate
 from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
 from kgarden.progress import MetricsFile
+from kgarden.schema import IMAGE_ID
 from kgarden.scoring import write_json
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
@@ -143,14 +144,12 @@ class Session(keras.callbacks.Callback):
     def _report(self, logs, now):
         """Fetch the mean of every term since the last report, show and write them."""
         self._sync()
-        terms = {name: float(logs[name]) for name in ("loss", *(n for n in logs if n != "loss"))}
+        bad_step = int(logs["first_bad_step"])
+        names = ("loss", *(name for name in logs if name not in ("loss", "first_bad_step")))
+        terms = {name: float(logs[name]) for name in names}
         self.detector.reset_metrics()
-        wrong = [name for name, value in terms.items() if not math.isfinite(value)]
-        if wrong:
-            raise TrainingFailed(
-                f"step {self.step}: {', '.join(wrong)} no longer finite; the last checkpoint is untouched; "
-                f"lower schedule.base_lr, lengthen schedule.warmup or set schedule.optimizer.clip_norm"
-            )
+        if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
+            self._give_up(bad_step, wrong)
         seconds, steps = now - self.seen_at, self.step - self.seen
         per_second = steps / seconds
         if self.step > self.begun + 1:
@@ -176,6 +175,20 @@ class Session(keras.callbacks.Callback):
             }.items():
                 tf.summary.scalar(f"train/{name}", value)
         self.seen, self.seen_at = self.step, time.perf_counter()
+
+    def _give_up(self, step, wrong):
+        """A loss is no longer finite: keep the batch in which it began, and say all that is known."""
+        x, y = next(iter(self.data.train_batches(start_step=step - 1)))  # the same batch again
+        batch = {name: np.asarray(value) for name, value in {**x, **y}.items()}
+        path = self.run / "bad_batch.npz"
+        with self._surviving("bad_batch.npz"):
+            np.savez(path, **batch)
+        ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
+        raise TrainingFailed(
+            f"step {step}: {', '.join(wrong)} no longer finite, on the pictures {ids} (the batch is in {path}); "
+            f"the checkpoint of step {self.saved} is untouched; lower schedule.base_lr, lengthen "
+            f"schedule.warmup or set schedule.optimizer.clip_norm"
+        )
 
     def _seconds_left(self, per_second):
         """Not known after the first step, which built the graph."""

@@ -12,6 +12,7 @@ from keras import ops
 
 from kgarden.models.detector import InferenceModel
 from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.watch import FirstBadStep
 
 CELL = 16
 CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}]  # ids are neither dense nor sorted
@@ -37,6 +38,7 @@ class StandIn(PerCanvas):
             shape=(), dtype="int32", trainable=False, name="step", initializer="zeros"
         )
         self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
+        self.first_bad = FirstBadStep()
         self.built = True
 
     @property
@@ -57,15 +59,18 @@ class StandIn(PerCanvas):
         return {"cells": cells, "logits": self.dense(self.norm(colors, training=training))}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        loss = ops.mean(
-            keras.losses.sparse_categorical_crossentropy(
-                y["labels"][:, 0], y_pred["logits"], from_logits=True
-            )
-        )
+        loss = self.loss_of(y, y_pred)
         self.terms["head/class"].update_state(loss)
         if training:
             self.step.assign_add(1)
+            self.first_bad.update_state(self.step, loss)
         return loss
+
+    def loss_of(self, y, y_pred):
+        each = keras.losses.sparse_categorical_crossentropy(
+            y["labels"][:, 0], y_pred["logits"], from_logits=True
+        )
+        return ops.mean(each)
 
     def detect(self, x, raw):
         bright = ops.max(raw["cells"], axis=-1)  # (B, h, w)

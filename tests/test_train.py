@@ -196,17 +196,24 @@ def test_another_recipe_is_refused_and_fresh_moves_the_old_run_aside(recipe_of, 
         train.train(recipe_of(), tmp_path / "other", reporter=lines)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_name(recipe_of, tmp_path, monkeypatch):
-    true_loss = StandIn.compute_loss
+def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of, tmp_path, monkeypatch):
+    true_loss, run = StandIn.loss_of, tmp_path / "run"
 
-    def poisoned(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        loss = true_loss(self, x, y, y_pred, sample_weight, training)
-        return loss / keras.ops.cast(self.step < 10, "float32")  # 1 / 0 from the tenth step on
+    def poisoned(self, y, y_pred):
+        return true_loss(self, y, y_pred) / keras.ops.cast(
+            self.step < 9, "float32"
+        )  # 1 / 0 in the tenth step
 
-    monkeypatch.setattr(StandIn, "compute_loss", poisoned)
-    with pytest.raises(session.TrainingFailed, match=r"step 12: loss, head/class no longer finite.*base_lr"):
-        train.train(recipe_of(), tmp_path / "run", reporter=Lines())
-    with np.load(tmp_path / "run/checkpoint/latest.npz") as kept:
+    monkeypatch.setattr(StandIn, "loss_of", poisoned)
+    ids = [(row + 9 * 4) * 5 % 64 for row in range(4)]
+    said = (
+        rf"step 10: loss, head/class no longer finite, on the pictures {', '.join(map(str, ids))} .*base_lr"
+    )
+    with pytest.raises(session.TrainingFailed, match=said):
+        train.train(recipe_of(), run, reporter=Lines())
+    with np.load(run / "bad_batch.npz") as batch:
+        assert batch["image_id"].tolist() == ids and batch["images"].shape == (4, 64, 96, 3)
+    with np.load(run / "checkpoint/latest.npz") as kept:
         assert json.loads(str(kept["words"]))["state"]["step"] == 8
         assert all(np.isfinite(kept[name]).all() for name in kept.files if name != "words")
 

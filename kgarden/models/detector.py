@@ -23,6 +23,7 @@ from keras import ops
 
 from kgarden.layers.pixels import Normalize
 from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.watch import FirstBadStep
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, VALID, UserError
@@ -82,6 +83,7 @@ class Detector(PerCanvas):
             aggregation="only_first_replica",
         )
         self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
+        self.first_bad = FirstBadStep()
         self.built = True
 
     @property
@@ -102,9 +104,11 @@ class Detector(PerCanvas):
             raise RuntimeError(f"terms {sorted(terms)} are not those announced, {sorted(self.terms)}")
         for name, term in terms.items():
             self.terms[name].update_state(term)
+        loss = sum(terms.values())
         if training:
             self.step.assign_add(1)
-        return sum(terms.values()) / replicas.num_replicas()
+            self.first_bad.update_state(self.step, loss)
+        return loss / replicas.num_replicas()
 
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the picture, padded to K."""
