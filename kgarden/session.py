@@ -185,7 +185,7 @@ class Session(keras.callbacks.Callback):
             np.savez(path, **batch)
         ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
         raise TrainingFailed(
-            f"step {step}: {', '.join(wrong)} no longer finite, on the pictures {ids} (the batch is in {path}); "
+            f"step {step}: {', '.join(wrong)} no longer finite, on the pictures {ids} (batch in {path}); "
             f"the checkpoint of step {self.saved} is untouched; lower schedule.base_lr, lengthen "
             f"schedule.warmup or set schedule.optimizer.clip_norm"
         )
