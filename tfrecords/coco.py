@@ -9,6 +9,8 @@ from tfrecords.objects import as_hw, as_int, as_numbers, text
 from tfrecords.report import PICTURE_LEFT_OUT, Fault, Faults
 from tfrecords.schema import DataError
 
+LARGEST_AREA = 1e12  # px^2; more is a mistake, and a record could not hold much more
+
 
 def build(
     to, *, images, annotations, with_masks=True, shards=None, workers=None, strict=False, progress=None
@@ -145,7 +147,7 @@ def _object(annotation, where, listed, number_of):
         raise DataError("bbox is not four finite numbers")
     thing = {"where": where, "category_id": number_of[category], "bbox": box}
     thing["iscrowd"] = int(bool(as_int(annotation.get("iscrowd"))))
-    if area and area[0] > 0:
+    if area and 0 < area[0] < LARGEST_AREA:
         thing["area"] = area[0]
     if masks.is_given(annotation.get("segmentation")):
         thing["segmentation"] = annotation["segmentation"]

@@ -1,7 +1,6 @@
 """Masks of objects: COCO's polygons and run-length codes -> PNG files of the picture's size."""
 
 import io
-import math
 
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -9,6 +8,8 @@ from pycocotools import mask as coco_mask
 from tfrecords.schema import DataError
 
 COMPRESSION = 1  # of zlib: masks are few long runs, more effort buys little
+
+FARTHEST = 1e6  # px; no point of a polygon is farther away, and infinities and NaN are not nearer
 
 
 def encode(segmentation, height, width):
@@ -23,6 +24,8 @@ def encode(segmentation, height, width):
     Raises:
         DataError: it is none of these, or of another size; the message is the reason alone.
     """
+    if not isinstance(segmentation, dict | list):
+        raise DataError("the mask is neither polygons nor a run-length code")
     if isinstance(segmentation, dict):
         code = coco_mask.frPyObjects(
             {"size": [height, width], "counts": _counts(segmentation, height, width)}, height, width
@@ -50,12 +53,10 @@ def is_given(segmentation):
 
 
 def _check_polygons(polygons):
-    if not isinstance(polygons, list):
-        raise DataError("the mask is neither polygons nor a run-length code")
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise DataError("a polygon of the mask has fewer than three points or half a point")
-        if not all(_is_number(value) and abs(value) < 1e6 for value in polygon):
+        if not all(map(_is_number, polygon)):
             raise DataError("a polygon of the mask has a value that is no number of pixels")
 
 
@@ -93,4 +94,4 @@ def _unpacked(text):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FARTHEST

@@ -1,6 +1,7 @@
 """A folder of pictures and a table (csv): one line for every box."""
 
 import csv
+import io
 import pathlib
 
 from tfrecords import objects
@@ -78,12 +79,12 @@ def _read(path):
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
-    lines = content.splitlines()
     for delimiter in DELIMITERS:
-        columns = _columns(lines[0].split(delimiter)) if lines else []
+        rows = _rows(path, content, delimiter)
+        columns = _columns(rows[0][1]) if rows else []
         if set(NEEDED) <= set(columns):
-            return columns, _rows(path, lines[1:], delimiter, 2)
-    rows = _rows(path, lines, ",", 1)
+            return columns, rows[1:]
+    rows = _rows(path, content, ",")
     if not any(len(row) == len(WITHOUT_HEADER) for _, row in rows):
         raise DataError(
             f"{path}: its first line names no columns {', '.join(NEEDED)} (synonyms count), "
@@ -98,12 +99,13 @@ def _columns(header):
     return [next((name for name, known in SYNONYMS.items() if word in known), "") for word in words]
 
 
-def _rows(path, lines, delimiter, first):
+def _rows(path, content, delimiter):
+    """[(number of the line, its values), ...] without empty lines."""
+    lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     try:
-        found = [(number, row) for number, row in enumerate(csv.reader(lines, delimiter=delimiter), first)]
+        return [(lines.line_num, row) for row in lines if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataError(f"{path}: not a csv file: {error}") from None
-    return [(number, row) for number, row in found if any(map(str.strip, row))]
 
 
 def _by_file(columns, rows, faults):

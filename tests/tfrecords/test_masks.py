@@ -85,6 +85,8 @@ def test_compressed_codes_are_read_as_pycocotools_reads_them(seed):
         ([[1, 1, 5, 5, 1e300, 9]], "no number"),
         ([[50, 50, 60, 50, 60, 60]], "covers no pixel"),
         ("polygon", "neither polygons"),
+        (0.5, "neither polygons"),
+        ([None], "fewer than three points"),
         ({"size": [30, 41], "counts": [1230]}, "another size"),
         ({"size": [30, 40], "counts": [1000, 300]}, "do not sum up"),
         ({"size": [30, 40], "counts": [1300, -100]}, "no run lengths"),
