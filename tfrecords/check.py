@@ -7,18 +7,20 @@ is compared where it is there.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import struct
+import tempfile
 
 import numpy as np
 
-from tfrecords.index import record_bytes, shards_of
+from tfrecords.index import shards_of
 from tfrecords.pictures import decode
+from tfrecords.records import compression_of, unpack, walk
 from tfrecords.schema import SIDES, DataError
 from tfrecords.write import read_manifest
 
@@ -65,7 +67,7 @@ def check(pattern, progress=None):
     Returns:
         Findings
     Raises:
-        DataError: there are no shards, or a shard is compressed.
+        DataError: there are no shards, or one is packed and cannot be unpacked.
     """
     files = shards_of(pattern)
     findings, seen = Findings(shards=len(files)), {}
@@ -74,7 +76,8 @@ def check(pattern, progress=None):
         for done, file in enumerate(files, 1):
             folder = folders[file.parent]
             folder.compare_shard(file)
-            rows = _check_shard(file, folder.categories, folder.manifest is not None, findings, pool)
+            with _plain(file) as plain:
+                rows = _check_shard(plain, folder.categories, folder.manifest is not None, findings, pool)
             for row in rows:
                 twice = (file.parent, row.image_id) in seen
                 if twice and row.image_id is not None:
@@ -88,6 +91,20 @@ def check(pattern, progress=None):
         folder.compare_truth()
     findings.faults = dict(findings.faults)
     return findings
+
+
+@contextlib.contextmanager
+def _plain(file):
+    """The shard itself, or an unpacked copy of it for a while."""
+    packed = compression_of(file)
+    if packed is None:
+        yield file
+    elif packed == "gzip":
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(file, pathlib.Path(folder, file.name))
+            yield pathlib.Path(folder, file.name)
+    else:
+        raise DataError(f"{file}: is packed with {packed}: unpack it first")
 
 
 # --- one shard ------------------------------------------------------------------------------------
@@ -123,54 +140,12 @@ def _check_shard(file, categories, is_ours, findings, pool):
 
 
 def _records(file, findings):
-    """(offset, bytes) of every record whose checksums hold; what is damaged is noted and passed over."""
-    import tensorflow as tf
-
-    size, offset = file.stat().st_size, 0
-    with open(file, "rb") as stream:
-        if stream.read(2) == b"\x1f\x8b":
-            raise DataError(f"{file}: compressed with gzip: unpack it with gunzip and check it then")
-        lengths = _lengths(stream, size)
-        while offset < size:
-            try:
-                for serialized in _reader(tf, file, offset):
-                    data = serialized.numpy()
-                    yield offset, data
-                    offset += record_bytes(data)
-                return
-            except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
-                length = lengths(offset)
-                if length is None:
-                    findings.add("shard ends in the middle of a record", f"{file.name}, byte {offset}")
-                    return
-                findings.add("record with a wrong checksum", f"{file.name}, byte {offset}")
-                offset += length
-
-
-def _reader(tf, file, offset):
-    """Records from a byte on: TensorFlow can, only its Python class does not say so."""
-
-    def records(start):
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=[str(file)], compression_type="", buffer_size=1 << 20, byte_offsets=start[None]
-        )
-        return tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
-
-    return tf.data.Dataset.from_tensors(tf.constant(offset, tf.int64)).flat_map(records)
-
-
-def _lengths(stream, size):
-    """A function of an offset -> bytes that the record there takes; None if it would leave the file."""
-
-    def length_at(offset):
-        stream.seek(offset)
-        head = stream.read(8)
-        if len(head) < 8:
-            return None
-        taken = 8 + 4 + struct.unpack("<Q", head)[0] + 4
-        return taken if offset + taken <= size else None
-
-    return length_at
+    """(offset, bytes) of every record that is whole; what is damaged is noted and passed over."""
+    for offset, data, fault in walk(file):
+        if data is None:
+            findings.add(fault, f"{file.name}, byte {offset}")
+        else:
+            yield offset, data
 
 
 # --- one record -----------------------------------------------------------------------------------
@@ -315,7 +290,10 @@ class _Folder:
 
     def _load(self, name):
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+            self.findings.add(f"{name} is of another form", self.path)
         except FileNotFoundError:
             if self.manifest is not None:
                 self.findings.add(f"{name} is missing", self.path)
@@ -349,7 +327,7 @@ class _Folder:
             "width": lambda row: row.width,
             "objects": lambda row: int((~row.crowd).sum()),
         }.items():
-            if part[key] != [of_row(row) for row in rows]:
+            if not isinstance(part, dict) or part.get(key) != [of_row(row) for row in rows]:
                 self.findings.add(f"index.json has another {key} than the records", file.name)
 
     def compare_truth(self):
@@ -358,6 +336,12 @@ class _Folder:
             self.findings.add("shard of the manifest that is not there", self.path / name)
         if self.truth is None or set(self.read) != set(self.shards or ()):
             return
+        try:
+            self._compare_truth()
+        except (KeyError, TypeError, ValueError):
+            self.findings.add("annotations.json is of another form", self.path)
+
+    def _compare_truth(self):
         of_image = collections.defaultdict(list)
         for one in self.truth["annotations"]:
             of_image[one["image_id"]].append(one)

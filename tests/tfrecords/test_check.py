@@ -1,6 +1,8 @@
 """`check` finds each fault that is put into a sound data set, and nothing in a sound one."""
 
+import gzip
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -133,7 +135,7 @@ def test_a_changed_byte_is_found_and_the_rest_is_read(folder):
     content[second + 12 + len(records[1]) // 2] ^= 1  # in the middle of the second record's data
     shard.write_bytes(content)
     found = check(folder)
-    assert found.faults["record with a wrong checksum"] == [f"{shard.name}, byte {second}"]
+    assert found.faults["the checksum of the record is wrong"] == [f"{shard.name}, byte {second}"]
     assert "shard with another digest than in the manifest" in found.faults
     assert found.records == 11
 
@@ -143,9 +145,39 @@ def test_half_a_shard(folder):
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) - 20])
     found = check(folder)
-    assert len(found.faults["shard ends in the middle of a record"]) == 1
+    [place] = found.faults["the file ends 20 bytes before the record does"]
+    assert place.startswith(f"{shard.name}, byte ")
     assert found.faults["shard of another length than in the manifest"] == [shard.name]
     assert found.records == 11
+
+
+def test_a_length_that_is_damaged_ends_a_shard(folder):
+    """Its checksum tells; what a wrong length would lead to is not taken for records."""
+    shard = shard_of(folder)
+    records, content = records_of(shard), bytearray(shard.read_bytes())
+    second = record_bytes(records[0])
+    content[second] ^= 1
+    shard.write_bytes(content)
+    found = check(folder)
+    kind = "the length of the record is damaged: what follows cannot be found"
+    assert found.faults[kind] == [f"{shard.name}, byte {second}"]
+    assert found.records == 12 - len(records) + 1
+
+
+def test_a_shard_packed_with_gzip(folder):
+    shard = shard_of(folder, 0)
+    packed = folder.parent / "packed.tfrecord.gz"
+    packed.write_bytes(gzip.compress(shard.read_bytes()))
+    assert check(packed).records == len(records_of(shard)) and not check(packed).faults
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        check(packed)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"annotations": [1], "images": []}', '{"annotations": 3}'])
+def test_a_truth_of_another_form(folder, content):
+    (folder / "annotations.json").write_text(content)
+    assert list(check(folder).faults) == ["annotations.json is of another form"]
 
 
 def test_a_shard_that_is_gone_or_new(folder):
@@ -188,8 +220,8 @@ def test_files_that_cannot_be_checked(tmp_path):
     with pytest.raises(DataError, match="no shards there"):
         check(tmp_path)
     packed = tmp_path / "x.tfrecord"
-    packed.write_bytes(b"\x1f\x8b rest")
-    with pytest.raises(DataError, match="gunzip"):
+    packed.write_bytes(zlib.compress(b"zlib"))
+    with pytest.raises(DataError, match="packed with zlib"):
         check(packed)
 
 
