@@ -37,6 +37,8 @@ def read(path, expected_hw=None):
         DataError: missing, damaged, or of another size; the message is the reason alone.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError("not a file")  # a pipe would be waited for without end
         stored = path.read_bytes()
         with Image.open(io.BytesIO(stored)) as picture:
             turned = _is_turned(picture, expected_hw)

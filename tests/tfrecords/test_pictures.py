@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -100,6 +101,13 @@ def test_what_is_no_picture(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=message):
+        pictures.read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file(tmp_path, make):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="not a file"):
         pictures.read(tmp_path / "a.jpg")
 
 
