@@ -150,7 +150,7 @@ class Data:
     """What a recipe trains on and is measured by.
 
     Args:
-        recipe:      sizes, canvases, batch size, flips, seed.
+        recipe:      sizes, canvases, batch size, augmentation, seed.
         train, val:  [kgarden.data.pipeline.Dataset, ...].
         categories:  [{"id", "name"}, ...] in label order.
         annotations: path of the validation truth in COCO form; None without val.
@@ -172,7 +172,10 @@ class Data:
             canvases=canvases(self.recipe),
             batch_size=data.batch_size,
             max_objects=data.max_objects,
-            flips=data.flips,
+            augment=self.recipe.augment,
+            masks=data.masks,
+            sampling=data.sampling.name,
+            threshold=data.sampling.threshold,
             antialias=data.antialias,
             scaled_decode=data.scaled_decode,
             cache=data.cache,

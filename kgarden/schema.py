@@ -9,7 +9,8 @@ Boxes are xyxy corners in px of the network input, continuous (no "+1"), float32
     x           {"images": (B, H, W, 3) uint8 RGB, "size_hw": (B, 2) int32 height and width
                  of the picture inside the canvas; the rest of the canvas is padding}
     y           {"boxes": (B, M, 4) float32, "labels": (B, M) int32, "crowd": (B, M) bool,
-                 "image_id": (B,) int64} and what a head needs besides ("masks")
+                 "image_id": (B,) int64}, with `data.masks` "masks": (B, M, 112, 112) bool, bitmaps over the
+                 boxes, sampled at the centres of their cells; none set: no mask is known
     meta        {"image_id": (B,) int64, "original_hw": (B, 2) int32}
     pyramid     list of (B, H_l, W_l, D), finest level first
     candidates  {"boxes": (B, A, 4), "scores": (B, A, C), "valid": (B, A, C) bool}
@@ -29,9 +30,11 @@ SCORES = "scores"
 VALID = "valid"
 SOURCE = "source"
 IMAGE_ID = "image_id"
+MASKS = "masks"
 ORIGINAL_HW = "original_hw"
 
 PAD_LABEL = -1
+MASK_SIDE = 112  # cells of a mask along each side of its box
 
 
 class UserError(ValueError):

@@ -47,6 +47,25 @@ def _as_canvases(value):
     return tuple(tuple(c) if isinstance(c, list) else c for c in value) if isinstance(value, list) else value
 
 
+def _named(value):
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _as_augment(value):
+    """Names, and names with settings -> tuple of {name: settings}."""
+    entries = [{one: {}} if isinstance(one, str) else one for one in _as_tuple(value)]
+    for entry in entries:
+        if (
+            not isinstance(entry, dict)
+            or len(entry) != 1
+            or not isinstance(next(iter(entry.values())), dict | type(None))
+        ):
+            raise ValueError(
+                f"{entry}: an entry is a name, or a name with settings, as {{mixup: {{alpha: 8}}}}"
+            )
+    return tuple({name: settings or {} for name, settings in entry.items()} for entry in entries)
+
+
 class Model(Section):
     """What to build. Further keys are arguments of the builder of that name."""
 
@@ -105,6 +124,21 @@ Sides = Annotated[tuple[PositiveInt, ...], AsTuple, Field(min_length=1)]
 Canvas = tuple[PositiveInt, PositiveInt]
 
 
+class Sampling(Section):
+    """How often each picture of a data set comes."""
+
+    name: Literal["natural", "repeat_factor", "class_aware"] = "natural"
+    threshold: PositiveFloat | None = (
+        None  # repeat_factor: classes in a smaller share of pictures come more often
+    )
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if (self.name == "repeat_factor") != (self.threshold is not None):
+            raise ValueError("repeat_factor needs a threshold, the other kinds of sampling have none")
+        return self
+
+
 class Data(Section):
     train: Sources
     val: Sources
@@ -115,7 +149,8 @@ class Data(Section):
     canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None  # [height, width]
     max_objects: PositiveInt = 100  # ground truth boxes of a picture, padded; more are dropped
     batch_size: PositiveInt  # over all replicas
-    flips: Annotated[tuple[Literal["horizontal", "vertical"], ...], AsTuple] = ("horizontal",)
+    sampling: Annotated[Sampling, BeforeValidator(_named)] = Sampling()
+    masks: bool = False  # hand out the objects' masks too
     antialias: bool = True
     scaled_decode: bool = False  # let the JPEG decoder halve pictures that are halved anyway
     cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized pictures, in memory
@@ -218,6 +253,9 @@ class Recipe(Section):
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()
     data: Data
+    augment: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_as_augment)] = (
+        {"horizontal_flip": {}},
+    )
     schedule: Schedule
     stages: tuple[dict[str, Any], ...] = ()  # partial recipes, run in turn, each from the one before
     evaluate: Evaluate = Evaluate()
@@ -241,7 +279,7 @@ class Recipe(Section):
         kept = {
             key: value
             for key, value in self.model_dump(mode="json", exclude_none=True).items()
-            if key != "rows" and value not in ([], {})
+            if key == "augment" or (key != "rows" and value not in ([], {}))
         }
         return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
 

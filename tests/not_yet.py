@@ -9,7 +9,6 @@ NOT_YET = {
     "cn2_dla_idaup",
     "cn2_dla_tree",
     "cn2_dlaseg_s4_tiny",
-    "cn2_efficientdet_crop",
     "cn2_fed_loss",
     "cn2_head",
     "cn2_res2net",

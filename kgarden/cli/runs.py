@@ -24,11 +24,14 @@ runs_app = typer.Typer()
 
 @runs_app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="recipes, rows, models, backbones or datasets")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="recipes, rows, models, backbones, datasets or transforms")
+    ] = "all",
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="whose rows")] = None,
 ):
     """Models and recipes, one line each."""
     listings = {"recipes": _recipes, "models": _models, "backbones": _backbones, "datasets": _datasets}
+    listings["transforms"] = _transforms
     if what == "rows":
         if recipe is None:
             raise UserError("list rows: whose? `kgarden list rows RECIPE`")
@@ -43,7 +46,9 @@ def list_(
             for line in listings[name]():
                 print(f"  {line}")
     else:
-        raise UserError(f"list {what}: there are recipes, rows RECIPE, models, backbones, datasets")
+        raise UserError(
+            f"list {what}: there are recipes, rows RECIPE, models, backbones, datasets, transforms"
+        )
 
 
 def _recipes():
@@ -58,6 +63,16 @@ def _rows(recipe):
         origin = f"  [scores {row.evaluates} again]" if row.evaluates else ""
         other = f"  [recipe {row.recipe}]" if row.recipe else ""
         yield f"{row_id:20} {reported:28} {changes or 'as it stands'}{origin}{other}"
+
+
+def _transforms():
+    start_tensorflow()
+    from kgarden.data.transforms import describe
+
+    for name, settings, summary in describe():
+        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+        yield f"{name:20} {summary}"
+        yield f"{'':20} {{{given}}}"
 
 
 def _models():

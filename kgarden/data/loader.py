@@ -4,12 +4,15 @@ import numpy as np
 import tensorflow as tf
 
 from kgarden.data.canvas import fitted_hw, resize
-from kgarden.schema import PAD_LABEL
+from kgarden.data.transforms import masks as bitmaps
+from kgarden.data.transforms.geometry import FRAMES
+from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 
 READERS = 4  # records that are read at the same time
 RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
+CACHED_BYTES = 2**30  # of pictures kept at all their sizes; more, and they are kept as they are stored
 
 
 class Loader:
@@ -19,7 +22,8 @@ class Loader:
         data:         Dataset; rows are those of its index.
         canvas_hw:    (N, 2) int, the canvas of every picture.
         short_sides:  px; one of them is drawn.
-        long_side_px, antialias, scaled_decode, cache, keep_crowd: see `pipeline.train_batches`.
+        keeps_size:   whole pictures are resized, so that their sizes are known beforehand.
+        long_side_px, antialias, scaled_decode, cache, keep_crowd, masks: see `pipeline.train_batches`.
     """
 
     def __init__(
@@ -32,16 +36,21 @@ class Loader:
         scaled_decode=False,
         cache="none",
         keep_crowd=True,
+        masks=False,
+        keeps_size=True,
     ):
         index = data.index
-        self.index, self.antialias, self.keep_crowd = index, antialias, keep_crowd
+        self.index, self.antialias, self.keep_crowd, self.masks = index, antialias, keep_crowd, masks
         original_hw = np.stack([index.height, index.width], axis=-1).astype("int32")
         sizes = np.stack([fitted_hw(original_hw, s, long_side_px, canvas_hw) for s in short_sides], axis=1)
+        self.short_sides = tf.constant(short_sides, tf.int32)
+        self.long_side_px = tf.constant(long_side_px, tf.int32)
         self.image_id = tf.constant(index.image_id)
         self.canvas_hw = tf.constant(canvas_hw, tf.int32)
         self.original_hw = tf.constant(original_hw)
         self.sizes = tf.constant(sizes)  # (N, S, 2)
-        self.ratio = _ratios(original_hw[:, None], sizes) if scaled_decode else np.ones_like(sizes[..., 0])
+        shrinks = scaled_decode and keeps_size
+        self.ratio = _ratios(original_hw[:, None], sizes) if shrinks else np.ones_like(sizes[..., 0])
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
         self.is_plain = np.array_equal(ids, np.arange(len(ids)) + ids[0])
@@ -49,7 +58,9 @@ class Loader:
         if cache != "none":
             self.records = tf.constant([r.numpy() for r in read(tf.data.Dataset.range(len(index)), index)])
         if cache == "decoded":
-            self._keep_pixels()
+            self._keep_pixels(
+                at_all_sizes=keeps_size and 3 * sizes.prod(-1, dtype="int64").sum() <= CACHED_BYTES
+            )
 
     def records_of(self, rows):
         """Dataset of rows -> dataset of their serialised records."""
@@ -57,69 +68,97 @@ class Loader:
             return rows.map(lambda row: self.records[row])
         return read(rows, self.index)
 
-    def __call__(self, row, serialized, seed):
+    def choice(self, draw):
+        """Which short side a draw of [0, 1) means.   (...,) int64"""
+        return tf.cast(draw * self.sizes.shape[1], tf.int64)
+
+    def __call__(self, row, serialized, choice, canvas_hw=None):
         """The example of a row as `transforms` says, with the size that it is to get as "target_hw".
 
         Args:
             row:        () int64.
             serialized: () string, its record.
-            seed:       (2,) int, chooses the short side.
+            choice:     () int64, which short side.
+            canvas_hw:  (2,) int32, another picture's canvas to fit into; None: its own.
         """
-        record = parse(serialized)
-        choice = self._choice(seed)
-        image = self._image(row, choice, record["encoded"])
-        labels = self._labels_of(record["category_ids"])
-        if not self.keep_crowd:
-            labels = tf.where(record["crowd"], PAD_LABEL, labels)
+        record = parse(serialized, masks=self.masks)
+        image = self.image(row, choice, record["encoded"])
+        boxes, labels, crowd = self.truth(record["boxes"], record["category_ids"], record["crowd"])
         side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
-        return {
+        example = {
             "image": image,
-            "boxes": tf.clip_by_value(record["boxes"], 0.0, 1.0) * side,
-            "labels": labels,
-            "crowd": record["crowd"] & (labels >= 0),
+            BOXES: boxes * side,
+            LABELS: labels,
+            CROWD: crowd,
             "image_id": self.image_id[row],
             "original_hw": self.original_hw[row],
             "target_hw": self.sizes[row, choice],
             "canvas_hw": self.canvas_hw[row],
+            "short_side_px": self.short_sides[choice],
+            "long_side_px": self.long_side_px,
         }
+        if self.masks:
+            example |= {MASKS: bitmaps.bitmaps(record["masks"], boxes), FRAMES: example[BOXES]}
+        if canvas_hw is not None:
+            size = fitted_hw(self.original_hw[row], self.short_sides[choice], self.long_side_px, canvas_hw)
+            example |= {"canvas_hw": canvas_hw, "target_hw": size}
+        return example
 
-    def _choice(self, seed):
-        count = self.sizes.shape[1]
-        return 0 if count == 1 else tf.random.stateless_uniform([], seed, maxval=count, dtype=tf.int64)
-
-    def _image(self, row, choice, encoded):
+    def image(self, row, choice, encoded):
+        """(H, W, 3) uint8; at its size where decoder or cache give it so."""
         if self.pixels is not None:
-            flat = tf.io.decode_raw(self.pixels[row], tf.uint8)
-            return tf.reshape(flat, tf.concat([self.pixels_hw[row], [3]], axis=0))
+            if self.pixels_hw.shape[1] == 1:
+                choice = tf.zeros_like(row)
+            hw, first = self.pixels_hw[row, choice], self.pixels_at[row, choice]
+            flat = tf.slice(self.pixels, [first], [3 * tf.reduce_prod(tf.cast(hw, tf.int64))])
+            return tf.reshape(flat, tf.concat([hw, [3]], axis=0))
         used = np.unique(self.ratio)
         if len(used) == 1:
             return decode(encoded, int(used[0]))
         number = tf.constant(np.searchsorted(used, self.ratio).astype("int32"))[row, choice]
         return tf.switch_case(number, [lambda r=r: decode(encoded, int(r)) for r in used])
 
-    def _labels_of(self, category_ids):
-        """(N,) int32; -1 for a category that the manifest does not list."""
+    def truth(self, boxes, category_ids, crowd):
+        """Boxes inside 0..1, labels, crowd marks; -1 for a category that the manifest does not list.
+
+        Args:
+            boxes:        (..., N, 4) fractions.
+            category_ids: (..., N) int64.
+            crowd:        (..., N) bool.
+        """
         if self.is_plain:  # ids without gaps: most data sets
             labels = tf.cast(category_ids - self.ids[0], tf.int32)
-            return tf.where((labels >= 0) & (labels < len(self.ids)), labels, PAD_LABEL)
-        place = tf.minimum(tf.searchsorted(self.ids, category_ids), len(self.ids) - 1)
-        return tf.where(tf.gather(self.ids, place) == category_ids, tf.gather(self.labels, place), PAD_LABEL)
+            known = (category_ids >= self.ids[0]) & (category_ids <= self.ids[-1])
+        else:
+            place = tf.minimum(tf.searchsorted(self.ids, tf.reshape(category_ids, [-1])), len(self.ids) - 1)
+            place = tf.reshape(place, tf.shape(category_ids))
+            labels, known = tf.gather(self.labels, place), tf.gather(self.ids, place) == category_ids
+        if not self.keep_crowd:
+            known &= ~crowd
+        return tf.clip_by_value(boxes, 0.0, 1.0), tf.where(known, labels, PAD_LABEL), crowd & known
 
-    def _keep_pixels(self):
-        """Decode all pictures into memory; resize them too if there is only one size for each."""
+    def _keep_pixels(self, at_all_sizes):
+        """Decode all pictures into memory; resize them too, to each of their sizes, where there is room."""
+        choices = self.sizes.shape[1] if at_all_sizes else 1
 
-        def pixels(row):
-            encoded = parse(self.records[row])["encoded"]
-            if self.sizes.shape[1] > 1:
-                return decode(encoded)
-            image = self._image(row, 0, encoded)
-            same = tf.reduce_all(tf.shape(image)[:2] == self.sizes[row, 0])
-            return tf.cond(same, lambda: image, lambda: resize(image, self.sizes[row, 0], self.antialias))
+        def pixels(place):
+            row, choice = place // choices, place % choices
+            image = self.image(row, choice, parse(self.records[row])["encoded"])
+            if not at_all_sizes:
+                return image
+            same = tf.reduce_all(tf.shape(image)[:2] == self.sizes[row, choice])
+            return tf.cond(
+                same, lambda: image, lambda: resize(image, self.sizes[row, choice], self.antialias)
+            )
 
-        rows = tf.data.Dataset.range(len(self.index))
-        images = list(rows.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())
-        self.pixels = tf.constant([image.tobytes() for image in images])
-        self.pixels_hw = tf.constant(np.array([image.shape[:2] for image in images], "int32"))
+        places = tf.data.Dataset.range(len(self.index) * choices)
+        images = list(places.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())
+        first = np.cumsum([0] + [image.size for image in images[:-1]])
+        self.pixels_at = tf.constant(first.reshape(-1, choices), tf.int64)
+        self.pixels_hw = tf.constant(
+            np.reshape([image.shape[:2] for image in images], (-1, choices, 2)), tf.int32
+        )
+        self.pixels = tf.constant(np.concatenate([image.ravel() for image in images]))
 
 
 def read(rows, index):

@@ -1,39 +1,39 @@
 """Data sets -> batches of one canvas, as `kgarden.schema` has them.
 
-    order of the pictures -> records -> parse -> decode -> resize -> flips -> canvas -> batch
+    order of the pictures -> records -> parse -> decode -> transforms -> canvas -> batch
 
 Everything random is a function of the seed and of the number of the picture in the stream. So a stream
 that starts at step k is the tail of the stream that starts at 0, however many threads work on it.
+
+Pictures that are only resized and mirrored, the usual case, go a shorter way, `_plain`: what is drawn for
+them is drawn for a thousand at once, and the truth of a batch is moved as a whole.
 """
 
+import functools
 import itertools
 import warnings
 
 import numpy as np
 import tensorflow as tf
 
-from kgarden.data import samplers, transforms
+from kgarden.data import chance, samplers
 from kgarden.data.canvas import (
     boxes_to_original,
     canvas_of,
     default_canvases,
     fitted_hw,
     pad_to_canvas,
+    resize,
     resize_to_canvas,
 )
 from kgarden.data.loader import Loader
+from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
-from kgarden.schema import (
-    BOXES,
-    CROWD,
-    IMAGE_ID,
-    IMAGES,
-    LABELS,
-    ORIGINAL_HW,
-    PAD_LABEL,
-    SIZE_HW,
-    UserError,
-)
+from kgarden.data.stored import objects_of
+from kgarden.data.transforms import Augmentation
+from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
+from kgarden.data.truth import in_rows, in_rows_of_one
+from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, ORIGINAL_HW, SIZE_HW, UserError
 from tfrecords.pictures import decode
 from tfrecords.schema import DataError, parse
 
@@ -53,6 +53,8 @@ __all__ = [
 
 CHUNK = 1024  # pictures whose order is handed to TensorFlow at once
 CACHES = ("none", "encoded", "decoded")
+PARTNERS = 2**30  # where the order of partners stands in the seeds of epochs
+SIZES = 2**20  # and the draws of sizes in those of transforms
 
 
 def train_batches(
@@ -63,7 +65,10 @@ def train_batches(
     batch_size,
     canvases=None,
     max_objects=100,
-    flips=("horizontal",),
+    augment=("horizontal_flip",),
+    masks=False,
+    sampling="natural",
+    threshold=None,
     antialias=True,
     scaled_decode=False,
     cache="none",
@@ -81,10 +86,14 @@ def train_batches(
         long_side_px:  upper limit of the longer side.
         canvases:      [[height, width], ...]; None: `default_canvases` of the largest short side.
         max_objects:   M. Of more, the largest stay.
-        flips:         of "horizontal", "vertical"; each done with probability 1/2.
+        augment:       [name or {name: {setting: value}}, ...] of `transforms.TRANSFORMS`.
+        masks:         hand out the objects' masks.
+        sampling:      "natural": every picture once an epoch; "repeat_factor" with a `threshold`, and
+                       "class_aware": see `sampling`. Within each data set.
         scaled_decode: let the JPEG decoder halve pictures that are halved anyway: faster, a little softer.
+                       Not where crops, sizes or mixtures of the augmentation need all pixels.
         cache:         "none": read and decode every time; "encoded": keep records in memory; "decoded": keep
-                       pictures too, after resizing if there is one short side.
+                       pictures too, at all their sizes if that takes less than `loader.CACHED_BYTES`.
         keep_empty:    also pictures without objects.
         keep_crowd:    hand out regions with many objects, marked, instead of leaving them out.
         start_step:    leave out the first so many batches.
@@ -93,11 +102,13 @@ def train_batches(
         tf.data.Dataset of (x, y). Shapes are static if the pictures need one canvas alone; with several,
         H and W differ from batch to batch.
     """
-    data, weights, sizes = _pool(datasets, keep_empty)
-    _check(cache, flips, batch_size)
+    data, weights, parts = _pool(datasets, keep_empty)
+    _check(cache, batch_size)
+    augmentation = Augmentation(augment, antialias, masks)
     short_sides = tuple(np.atleast_1d(short_side_px).tolist())
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)
+    streams = [_stream(part, sampling, threshold) for part in parts]
     load = Loader(
         data,
         np.array(canvases)[canvas],
@@ -107,27 +118,97 @@ def train_batches(
         scaled_decode,
         cache,
         keep_crowd,
+        masks,
+        augmentation.keeps_size,
     )
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
-    change = transforms.chain([transforms.resize(antialias), *(transforms.FLIPS[name]() for name in flips)])
-
-    def prepare(position, row, serialized):
-        key = tf.stack([tf.constant(seed, tf.int64), position])
-        side_seed, change_seed = tf.unstack(tf.random.split(key))
-        example = change(load(row, serialized, side_seed), change_seed)
-        truth = _pad({key: example[key] for key in (BOXES, LABELS, CROWD)}, max_objects)
-        return _input_of(example, static_hw), {**truth, IMAGE_ID: example["image_id"]}
 
     def order():
-        rows = samplers.endless_rows(sizes, weights, seed)
-        steps = samplers.batches(rows, canvas, batch_size, start_step)
+        sizes, partners = [len(part.index) for part in parts], augmentation.partners
+        rows = samplers.endless_rows(sizes, weights, seed, streams)
+        others = samplers.endless_rows(sizes, weights, (seed, PARTNERS), streams)
+        steps = samplers.batches(rows, canvas, batch_size, start_step, others, partners)
         while True:
-            yield np.concatenate(list(itertools.islice(steps, max(1, CHUNK // batch_size))))[:, :2]
+            chunk = np.concatenate(list(itertools.islice(steps, max(1, CHUNK // batch_size))))
+            yield np.delete(chunk, 2, axis=1)
 
-    signature = tf.TensorSpec((None, 2), tf.int64)
-    rows = tf.data.Dataset.from_generator(order, output_signature=signature).unbatch()
-    batches = _batches(rows, load, prepare, batch_size, parallel)
+    signature = tf.TensorSpec((None, 2 + augmentation.partners), tf.int64)
+    rows = tf.data.Dataset.from_generator(order, output_signature=signature)
+    if augmentation.is_plain and not masks:
+        batches = _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
+    else:
+        batches = _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
+    """Batches of pictures under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
+
+    def prepare(numbers, serialized):
+        key = tf.stack([tf.constant(seed, tf.int64), numbers[0]])
+        canvas_hw = load.canvas_hw[numbers[1]]
+
+        def example(k):
+            draw = chance.uniform(chance.another(key, SIZES + k))[0]
+            return load(numbers[1 + k], serialized[k], load.choice(draw), canvas_hw if k else None)
+
+        example = augmentation(example, key)
+        truth = in_rows_of_one(example, max_objects)
+        return _input_of(example["image"], canvas_hw, static_hw), {**truth, IMAGE_ID: example["image_id"]}
+
+    rows = rows.unbatch()
+    read = rows.map(lambda numbers: numbers[1:])
+    records = load.records_of(read.unbatch()).batch(1 + augmentation.partners, drop_remainder=True)
+    examples = tf.data.Dataset.zip(rows, records).map(prepare, parallel, deterministic=True)
+    return examples.batch(batch_size, drop_remainder=True)
+
+
+def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
+    """Batches of pictures that are resized and mirrored. rows: dataset of (n, 2), number and row."""
+
+    def planned(numbers):
+        """What is drawn for each picture, and what the index knows of it."""
+        key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
+        choice = load.choice(chance.uniform(chance.another(key, SIZES))[:, 0])
+        row = numbers[:, 1]
+        return {
+            "row": row,
+            "choice": choice,
+            "mirrors": augmentation.mirrors(key),
+            SIZE_HW: tf.gather_nd(load.sizes, tf.stack([row, choice], axis=1)),
+            "canvas_hw": tf.gather(load.canvas_hw, row),
+            IMAGE_ID: tf.gather(load.image_id, row),
+        }
+
+    def drawn(plan, serialized):
+        record = parse(serialized)
+        image = load.image(plan["row"], plan["choice"], record["encoded"])
+        image = _resized(image, plan[SIZE_HW], load.antialias)
+        if augmentation.settings:
+            image = mirrored_pixels(image, *tf.unstack(plan["mirrors"]))
+        kept = {key: record[key] for key in ("boxes", "category_ids", "crowd")}
+        facts = {key: plan[key] for key in (SIZE_HW, "mirrors", IMAGE_ID)}
+        return {IMAGES: _input_of(image, plan["canvas_hw"], static_hw)[IMAGES], **facts, **kept}
+
+    def whole(batch):
+        boxes, labels, crowd = load.truth(batch["boxes"], batch["category_ids"], batch["crowd"])
+        side = tf.cast(tf.gather(batch[SIZE_HW], [1, 0, 1, 0], axis=1), tf.float32)[:, None]
+        vertical, horizontal = tf.unstack(batch["mirrors"], axis=1)
+        boxes = mirrored(boxes * side, batch[SIZE_HW], vertical, horizontal)
+        truth = in_rows({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
+        return {IMAGES: batch[IMAGES], SIZE_HW: batch[SIZE_HW]}, {**truth, IMAGE_ID: batch[IMAGE_ID]}
+
+    plans = rows.map(planned).unbatch()
+    records = load.records_of(plans.map(lambda plan: plan["row"]))
+    pictures = tf.data.Dataset.zip(plans, records).map(drawn, parallel, deterministic=True)
+    no_category = tf.constant(tf.int64.min, tf.int64)
+    padding = {key: tf.zeros([], spec.dtype) for key, spec in pictures.element_spec.items()}
+    padding["category_ids"] = no_category
+    batches = pictures.padded_batch(batch_size, padding_values=padding, drop_remainder=True)
+    return batches.map(whole, parallel, deterministic=True)
 
 
 def val_batches(
@@ -154,7 +235,7 @@ def val_batches(
         tf.data.Dataset of (x, meta), of known length.
     """
     data, _, _ = _pool(datasets, keep_empty=True)
-    _check("none", (), batch_size)
+    _check("none", batch_size)
     index = data.index.take(slice(limit))
     data = Dataset(index, data.categories, data.annotations)
     canvases, canvas = _canvases(index, canvases, short_side_px, long_side_px)
@@ -165,12 +246,20 @@ def val_batches(
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
 
     def prepare(is_real, row, serialized):
-        example = transforms.resize(antialias)(load(row, serialized, None), None)
-        image_id = tf.where(is_real > 0, example["image_id"], -1)
-        return _input_of(example, static_hw), {IMAGE_ID: image_id, ORIGINAL_HW: example["original_hw"]}
+        image = load.image(row, 0, parse(serialized)["encoded"])
+        image = _resized(image, load.sizes[row, 0], antialias)
+        image_id = tf.where(is_real > 0, load.image_id[row], -1)
+        meta = {IMAGE_ID: image_id, ORIGINAL_HW: load.original_hw[row]}
+        return _input_of(image, load.canvas_hw[row], static_hw), meta
 
     rows = tf.data.Dataset.from_tensor_slices(np.stack([real.astype("int64"), steps[last_real, 1]], axis=-1))
-    batches = _batches(rows, load, prepare, batch_size, parallel)
+    records = load.records_of(rows.map(lambda pair: pair[1]))
+    batches = tf.data.Dataset.zip(rows, records).map(
+        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True
+    )
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
     return batches.apply(tf.data.experimental.assert_cardinality(len(steps) // batch_size))
 
 
@@ -191,59 +280,42 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
     return shapes.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _batches(rows, load, prepare, batch_size, parallel):
-    """rows: dataset of (2,) int64, a number and a row -> batches of what `prepare` makes of them."""
-    records = load.records_of(rows.map(lambda pair: pair[1]))
-    examples = tf.data.Dataset.zip(rows, records).map(
-        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True
-    )
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
+def _resized(image, size_hw, antialias):
+    same = tf.reduce_all(tf.shape(image)[:2] == size_hw)
+    return tf.cond(same, lambda: image, lambda: resize(image, size_hw, antialias))
 
 
-def _input_of(example, static_hw):
+def _input_of(image, canvas_hw, static_hw):
     """The part of a batch that goes into the network, for one picture."""
-    image = example["image"]
-    canvas = tf.ensure_shape(pad_to_canvas(image, example["canvas_hw"]), (*static_hw, 3))
+    canvas = tf.ensure_shape(pad_to_canvas(image, canvas_hw), (*static_hw, 3))
     return {IMAGES: canvas, SIZE_HW: tf.shape(image)[:2]}
 
 
-def _pad(truth, max_objects):
-    """Boxes, labels and crowd marks in exactly M rows; of more than M objects the largest, in their order."""
-    boxes = tf.where(truth[LABELS][:, None] >= 0, truth[BOXES], 0.0)
-    truth = {**truth, BOXES: boxes}
-
-    def largest():
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        rows = tf.sort(tf.math.top_k(area, tf.minimum(count, max_objects)).indices)
-        return {key: tf.gather(value, rows) for key, value in truth.items()}
-
-    count = tf.shape(truth[LABELS])[0]
-    truth = tf.cond(count > max_objects, largest, lambda: dict(truth))
-    missing = max_objects - tf.minimum(count, max_objects)
-    padded = {
-        BOXES: tf.pad(truth[BOXES], [[0, missing], [0, 0]]),
-        LABELS: tf.pad(truth[LABELS], [[0, missing]], constant_values=PAD_LABEL),
-        CROWD: tf.pad(truth[CROWD], [[0, missing]]),
-    }
-    return {key: tf.ensure_shape(value, (max_objects, *value.shape[1:])) for key, value in padded.items()}
-
-
 def _pool(datasets, keep_empty):
-    """Data sets as one, without empty pictures unless wanted: (Dataset, weights, sizes)."""
+    """Data sets without empty pictures unless wanted: (all as one Dataset, weights, each of them)."""
     kept = []
     for data in datasets:
         rows = slice(None) if keep_empty else np.flatnonzero(data.index.objects > 0)
         kept.append(Dataset(data.index.take(rows), data.categories, data.annotations, data.weight))
         if not len(kept[-1].index):
             raise UserError(f"{data.index.files[0]}: no picture has an object: nothing to train on")
-    sizes = [len(data.index) for data in kept]
-    weights = [data.weight * size for data, size in zip(kept, sizes, strict=True)]
+    weights = [data.weight * len(data.index) for data in kept]
     try:
-        return joined(kept), weights, sizes
+        return joined(kept), weights, kept
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def _stream(data, sampling, threshold):
+    """Which of a data set's pictures comes when: a function of a key, see `sampling`."""
+    size = len(data.index)
+    if sampling == "natural":
+        return functools.partial(natural, size)
+    if sampling == "repeat_factor":
+        return functools.partial(repeated, repeat_factors(objects_of(data), size, threshold))
+    if sampling == "class_aware":
+        return functools.partial(drawn, class_aware_weights(objects_of(data), size))
+    raise UserError(f"data.sampling: {sampling!r} is none of natural, repeat_factor, class_aware")
 
 
 def _canvases(index, canvases, short_side_px, long_side_px):
@@ -255,20 +327,18 @@ def _canvases(index, canvases, short_side_px, long_side_px):
     return [canvases[number] for number in used], canvas
 
 
-def _check(cache, flips, batch_size):
+def _check(cache, batch_size):
     if cache not in CACHES:
         raise UserError(f"cache: {cache!r} is none of {', '.join(CACHES)}")
-    unknown = set(flips) - set(transforms.FLIPS)
-    if unknown:
-        raise UserError(f"flips: {min(unknown)!r} is none of {', '.join(transforms.FLIPS)}")
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size}: at least 1")
 
 
 def _warn_of_overflow(index, max_objects):
-    crowded = int((index.objects > max_objects).sum())
-    if crowded:
+    lost = np.maximum(index.objects.astype("int64") - max_objects, 0)
+    if lost.any():
         warnings.warn(
-            f"{crowded} pictures hold more than max_objects = {max_objects} objects: the largest are kept",
+            f"{(lost > 0).sum()} pictures hold more than max_objects = {max_objects} objects: the largest "
+            f"are kept, {lost.sum()} of {index.objects.sum()} objects are lost",
             stacklevel=3,
         )

@@ -1,41 +1,48 @@
 """Which picture comes when: a function of the seed alone, computed on the host before anything is read.
 
-Every epoch of a data set is one permutation of all its pictures. Batches hold pictures of one canvas: a
-picture waits until enough others of its canvas have come. The order from step k on is found by counting
+How often a picture of a data set comes stands in sampling.py. Batches hold pictures of one canvas: a picture
+waits until enough others of its canvas have come. The order from step k on is found by counting
 from step 0, which takes a second for some million pictures; so training goes on exactly where it stopped.
 """
 
+import functools
 import itertools
 
 import numpy as np
+
+from kgarden.data.sampling import natural
 
 CHOICES = 4096  # choices between data sets that are drawn at once
 CHOOSING = 2**31  # where the number of a data set stands in the seeds of its epochs
 
 
-def endless_rows(sizes, weights, seed):
+def endless_rows(sizes, weights, seed, streams=None):
     """Rows of the pictures of several data sets, one after the other, without end.
 
     Args:
         sizes:   pictures of each data set; rows count through all of them.
         weights: how often each data set is drawn from.
-        seed:    int.
+        seed:    int, or several.
+        streams: for each data set a function of a key that gives its rows without end, of `sampling`; None:
+                 every picture once an epoch.
     """
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    streams = [
-        _epochs(size, start, (seed, number))
-        for number, (size, start) in enumerate(zip(sizes, first, strict=True))
+    streams = streams or [functools.partial(natural, size) for size in sizes]
+    key = tuple(np.atleast_1d(seed).tolist())
+    started = [
+        map(start.__add__, stream((*key, number)))
+        for number, (stream, start) in enumerate(zip(streams, first.tolist(), strict=True))
     ]
-    if len(streams) == 1:
-        yield from streams[0]
+    if len(started) == 1:
+        yield from started[0]
     share = np.asarray(weights, "float64") / np.sum(weights)
     for chunk in itertools.count():
-        rng = np.random.default_rng([seed, CHOOSING, chunk])
+        rng = np.random.default_rng([*key, CHOOSING, chunk])
         for number in rng.choice(len(sizes), CHOICES, p=share).tolist():
-            yield next(streams[number])
+            yield next(started[number])
 
 
-def batches(rows, canvas, batch_size, start_step=0):
+def batches(rows, canvas, batch_size, start_step=0, others=None, partners=0):
     """Batches of pictures of one canvas, without end.
 
     Args:
@@ -43,10 +50,12 @@ def batches(rows, canvas, batch_size, start_step=0):
         canvas:     (N,) int, the canvas of each row.
         batch_size: B.
         start_step: leave out so many batches.
+        others:     iterator over rows: the pictures to mix with, taken in the order of the stream.
+        partners:   K, how many of them for each picture.
     Yields:
-        (B, 3) int64: number of the picture in the stream, row, canvas.
+        (B, 3 + K) int64: number of the picture in the stream, row, canvas, rows of its partners.
     """
-    return itertools.islice(_grouped(rows, canvas.tolist(), batch_size), start_step, None)
+    return itertools.islice(_grouped(rows, canvas.tolist(), batch_size, others, partners), start_step, None)
 
 
 def in_order(canvas, batch_size):
@@ -66,16 +75,11 @@ def in_order(canvas, batch_size):
     return np.concatenate(steps).astype("int64")
 
 
-def _epochs(size, start, key):
-    for epoch in itertools.count():
-        yield from (np.random.default_rng([*key, epoch]).permutation(size) + start).tolist()
-
-
-def _grouped(rows, canvas, batch_size):
+def _grouped(rows, canvas, batch_size, others, partners):
     waiting = {number: [] for number in set(canvas)}
     for position, row in enumerate(rows):
         group = waiting[canvas[row]]
-        group.append((position, row, canvas[row]))
+        group.append((position, row, canvas[row], *itertools.islice(others or (), partners)))
         if len(group) == batch_size:
             yield np.array(group, "int64")
             group.clear()

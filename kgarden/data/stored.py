@@ -1,13 +1,35 @@
-"""One picture as it lies in the shards, in NumPy: to look at, not to train on."""
+"""What lies in a data set, in NumPy: to look at and to count, not to train on."""
+
+import json
+import pathlib
 
 import numpy as np
 import tensorflow as tf
 
 from kgarden.data.loader import read
+from kgarden.schema import MASK_SIDE, UserError
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 
-SIDE = 112  # px, sampling of a mask in the frame of its box
+
+def objects_of(dataset):
+    """Which classes are in which pictures.
+
+    Args:
+        dataset: Dataset.
+    Returns:
+        (K, 2) int64: row of the index, row of the categories; one for each annotation of annotations.json.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(dataset.index.image_id.tolist())}
+    label_of = {category["id"]: label for label, category in enumerate(dataset.categories)}
+    pairs = []
+    for path in map(pathlib.Path, dataset.annotations):
+        if not path.is_file():
+            raise UserError(f"{path}: not there; data.sampling needs it to know what is in which picture")
+        for one in json.loads(path.read_text())["annotations"]:
+            if one["image_id"] in row_of and one["category_id"] in label_of:
+                pairs.append((row_of[one["image_id"]], label_of[one["category_id"]]))
+    return np.array(pairs, "int64").reshape(-1, 2)
 
 
 def stored_example(dataset, row):
@@ -40,11 +62,11 @@ def stored_example(dataset, row):
 
 
 def _framed(encoded, box):
-    """A mask of the whole picture -> (SIDE, SIDE) bool, the values at the centres of the cells of the box."""
+    """A mask of the whole picture -> (112, 112) bool, the values at the centres of the cells of the box."""
     if not encoded:
-        return np.zeros((SIDE, SIDE), bool)
+        return np.zeros((MASK_SIDE, MASK_SIDE), bool)
     mask = tf.io.decode_png(encoded, channels=1).numpy()[..., 0] > 0
-    share = (np.arange(SIDE) + 0.5) / SIDE
+    share = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
     columns = (box[0] + share * (box[2] - box[0])).astype(int).clip(0, mask.shape[1] - 1)
     rows = (box[1] + share * (box[3] - box[1])).astype(int).clip(0, mask.shape[0] - 1)
     return mask[rows[:, None], columns[None]]

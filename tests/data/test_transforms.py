@@ -1,95 +1,405 @@
-"""Paint a rectangle, change the picture, measure the rectangle again: the box must be where the paint is."""
+"""Paint objects, change the picture, measure the paint again: boxes and masks must be where the paint is."""
 
 import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from kgarden.data import transforms  # noqa: E402
+import paint  # noqa: E402
+from golden import assert_agrees, goldens  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
-SEEDS = range(40)
+from kgarden.data import chance  # noqa: E402
+from kgarden.data.transforms import TRANSFORMS, Augmentation, describe  # noqa: E402
+from kgarden.data.transforms.sizes import placement  # noqa: E402
+from kgarden.schema import UserError  # noqa: E402
 
-
-def painted(seed, hw=None):
-    """A black picture with one white rectangle, and its example."""
-    rng = np.random.default_rng(seed)
-    height, width = hw or rng.integers(40, 120, 2)
-    x0, y0 = rng.integers(0, width - 12), rng.integers(0, height - 12)
-    x1, y1 = rng.integers(x0 + 10, width + 1), rng.integers(y0 + 10, height + 1)
-    image = np.zeros((height, width, 3), "uint8")
-    image[y0:y1, x0:x1] = 255
-    return {
-        "image": tf.constant(image),
-        "boxes": tf.constant([[x0, y0, x1, y1]], tf.float32),
-        "labels": tf.constant([3]),
-        "crowd": tf.constant([False]),
-        "image_id": tf.constant(7),
-    }
+SEEDS = range(60)
+ALWAYS = {"probability": 1.0}
+MEASURABLE = 8  # px; a smaller side is as wide as the blur of resizing
 
 
-def measured(image):
-    """xyxy of the painted part with fractions of pixels: an edge pixel counts as far as it is white."""
-    white = image.numpy()[..., 0] / 255.0
-    box = []
-    for axis in (0, 1):  # along x, then along y
-        profile = white.max(axis=axis)
-        inner = np.flatnonzero(profile > 0.99)
-        box.append((inner[0] - profile[: inner[0]].sum(), inner[-1] + 1 + profile[inner[-1] + 1 :].sum()))
-    (x0, x1), (y0, y1) = box
-    return np.array([x0, y0, x1, y1])
+def check_boxes(result, exact=False):
+    """IoU of boxes and paint of every object; labels are channels."""
+    found = []
+    image = result["image"]
+    for box, label in zip(result["boxes"], result["labels"], strict=True):
+        if label < 0 or (box[2:] - box[:2]).min() < MEASURABLE:
+            continue
+        extent = paint.measured(image[..., label])
+        assert extent is not None, "a box where no paint is"
+        found.append(paint.iou(box, extent))
+        assert box.min() >= 0 and box[2] <= image.shape[1] and box[3] <= image.shape[0]
+        if exact:
+            np.testing.assert_allclose(box, extent, atol=1e-4)
+    return found
 
 
-def apply(transform, example, seed):
-    return transform(example, tf.constant([seed, 11]))
+def check_scores(ious, least=30):
+    assert len(ious) >= least
+    assert np.mean(ious) >= 0.95 and np.min(ious) >= 0.85, (np.mean(ious), np.min(ious))
 
 
-@pytest.mark.parametrize("make", [transforms.horizontal_flip, transforms.vertical_flip])
+def test_resizing():
+    run, ious = paint.runner([]), []
+    for seed in SEEDS:
+        example = paint.painted(seed)
+        result = run([example], seed)
+        np.testing.assert_array_equal(result["image"].shape[:2], example["target_hw"])
+        np.testing.assert_array_equal(result["labels"], [0, 1, 2])
+        ious += check_boxes(result)
+    check_scores(ious)
+
+
+@pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip"])
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
-def test_flips_move_boxes_with_the_paint(make, probability):
-    flipped = 0
+def test_flips(name, probability):
+    run, flipped = paint.runner([{name: {"probability": probability}}]), 0
     for seed in SEEDS:
-        before = painted(seed)
-        after = apply(make(probability), before, seed)
-        np.testing.assert_array_equal(after["boxes"][0], measured(after["image"]))
-        flipped += bool((after["image"].numpy() != before["image"].numpy()).any())
-        assert after["labels"] == 3 and after["image_id"] == 7
-    assert {0.0: flipped == 0, 0.5: 10 <= flipped <= 30, 1.0: flipped >= 38}[probability]
+        example = paint.painted(seed, hw=paint.CANVAS)
+        result = run([example], seed)
+        assert len(check_boxes(result, exact=True)) == 3
+        axis = {"horizontal_flip": 1, "vertical_flip": 0}[name]
+        is_flipped = bool((result["image"] != example["image"].numpy()).any())
+        if is_flipped:
+            np.testing.assert_array_equal(result["image"], np.flip(example["image"], axis))
+        flipped += is_flipped
+    assert {0.0: flipped == 0, 0.5: 20 <= flipped <= 40, 1.0: flipped == 60}[probability]
 
 
-def test_flips_mirror_the_pixels():
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype="uint8")
-    example = {"image": tf.constant(image), "boxes": tf.zeros((0, 4))}
-    np.testing.assert_array_equal(apply(transforms.horizontal_flip(1.0), example, 0)["image"], image[:, ::-1])
-    np.testing.assert_array_equal(apply(transforms.vertical_flip(1.0), example, 0)["image"], image[::-1])
-
-
-@pytest.mark.parametrize("antialias", [True, False])
-def test_resizing_moves_boxes_with_the_paint(antialias):
+@pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("name", ["random_crop", "random_iou_crop"])
+def test_crops(name, ellipses):
+    run, ious, sizes, gone = paint.runner([{name: ALWAYS}], with_masks=ellipses), [], set(), 0
     for seed in SEEDS:
-        before = painted(seed)
-        target_hw = np.random.default_rng(seed + 1000).integers(30, 200, 2)
-        after = transforms.resize(antialias)({**before, "target_hw": tf.constant(target_hw, tf.int32)}, None)
-        assert after["image"].shape == (*target_hw, 3) and after["image"].dtype == tf.uint8
-        scale = max(1, *(np.array(before["image"].shape[:2]) / target_hw))
-        np.testing.assert_allclose(after["boxes"][0], measured(after["image"]), atol=0.6 * scale)
-        expected = before["boxes"][0].numpy() * np.tile(target_hw[::-1] / before["image"].shape[1::-1], 2)
-        np.testing.assert_allclose(after["boxes"][0], expected, rtol=1e-5)
+        example = paint.painted(seed, ellipses=ellipses)
+        result = run([example], seed)
+        height, width = result["image"].shape[:2]
+        sizes.add((height, width))
+        assert height <= paint.CANVAS[0] and width <= paint.CANVAS[1]
+        assert min(height, width) == paint.SHORT or height == paint.CANVAS[0] or width == paint.CANVAS[1]
+        gone += (result["labels"] < 0).sum()
+        ious += check_boxes(result)
+        assert (result["labels"] >= 0).any()
+        if ellipses:
+            check_masks(result)
+    check_scores(ious)
+    assert len(sizes) > 20 and gone > 10
+
+
+@pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("name", ["scale_and_crop", "large_scale_jitter"])
+def test_scales(name, ellipses):
+    run, ious, smaller, gone = paint.runner([{name: {"scale": [0.3, 2.0]}}], with_masks=ellipses), [], 0, 0
+    for seed in SEEDS:
+        result = run([paint.painted(seed, ellipses=ellipses)], seed)
+        hw = np.array(result["image"].shape[:2])
+        assert (hw <= paint.CANVAS).all()
+        smaller += (hw < paint.CANVAS).all()
+        gone += (result["labels"] < 0).sum()
+        ious += check_boxes(result)
+        if ellipses:
+            check_masks(result)
+    check_scores(ious)
+    assert smaller > 5 and gone > 5
+
+
+@pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
+def test_mosaic(ellipses):
+    """Four pictures, three of them with an object; the fourth has none."""
+    settings = {"fill": 0, "min_visible": 0.5}
+    run, ious, gone = paint.runner([{"mosaic": settings}], pictures=4, with_masks=ellipses), [], 0
+    for seed in SEEDS:
+        empty = seed % 4
+        channels = [() if k == empty else ((k - (k > empty)),) for k in range(4)]
+        pictures = [
+            paint.painted(10 * seed + k, channel, side=(60, 120), ellipses=ellipses)
+            for k, channel in enumerate(channels)
+        ]
+        result = run(pictures, seed)
+        assert result["image"].shape == (*paint.CANVAS, 3)
+        assert len(result["labels"]) == 3
+        gone += (result["labels"] < 0).sum()
+        ious += check_boxes(result)
+        if ellipses:
+            check_masks(result)
+    check_scores(ious)
+    assert gone > 0
+
+
+def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
+    run = paint.runner(["mosaic"], pictures=4)
+    seen = np.zeros(4)
+    for seed in SEEDS:
+        pictures = [paint.example_of(np.full((90, 120, 3), 50 * k + 3, "uint8"), [], []) for k in range(4)]
+        image = run(pictures, seed)["image"].astype(int)
+        values = np.array([3, 53, 103, 153, 114])
+        near = np.abs(image[..., :1] - values).min(axis=-1)
+        assert near.max() <= 1
+        quarters = [image[0, 0, 0], image[0, -1, 0], image[-1, 0, 0], image[-1, -1, 0]]
+        seen += [value == 114 for value in quarters]
+        for k, corner in enumerate((np.s_[:57, :76], np.s_[:57, -76:], np.s_[-57:, :76], np.s_[-57:, -76:])):
+            assert {*np.unique(image[corner])} <= {values[k], 114}
+    assert (seen > 0).all() and (seen < 60).all()  # some corners are grey, some are picture
+
+
+def test_mixup():
+    run, ious = paint.runner([{"mixup": ALWAYS}], pictures=2), []
+    for seed in SEEDS:
+        pictures = [paint.painted(2 * seed, (0,)), paint.painted(2 * seed + 1, (1, 2))]
+        result = run(pictures, seed)
+        hw = np.max([one["target_hw"].numpy() for one in pictures], axis=0)
+        np.testing.assert_array_equal(result["image"].shape[:2], hw)
+        np.testing.assert_array_equal(result["labels"], [0, 1, 2])
+        light = [result["image"][..., channel].max() / 255 for channel in range(3)]
+        np.testing.assert_allclose(light[0] + light[1], 1.0, atol=0.01)
+        assert 0.1 < light[0] < 0.9
+        ious += check_boxes(result)
+    check_scores(ious)
+
+
+def test_shares_of_mixup_are_beta_distributed():
+    """Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1))."""
+    for alpha in (1, 3, 8):
+        draws = chance.uniform(
+            tf.stack([tf.zeros(20000, tf.int64), tf.range(20000, dtype=tf.int64)], 1), 2 * alpha
+        )
+        share = np.sort(draws[:, 1:], axis=1)[:, alpha - 1]
+        assert abs(share.mean() - 0.5) < 0.01
+        assert abs(share.var() * 4 * (2 * alpha + 1) - 1) < 0.05
+
+
+def check_masks(result, least=0.85):
+    """IoU of masks drawn over their boxes and the paint itself."""
+    ious = []
+    for bits, box, label in zip(result["masks"], result["boxes"], result["labels"], strict=True):
+        if label < 0 or (box[2:] - box[:2]).min() < 2 * MEASURABLE:
+            continue
+        drawn = paint.mask_on_picture(bits, box, result["image"].shape[:2])
+        there = result["image"][..., label] > 127
+        ious.append((drawn & there).sum() / (drawn | there).sum())
+    assert not ious or min(ious) >= least, min(ious)
+    return ious
+
+
+def test_copy_paste():
+    """Objects in red and green below, in blue from above; black around what is pasted is not pasted."""
+    run = paint.runner([{"copy_paste": {"probability": 1.0, "share": 0.7}}], pictures=2, with_masks=True)
+    ious, masks, gone, pasted = [], [], 0, 0
+    for seed in SEEDS:
+        below = paint.painted(3 * seed, (0, 1), hw=(192, 256), ellipses=True)
+        above = paint.painted(3 * seed + 1, (2,), hw=(150, 200), side=(60, 140), ellipses=True)
+        result = run([below, above], seed)
+        assert result["image"].shape == (192, 256, 3)
+        pasted += len(result["labels"]) == 3
+        before = [(below["image"].numpy()[..., k] > 127).sum() for k in (0, 1)]
+        left = [(result["image"][..., k] > 127).sum() for k in (0, 1)]
+        for k in (0, 1):
+            share = left[k] / before[k]
+            assert (result["labels"][k] == k) == (share >= 0.1) or abs(share - 0.1) < 0.02
+            gone += result["labels"][k] < 0
+        ious += check_boxes(result)
+        masks += check_masks(result, least=0.8)
+    check_scores(ious)
+    assert np.mean(masks) > 0.95 and gone > 0 and 30 <= pasted <= 55
+
+
+def test_colours_change_and_nothing_else():
+    run = paint.runner(["color_jitter"])
+    example = paint.painted(0, hw=paint.CANVAS)
+    rng = np.random.default_rng(0)
+    example["image"] = tf.constant(rng.integers(60, 190, (*paint.CANVAS, 3), dtype="uint8"))
+    results = [run([example], seed) for seed in range(20)]
+    for result in results:
+        for key in ("boxes", "labels", "crowd"):
+            np.testing.assert_array_equal(result[key], example[key])
+        assert 0 < np.abs(result["image"].astype(int) - example["image"].numpy()).mean() < 60
+    assert len({result["image"].tobytes() for result in results}) == 20
+
+
+@pytest.mark.parametrize(
+    "setting,value,expected",
+    [
+        ("saturation", 1.0, "grey"),
+        ("hue", 0.5, "luma"),
+        ("brightness", 0.5, "proportion"),
+        ("contrast", 0.5, "mean"),
+    ],
+)
+def test_each_colour_setting_does_what_it_says(setting, value, expected):
+    off = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    run = paint.runner([{"color_jitter": off | {setting: value}}])
+    image = np.random.default_rng(1).integers(100, 140, (*paint.CANVAS, 3), dtype="uint8")
+    example, grey = paint.example_of(image, [], []), np.array([0.299, 0.587, 0.114])
+    before = image.astype(float)
+    for seed in range(10):
+        after = run([example], seed)["image"].astype(float)
+        if expected in ("grey", "luma"):
+            np.testing.assert_allclose(after @ grey, before @ grey, atol=1.5)
+        if expected == "grey":
+            spread = np.ptp(after, axis=-1).mean() / np.ptp(before, axis=-1).mean()
+            assert spread < 2.05
+        if expected == "proportion":
+            ratio = after.mean() / before.mean()
+            np.testing.assert_allclose(after, before * ratio, atol=1.0)
+        if expected == "mean":
+            np.testing.assert_allclose((after @ grey).mean(), (before @ grey).mean(), atol=0.5)
+            assert 0.45 < after.std() / before.std() < 1.55
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+def test_crowds_stay_crowds_and_no_object_stays_none(name):
+    """A crowd over the whole picture is one after every transform; label -1 never comes back to life."""
+    pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
+    run = paint.runner([name], pictures, with_masks=True)
+    for seed in range(8):
+        image = np.full((150, 200, 3), 255, "uint8")
+        boxes = [[0, 0, 200, 150], [20, 20, 150, 130], [30, 30, 160, 120]]
+        example = paint.example_of(image, boxes, [1, -1, 2], [True, False, False], pngs=["", "", ""])
+        result = run([example] * pictures, seed)
+        assert result["crowd"][0] and result["labels"][0] == 1 and result["labels"][1] == -1
+        assert (result["labels"][result["crowd"]] == 1).all()
+        assert set(result["labels"]) <= {1, -1, 2}
+        height, width = result["image"].shape[:2]
+        if name != "mosaic":
+            np.testing.assert_allclose(result["boxes"][0], [0, 0, width, height], atol=0.51)
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+def test_pictures_without_objects(name):
+    pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
+    run = paint.runner([name], pictures, with_masks=True)
+    example = paint.example_of(np.full((60, 90, 3), 7, "uint8"), [], [], pngs=[])
+    for seed in range(4):
+        result = run([example] * pictures, seed)
+        assert result["boxes"].shape == (0, 4) and result["masks"].shape == (0, 112, 112)
+
+
+def test_many_objects_at_once():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 150, (400, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 45, (400, 2))], axis=1)
+    example = paint.example_of(np.zeros((200, 200, 3), "uint8"), boxes, rng.integers(0, 9, 400))
+    run = paint.runner(["random_iou_crop", "mosaic", "mixup", "vertical_flip"], 5)
+    for seed in range(5):
+        result = run([example] * 5, seed)
+        assert len(result["labels"]) in (1600, 2000)
+
+
+@pytest.mark.parametrize("g", goldens("cn2_efficientdet_crop"), ids=str)
+def test_scale_and_crop_is_the_references_function_of_the_draws(g):
+    height, width, target, *draws = np.asarray(g["rows"]).T
+    hw = np.stack([height, width], axis=-1)
+    scaled, offset, scale, visible = placement(hw, np.stack([target, target], axis=-1), *draws)
+    outs = np.concatenate([scaled, offset, scale[:, None], visible], axis=-1)
+    boxes = g["boxes_in"] * scale.numpy()[:, None, None] - np.tile(offset.numpy()[:, ::-1], 2)[:, None]
+    assert_agrees(g, {"outs": outs, "boxes_out": boxes})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hw=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    target=st.tuples(st.integers(8, 2000), st.integers(8, 2000)),
+    factor=st.floats(0.05, 4),
+    draws=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+)
+def test_placements_stay_inside(hw, target, factor, draws):
+    scaled, offset, scale, visible = (part.numpy() for part in placement(hw, target, factor, *draws))
+    assert (visible >= 1).all() and (visible <= target).all()
+    assert (offset >= 0).all() and (offset + visible <= scaled).all()
+    assert (scaled <= np.maximum(np.multiply(hw, scale), 1) + 1e-6).all()
+
+
+def test_boxes_of_which_too_little_is_left_are_none():
+    """A picture of 100x100 whose left half is cut away, by hand."""
+    from kgarden.data.transforms.geometry import cut
+
+    boxes = [[40, 0, 60, 20], [45, 0, 55.5, 20], [0, 0, 52, 50], [0, 60, 50.5, 100], [60, 60, 60.5, 60.5]]
+    example = paint.example_of(np.zeros((100, 100, 3), "uint8"), boxes, [0, 1, 2, 3, 4])
+    result = cut(example, tf.constant([0, 50, 100, 100]), 0.25)
+    np.testing.assert_array_equal(result["labels"], [0, 1, -1, -1, 4])
+    np.testing.assert_allclose(result["boxes"][:2], [[0, 0, 10, 20], [0, 0, 5.5, 20]])
+    crowd = {**example, "crowd": tf.constant([False, False, True, True, False])}
+    result = cut(crowd, tf.constant([0, 50, 100, 100]), 0.25)
+    np.testing.assert_array_equal(result["labels"], [0, 1, 2, -1, 4])  # of the crowd 3 less than 1 px is left
+
+
+def test_a_crop_is_resized_as_a_picture_of_its_size_would_be():
+    from kgarden.data.canvas import fitted_hw
+    from kgarden.data.transforms.geometry import cut
+
+    example = paint.example_of(np.zeros((300, 200, 3), "uint8"), [], [])
+    for window in ([0, 0, 300, 100], [10, 20, 60, 190], [0, 0, 1, 200]):
+        result = cut(example, tf.constant(window), 0.0)
+        hw = (window[2] - window[0], window[3] - window[1])
+        np.testing.assert_array_equal(
+            result["target_hw"], fitted_hw(hw, paint.SHORT, paint.LONG, paint.CANVAS)
+        )
+        assert tuple(result["image"].shape[:2]) == hw
+
+
+def test_iou_crops_keep_their_promise():
+    """With IoU 0.9 asked for alone, what is seen of some object is nearly the whole window."""
+    from kgarden.data.transforms import crops
+
+    example = paint.example_of(np.zeros((100, 100, 3), "uint8"), [[10, 10, 90, 90]], [0])
+    windows = tf.constant(
+        [[10, 10, 90, 90], [0, 0, 50, 50], [10, 10, 90, 82], [20, 20, 80, 80], [91, 91, 99, 99]]
+    )
+    found = [
+        crops._is_safe(example, windows, tf.constant(least)).numpy().tolist() for least in (0.9, 0.5, 0.0)
+    ]
+    # IoUs by hand: 1; 1600 / 7300 = 0.22; 0.9; 3600 / 6400 = 0.5625; 0.  Their centres: (50, 50).
+    assert found[0] == [True, False, True, False, False]
+    assert found[1] == [True, False, True, True, False]
+    assert found[2] == [True, False, True, True, False]  # the second's border is the centre: half-open
 
 
 def test_a_transform_is_a_function_of_example_and_seed():
-    chain = transforms.chain([transforms.horizontal_flip(), transforms.vertical_flip()])
-    example = painted(0)
-    results = {}
-    for seed in SEEDS:
-        eager, graph = apply(chain, example, seed), apply(tf.function(chain), example, seed)
-        np.testing.assert_array_equal(eager["image"], graph["image"])
-        np.testing.assert_array_equal(eager["boxes"], graph["boxes"])
-        results.setdefault(tuple(eager["boxes"].numpy()[0]), []).append(seed)
-    assert len(results) == 4 and min(map(len, results.values())) >= 3  # the two flips are independent
+    entries = ["random_crop", "horizontal_flip", "vertical_flip", "color_jitter"]
+    run, again = paint.runner(entries), paint.runner(entries)
+    example, results = paint.painted(0), {}
+    for seed in range(40):
+        one, other = run([example], seed), again([example], seed)
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+        results.setdefault(one["image"].tobytes(), []).append(seed)
+    assert len(results) == 40
 
 
-def test_no_objects():
-    example = {**painted(0), "boxes": tf.zeros((0, 4)), "target_hw": tf.constant([50, 60])}
-    flips = [transforms.horizontal_flip(1.0), transforms.vertical_flip(1.0)]
-    chain = transforms.chain([transforms.resize(), *flips])
-    assert apply(chain, example, 0)["boxes"].shape == (0, 4)
+@pytest.mark.parametrize(
+    "entries,message",
+    [
+        (["mosiac"], "no transform 'mosiac'; did you mean 'mosaic'"),
+        ([{"mixup": {"alfa": 1}}], "augment.mixup.alfa: no such setting; did you mean 'alpha'"),
+        ([{"mixup": {"alpha": 0.5}}], "mixup.alpha: 0.5 is not a whole number"),
+        ([{"random_crop": {"fraction": [0.9, 0.5]}}], r"random_crop.fraction: \[0.9, 0.5\] is not"),
+        ([{"horizontal_flip": {"probability": 2}}], "horizontal_flip.probability: 2 is not"),
+        (["mosaic", "large_scale_jitter"], "mosaic and large_scale_jitter both give"),
+        (["copy_paste"], "copy_paste needs masks: set data.masks to true"),
+        ([{"mosaic": {"antialias": True}}], "augment.mosaic.antialias: no such setting"),
+    ],
+)
+def test_wrong_settings(entries, message):
+    with pytest.raises(UserError, match=message):
+        Augmentation(entries)
+
+
+def test_every_transform_says_what_it_is():
+    for name, defaults, summary in describe():
+        assert name in TRANSFORMS and summary.endswith(".")
+        Augmentation([{name: defaults}], masks=True)  # the defaults are valid settings
+
+
+def test_chance_is_even_and_independent():
+    seeds = tf.stack([tf.fill([50_000], tf.constant(3, tf.int64)), tf.range(50_000, dtype=tf.int64)], axis=1)
+    draws = chance.uniform(seeds, 3).numpy()
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.stack([np.histogram(column, 20, (0, 1))[0] for column in draws.T])
+    chi2 = ((counts - 2500) ** 2 / 2500).sum(axis=1)
+    assert (chi2 < 45).all()  # 19 degrees of freedom: p = 0.0007
+    others = chance.uniform(chance.another(seeds, 1), 1).numpy()[:, 0]
+    lines = [*draws.T, others, np.roll(draws[:, 0], 1)]
+    assert np.abs(np.corrcoef(lines) - np.eye(5)).max() < 0.02
+    np.testing.assert_array_equal(chance.uniform(seeds[7], 3), draws[7])

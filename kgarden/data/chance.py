@@ -1,0 +1,45 @@
+"""Chance as a function: the same seed gives the same numbers on every thread, machine and version.
+
+A hash of (seed, counter) instead of a generator with a state, and instead of `tf.random.stateless_uniform`,
+which takes one seed for a whole tensor: here a batch of seeds gives a batch of numbers.
+"""
+
+import tensorflow as tf
+
+
+def uniform(seed, count=1):
+    """Numbers in [0, 1).
+
+    Args:
+        seed:  (..., 2) int: which transform, which picture of the stream.
+        count: how many for each seed, int or () tensor.
+    Returns:
+        (..., count) float32, multiples of 2^-24.
+    """
+    seed = tf.bitcast(tf.cast(seed, tf.int64), tf.uint32)  # (..., 2, 2): low and high words
+    state = tf.zeros_like(seed[..., 0, 0])
+    for word in (seed[..., 0, 0], seed[..., 0, 1], seed[..., 1, 0], seed[..., 1, 1]):
+        state = _mixed(state ^ word)
+    counter = tf.cast(tf.range(1, count + 1), tf.uint32) * tf.constant(0x9E3779B9, tf.uint32)
+    bits = _mixed(_mixed(state[..., None] + counter))
+    return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+
+
+def between(low, high, draw):
+    """A draw of [0, 1) -> [low, high)."""
+    return low + (high - low) * draw
+
+
+def another(seed, number):
+    """The seeds of the `number`-th part of something, unlike those of its other parts.   (..., 2) int64."""
+    seed = tf.cast(seed, tf.int64)
+    return tf.stack([seed[..., 0] + (number + 1) * 2**32, seed[..., 1]], axis=-1)
+
+
+def _mixed(bits):
+    """Every bit of uint32 depends on every other: shifts and multiplications of Wellons' lowbias32."""
+    shift, times = tf.bitwise.right_shift, tf.constant
+    bits = bits + tf.constant(0x9E3779B9, tf.uint32)  # 0 must not stay 0
+    bits = (bits ^ shift(bits, times(16, tf.uint32))) * times(0x21F0AAAD, tf.uint32)
+    bits = (bits ^ shift(bits, times(15, tf.uint32))) * times(0xD35A2D97, tf.uint32)
+    return bits ^ shift(bits, times(15, tf.uint32))

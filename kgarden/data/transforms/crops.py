@@ -1,0 +1,117 @@
+"""Windows cut out of the stored picture, before it is resized. What is left is resized as a picture is."""
+
+import tensorflow as tf
+
+from kgarden.data import chance
+from kgarden.data.transforms.base import CROP, Transform, check_part, check_range
+from kgarden.data.transforms.geometry import area_of, cut, hw_of
+from kgarden.schema import BOXES, CROWD, LABELS
+
+IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; besides, the whole picture
+TRIALS = 50
+SIDE_RATIO = 2.0  # no side of a window is more times the other, relative to the picture
+
+
+def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
+    """A window whose height and width are drawn, each by itself, as a fraction of the picture's.
+
+    A window that would leave no object of a picture that has some is not cut.
+
+    Args:
+        probability: how often it is tried.
+        fraction:    [low, high] of height and width.
+        min_visible: an object of which less is left becomes none.
+    """
+    probability = check_part("random_crop.probability", probability)
+    low, high = check_range("random_crop.fraction", fraction, 0.01, 1.0)
+    min_visible = check_part("random_crop.min_visible", min_visible)
+
+    def change(example, seed, partner):
+        draws = chance.uniform(seed, 5)
+        window = _windows(hw_of(example), chance.between(low, high, draws[:2]), draws[2:4])
+        left = _box_share(example[BOXES], window)
+        objects = (example[LABELS] >= 0) & ~example[CROWD]
+        useful = tf.reduce_any(objects & (left >= min_visible)) | ~tf.reduce_any(objects)
+        taken = useful & (draws[4] < probability)
+        return cut(example, tf.where(taken, window, _whole(example)), min_visible)
+
+    return Transform(change, CROP)
+
+
+def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
+    """A window that some object overlaps by a drawn IoU at least: the crop of SSD.
+
+    Liu et al. 2016, arXiv:1512.02325, section 2.2. Of 50 drawn windows the first is taken that has an aspect
+    ratio between half and twice the picture's, holds the centre of an object, and overlaps one of the objects
+    by at least the drawn IoU of 0, 0.1, 0.3, 0.5, 0.7, 0.9; if none does, and in one case of seven, the
+    picture stays whole. Objects whose centres are outside become none.
+
+    Args:
+        probability: how often it is tried.
+        side:        [low, high], height and width of windows as fractions of the picture's.
+        min_visible: an object of which less is left becomes none, too.
+    """
+    probability = check_part("random_iou_crop.probability", probability)
+    low, high = check_range("random_iou_crop.side", side, 0.01, 1.0)
+    min_visible = check_part("random_iou_crop.min_visible", min_visible)
+
+    def change(example, seed, partner):
+        draws = chance.uniform(seed, 2 + 4 * TRIALS)
+        sides = tf.reshape(draws[2:], [TRIALS, 4])
+        fractions = chance.between(low, high, sides[:, :2])
+        windows = _windows(hw_of(example), fractions, sides[:, 2:])
+        which = tf.cast(draws[1] * (len(IOUS) + 1), tf.int32)
+        wanted = tf.gather(tf.constant([*IOUS, 2.0]), which)  # no window has an IoU of 2: the whole picture
+        good = _is_safe(example, windows, wanted)
+        ratio = fractions[:, 0] / fractions[:, 1]
+        good &= (ratio <= SIDE_RATIO) & (ratio >= 1 / SIDE_RATIO)
+        taken = tf.reduce_any(good) & (draws[0] < probability)
+        window = tf.where(taken, windows[tf.argmax(good)], _whole(example))
+        return cut(example, window, min_visible, by_center=True)
+
+    return Transform(change, CROP)
+
+
+def _windows(hw, fractions, places):
+    """Windows of whole px inside a picture.   (..., 4) int32 yxyx
+
+    Args:
+        hw:        (2,) int, px.
+        fractions: (..., 2) of height and width.
+        places:    (..., 2) in [0, 1): where between the two ends of the room.
+    """
+    side = tf.cast(hw, tf.float32)
+    size = tf.clip_by_value(tf.cast(tf.round(side * fractions), tf.int32), 1, hw)
+    first = tf.cast(tf.cast(hw - size + 1, tf.float32) * places, tf.int32)
+    return tf.concat([first, first + size], axis=-1)
+
+
+def _whole(example):
+    return tf.concat([[0, 0], hw_of(example)], axis=0)
+
+
+def _box_share(boxes, window):
+    """How much of each box is inside of windows.   (..., N), windows (..., 4) yxyx"""
+    shared = _shared(boxes, window)
+    return tf.math.divide_no_nan(shared, area_of(boxes))
+
+
+def _shared(boxes, windows):
+    windows = tf.cast(tf.gather(windows, [1, 0, 3, 2], axis=-1), tf.float32)[..., None, :]
+    low, high = tf.maximum(boxes[:, :2], windows[..., :2]), tf.minimum(boxes[:, 2:], windows[..., 2:])
+    return area_of(tf.concat([low, high], axis=-1))
+
+
+def _is_safe(example, windows, wanted):
+    """Which windows hold the centre of an object and have the wanted IoU with one.   (T,) bool"""
+    boxes = example[BOXES]
+    objects = (example[LABELS] >= 0) & ~example[CROWD]
+    shared = _shared(boxes, windows)  # (T, N)
+    side = tf.cast(windows[:, 2:] - windows[:, :2], tf.float32)
+    union = area_of(boxes) + (side[:, 0] * side[:, 1])[:, None] - shared
+    iou = tf.math.divide_no_nan(shared, union)
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2  # xy
+    low, high = tf.cast(windows[:, None, 1::-1], tf.float32), tf.cast(windows[:, None, :1:-1], tf.float32)
+    held = objects & tf.reduce_all((center >= low) & (center < high), axis=-1)
+    reached = objects & (iou >= wanted)
+    return tf.reduce_any(held & (iou > 0), axis=1) & tf.reduce_any(reached, axis=1)

@@ -1,0 +1,118 @@
+"""Several pictures become one."""
+
+import tensorflow as tf
+
+from kgarden.data import chance
+from kgarden.data.transforms.base import FINISH, SIZE, Transform, check_part, check_range
+from kgarden.data.transforms.geometry import FRAMES, IMAGE, hw_of, moved, resize
+from kgarden.data.transforms.sizes import placed, placement
+from kgarden.schema import BOXES, CROWD, LABELS, MASKS, UserError
+
+TRUTH = (BOXES, LABELS, CROWD, MASKS, FRAMES)
+
+
+def mosaic(probability=1.0, scale=(0.5, 1.5), center=(0.3, 0.7), fill=114, min_visible=0.1, antialias=True):
+    """Four pictures around a point of the canvas.
+
+    Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3. Each picture is scaled, and a part of it laid into
+    its quarter; a picture smaller than its quarter touches the point. The result fills the canvas of the
+    first picture: `size_hw` is the canvas, and what no picture covers is grey, picture to the network.
+
+    Args:
+        probability: how often; else the picture is resized as ever.
+        scale:       [low, high] for each picture, 1: it just fits into its quarter.
+        center:      [low, high], where the point may lie, as a fraction of the canvas' sides.
+        fill:        0..255, the grey of what is not covered.
+        min_visible: an object of which less is left becomes none.
+    """
+    probability = check_part("mosaic.probability", probability)
+    scale = check_range("mosaic.scale", scale, 0.01, 10.0)
+    center = check_range("mosaic.center", center, 0.05, 0.95)
+    min_visible = check_part("mosaic.min_visible", min_visible)
+    if fill not in range(256):
+        raise UserError(f"augment: mosaic.fill: {fill} is not a grey from 0 to 255")
+
+    def change(example, seed, partner):
+        draws = chance.uniform(seed, 15)
+        height, width = tf.unstack(example["canvas_hw"])
+        point = tf.cast(
+            tf.cast(example["canvas_hw"], tf.float32) * chance.between(*center, draws[1:3]), tf.int32
+        )
+        heights, widths = (point[0], height - point[0]), (point[1], width - point[1])
+
+        def quarter(number):
+            below, beside = divmod(number, 2)
+            own = example if number == 0 else partner(number - 1)
+            corner = tf.stack([below * point[0], beside * point[1]])
+            hw = tf.stack([heights[below], widths[beside]])
+            factor, draw_y, draw_x = tf.unstack(draws[3 + 3 * number : 6 + 3 * number])
+            place = placement(hw_of(own), hw, chance.between(*scale, factor), draw_y, draw_x)
+            own = placed(own, place, min_visible, antialias)
+            room = hw - place[3]
+            before = tf.where([below == 0, beside == 0], room, 0)  # px of grey above and to the left
+            padding = tf.stack([before, room - before], axis=1)
+            image = tf.pad(own[IMAGE], tf.concat([padding, [[0, 0]]], axis=0), constant_values=fill)
+            return moved({**own, IMAGE: image}, shift=corner + before)
+
+        def four():
+            parts = [quarter(number) for number in range(4)]
+            rows = [tf.concat([left[IMAGE], right[IMAGE]], axis=1) for left, right in (parts[:2], parts[2:])]
+            return together({**example, IMAGE: tf.concat(rows, axis=0)}, *parts)
+
+        return either(draws[0] < probability, four, lambda: resize(antialias)(example), example)
+
+    return Transform(change, SIZE, partners=3)
+
+
+def mixup(probability=0.5, alpha=8):
+    """Two pictures seen through each other, with the objects of both.
+
+    Zhang et al. 2018, arXiv:1710.09412; for detection, keeping both in place: Zhang et al. 2019,
+    arXiv:1902.04103. The result is as large as both together; where one of them ends, the other goes on with
+    its own share of light. The share of the first is drawn from Beta(alpha, alpha). Objects count fully
+    whatever their share is, so it is kept near 1/2.
+
+    Args:
+        probability: how often.
+        alpha:       whole number from 1: 1 draws any share, 8 mostly from 0.3 to 0.7.
+    """
+    probability = check_part("mixup.probability", probability)
+    if isinstance(alpha, bool) or not isinstance(alpha, int) or not 1 <= alpha <= 100:
+        raise UserError(f"augment: mixup.alpha: {alpha} is not a whole number from 1 to 100")
+
+    def change(example, seed, partner):
+        draws = chance.uniform(seed, 2 * alpha)
+        share = tf.sort(draws[1:])[alpha - 1]  # the middle one of 2a - 1 draws is Beta(a, a)
+
+        def two():
+            other = partner(0)
+            hw = tf.maximum(hw_of(example), hw_of(other))
+            first, second = (tf.cast(_grown(one[IMAGE], hw), tf.float32) for one in (example, other))
+            blended = tf.cast(share * first + (1 - share) * second + 0.5, tf.uint8)
+            return together({**example, IMAGE: blended}, example, other)
+
+        return either(draws[0] < probability, two, lambda: example, example)
+
+    return Transform(change, FINISH, partners=1)
+
+
+def together(example, *parts):
+    """An example with the objects of several, one after the other."""
+    keys = [key for key in TRUTH if key in example]
+    return {**example, **{key: tf.concat([part[key] for part in parts], axis=0) for key in keys}}
+
+
+def _grown(image, hw):
+    missing = hw - tf.shape(image)[:2]
+    return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
+
+
+def either(condition, then, otherwise, example):
+    """tf.cond on what transforms change; the other picture is decoded only where it is used."""
+    keys = [IMAGE, *(key for key in TRUTH if key in example)]
+
+    def changed(function):
+        result = function()
+        return {key: result[key] for key in keys}
+
+    return {**example, **tf.cond(condition, lambda: changed(then), lambda: changed(otherwise))}

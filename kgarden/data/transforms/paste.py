@@ -1,0 +1,73 @@
+"""Objects of another picture laid over this one."""
+
+import tensorflow as tf
+
+from kgarden.data import chance
+from kgarden.data.transforms import masks
+from kgarden.data.transforms.base import FINISH, Transform, check_part
+from kgarden.data.transforms.geometry import FRAMES, IMAGE, hw_of, trimmed
+from kgarden.data.transforms.mixing import TRUTH, either, together
+from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
+
+
+def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
+    """Objects of another picture, cut out along their masks, laid over this one where they were in theirs.
+
+    Ghiasi et al. 2021, arXiv:2012.07177, section 3: both pictures are made ready first (with
+    `large_scale_jitter`, if the list has it), then a random part of the other's objects is pasted, without
+    blending. What they cover is taken off the masks below, boxes close up around the rest, and an object of
+    which too little is still seen becomes none. Objects below without a mask are judged by their boxes and
+    keep them. Needs `data.masks`.
+
+    Args:
+        probability: how often.
+        share:       how likely each object of the other picture is pasted.
+        min_visible: an object of which less is seen becomes none, pasted or covered.
+    """
+    probability = check_part("copy_paste.probability", probability)
+    share = check_part("copy_paste.share", share)
+    min_visible = check_part("copy_paste.min_visible", min_visible)
+
+    def change(example, seed, partner):
+        taken = chance.uniform(seed)[0] < probability
+
+        def pasted():
+            other = _on_picture(partner(0), hw_of(example), min_visible)
+            draws = chance.uniform(chance.another(seed, 0), tf.shape(other[LABELS])[0])
+            chosen = (draws < share) & (other[LABELS] >= 0) & ~other[CROWD]
+            chosen &= tf.reduce_any(other[MASKS], axis=[1, 2])
+            objects = {key: tf.boolean_mask(other[key], chosen) for key in TRUTH}
+            over = masks.painted(objects[MASKS], objects[FRAMES], hw_of(example))
+            image = tf.where(over[..., None], other[IMAGE], example[IMAGE])
+            return together({**example, IMAGE: image}, covered(example, over, min_visible), objects)
+
+        return either(taken, pasted, lambda: example, example)
+
+    return Transform(change, FINISH, partners=1, needs_masks=True)
+
+
+def covered(example, over, min_visible):
+    """An example some of whose pixels something else lies over.
+
+    Args:
+        over: (H, W) bool.
+    """
+    hidden = masks.seen_at(over, example[FRAMES])
+    of_box = masks.seen_at(over, example[BOXES])
+    seen = 1 - tf.reduce_mean(tf.cast(of_box, tf.float32), axis=[1, 2])
+    boxes, seen = masks.left_of(example, example[MASKS] & ~hidden, example[BOXES], seen)
+    stays = (seen >= min_visible) & (seen > 0) | example[CROWD]
+    return {
+        **example,
+        MASKS: tf.where(example[CROWD][:, None, None], example[MASKS], example[MASKS] & ~hidden),
+        BOXES: tf.where(example[CROWD][:, None], example[BOXES], boxes),
+        LABELS: tf.where(stays, example[LABELS], PAD_LABEL),
+    }
+
+
+def _on_picture(other, hw, min_visible):
+    """Another picture cut and padded to this one's size."""
+    image = other[IMAGE][: hw[0], : hw[1]]
+    missing = hw - tf.shape(image)[:2]
+    other = trimmed(other, min_visible, tf.concat([[0, 0], hw], axis=0))
+    return {**other, IMAGE: tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])}
