@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -58,8 +59,10 @@ def dataset_of(source, cache, *, workers=None, progress=None):
     try:
         if "glob" in source:
             found = open_dataset(source["glob"], cache, source.get("labels"))
-            return dataclasses.replace(found, weight=weight)
-        return dataclasses.replace(_converted(source, pathlib.Path(cache), workers, progress), weight=weight)
+        else:
+            found = _converted(source, pathlib.Path(cache), workers, progress)
+            _tell(found.annotations[0].parent)
+        return dataclasses.replace(found, weight=weight)
     except DataError as error:
         raise UserError(str(error)) from error
 
@@ -79,6 +82,7 @@ def open_dataset(pattern, cache=None, labels=None):
     ours = [folder for folder in folders if (folder / "manifest.json").is_file()]
     if not ours:
         folder = adopt(files, cache or CACHE.expanduser(), labels)
+        _tell(folder)
         categories = read_manifest(folder)["categories"]
         return Dataset(index_of(folder), categories, [folder / "annotations.json"])
     if labels:
@@ -119,6 +123,18 @@ def _converted(source, cache, workers, progress):
     if not (folder / "manifest.json").is_file():
         build(folder, workers=workers, progress=progress, **arguments)
     return open_dataset(folder)
+
+
+def _tell(folder):
+    """A recipe's data may have faults as well as a command's: not unseen."""
+    found = read_manifest(folder)
+    boxes = sum(found["dropped"].values())
+    if boxes or found["faulty_pictures"]:
+        warnings.warn(
+            f"left out: {found['faulty_pictures']} of {found['images_total']} pictures, {boxes} of "
+            f"{found['boxes_total']} boxes: {folder / 'manifest.json'} says which and why",
+            stacklevel=3,
+        )
 
 
 def _digest(source):
