@@ -7,7 +7,7 @@ from kgarden.data.transforms.base import CROP, Transform, check_part, check_rang
 from kgarden.data.transforms.geometry import area_of, cut, hw_of
 from kgarden.schema import BOXES, CROWD, LABELS
 
-IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; besides, the whole picture
+IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; a seventh choice is the whole picture
 TRIALS = 50
 SIDE_RATIO = 2.0  # no side of a window is more times the other, relative to the picture
 
@@ -41,10 +41,10 @@ def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
 def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
     """A window that some object overlaps by a drawn IoU at least: the crop of SSD.
 
-    Liu et al. 2016, arXiv:1512.02325, section 2.2. Of 50 drawn windows the first is taken that has an aspect
-    ratio between half and twice the picture's, holds the centre of an object, and overlaps one of the objects
-    by at least the drawn IoU of 0, 0.1, 0.3, 0.5, 0.7, 0.9; if none does, and in one case of seven, the
-    picture stays whole. Objects whose centres are outside become none.
+    Liu et al. 2016, arXiv:1512.02325, section 2.2. In one case of seven the picture stays whole. Else, of 50
+    drawn windows the first is taken that has an aspect ratio between half and twice the picture's, holds the
+    centre of an object, and overlaps one of the objects by at least the IoU drawn for it, one of 0, 0.1, 0.3,
+    0.5, 0.7, 0.9; if none does, the picture stays whole. Objects whose centres are outside become none.
 
     Args:
         probability: how often it is tried.
@@ -56,13 +56,12 @@ def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
     min_visible = check_part("random_iou_crop.min_visible", min_visible)
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 2 + 4 * TRIALS)
-        sides = tf.reshape(draws[2:], [TRIALS, 4])
-        fractions = chance.between(low, high, sides[:, :2])
-        windows = _windows(hw_of(example), fractions, sides[:, 2:])
-        which = tf.cast(draws[1] * (len(IOUS) + 1), tf.int32)
-        wanted = tf.gather(tf.constant([*IOUS, 2.0]), which)  # no window has an IoU of 2: the whole picture
-        good = _is_safe(example, windows, wanted)
+        draws = chance.uniform(seed, 2 + 5 * TRIALS)
+        trials = tf.reshape(draws[2:], [TRIALS, 5])
+        fractions = chance.between(low, high, trials[:, :2])
+        windows = _windows(hw_of(example), fractions, trials[:, 2:4])
+        wanted = tf.gather(tf.constant(IOUS), tf.cast(trials[:, 4] * len(IOUS), tf.int32))
+        good = _is_safe(example, windows, wanted) & (draws[1] * (len(IOUS) + 1) < len(IOUS))
         ratio = fractions[:, 0] / fractions[:, 1]
         good &= (ratio <= SIDE_RATIO) & (ratio >= 1 / SIDE_RATIO)
         taken = tf.reduce_any(good) & (draws[0] < probability)
@@ -113,5 +112,5 @@ def _is_safe(example, windows, wanted):
     center = (boxes[:, :2] + boxes[:, 2:]) / 2  # xy
     low, high = tf.cast(windows[:, None, 1::-1], tf.float32), tf.cast(windows[:, None, :1:-1], tf.float32)
     held = objects & tf.reduce_all((center >= low) & (center < high), axis=-1)
-    reached = objects & (iou >= wanted)
+    reached = objects & (iou >= wanted[..., None])
     return tf.reduce_any(held & (iou > 0), axis=1) & tf.reduce_any(reached, axis=1)

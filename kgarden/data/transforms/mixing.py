@@ -11,7 +11,7 @@ from kgarden.schema import BOXES, CROWD, LABELS, MASKS, UserError
 TRUTH = (BOXES, LABELS, CROWD, MASKS, FRAMES)
 
 
-def mosaic(probability=1.0, scale=(0.5, 1.5), center=(0.3, 0.7), fill=114, min_visible=0.1, antialias=True):
+def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_visible=0.1, antialias=True):
     """Four pictures around a point of the canvas.
 
     Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3. Each picture is scaled, and a part of it laid into
