@@ -8,17 +8,19 @@ The batch size of a recipe is that of all replicas together.
 import json
 import os
 
+import keras
 import tensorflow as tf
 
 from kgarden.schema import UserError
 
 
-def strategy_of(replicas, batch_size):
+def strategy_of(replicas, batch_size, micro_batches=1):
     """The strategy of a training; must be asked for before TensorFlow has used a device.
 
     Args:
         replicas:   how many devices of this machine work together, or "all".
         batch_size: of all replicas together.
+        micro_batches: parts in which each replica takes its share.
     Returns:
         tf.distribute.Strategy; TensorFlow's default one for a single device.
     Raises:
@@ -34,11 +36,15 @@ def strategy_of(replicas, batch_size):
         strategy = (
             tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
         )
-    count = strategy.num_replicas_in_sync
+    count = strategy.num_replicas_in_sync * micro_batches
     if batch_size % count:
         raise UserError(
-            f"data.batch_size: {batch_size} pictures cannot be dealt to {count} replicas: take a multiple"
+            f"data.batch_size: {batch_size} pictures cannot be dealt to {count // micro_batches} replicas in "
+            f"{micro_batches} micro-batches: take a multiple of {count}"
         )
+    backend = keras.backend.backend()
+    if count > 1 and backend != "tensorflow":
+        raise UserError(f"replicas, schedule.micro_batches: need the TensorFlow backend, this is {backend}")
     return strategy
 
 

@@ -206,6 +206,7 @@ class Schedule(Section):
     warmup: Warmup | None = None
     decay: Decay | None = None  # None: constant
     steps: PositiveInt
+    micro_batches: PositiveInt = 1  # a batch goes through in so many parts, for one update
     checkpoint_every: PositiveInt | None = None  # steps; one is written after each evaluation in any case
     ema: Ema | None = None
 

@@ -9,6 +9,7 @@ import pathlib
 import keras
 
 from kgarden import build
+from kgarden.accumulate import accumulated
 from kgarden.distribute import be_deterministic, strategy_of
 from kgarden.progress import Reporter, progress_of
 from kgarden.recipe import load_recipe, stage_recipes
@@ -101,13 +102,15 @@ def _train_stage(recipe, run, before, reporter):
     keras.utils.set_random_seed(recipe.seed)
     if recipe.deterministic:
         be_deterministic()
-    with strategy_of(recipe.replicas, recipe.data.batch_size).scope():
+    with strategy_of(recipe.replicas, recipe.data.batch_size, recipe.schedule.micro_batches).scope():
         detector = build.build_model(recipe, num_classes=len(data.categories))
         if before is not None and recipe.init is None:
             build.start_from(detector, weights=build.best_weights(before))
         optimizer = build.build_optimizer(recipe)
         detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
         detector.optimizer.build(detector.trainable_variables)
+        if recipe.schedule.micro_batches > 1:
+            detector.train_step = accumulated(detector, recipe.schedule.micro_batches)
         write_json(run / "labels.json", data.categories)
         session = Session(detector, recipe, run, data, reporter)
         session.resume()

@@ -29,13 +29,21 @@ TIERS = [
     {"predict"},
     {"evaluate"},
     {"export", "bench", "analyze", "describe", "show"},
-    {"session"},
+    {"session", "accumulate"},
     {"train"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
 
-MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "session", "export", "distribute"}  # at their top
+MAY_IMPORT_TENSORFLOW = {
+    "tfrecords",
+    "data",
+    "train",
+    "session",
+    "accumulate",
+    "export",
+    "distribute",
+}  # at their top
 MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {

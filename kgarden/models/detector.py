@@ -25,7 +25,7 @@ from kgarden.layers.pixels import Normalize
 from kgarden.models.per_canvas import PerCanvas
 from kgarden.models.watch import FirstBadStep
 from kgarden.ops import boxes as box_ops
-from kgarden.ops import replicas
+from kgarden.ops import shares
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, VALID, UserError
 
 
@@ -98,7 +98,7 @@ class Detector(PerCanvas):
         return self.neck(self.backbone(pixels, training=training), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The weighted sum of all terms, divided by the number of replicas (which Keras sums over)."""
+        """The weighted sum of all terms, divided by the number of parts of the batch, which are summed."""
         terms = self.loss_terms(x, y, y_pred, training)
         if terms.keys() != self.terms.keys():
             raise RuntimeError(f"terms {sorted(terms)} are not those announced, {sorted(self.terms)}")
@@ -108,7 +108,7 @@ class Detector(PerCanvas):
         if training:
             self.step.assign_add(1)
             self.first_bad.update_state(self.step, loss)
-        return loss / replicas.num_replicas()
+        return loss / shares.num_shares()
 
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the picture, padded to K."""
@@ -158,13 +158,13 @@ class InferenceModel(PerCanvas):
 
 
 def per_global(total, count):
-    """A sum of this replica over a count of all replicas, scaled so that the mean over replicas is right.
+    """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
 
     Args:
-        total: () sum of losses on this replica.
-        count: () what it is to be divided by, on this replica.
+        total: () sum of losses on this part: of a replica, or of a micro-batch on one.
+        count: () what it is to be divided by, on this part.
     Returns:
-        () float32, total / max(global count, 1) * replicas.
+        () float32, total / max(global count, 1) * parts.
     """
-    count = replicas.sum_over_replicas(ops.cast(count, "float32"))
-    return total / ops.maximum(count, 1.0) * replicas.num_replicas()
+    count = shares.sum_over_shares(ops.cast(count, "float32"))
+    return total / ops.maximum(count, 1.0) * shares.num_shares()
