@@ -5,7 +5,7 @@ from keras import ops
 
 from kgarden.layers.norm import BatchNorm, make_norm
 
-# With fewer channels and one picture, the gradient of a strided 1x1 convolution writes past its memory on a CPU
+# Below that, with one picture, the gradient of a strided 1x1 convolution writes past its memory on CPUs
 # (TensorFlow 2.21 with oneDNN).
 NARROW = 16
 
