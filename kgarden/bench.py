@@ -4,6 +4,7 @@ Absolute seconds belong to one machine on one day. So every report carries ratio
 keras.applications' ResNet-50 trunk on the same canvas, the input pipeline over decoding alone.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 
 from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, UserError
 
-KINDS = ("train", "infer", "data", "eval")
+KINDS = ("train", "infer", "data", "memory", "eval")
 REPEATS = 5
 
 
@@ -27,9 +28,10 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     Args:
         recipe:  kgarden.recipe.Recipe.
         what:    some of "train" (a step on made-up pictures), "infer" (whole and by part), "data" (the
-                 input pipeline over decoding alone), "eval" (COCO evaluation of made-up detections).
+                 input pipeline over decoding alone), "memory" (of the input pipeline over 20,000 pictures),
+                 "eval" (COCO evaluation of made-up detections).
         repeats: timed runs of each, after one that is not counted.
-        data:    kgarden.build.Data, needed for "data" and "eval".
+        data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with one line of text as each figure arrives.
     Returns:
         {"machine": {...}, "train": {...}, ...}: medians in seconds, ratios, peak memory in GiB.
@@ -39,7 +41,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     unknown = [kind for kind in what if kind not in KINDS]
     if unknown:
         raise UserError(f"bench: {unknown[0]!r} cannot be measured; one of {', '.join(KINDS)}")
-    measures = {"train": _train, "infer": _infer, "data": _data, "eval": _eval}
+    measures = {"train": _train, "infer": _infer, "data": _data, "memory": _memory, "eval": _eval}
     found = {"recipe": recipe.name, "recipe_sha256": recipe.digest(), "machine": machine()}
     for kind in what:
         found[kind] = measures[kind](recipe, repeats, data)
@@ -191,37 +193,88 @@ def _parts(detector, x):
 # Data and evaluation.
 
 
-def _data(recipe, repeats, data, seconds=8.0):
-    """Pictures per second of the training pipeline, and of reading and decoding the same shards alone."""
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError("bench --what data: the pipeline needs TensorFlow")
-    if data is None:
-        raise UserError("bench --what data: the recipe's data is needed")
-    from kgarden.data.pipeline import decode_only
+WAYS = {  # to the same pictures, but for the softness of scaled decoding
+    "recipe": {},
+    "exact": {"scaled_decode": False, "cache": "none"},
+    "scaled": {"scaled_decode": True, "cache": "none"},
+    "encoded": {"scaled_decode": False, "cache": "encoded"},
+    "scaled_encoded": {"scaled_decode": True, "cache": "encoded"},
+    "decoded": {"scaled_decode": False, "cache": "decoded"},
+}
 
-    ratio = 2 if recipe.data.scaled_decode else 1
-    decoding = decode_only(data.train, batch_size=recipe.data.batch_size, ratio=ratio)
-    pipeline = data.train_batches()
-    rates = {"decode_only": [], "pipeline": []}
-    for _ in range(max(2, repeats // 2)):
-        rates["decode_only"].append(_rate(decoding, recipe.data.batch_size, seconds / 2))
-        rates["pipeline"].append(_rate(pipeline, recipe.data.batch_size, seconds / 2))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
+
+def _data(recipe, repeats, data, seconds=3.0):
+    """Pictures per second of the training pipeline, and of reading and decoding the same shards alone.
+
+    All in turn, several rounds of it. `over_decode_only` compares with whole decoding, `over_its_decoding`
+    with decoding at the ratio that scaled decoding uses for the recipe's largest size.
+    """
+    from kgarden.data.pipeline import decode_only, decoder_ratio
+
+    _check_data("data", data)
+    settings, batch_size = recipe.data, recipe.data.batch_size
+    ratio = decoder_ratio(data.train, max(settings.short_side_px), settings.long_side_px)
+    streams = {"decode_only": decode_only(data.train, batch_size=batch_size)}
+    streams["decode_only_scaled"] = decode_only(data.train, batch_size=batch_size, ratio=ratio)
+    for name, changes in WAYS.items():
+        changed = recipe.model_copy(update={"data": settings.model_copy(update=changes)})
+        streams[name] = dataclasses.replace(data, recipe=changed).train_batches()
+    rates = {name: [] for name in streams}
+    for _ in range(repeats):
+        for name, stream in streams.items():
+            rates[name].append(_rate(stream, batch_size, seconds))
+    median = {name: float(np.median(values)) for name, values in rates.items()}
+    whole, scaled = median.pop("decode_only"), median.pop("decode_only_scaled")
+    ways = {
+        name: {
+            "images_per_s": round(rate, 1),
+            "over_decode_only": round(rate / whole, 3),
+            "over_its_decoding": round(rate / (scaled if "scaled" in name else whole), 3),
+        }
+        for name, rate in median.items()
+    }
     return {
-        "pipeline_images_per_s": round(medians["pipeline"], 1),
-        "decode_only_images_per_s": round(medians["decode_only"], 1),
-        "pipeline_over_decode_only": round(medians["pipeline"] / medians["decode_only"], 3),
+        "short_side_px": list(settings.short_side_px),
+        "decode_only_images_per_s": round(whole, 1),
+        "decoder_ratio": ratio,
+        "decode_only_scaled_images_per_s": round(scaled, 1),
+        "pipeline_over_decode_only": ways["recipe"]["over_decode_only"],
+        **{f"{name}_images_per_s": way["images_per_s"] for name, way in ways.items()},
+        "ways": ways,
     }
 
 
 def _rate(batches, batch_size, seconds):
     stream = iter(batches)
-    next(stream)
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds / 6:  # threads and buffers find their numbers
+        next(stream)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         next(stream)
         count += batch_size
     return count / (time.perf_counter() - started)
+
+
+def _memory(recipe, repeats, data, pictures=20_000, points=10):
+    """Resident memory of this process while the training pipeline hands out pictures, MiB."""
+    _check_data("memory", data)
+    stream, batch_size = iter(data.train_batches()), recipe.data.batch_size
+    found, seen = {}, 0
+    for point in range(1, points + 1):
+        while seen < pictures * point // points:
+            next(stream)
+            seen += batch_size
+        found[seen] = resident_memory()
+    later = list(found.values())[points // 5 :]
+    return {"grown_mib": round(later[-1] - later[0], 1), "last_mib": later[-1], "mib_after_pictures": found}
+
+
+def _check_data(kind, data):
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"bench --what {kind}: the pipeline needs TensorFlow")
+    if data is None:
+        raise UserError(f"bench --what {kind}: the recipe's data is needed")
 
 
 def _eval(recipe, repeats, data):
@@ -282,3 +335,11 @@ def _alternate(functions, repeats):
 def peak_memory():
     """Largest resident size of this process so far, GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def resident_memory():
+    """Resident size of this process now, MiB; where the system does not say, the largest so far."""
+    status = pathlib.Path("/proc/self/statm")
+    if not status.is_file():
+        return round(1024 * peak_memory(), 1)
+    return round(int(status.read_text().split()[1]) * resource.getpagesize() / 2**20, 1)

@@ -267,7 +267,9 @@ def export(
 @runs_app.command()
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
-    what: Annotated[str, typer.Option(help="of train, infer, data, eval; commas between")] = "train,infer",
+    what: Annotated[
+        str, typer.Option(help="of train, infer, data, memory, eval; commas between")
+    ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,
     json_: JsonOption = None,
@@ -279,7 +281,7 @@ def bench(
     from kgarden.scoring import write_json
 
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
-    data = prepare_data(chosen) if {"data", "eval"} & set(kinds) else None
+    data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None
     found = measure(chosen, kinds, data=data, report=print)
     if json_ is not None:
         write_json(json_, found)

@@ -50,7 +50,7 @@ class Loader:
         self.original_hw = tf.constant(original_hw)
         self.sizes = tf.constant(sizes)  # (N, S, 2)
         shrinks = scaled_decode and keeps_size
-        self.ratio = _ratios(original_hw[:, None], sizes) if shrinks else np.ones_like(sizes[..., 0])
+        self.ratio = ratios(original_hw[:, None], sizes) if shrinks else np.ones_like(sizes[..., 0])
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
         self.is_plain = np.array_equal(ids, np.arange(len(ids)) + ids[0])
@@ -62,11 +62,20 @@ class Loader:
                 at_all_sizes=keeps_size and 3 * sizes.prod(-1, dtype="int64").sum() <= CACHED_BYTES
             )
 
-    def records_of(self, rows):
-        """Dataset of rows -> dataset of their serialised records."""
+    def with_records(self, plans):
+        """Dataset of plans -> dataset of (plan, serialised records of its rows).
+
+        Args:
+            plans: dataset of dicts whose "row" is () or (n,) int64; the records have this shape too.
+        """
         if self.records is not None:
-            return rows.map(lambda row: self.records[row])
-        return read(rows, self.index)
+            return plans.map(lambda plan: (plan, tf.gather(self.records, plan["row"])))
+        rows = plans.map(lambda plan: plan["row"])
+        if rows.element_spec.shape.rank == 0:
+            return tf.data.Dataset.zip(plans, read(rows, self.index))
+        count = rows.element_spec.shape[0]
+        records = read(rows.unbatch(), self.index).batch(count, drop_remainder=True)
+        return tf.data.Dataset.zip(plans, records)
 
     def choice(self, draw):
         """Which short side a draw of [0, 1) means.   (...,) int64"""
@@ -178,7 +187,7 @@ def read(rows, index):
     return rows.interleave(record, READERS, num_parallel_calls=READERS, deterministic=True)
 
 
-def _ratios(original_hw, size_hw):
+def ratios(original_hw, size_hw):
     """How much smaller the decoder may make each picture and still not be below its size."""
     times = np.min(original_hw // size_hw, axis=-1)
     return np.select([times >= ratio for ratio in RATIOS[:0:-1]], RATIOS[:0:-1], 1)

@@ -26,7 +26,7 @@ from kgarden.data.canvas import (
     resize,
     resize_to_canvas,
 )
-from kgarden.data.loader import Loader
+from kgarden.data.loader import Loader, ratios
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
 from kgarden.data.stored import objects_of
@@ -43,6 +43,7 @@ __all__ = [
     "canvas_of",
     "dataset_of",
     "decode_only",
+    "decoder_ratio",
     "default_canvases",
     "fitted_hw",
     "open_dataset",
@@ -147,22 +148,21 @@ def train_batches(
 def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
     """Batches of pictures under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
 
-    def prepare(numbers, serialized):
-        key = tf.stack([tf.constant(seed, tf.int64), numbers[0]])
-        canvas_hw = load.canvas_hw[numbers[1]]
+    def prepare(plan, serialized):
+        rows = plan["row"]
+        key = tf.stack([tf.constant(seed, tf.int64), plan["number"]])
+        canvas_hw = load.canvas_hw[rows[0]]
 
         def example(k):
             draw = chance.uniform(chance.another(key, SIZES + k))[0]
-            return load(numbers[1 + k], serialized[k], load.choice(draw), canvas_hw if k else None)
+            return load(rows[k], serialized[k], load.choice(draw), canvas_hw if k else None)
 
         example = augmentation(example, key)
         truth = in_rows_of_one(example, max_objects)
         return _input_of(example["image"], canvas_hw, static_hw), {**truth, IMAGE_ID: example["image_id"]}
 
-    rows = rows.unbatch()
-    read = rows.map(lambda numbers: numbers[1:])
-    records = load.records_of(read.unbatch()).batch(1 + augmentation.partners, drop_remainder=True)
-    examples = tf.data.Dataset.zip(rows, records).map(prepare, parallel, deterministic=True)
+    plans = rows.unbatch().map(lambda numbers: {"number": numbers[0], "row": numbers[1:]})
+    examples = load.with_records(plans).map(prepare, parallel, deterministic=True)
     return examples.batch(batch_size, drop_remainder=True)
 
 
@@ -201,9 +201,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
         truth = in_rows({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
         return {IMAGES: batch[IMAGES], SIZE_HW: batch[SIZE_HW]}, {**truth, IMAGE_ID: batch[IMAGE_ID]}
 
-    plans = rows.map(planned).unbatch()
-    records = load.records_of(plans.map(lambda plan: plan["row"]))
-    pictures = tf.data.Dataset.zip(plans, records).map(drawn, parallel, deterministic=True)
+    pictures = load.with_records(rows.map(planned).unbatch()).map(drawn, parallel, deterministic=True)
     no_category = tf.constant(tf.int64.min, tf.int64)
     padding = {key: tf.zeros([], spec.dtype) for key, spec in pictures.element_spec.items()}
     padding["category_ids"] = no_category
@@ -245,18 +243,16 @@ def val_batches(
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
 
-    def prepare(is_real, row, serialized):
+    def prepare(plan, serialized):
+        row = plan["row"]
         image = load.image(row, 0, parse(serialized)["encoded"])
         image = _resized(image, load.sizes[row, 0], antialias)
-        image_id = tf.where(is_real > 0, load.image_id[row], -1)
+        image_id = tf.where(plan["real"], load.image_id[row], -1)
         meta = {IMAGE_ID: image_id, ORIGINAL_HW: load.original_hw[row]}
         return _input_of(image, load.canvas_hw[row], static_hw), meta
 
-    rows = tf.data.Dataset.from_tensor_slices(np.stack([real.astype("int64"), steps[last_real, 1]], axis=-1))
-    records = load.records_of(rows.map(lambda pair: pair[1]))
-    batches = tf.data.Dataset.zip(rows, records).map(
-        lambda pair, serialized: prepare(pair[0], pair[1], serialized), parallel, deterministic=True
-    )
+    plans = tf.data.Dataset.from_tensor_slices({"real": real, "row": steps[last_real, 1]})
+    batches = load.with_records(plans).map(prepare, parallel, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     batches = batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -278,6 +274,12 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
     files = [file for data in datasets for file in data.index.files]
     shapes = tf.data.TFRecordDataset(files).repeat().map(shape, parallel, deterministic=True)
     return shapes.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def decoder_ratio(datasets, short_side_px, long_side_px):
+    """By how much scaled decoding shrinks most pictures of data sets on their way to a size: 1, 2, 4 or 8."""
+    hw = np.concatenate([np.stack([one.index.height, one.index.width], axis=1) for one in datasets])
+    return int(np.median(ratios(hw, fitted_hw(hw, short_side_px, long_side_px).numpy())))
 
 
 def _resized(image, size_hw, antialias):

@@ -77,10 +77,10 @@ def _filter(size_in, size_out, scale, offset, antialias):
     weight = tf.maximum(0 * one, one - tf.abs(tf.cast(place, tf.float64) - center[:, None]) / radius)
     weight = tf.where((place >= 0) & (place < size_in), weight, 0 * one)
     weight = tf.math.divide_no_nan(weight, tf.reduce_sum(weight, axis=1, keepdims=True))
-    row = tf.repeat(tf.range(size_out), taps)
-    column = tf.reshape(tf.clip_by_value(place, 0, size_in - 1), [-1])
+    row = tf.broadcast_to(tf.range(size_out)[:, None], tf.shape(place))
+    cell = tf.stack([row, tf.clip_by_value(place, 0, size_in - 1)], axis=-1)
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-        indices=tf.cast(tf.stack([row, column], axis=1), tf.int64),
+        indices=tf.cast(tf.reshape(cell, [-1, 2]), tf.int64),
         values=tf.cast(tf.reshape(weight, [-1]), tf.float32),
         dense_shape=tf.cast(tf.stack([size_out, size_in]), tf.int64),
     )
