@@ -10,7 +10,6 @@ from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 
-READERS = 4  # records that are read at the same time
 RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
 CACHED_BYTES = 2**30  # of pictures kept at all their sizes; more, and they are kept as they are stored
 
@@ -54,43 +53,33 @@ class Loader:
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
         self.is_plain = np.array_equal(ids, np.arange(len(ids)) + ids[0])
+        self.read = reader(index)
         self.records = self.pixels = None
         if cache != "none":
-            self.records = tf.constant([r.numpy() for r in read(tf.data.Dataset.range(len(index)), index)])
+            rows = tf.data.Dataset.range(len(index)).map(self.read, tf.data.AUTOTUNE, deterministic=True)
+            self.records = tf.constant([record.numpy() for record in rows])
         if cache == "decoded":
             self._keep_pixels(
                 at_all_sizes=keeps_size and 3 * sizes.prod(-1, dtype="int64").sum() <= CACHED_BYTES
             )
 
-    def with_records(self, plans):
-        """Dataset of plans -> dataset of (plan, serialised records of its rows).
-
-        Args:
-            plans: dataset of dicts whose "row" is () or (n,) int64; the records have this shape too.
-        """
-        if self.records is not None:
-            return plans.map(lambda plan: (plan, tf.gather(self.records, plan["row"])))
-        rows = plans.map(lambda plan: plan["row"])
-        if rows.element_spec.shape.rank == 0:
-            return tf.data.Dataset.zip(plans, read(rows, self.index))
-        count = rows.element_spec.shape[0]
-        records = read(rows.unbatch(), self.index).batch(count, drop_remainder=True)
-        return tf.data.Dataset.zip(plans, records)
+    def record(self, row):
+        """The serialised record of a row.   () string"""
+        return self.read(row) if self.records is None else self.records[row]
 
     def choice(self, draw):
         """Which short side a draw of [0, 1) means.   (...,) int64"""
         return tf.cast(draw * self.sizes.shape[1], tf.int64)
 
-    def __call__(self, row, serialized, choice, canvas_hw=None):
+    def __call__(self, row, choice, canvas_hw=None):
         """The example of a row as `transforms` says, with the size that it is to get as "target_hw".
 
         Args:
-            row:        () int64.
-            serialized: () string, its record.
-            choice:     () int64, which short side.
-            canvas_hw:  (2,) int32, another picture's canvas to fit into; None: its own.
+            row:       () int64.
+            choice:    () int64, which short side.
+            canvas_hw: (2,) int32, another picture's canvas to fit into; None: its own.
         """
-        record = parse(serialized, masks=self.masks)
+        record = parse(self.record(row), masks=self.masks)
         image = self.image(row, choice, record["encoded"])
         boxes, labels, crowd = self.truth(record["boxes"], record["category_ids"], record["crowd"])
         side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
@@ -170,11 +159,11 @@ class Loader:
         self.pixels = tf.constant(np.concatenate([image.ravel() for image in images]))
 
 
-def read(rows, index):
-    """Dataset of rows -> dataset of their serialised records, in the same order."""
+def reader(index):
+    """Function of a row of the index, () int64, -> its serialised record, () string."""
     files, shard, offset = tf.constant(index.files), tf.constant(index.shard), tf.constant(index.offset)
 
-    def record(row):
+    def read(row):
         # TFRecordDataset can begin at any byte, only its Python class does not say so.
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=files[shard[row]][None],
@@ -182,9 +171,10 @@ def read(rows, index):
             buffer_size=0,
             byte_offsets=offset[row][None],
         )
-        return tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string)).take(1)
+        records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
+        return records.take(1).get_single_element()
 
-    return rows.interleave(record, READERS, num_parallel_calls=READERS, deterministic=True)
+    return read
 
 
 def ratios(original_hw, size_hw):

@@ -148,21 +148,20 @@ def train_batches(
 def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
     """Batches of pictures under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
 
-    def prepare(plan, serialized):
-        rows = plan["row"]
-        key = tf.stack([tf.constant(seed, tf.int64), plan["number"]])
+    def prepare(numbers):
+        number, rows = numbers[0], numbers[1:]
+        key = tf.stack([tf.constant(seed, tf.int64), number])
         canvas_hw = load.canvas_hw[rows[0]]
 
         def example(k):
             draw = chance.uniform(chance.another(key, SIZES + k))[0]
-            return load(rows[k], serialized[k], load.choice(draw), canvas_hw if k else None)
+            return load(rows[k], load.choice(draw), canvas_hw if k else None)
 
         example = augmentation(example, key)
         truth = in_rows_of_one(example, max_objects)
         return _input_of(example["image"], canvas_hw, static_hw), {**truth, IMAGE_ID: example["image_id"]}
 
-    plans = rows.unbatch().map(lambda numbers: {"number": numbers[0], "row": numbers[1:]})
-    examples = load.with_records(plans).map(prepare, parallel, deterministic=True)
+    examples = rows.unbatch().map(prepare, parallel, deterministic=True)
     return examples.batch(batch_size, drop_remainder=True)
 
 
@@ -183,8 +182,8 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
             IMAGE_ID: tf.gather(load.image_id, row),
         }
 
-    def drawn(plan, serialized):
-        record = parse(serialized)
+    def prepared(plan):
+        record = parse(load.record(plan["row"]))
         image = load.image(plan["row"], plan["choice"], record["encoded"])
         image = _resized(image, plan[SIZE_HW], load.antialias)
         if augmentation.settings:
@@ -201,7 +200,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
         truth = in_rows({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
         return {IMAGES: batch[IMAGES], SIZE_HW: batch[SIZE_HW]}, {**truth, IMAGE_ID: batch[IMAGE_ID]}
 
-    pictures = load.with_records(rows.map(planned).unbatch()).map(drawn, parallel, deterministic=True)
+    pictures = rows.map(planned).unbatch().map(prepared, parallel, deterministic=True)
     no_category = tf.constant(tf.int64.min, tf.int64)
     padding = {key: tf.zeros([], spec.dtype) for key, spec in pictures.element_spec.items()}
     padding["category_ids"] = no_category
@@ -243,16 +242,16 @@ def val_batches(
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
 
-    def prepare(plan, serialized):
+    def prepare(plan):
         row = plan["row"]
-        image = load.image(row, 0, parse(serialized)["encoded"])
+        image = load.image(row, 0, parse(load.record(row))["encoded"])
         image = _resized(image, load.sizes[row, 0], antialias)
         image_id = tf.where(plan["real"], load.image_id[row], -1)
         meta = {IMAGE_ID: image_id, ORIGINAL_HW: load.original_hw[row]}
         return _input_of(image, load.canvas_hw[row], static_hw), meta
 
     plans = tf.data.Dataset.from_tensor_slices({"real": real, "row": steps[last_real, 1]})
-    batches = load.with_records(plans).map(prepare, parallel, deterministic=True)
+    batches = plans.map(prepare, parallel, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     batches = batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from kgarden.data.loader import read
+from kgarden.data.loader import reader
 from kgarden.schema import MASK_SIDE, UserError
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
@@ -43,8 +43,8 @@ def stored_example(dataset, row):
         does not list, "crowd": (N,) bool, "difficult": (N,) bool, and if the record has masks "masks":
         (N, 112, 112) bool in the frame of each box, all False where an object has none}
     """
-    rows = tf.data.Dataset.from_tensors(tf.constant(row, tf.int64))
-    record = {key: value.numpy() for key, value in parse(next(iter(read(rows, dataset.index))), True).items()}
+    serialized = reader(dataset.index)(tf.constant(row, tf.int64))
+    record = {key: value.numpy() for key, value in parse(serialized, True).items()}
     image = decode(record["encoded"]).numpy()
     height, width = image.shape[:2]
     boxes = record["boxes"] * np.array([width, height, width, height], "float32")

@@ -114,8 +114,8 @@ def flipped(example, vertical, horizontal):
             changed[key] = mirrored(example[key], hw_of(example), vertical, horizontal)
     if MASKS in example:
         bits = example[MASKS]
-        bits = tf.cond(vertical, lambda: bits[:, ::-1], lambda: bits)
-        changed[MASKS] = tf.cond(horizontal, lambda: bits[:, :, ::-1], lambda: bits)
+        bits = tf.cond(vertical, lambda: tf.reverse(bits, [1]), lambda: bits)
+        changed[MASKS] = tf.cond(horizontal, lambda: tf.reverse(bits, [2]), lambda: bits)
     return {**example, **changed}
 
 
