@@ -28,7 +28,9 @@ CROPS = ["random_crop", "large_scale_jitter", "horizontal_flip"]
 
 
 def draw(folder, count=8, rare=None):
-    """A COCO set: in every picture a red ellipse and a green triangle with polygons, category 1 and 2.
+    """A COCO set: in every picture a red ellipse, category 1, and a green triangle, 2, with polygons.
+
+    The triangle is unlike its mirror images.
 
     Args:
         rare: pictures whose ellipse has category 3 instead.
@@ -39,7 +41,7 @@ def draw(folder, count=8, rare=None):
         rng = np.random.default_rng(number)
         image = Image.new("RGB", (width, height))
         turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        outlines = [np.stack([np.cos(turn), np.sin(turn)], axis=1), np.array([[0, -1.0], [1, 1], [-1, 1]])]
+        outlines = [np.stack([np.cos(turn), np.sin(turn)], axis=1), np.array([[-1.0, -1], [1, 1], [-1, 1]])]
         for category, outline in enumerate(outlines, 1):
             reach = rng.uniform(9, 16, 2)
             points = rng.uniform(reach, [width - reach[0], height - reach[1]]) + outline * reach
