@@ -29,7 +29,7 @@ from kgarden.data.canvas import (
 from kgarden.data.loader import Loader, ratios
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
-from kgarden.data.stored import objects_of
+from kgarden.data.stored import check_masks, objects_of
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
 from kgarden.data.truth import in_rows, in_rows_of_one
@@ -106,6 +106,8 @@ def train_batches(
     data, weights, parts = _pool(datasets, keep_empty)
     _check(cache, batch_size)
     augmentation = Augmentation(augment, antialias, masks)
+    for one in datasets if masks else ():
+        check_masks(one)
     short_sides = tuple(np.atleast_1d(short_side_px).tolist())
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)

@@ -10,6 +10,7 @@ from kgarden.data.loader import reader
 from kgarden.schema import MASK_SIDE, UserError
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
+from tfrecords.write import read_manifest
 
 
 def objects_of(dataset):
@@ -30,6 +31,17 @@ def objects_of(dataset):
             if one["image_id"] in row_of and one["category_id"] in label_of:
                 pairs.append((row_of[one["image_id"]], label_of[one["category_id"]]))
     return np.array(pairs, "int64").reshape(-1, 2)
+
+
+def check_masks(dataset):
+    """Refuse a data set none of whose objects has a mask, as far as its manifests say."""
+    folders = [pathlib.Path(path).parent for path in dataset.annotations]
+    counts = [read_manifest(folder).get("masks") for folder in folders]
+    if counts and all(count == 0 for count in counts):
+        raise UserError(
+            f"data.masks: no object of {folders[0]} has a mask: build it from a source that has masks, "
+            "or set data.masks to false"
+        )
 
 
 def stored_example(dataset, row):

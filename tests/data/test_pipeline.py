@@ -370,6 +370,7 @@ def test_shapes_is_a_source(tmp_path):
         ({"augment": ("horizontal_flop",)}, "no transform 'horizontal_flop'; did you mean 'horizontal_flip'"),
         ({"cache": "disk"}, "cache: 'disk'"),
         ({"batch_size": 0}, "batch_size: 0"),
+        ({"masks": True}, "data.masks: no object of .* has a mask"),
     ],
 )
 def test_wrong_settings(painted, options, message):
