@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
-import paint
 import pytest
 from PIL import Image, ImageDraw
 
 tf = pytest.importorskip("tensorflow")
+
+import paint  # noqa: E402
 
 from kgarden.data import pipeline  # noqa: E402
 from kgarden.schema import UserError  # noqa: E402
