@@ -1,8 +1,7 @@
-"""Which devices share a batch: one, several of this machine, or those of several machines.
+"""Which devices of this machine share a batch.
 
-One machine: `replicas` of the recipe, a `MirroredStrategy`. Several: the same command on each, with TF_CONFIG
-in its environment, a `MultiWorkerMirroredStrategy`; the first of them, the chief, alone writes and evaluates.
-The batch size of a recipe is that of all replicas together.
+`replicas` of the recipe: one, some or all, by a `MirroredStrategy`. The batch size of a recipe is that of all
+replicas together. Several machines do not train together yet; a TF_CONFIG that asks for it is refused.
 """
 
 import json
@@ -24,12 +23,10 @@ def strategy_of(replicas, batch_size, micro_batches=1):
     Returns:
         tf.distribute.Strategy; TensorFlow's default one for a single device.
     Raises:
-        UserError: fewer devices than asked for, a batch that cannot be dealt out, or a TF_CONFIG that is
-                   not one.
+        UserError: fewer devices than asked for, a batch that cannot be dealt out, or several workers.
     """
-    if cluster():
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif replicas == 1:
+    _refuse_workers()
+    if replicas == 1:
         strategy = tf.distribute.get_strategy()
     else:
         devices = _devices(replicas)
@@ -53,34 +50,20 @@ def be_deterministic():
     tf.config.experimental.enable_op_determinism()
 
 
-def cluster():
-    """The workers of TF_CONFIG as (addresses, number of this one); None where it names no other machine.
-
-    Raises:
-        UserError: TF_CONFIG is not what TensorFlow takes.
-    """
+def _refuse_workers():
+    """A cluster in TF_CONFIG would be ignored silently: training on several machines is not built yet."""
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
-        return None
-    form = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+        return
     try:
-        config = json.loads(text)
-        workers = [address for role in ("chief", "worker") for address in config["cluster"].get(role, ())]
-        task = config["task"]
-        number = int(task["index"]) + (
-            len(config["cluster"].get("chief", ())) if task["type"] == "worker" else 0
+        roles = json.loads(text).get("cluster", {})
+        workers = [address for role in ("chief", "worker") for address in roles.get(role, ())]
+    except (ValueError, AttributeError, TypeError):
+        raise UserError("TF_CONFIG: not understood; unset it: one machine trains at a time") from None
+    if len(workers) > 1:
+        raise UserError(
+            f"TF_CONFIG names {len(workers)} workers: training on several machines is not built yet; unset it"
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"TF_CONFIG: not understood ({error}); it should look like {form}") from None
-    if task["type"] not in ("chief", "worker") or not 0 <= number < len(workers):
-        raise UserError(f"TF_CONFIG: there is no task {task} in its cluster; it should look like {form}")
-    return (workers, number) if len(workers) > 1 else None
-
-
-def is_chief():
-    """Whether this process writes: the only one, or the first of the workers."""
-    found = cluster()
-    return found is None or found[1] == 0
 
 
 def _devices(replicas):
