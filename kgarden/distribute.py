@@ -17,8 +17,8 @@ def strategy_of(replicas, batch_size, micro_batches=1):
     """The strategy of a training; must be asked for before TensorFlow has used a device.
 
     Args:
-        replicas:   how many devices of this machine work together, or "all".
-        batch_size: of all replicas together.
+        replicas:      how many devices of this machine work together, or "all".
+        batch_size:    of all replicas together.
         micro_batches: parts in which each replica takes its share.
     Returns:
         tf.distribute.Strategy; TensorFlow's default one for a single device.

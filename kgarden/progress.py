@@ -107,9 +107,11 @@ class Reporter:
         """One line for an evaluation between two steps.
 
         Args:
-            best, best_step: the best headline so far, this one included, and when it was reached.
+            best, best_step: the best headline so far, this one included, and when it was reached; None
+                where no weights could be kept.
         """
-        verdict = "the best so far" if best_step == step else f"best {best:.1f} at {best_step}"
+        verdict = f"best {best:.1f} at {best_step}" if best is not None else "no weights kept yet"
+        verdict = "the best so far" if best_step == step else verdict
         pictures = f"on {evaluation['images']} pictures"
         self.line(f"step {step}/{self.total}  {summary(evaluation)}  {pictures}, {verdict}")
         self.explanation(evaluation)

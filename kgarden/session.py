@@ -100,11 +100,12 @@ class Session(keras.callbacks.Callback):
     def finish(self):
         """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
         self.reporter.line("evaluating the best weights")
-        load_weights(self.detector, self.run / "best.weights.h5")
+        weights = build.best_weights(self.run)
+        load_weights(self.detector, weights)
         evaluation, results = self._evaluate(limit=None, folder=self.run / "evaluation")
         write_json(self.run / "detections.json", results)
         evaluation |= {
-            "weights": "best.weights.h5",
+            "weights": weights.name,
             "best_step": self.best_step,
             "train_s": round(self.train_s),
         }
@@ -206,7 +207,8 @@ class Session(keras.callbacks.Callback):
                     save_weights(self.detector, self.run / "best.weights.h5")
                     self.best, self.best_step = value, self.step
             if self.step == self.total:
-                save_weights(self.detector, self.run / "model.weights.h5")
+                with self._surviving("model.weights.h5"):
+                    save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
         with self._surviving("metrics.jsonl"):
             self.metrics.add(

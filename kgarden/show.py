@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kgarden.draw import draw_truth
-from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, UserError
+from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW, UserError
 
 CELL = 480  # px, longer side of a picture on a sheet
 COLUMNS = 4
@@ -71,7 +71,7 @@ def _prepared(x, y, names):
     """One picture of a batch, its whole canvas: padding in grey, a white line around the picture."""
     image, (height, width) = x[IMAGES].copy(), x[SIZE_HW]
     image[height:], image[:, width:] = PADDING, PADDING
-    truth = {key: y[key] for key in (BOXES, LABELS, CROWD, "masks") if key in y}
+    truth = {key: y[key] for key in (BOXES, LABELS, CROWD, MASKS) if key in y}
     picture = draw_truth(*_scaled(image, truth), names)
     factor = CELL / max(image.shape[:2])
     ImageDraw.Draw(picture).rectangle((0, 0, width * factor - 1, height * factor - 1), outline=RIM)

@@ -10,10 +10,10 @@ NOT_YET = {
     "cn2_dla_tree",
     "cn2_dlaseg_s4_tiny",
     "cn2_fed_loss",
-    "cn2_head",
+    "cn2_head",  # all but the deformable tower
     "cn2_res2net",
     "d2_anchors",
-    "d2_bottleneck",
+    "d2_bottleneck",  # all but the deformable block
     "d2_deform_conv",
     "d2_retinanet_inference",
     "d2_retinanet_losses",

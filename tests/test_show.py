@@ -60,9 +60,9 @@ def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
         unpainted = (np.abs(cell - enlarged).sum(axis=-1) == 0).mean()
         assert unpainted > 0.6  # the rest are frames and names
         for box, label in zip(stored["boxes"] * CELL / 128, stored["labels"], strict=True):
-            row_of_bottom, middle = min(round(box[3]), 359), round((box[0] + box[2]) / 2)
-            near = cell[max(row_of_bottom - 3, 0) : row_of_bottom + 1, middle]
-            assert (near == color_of(label)).all(axis=-1).any() or len(stored["boxes"]) > 1
+            bottom, left, right = min(round(box[3]), 359), round(box[0]), min(round(box[2]), 479)
+            edge = cell[max(bottom - 3, 0) : bottom + 1, left : right + 1]
+            assert (edge == color_of(label)).all(axis=-1).mean() > 0.2  # others may cover a part of it
 
 
 def test_a_recipe_shows_pictures_before_and_after(drawn, tmp_path):

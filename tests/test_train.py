@@ -465,6 +465,22 @@ def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
     assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
 
 
+def test_best_weights_that_cannot_be_written_end_no_training(recipe_of, tmp_path, monkeypatch):
+    """The first evaluation keeps nothing, the second does; the last weights cannot be kept either."""
+    real, calls = session.save_weights, iter(range(1, 100))
+
+    def full(detector, path):
+        if next(calls) == 1 or path.name == "model.weights.h5":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(detector, path)
+
+    monkeypatch.setattr(session, "save_weights", full)
+    lines, run = Lines(), tmp_path / "run"
+    assert train.train(recipe_of(), run, reporter=lines)["weights"] == "best.weights.h5"
+    assert "best.weights.h5 could not be written (No space left on device)" in lines.text
+    assert "no weights kept yet" in lines.text and "model.weights.h5 could not be written" in lines.text
+
+
 def test_a_run_is_made_longer(recipe_of, tmp_path):
     """The rate follows the longer schedule from there; all else goes on: as if it had been stopped at 12."""
     run = tmp_path / "run"

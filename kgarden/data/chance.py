@@ -1,7 +1,8 @@
 """Chance as a function: the same seed gives the same numbers on every thread, machine and version.
 
 A hash of (seed, counter) instead of a generator with a state, and instead of `tf.random.stateless_uniform`,
-which takes one seed for a whole tensor: here a batch of seeds gives a batch of numbers.
+which takes one seed for a whole tensor: here a batch of seeds gives a batch of numbers. `kgarden.ops.random`
+does the like for models, in keras.ops, which on JAX do not run inside of tf.data.
 """
 
 import tensorflow as tf

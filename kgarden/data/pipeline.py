@@ -141,10 +141,7 @@ def train_batches(
         batches = _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
     else:
         batches = _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return _handed_out(batches, tf.data.INFINITE_CARDINALITY)
 
 
 def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
@@ -253,11 +250,8 @@ def val_batches(
         return _input_of(image, load.canvas_hw[row], static_hw), meta
 
     plans = tf.data.Dataset.from_tensor_slices({"real": real, "row": steps[last_real, 1]})
-    batches = plans.map(prepare, parallel, deterministic=True)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    batches = batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
-    return batches.apply(tf.data.experimental.assert_cardinality(len(steps) // batch_size))
+    batches = plans.map(prepare, parallel, deterministic=True).batch(batch_size, drop_remainder=True)
+    return _handed_out(batches, len(steps) // batch_size)
 
 
 def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
@@ -281,6 +275,14 @@ def decoder_ratio(datasets, short_side_px, long_side_px):
     """By how much scaled decoding shrinks most pictures of data sets on their way to a size: 1, 2, 4 or 8."""
     hw = np.concatenate([np.stack([one.index.height, one.index.width], axis=1) for one in datasets])
     return int(np.median(ratios(hw, fitted_hw(hw, short_side_px, long_side_px).numpy())))
+
+
+def _handed_out(batches, count):
+    """Made ahead of the training step, of known number, and dealt to workers by batches, not by files."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _resized(image, size_hw, antialias):

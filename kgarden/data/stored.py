@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from kgarden.data.loader import reader
-from kgarden.schema import MASK_SIDE, UserError
+from kgarden.data.transforms.masks import bitmaps
+from kgarden.schema import MASKS, UserError
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 from tfrecords.write import read_manifest
@@ -69,16 +70,5 @@ def stored_example(dataset, row):
         "difficult": record["difficult"],
     }
     if any(record["masks"]):
-        example["masks"] = np.stack([_framed(*one) for one in zip(record["masks"], boxes, strict=True)])
+        example[MASKS] = bitmaps(record["masks"], record["boxes"]).numpy()
     return example
-
-
-def _framed(encoded, box):
-    """A mask of the whole picture -> (112, 112) bool, the values at the centres of the cells of the box."""
-    if not encoded:
-        return np.zeros((MASK_SIDE, MASK_SIDE), bool)
-    mask = tf.io.decode_png(encoded, channels=1).numpy()[..., 0] > 0
-    share = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
-    columns = (box[0] + share * (box[2] - box[0])).astype(int).clip(0, mask.shape[1] - 1)
-    rows = (box[1] + share * (box[3] - box[1])).astype(int).clip(0, mask.shape[0] - 1)
-    return mask[rows[:, None], columns[None]]
