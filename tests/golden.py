@@ -315,14 +315,14 @@ def faults_of_the_run(not_yet, done=None):
     """What the run left out: lines that say which array of which file was not compared.
 
     Args:
-        not_yet: prefixes of index.json whose part of kgarden does not exist yet. A prefix in this list
-            whose files were all compared is a fault too, so that the list is always true.
+        not_yet: prefixes of index.json that this run cannot compare (not_yet.py). A prefix in this set
+            whose files were all compared is a fault too, so that the lists stay true.
         done: set of (file name, array name); by default those compared in this process.
     """
     done = compared if done is None else done
     prefixes = {entry["prefix"] for entry in index()}
     faults = [
-        f"NOT_YET names {name}, which is no prefix of index.json" for name in sorted(not_yet - prefixes)
+        f"not_yet.py names {name}, which is no prefix of index.json" for name in sorted(not_yet - prefixes)
     ]
     left = {prefix: 0 for prefix in not_yet}
     seen = set()
@@ -337,7 +337,7 @@ def faults_of_the_run(not_yet, done=None):
             faults.append(f"{golden.name}: not compared: {', '.join(missing)}")
     for prefix in sorted(not_yet & seen):
         if left[prefix] == 0:
-            faults.append(f"NOT_YET names {prefix}, yet every array of it was compared: take it off the list")
+            faults.append(f"not_yet.py names {prefix}, yet every array of it was compared: take it off")
     if not seen:
         faults.append(f"{DIRECTORY}: no golden here")
     return faults

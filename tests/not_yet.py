@@ -1,8 +1,14 @@
-"""Prefixes of the goldens whose part of kgarden does not exist yet. The list only shrinks.
+"""Prefixes of the goldens that a run cannot compare.
 
 The run fails if a prefix stands here although all its arrays are compared: take yours off when done.
 """
 
+# Parts of the data pipeline, which is tf.data: compared where TensorFlow is, and there alone.
+NEED_TENSORFLOW = {
+    "cn2_efficientdet_crop",
+}
+
+# Parts of kgarden that do not exist yet. The list only shrinks.
 NOT_YET = {
     "cn2_bifpn",
     "cn2_dla34_tiny",

@@ -297,7 +297,7 @@ def test_faults_of_a_run(make):
     assert "no prefix" in golden.faults_of_the_run({"gone"}, both)[0]
 
 
-def run_suite(tmp_path, body, not_yet, *arguments):
+def run_suite(tmp_path, body, not_yet, *arguments, backend="tensorflow"):
     """Run the real conftest.py over one test file and one golden; returns (exit code, output)."""
     suite = tmp_path / "suite"
     (suite / "tests" / "goldens").mkdir(parents=True)
@@ -307,12 +307,13 @@ def run_suite(tmp_path, body, not_yet, *arguments):
     entry = {"prefix": "toy", "inputs": [], "outputs": [".*"], "tolerance": {".*": {"exact": True}}}
     (suite / "tests" / "goldens" / "index.json").write_text(json.dumps([entry | {"layout": "none"}]))
     np.savez(suite / "tests" / "goldens" / "toy.npz", params=np.array("{}"), a=np.ones(1), b=np.ones(1))
-    (suite / "tests" / "not_yet.py").write_text(f"NOT_YET = {not_yet}\n")
+    (suite / "tests" / "not_yet.py").write_text(f"NOT_YET = {not_yet}\nNEED_TENSORFLOW = {{'toy'}}\n")
     (suite / "tests" / "test_toy.py").write_text(
         "import golden, numpy as np, pytest\n\ndef test_toy():\n    [g] = golden.goldens('toy')\n"
         f"    {body}\n\ndef test_other():\n    pass\n"
     )
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("KGARDEN_", "PYTEST_"))}
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("KGARDEN_", "PYTEST_", "KERAS_"))}
+    keep["KERAS_BACKEND"] = backend
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=suite, env=keep, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -340,3 +341,9 @@ def test_a_run_fails_for_what_it_left_out(tmp_path, body, not_yet, arguments, co
     got, output = run_suite(tmp_path, body, not_yet, *arguments)
     assert word in output, output
     assert got == code, output
+
+
+def test_what_needs_tensorflow_is_left_out_on_jax_alone(tmp_path):
+    assert run_suite(tmp_path, PART, "set()", backend="jax")[0] == 0
+    code, output = run_suite(tmp_path / "again", ALL, "set()", backend="jax")
+    assert code == 1 and "take it off" in output
