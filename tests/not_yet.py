@@ -51,7 +51,6 @@ NOT_YET = {
     "mmdet_soft_nms",
     "mmdet_tsd_head",
     "mmdet_tsd_progressive",
-    "onestage_assign_matrices",
     "onestage_atss",
     "onestage_defcn_3dmf",
     "onestage_defcn_poto",
@@ -60,8 +59,6 @@ NOT_YET = {
     "onestage_gfl",
     "onestage_nmsfree_decode",
     "onestage_pss_assign",
-    "onestage_pss_focal_unit",
     "onestage_pss_head",
-    "onestage_pss_losses",
     "onestage_retina",
 }
