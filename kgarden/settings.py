@@ -27,7 +27,25 @@ def fill(function, settings, where, **fixed):
 
 
 def arguments(function):
-    """Names of the arguments that a function or class takes by name."""
+    """Names of the arguments that a function or class takes by name.
+
+    A class that hands further arguments on to a base of kgarden takes those of the base as well, but for the
+    ones that it settles itself, which it names in `settled`.
+    """
+    if not inspect.isclass(function):
+        return _named(inspect.signature(function))
+    names = []
+    for one in function.__mro__:
+        if not one.__module__.startswith("kgarden.") or "__init__" not in vars(one):
+            break
+        signature = inspect.signature(one)
+        names += [name for name in _named(signature) if name not in names]
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    settled = getattr(function, "settled", ())
+    return [name for name in names or _named(inspect.signature(function)) if name not in settled]
+
+
+def _named(signature):
     skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind not in skipped]
+    return [p.name for p in signature.parameters.values() if p.kind not in skipped]

@@ -54,8 +54,6 @@ NOT_YET = {
     "onestage_atss",
     "onestage_defcn_3dmf",
     "onestage_defcn_poto",
-    "onestage_fcos_losses",
-    "onestage_fcos_targets",
     "onestage_gfl",
     "onestage_nmsfree_decode",
     "onestage_pss_assign",

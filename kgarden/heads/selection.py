@@ -4,6 +4,7 @@ Rank within a level, keep the best of each, suppress duplicates (or not), keep t
 Everything is padded to a fixed length and carries `valid` and `source`.
 """
 
+import math
 from dataclasses import dataclass
 
 from keras import ops
@@ -49,13 +50,16 @@ class Selection:
             candidates: {"boxes": (B, A, 4), or (B, A, C, 4) where each class has its own box,
                          "scores": (B, A, C)} and, optionally,
                          "gate" (B, A, C): what the threshold looks at instead of the score,
+                         "rank" (B, A, C): what the best of a level are chosen by instead of the score,
                          "valid" (B, A, C) bool,
-                         "levels": list of (H_l, W_l), A cells in all; without it, one level.
+                         "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
+                         it, one level.
         Returns:
             detections as in kgarden.schema, K = `total`; invalid rows hold zeros and label -1.
         """
         scores = self._gated(candidates)
-        pairs = self._best_of_levels(scores, candidates.get("levels"))
+        rank = scores if candidates.get("rank") is None else ops.where(scores > 0, candidates["rank"], -1.0)
+        pairs = self._best_of_levels(rank, candidates.get("levels"))
         if pairs.shape[1] > self.pool:
             pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
         picked = _gather(candidates[BOXES], scores, pairs)
@@ -74,7 +78,7 @@ class Selection:
     def _best_of_levels(self, scores, levels):
         """Flat (row * C + class) numbers of the pairs that go on.   (B, N) int32."""
         classes = scores.shape[-1]
-        counts = [scores.shape[1]] if levels is None else [height * width for height, width in levels]
+        counts = [scores.shape[1]] if levels is None else [math.prod(level) for level in levels]
         found, start = [], 0
         for count in counts:
             of_level = ops.reshape(scores[:, start : start + count], (-1, count * classes))
@@ -138,8 +142,10 @@ def _is_peak(scores, levels):
 
     Zhou, Wang, Krähenbühl 2019, arXiv:1904.07850, section 4.
     """
+    if any(math.prod(level[2:]) > 1 for level in levels):
+        raise UserError("selection.method 'peaks' needs a head with one box for each cell; use 'nms'")
     classes, peaks, start = scores.shape[-1], [], 0
-    for height, width in levels:
+    for height, width, *_ in levels:
         of_level = scores[:, start : start + height * width]
         grid = ops.reshape(of_level, (-1, height, width, classes))
         highest = ops.max_pool(grid, 3, strides=1, padding="same")

@@ -7,15 +7,18 @@ from kgarden.layers.initializers import normal
 
 
 class Tower(keras.layers.Layer):
-    """[3x3 conv with bias -> norm -> ReLU] x num_convs.
+    """[3x3 conv -> norm -> ReLU] x num_convs.
 
+    Args:
+        norm, norm_groups: see kgarden/layers/norm.py.
+        use_bias: of the convolutions, also in front of a norm; None: only where there is no norm.
     Call:
         x: (B, H, W, D) one level.
     Returns:
         (B, H, W, width); x itself where num_convs is 0.
     """
 
-    def __init__(self, num_convs=4, width=256, norm="gn", norm_groups=None, **kwargs):
+    def __init__(self, num_convs=4, width=256, norm="gn", norm_groups=None, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.convs = [
             Conv(
@@ -24,7 +27,7 @@ class Tower(keras.layers.Layer):
                 norm=norm,
                 norm_groups=norm_groups,
                 activation="relu",
-                use_bias=True,
+                use_bias=use_bias,
                 kernel_initializer=normal(0.01),
                 name=f"conv{number}",
             )

@@ -5,10 +5,17 @@ import difflib
 from kgarden.models.assemble import one_stage, two_stage
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
+from kgarden.models.fcos import fcos
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
-MODELS = {"centernet": centernet, "centernet2": centernet2, "one_stage": one_stage, "two_stage": two_stage}
+MODELS = {
+    "centernet": centernet,
+    "centernet2": centernet2,
+    "fcos": fcos,
+    "one_stage": one_stage,
+    "two_stage": two_stage,
+}
 
 
 def build_detector(settings, num_classes, seed=0):

@@ -149,7 +149,7 @@ class CenterNetHead(keras.layers.Layer):
 
     # Training.
 
-    def losses(self, raw, y):
+    def losses(self, raw, y, step=None):
         """Terms <name>/positive, <name>/negative, <name>/box; class heat maps: <name>/class_positive, ..."""
         cells = cells_of(raw["ltrb"], self.strides)
         gt = (y[BOXES], y[LABELS], truth_is_valid(y))

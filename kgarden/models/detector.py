@@ -7,10 +7,15 @@ never a subclass.
     part         call                                      what it also offers
     backbone     (images) -> [C2..C5]                      strides, channels
     neck         ([C2..C5]) -> pyramid                     strides, levels, channels
-    dense head   (pyramid) -> raw                          losses(raw, y) -> terms; candidates(raw)
+    dense head   (pyramid) -> raw                          losses(raw, y, step), candidates(raw, size_hw)
     proposer     as a dense head                           proposals(raw, training)
     RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
     selection    (candidates) -> detections
+
+`step` is the number of the step in training and None while evaluating; only a head whose losses remember
+earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are frames of one form (kgarden/heads/dense.py): their
+raw outputs carry the towers' features, and `boxes(raw)`, `score_logits(raw)`, `assign(raw, y)` and
+`possible(raw, y, rule)` tell what lies at each place, so that another head can be laid over any of them.
 
 Terms are float32 scalars named "<part>/<what>", sums over this replica divided by a normaliser over
 all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
@@ -157,14 +162,15 @@ class InferenceModel(PerCanvas):
         return self.detector.detect(x, self.detector(x, training=False))
 
 
-def per_global(total, count):
+def per_global(total, count, floor=1.0):
     """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
 
     Args:
         total: () sum of losses on this part: of a replica, or of a micro-batch on one.
         count: () what it is to be divided by, on this part.
+        floor: the least that is divided by.
     Returns:
-        () float32, total / max(global count, 1) * parts.
+        () float32, total / max(global count, floor) * parts.
     """
     count = shares.sum_over_shares(ops.cast(count, "float32"))
-    return total / ops.maximum(count, 1.0) * shares.num_shares()
+    return total / ops.maximum(count, floor) * shares.num_shares()

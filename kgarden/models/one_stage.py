@@ -23,7 +23,7 @@ class OneStage(Detector):
         return self.dense_head(self.pyramid(x, training), training=training)
 
     def loss_terms(self, x, y, raw, training):
-        return self.dense_head.losses(raw, y)
+        return self.dense_head.losses(raw, y, step=self.step if training else None)
 
     def candidates(self, x, raw):
         return self.dense_head.candidates(raw, x["size_hw"])

@@ -32,8 +32,8 @@ class AsProposer(keras.layers.Layer):
     def call(self, pyramid, training=False):
         return self.head(pyramid, training=training)
 
-    def losses(self, raw, y):
-        return self.head.losses(raw, y)
+    def losses(self, raw, y, step=None):
+        return self.head.losses(raw, y, step=step)
 
     def proposals(self, raw, size_hw, training):
         """Proposals as in kgarden.schema, without gradient.
@@ -79,7 +79,8 @@ class TwoStage(Detector):
         proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=True)
         sampled = self.roi_head.sample(proposals, y, random)
         refined = self.roi_head(raw["pyramid"], sampled, x[SIZE_HW], training=True)
-        return self.proposer.losses(raw["proposer"], y) | self.roi_head.losses(refined, y)
+        step = self.step if training else None
+        return self.proposer.losses(raw["proposer"], y, step=step) | self.roi_head.losses(refined, y)
 
     def candidates(self, x, raw):
         proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)

@@ -111,6 +111,30 @@ def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE
     return ops.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
 
 
+def to_ltrb(points, boxes):
+    """Distances from points to the left, top, right and bottom side of boxes; negative outside.
+
+    FCOS, Tian et al. 2019 (arXiv:1904.01355), Eq. 1.
+
+    Args:
+        points: (..., 2) xy, in any unit.
+        boxes:  (..., 4) xyxy, in the same unit; broadcast against `points`.
+    Returns:
+        (..., 4) in that unit.
+    """
+    return ops.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
+
+
+def from_ltrb(points, ltrb):
+    """The boxes that distances to four sides point to: the inverse of `to_ltrb`.   (..., 4) xyxy."""
+    return ops.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], axis=-1)
+
+
+def centers(boxes):
+    """Centre of each box.   (..., 4) -> (..., 2) xy."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
 def _center_and_size(boxes):
     """xyxy -> centre x, centre y, width, height, each (...)."""
     width = boxes[..., 2] - boxes[..., 0]

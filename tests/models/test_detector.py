@@ -36,6 +36,7 @@ VARIANTS = {
         **TINY,
         "dense_head": {"name": "centernet", "width": 32, "num_convs": 1},
     },
+    "fcos": {"name": "fcos", **TINY, "dense_head": {"num_convs": 1}},
     "two_stage": {
         "name": "two_stage",
         **TINY,
@@ -79,7 +80,12 @@ def values(variables):
     return [ops.convert_to_numpy(variable).copy() for variable in variables]
 
 
-TRAINED = ("centernet", "centernet2", "two_stage")  # tracing a step takes seconds; these have every part
+TRAINED = (
+    "centernet",
+    "centernet2",
+    "fcos",
+    "two_stage",
+)  # tracing a step takes seconds; these have every part
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -1,0 +1,80 @@
+"""Anchors: template boxes of fixed sides around every cell of a pyramid, as constants.
+
+Ren et al. 2015, arXiv:1506.01497, section 3.1.1; nine for each cell: Lin et al. 2017, arXiv:1708.02002,
+section 4. Computed once for the static shapes of the levels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Anchors(NamedTuple):
+    """All anchors of a pyramid: finest level first, row-major cells, the anchors of a cell together.
+
+    Attributes:
+        boxes:  (A, 4) float32 xyxy, px of the network input.
+        stride: (A,) float32, px for one cell of the anchor's level.
+        levels: list of (H_l, W_l, anchors of a cell).
+    """
+
+    boxes: np.ndarray
+    stride: np.ndarray
+    levels: list
+
+    def counts(self):
+        """How many anchors each level has.   list of int."""
+        return [int(np.prod(level)) for level in self.levels]
+
+    def points(self):
+        """Centres.   (A, 2) float32 px."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+
+def templates(sizes, ratios, size_major=False, legacy_base=None):
+    """The anchors of a cell around (0, 0).
+
+    Args:
+        sizes:       sides of the square anchor, px; another ratio keeps its area.
+        ratios:      height over width.
+        size_major:  whether all ratios of a size stand together (detectron2), or all sizes of a ratio
+                     (mmdetection).
+        legacy_base: side of the cell in px for the corners of mmdetection 1 and py-faster-rcnn, where a box
+                     from 0 to 15 is 16 px wide: rounded, around (base - 1) / 2; None: plain corners.
+    Returns:
+        (sizes * ratios, 4) float64.
+    """
+    sizes, root = np.float64(sizes), np.sqrt(np.float64(ratios))
+    height, width = np.outer(root, sizes), np.outer(1 / root, sizes)  # (ratios, sizes)
+    if size_major:
+        height, width = height.T, width.T
+    half = np.stack([width, height], axis=-1).reshape(-1, 2) / 2
+    if legacy_base is None:
+        return np.concatenate([-half, half], axis=1)
+    middle = 0.5 * (legacy_base - 1)
+    return np.round(np.concatenate([middle - (half - 0.5), middle + (half - 0.5)], axis=1))
+
+
+def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_major=False, legacy=False):
+    """Anchors of a whole pyramid.
+
+    Args:
+        level_sizes: list of (H_l, W_l).
+        strides:     px for one cell of each level.
+        sizes:       one list of sides in px for each level.
+        ratios, size_major: see `templates`.
+        offset:      where in a cell the anchors sit: 0 on its top left corner (detectron2, mmdetection),
+                     0.5 in its middle.
+        legacy:      corners as in mmdetection 1, see `templates`.
+    Returns:
+        Anchors.
+    """
+    boxes, levels = [], []
+    for (height, width), stride, of_level in zip(level_sizes, strides, sizes, strict=True):
+        cell = templates(of_level, ratios, size_major, stride if legacy else None)
+        shift = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + offset
+        shift = np.tile(shift.reshape(-1, 1, 2) * stride, 2)  # (H * W, 1, 4)
+        boxes.append((shift + cell).reshape(-1, 4))
+        levels.append((height, width, len(cell)))
+    counts = [len(of_level) for of_level in boxes]
+    return Anchors(np.concatenate(boxes).astype("float32"), np.repeat(np.float32(strides), counts), levels)
