@@ -26,6 +26,24 @@ def fill(function, settings, where, **fixed):
     return function(**settings, **fixed)
 
 
+def overlaid(defaults, settings, where):
+    """Defaults with settings laid over them.
+
+    Args:
+        defaults: dict.
+        settings: dict from a recipe, or None.
+        where:    dotted place of the settings in the recipe, for messages.
+    Raises:
+        UserError: a name that has no default.
+    """
+    for name in settings or {}:
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
+            raise UserError(f"{where}.{name}: no such setting; {hint}")
+    return {**defaults, **(settings or {})}
+
+
 def arguments(function):
     """Names of the arguments that a function or class takes by name.
 

@@ -52,11 +52,6 @@ NOT_YET = {
     "mmdet_tsd_head",
     "mmdet_tsd_progressive",
     "onestage_atss",
-    "onestage_defcn_3dmf",
-    "onestage_defcn_poto",
     "onestage_gfl",
-    "onestage_nmsfree_decode",
-    "onestage_pss_assign",
-    "onestage_pss_head",
     "onestage_retina",
 }

@@ -5,15 +5,19 @@ import difflib
 from kgarden.models.assemble import one_stage, two_stage
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
+from kgarden.models.defcn import defcn
 from kgarden.models.fcos import fcos
+from kgarden.models.pss import pss
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
 MODELS = {
     "centernet": centernet,
     "centernet2": centernet2,
+    "defcn": defcn,
     "fcos": fcos,
     "one_stage": one_stage,
+    "pss": pss,
     "two_stage": two_stage,
 }
 

@@ -1,0 +1,317 @@
+"""PSS: any dense detector without NMS, by a branch that selects one positive sample for each object.
+
+Zhou, Yu, Shen, Wang, Li, "Object detection made simpler by eliminating heuristic NMS", 2021,
+arXiv:2101.11782. A few convolutions on the (detached) box tower say at every place whether it is the one
+that answers for its object. Their score times the detector's own is learned one-to-one, beside the
+detector's own one-to-many losses; so the detector stays what it was, and the branch is a learned NMS that
+may be left out again.
+
+    paper                                   here
+    PSS head (Fig. 1, sections 4.2.3, 4.2.4) Selector; `selector` {num_convs, branch, stop_gradient, ...}
+    P (Eq. 4)                               PSSHead.probability
+    Q, alpha, Omega (Eq. 3), Table 8        kgarden/targets/one_to_one.py; `assignment`
+    Hungarian or top-one (section 3.3)      kgarden/ops/assignment.py; `assignment.matching`
+    L_pss (3.1.1), lambda_1                 kgarden/losses/product_focal.py; term pss/class, `weights.class`
+    L_rank (Eq. 2), lambda_2, gamma, n_-    kgarden/losses/ranking.py; term pss/rank, `weights`, `ranking`
+    end-to-end, one-to-many prediction      `prediction`
+    two-step training (4.2.2)               `stages` in recipes/atss_pss.yaml, row table3.two_step
+
+The authors published no code of it. What the paper leaves open, and what was chosen: docs/pss.md.
+"""
+
+import keras
+from keras import ops
+
+from kgarden.backbones import make_backbone
+from kgarden.heads.dense import flatten, one_of
+from kgarden.heads.selection import Selection
+from kgarden.heads.tower import Tower
+from kgarden.layers.conv import Conv
+from kgarden.layers.initializers import normal, prior_bias
+from kgarden.layers.pixels import pixel_settings
+from kgarden.losses.product_focal import focal_loss, sigmoid_product
+from kgarden.losses.ranking import NEGATIVES, ranking_loss
+from kgarden.models.detector import per_global
+from kgarden.models.fcos import FCOSHead
+from kgarden.models.one_stage import OneStage
+from kgarden.necks import make_neck
+from kgarden.ops.assignment import OUTSIDE
+from kgarden.schema import BOXES, LABELS, SCORES, UserError
+from kgarden.settings import fill, overlaid
+from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, quality
+
+PREDICTIONS = ("end_to_end", "one_to_many")
+ASSIGNMENT = {"matching": "hungarian", "form": "mul", "alpha": 0.8, "omega": "candidates", "outside": OUTSIDE}
+WEIGHTS = {"class": 1.0, "rank": 0.25}
+RANKING = {"margin": 0.5, "num_negatives": 100, "negatives": "best_class"}
+FOCAL = {"alpha": 0.25, "gamma": 2.0}
+
+# Base detectors: head, what the paper's training sets otherwise, and the neck that belongs to it.
+BASES = {
+    "fcos": (FCOSHead, {"weights": {"box": 2.0}}, {"relu_before_p7": True}),
+}
+
+
+class Selector(keras.layers.Layer):
+    """The PSS branch: which place answers for its object?
+
+    Args:
+        anchors:       K, boxes of one cell: one answer for each.
+        num_convs:     3x3 convolutions in front of the one that predicts (Table 5).
+        width, norm, norm_groups: of these; see kgarden/heads/tower.py.
+        branch:        the tower of the base that it reads, "box" or "class" (Table 4).
+        stop_gradient: whether what it reads is a constant to it (Table 2).
+        prior:         probability that it starts with.
+    Call:
+        raw: outputs of the base.
+    Returns:
+        list of (B, H_l, W_l, K) float32 logits.
+    """
+
+    def __init__(
+        self,
+        anchors=1,
+        num_convs=2,
+        width=256,
+        norm="gn",
+        norm_groups=None,
+        branch="box",
+        stop_gradient=True,
+        prior=0.5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        one_of("selector.branch", branch, ("box", "class"))
+        self.feature = {"box": "reg_feature", "class": "cls_feature"}[branch]
+        self.stop_gradient = stop_gradient
+        self.tower = Tower(num_convs, width, norm, norm_groups, use_bias=None, name="tower")
+        self.predictor = Conv(
+            anchors,
+            3,
+            kernel_initializer=normal(0.01),
+            bias_initializer=prior_bias(prior),
+            name="predictor",
+        )
+
+    def build(self, input_shape):
+        self.tower.build(input_shape)
+        width = self.tower.convs[-1].filters if self.tower.convs else input_shape[-1]
+        self.predictor.build((None, None, None, width))
+
+    def call(self, raw, training=False):
+        logits = []
+        for features in raw[self.feature]:
+            x = ops.stop_gradient(features) if self.stop_gradient else features
+            logits.append(ops.cast(self.predictor(self.tower(x, training=training)), "float32"))
+        return logits
+
+
+class PSSHead(keras.layers.Layer):
+    """A dense head with a Selector on it.
+
+    Args:
+        strides:       px for one cell of each level.
+        num_classes:   C, or None for a head that only proposes.
+        base:          a key of BASES, or {name: ..., and settings of that head}.
+        selector:      settings of Selector.
+        assignment:    {"matching": "hungarian" or "top_one", "form": "mul" or "add", "alpha",
+                       "omega": places that an object may have, see DenseHead.possible,
+                       "outside": see kgarden/ops/assignment.py}.
+        weights:       {"class": lambda_1, "rank": lambda_2}; of the base's terms, see there.
+        ranking:       {"margin", "num_negatives", "negatives"}, see kgarden/losses/ranking.py.
+        focal:         {"alpha", "gamma"}.
+        detach_scores: whether the one-to-one losses take the base's scores as constants as well.
+        prediction:    "end_to_end": scores with the selector's, for a selection without NMS; "one_to_many":
+                       the base's own candidates.
+        name:          first half of the names of the terms.
+    """
+
+    def __init__(
+        self,
+        strides,
+        num_classes=None,
+        base="fcos",
+        selector=None,
+        assignment=None,
+        weights=None,
+        ranking=None,
+        focal=None,
+        detach_scores=False,
+        prediction="end_to_end",
+        name="pss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        one_of("prediction", prediction, PREDICTIONS)
+        self.base = make_base(base, strides, num_classes)
+        self.selector = fill(
+            Selector,
+            {"width": self.base.width, **(selector or {})},
+            "model.selector",
+            anchors=self.base.anchors,
+            name="selector",
+        )
+        self.assignment = overlaid(ASSIGNMENT, assignment, "model.assignment")
+        one_of("assignment.matching", self.assignment["matching"], MATCHINGS)
+        one_of("assignment.form", self.assignment["form"], FORMS)
+        self.weights_of_terms = overlaid(WEIGHTS, weights, "model.weights")
+        self.ranking = overlaid(RANKING, ranking, "model.ranking")
+        one_of("ranking.negatives", self.ranking["negatives"], NEGATIVES)
+        self.focal = overlaid(FOCAL, focal, "model.focal")
+        self.detach_scores = detach_scores
+        self.prediction = prediction
+
+    def build(self, pyramid_shapes):
+        self.base.build(pyramid_shapes)
+        depth = self.base.width if self.base.box_tower.convs else pyramid_shapes[0][-1]
+        self.selector.build((None, None, None, depth))
+
+    @property
+    def loss_names(self):
+        return [*self.base.loss_names, f"{self.name}/class", f"{self.name}/rank"]
+
+    def call(self, pyramid, training=False):
+        """The base's raw outputs, and "pss": list of (B, H_l, W_l, K) logits."""
+        raw = self.base(pyramid, training=training)
+        return {**raw, "pss": self.selector(raw, training=training)}
+
+    # Training.
+
+    def losses(self, raw, y, step=None):
+        """The base's terms, pss/class and pss/rank."""
+        return self.base.losses(raw, y, step=step) | self.one_to_one_losses(raw, y)
+
+    def one_to_one_losses(self, raw, y):
+        """Terms pss/class and pss/rank."""
+        of_class, of_rank = self.weights_of_terms["class"], self.weights_of_terms["rank"]
+        if of_class == of_rank == 0:  # the base alone is trained
+            return {f"{self.name}/class": ops.zeros(()), f"{self.name}/rank": ops.zeros(())}
+        matched = self.match(raw, y)
+        probability = self.probability(raw, self.detach_scores)
+        focal = ops.sum(focal_loss(probability, matched.labels, **self.focal))
+        ranked = ranking_loss(probability.value(), matched.row, matched.label, matched.valid, **self.ranking)
+        count = ops.sum(ops.cast(matched.valid, "float32"))
+        images = ops.cast(ops.shape(y[LABELS])[0], "float32")
+        return {
+            f"{self.name}/class": per_global(focal, count) * of_class,
+            f"{self.name}/rank": per_global(ops.sum(ranked), images) * of_rank,
+        }
+
+    def match(self, raw, y):
+        """The place of every object by what is predicted now.   kgarden.targets.one_to_one.OneToOne."""
+        rule = self.assignment
+        labels = y[LABELS]
+        if self.base.num_classes is None:
+            labels = ops.minimum(labels, 0)
+        probability = self.probability(raw).value()
+        good = quality(probability, self.base.boxes(raw), y[BOXES], labels, rule["alpha"], rule["form"])
+        omega = self.base.possible(raw, y, rule["omega"])
+        return choose(good, omega, labels, rule["matching"], rule["outside"])
+
+    # What the outputs mean.
+
+    def probability(self, raw, detach_scores=False):
+        """P of Eq. 4: the selector's score times the base's.   LogProbability (B, A, C)."""
+        classes, *factors = self.base.score_logits(raw)
+        if detach_scores:
+            classes, *factors = (ops.stop_gradient(logits) for logits in (classes, *factors))
+        return sigmoid_product(flatten(raw["pss"], 1), *factors, classes)
+
+    def candidates(self, raw, size_hw=None):
+        """Every place's box and score; end-to-end ones are *not* clipped."""
+        if self.prediction == "one_to_many":
+            return self.base.candidates(raw, size_hw)
+        scores = self.probability(raw).value()
+        return {
+            BOXES: self.base.boxes(raw),
+            SCORES: scores,
+            "probability": scores,
+            "levels": self.base.levels(raw),
+        }
+
+
+def make_base(settings, strides, num_classes):
+    """The dense head under PSS.
+
+    Args:
+        settings: a key of BASES, or {name: a key of BASES, and settings of that head}.
+    Raises:
+        UserError: unknown name or setting.
+    """
+    name, settings = name_and_rest(settings)
+    head, defaults, _ = BASES[name]
+    settings = {**defaults, **settings}
+    if "weights" in defaults:
+        settings["weights"] = {**defaults["weights"], **settings["weights"]}
+    return fill(head, settings, "model.base", strides=strides, num_classes=num_classes)
+
+
+def name_and_rest(settings):
+    """(name, other settings) of a base."""
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name not in BASES:
+        raise UserError(f"model.base.name {name!r}: one of {', '.join(BASES)}")
+    return name, settings
+
+
+def pss(
+    num_classes,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    base="fcos",
+    selector=None,
+    assignment=None,
+    weights=None,
+    ranking=None,
+    focal=None,
+    detach_scores=False,
+    prediction="end_to_end",
+    selection=None,
+    pixels=None,
+):
+    """FCOS_PSS (42.3 AP on COCO, ResNet-50, 3x), ATSS_PSS (42.6) and PSS on other bases.
+
+    Args:
+        num_classes: C.
+        seed:        of random choices in training.
+        base:        "fcos", "atss", ..., or {name: ..., and settings of that head}.
+        selector, assignment, weights, ranking, focal, detach_scores, prediction: see PSSHead. With prediction
+                     "one_to_many" the selector is dropped and NMS at 0.6 is done, as in the base.
+        backbone, neck, selection, pixels: names or settings of the parts, laid over the defaults below.
+    Returns:
+        OneStage.
+    """
+    name, of_base = name_and_rest(base)
+    neck = make_neck({"name": "fpn", "channels": 256, **BASES[name][2], **(neck or {})})
+    head = PSSHead(
+        neck.strides,
+        num_classes,
+        base={"name": name, "width": neck.channels, **of_base},
+        selector=selector,
+        assignment=assignment,
+        weights=weights,
+        ranking=ranking,
+        focal=focal,
+        detach_scores=detach_scores,
+        prediction=prediction,
+    )
+    return OneStage(
+        backbone=make_backbone(backbone),
+        neck=neck,
+        dense_head=head,
+        selection=_selection(prediction, selection or {}),
+        pixels=pixel_settings(pixels),
+        num_classes=num_classes,
+        seed=seed,
+        name="pss",
+    )
+
+
+def _selection(prediction, settings):
+    """Without NMS the best K of all, which are among the best K of their levels; or the base's NMS."""
+    if prediction == "end_to_end":
+        best = {"per_level": settings.get("total", Selection.total)}
+        settings = {"method": "none", "score_threshold": 0.0, **best, **settings}
+    return fill(Selection, settings, "model.selection")

@@ -1,0 +1,97 @@
+"""One candidate for each object: what a detector without NMS learns from.
+
+Wang et al. 2021 (DeFCN, POTO), arXiv:2012.03544, section 3.2; Zhou et al. 2021 (PSS), arXiv:2101.11782,
+section 3.3. The candidate is chosen anew at every step from what the detector predicts now, by class and by
+place:
+
+    Q = [i in Omega_j] P_i(c_j)^(1 - alpha) IoU(b_i, b_j)^alpha        Eq. 3, "mul"
+    Q = [i in Omega_j] ((1 - alpha) P_i(c_j) + alpha IoU(b_i, b_j))    "add"
+
+Letters: B images, M objects, A candidates of all levels, C classes. No gradient flows through any of it.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from kgarden.ops import boxes as box_ops
+from kgarden.ops.assignment import OUTSIDE, hungarian, objects_of, top_one
+from kgarden.schema import UserError
+
+FORMS = ("mul", "add")
+MATCHINGS = ("hungarian", "top_one")
+
+
+class OneToOne(NamedTuple):
+    """The chosen candidates.
+
+    Attributes:
+        row:    (B, M) int32, candidate of each object; 0 where not valid.
+        label:  (B, M) int32, its class.
+        valid:  (B, M) bool, objects that have one.
+        object: (B, A) int32, object of each candidate, or -1.
+        labels: (B, A) int32, class of each candidate, or -1 for background.
+    """
+
+    row: object
+    label: object
+    valid: object
+    object: object
+    labels: object
+
+
+def quality(probability, boxes, gt_boxes, gt_labels, alpha=0.8, form="mul"):
+    """How good every candidate is for every object, by what is predicted now.
+
+    Args:
+        probability: (B, A, C) score of every class.
+        boxes:       (B, A, 4) predicted, not clipped.
+        gt_boxes:    (B, M, 4).
+        gt_labels:   (B, M) int32.
+        alpha:       weight of the place.
+        form:        one of FORMS.
+    Returns:
+        (B, M, A) float32 in [0, 1]; Omega is the caller's matter.
+    """
+    if form not in FORMS:
+        raise UserError(f"assignment.form {form!r}: one of {', '.join(FORMS)}")
+    overlap = box_ops.iou(ops.cast(gt_boxes, "float32"), ops.stop_gradient(ops.cast(boxes, "float32")))
+    of_class = at_labels(ops.stop_gradient(probability), gt_labels)
+    if form == "add":
+        return (1 - alpha) * of_class + alpha * overlap
+    return ops.power(of_class, 1 - alpha) * ops.power(overlap, alpha)
+
+
+def at_labels(scores, gt_labels):
+    """The score of each object's class.   (B, A, C), (B, M) int32 -> (B, M, A)."""
+    by_class = ops.transpose(scores, (0, 2, 1))
+    return ops.take_along_axis(by_class, ops.maximum(gt_labels, 0)[:, :, None], axis=1)
+
+
+def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
+    """One candidate for each object, out of those that it may have.
+
+    An object without candidates gets none, and of more objects than candidates the surplus gets none.
+
+    Args:
+        quality:   (B, M, A).
+        omega:     (B, M, A) bool, candidates of each object; none for padding and crowds.
+        gt_labels: (B, M) int32.
+        matching:  one of MATCHINGS; see kgarden/ops/assignment.py.
+        outside:   of Hungarian matching, what a pair outside omega counts.
+    Returns:
+        OneToOne.
+    """
+    if matching not in MATCHINGS:
+        raise UserError(f"assignment.matching {matching!r}: one of {', '.join(MATCHINGS)}")
+    row = top_one(quality, omega) if matching == "top_one" else hungarian(quality, omega, outside)
+    return chosen(row, gt_labels, quality.shape[2])
+
+
+def chosen(row, gt_labels, num_candidates):
+    """OneToOne from the candidate of each object.   (B, M) int32, -1 for none."""
+    candidate = objects_of(row, num_candidates)
+    label = ops.cast(gt_labels, "int32")
+    of_candidate = ops.take_along_axis(label, ops.maximum(candidate, 0), axis=1)
+    labels = ops.where(candidate >= 0, of_candidate, -1)
+    return OneToOne(ops.maximum(row, 0), label, row >= 0, candidate, labels)
