@@ -37,6 +37,20 @@ VARIANTS = {
         "dense_head": {"name": "centernet", "width": 32, "num_convs": 1},
     },
     "fcos": {"name": "fcos", **TINY, "dense_head": {"num_convs": 1}},
+    "fcos_pss": {
+        "name": "pss",
+        **TINY,
+        "base": {"name": "fcos", "num_convs": 1},
+        "selector": {"num_convs": 1},
+    },
+    "fcos_pss_dropped": {
+        "name": "pss",
+        **TINY,
+        "base": {"name": "fcos", "num_convs": 1},
+        "selector": {"num_convs": 1},
+        "prediction": "one_to_many",
+    },
+    "defcn": {"name": "defcn", **TINY, "dense_head": {"num_convs": 1}},
     "two_stage": {
         "name": "two_stage",
         **TINY,
@@ -46,6 +60,20 @@ VARIANTS = {
             "test": {"total": 20, "method": "peaks"},
         },
         "roi_head": {"name": "faster", "width": 16, "num_samples": 32, "class_agnostic": False},
+    },
+    "pss_two_stages": {  # proposals without NMS
+        "name": "two_stage",
+        **TINY,
+        "proposer": {
+            "head": {
+                "name": "pss",
+                "base": {"name": "fcos", "num_convs": 1, "width": 32},
+                "selector": {"num_convs": 1},
+            },
+            "train": {"total": 50, "per_level": 60, "method": "none"},
+            "test": {"total": 20, "method": "none"},
+        },
+        "roi_head": {"name": "cascade", "width": 16, "num_samples": 32, "fuse": "released"},
     },
 }
 CLASSES = 3
@@ -84,6 +112,9 @@ TRAINED = (
     "centernet",
     "centernet2",
     "fcos",
+    "fcos_pss",
+    "defcn",
+    "pss_two_stages",
     "two_stage",
 )  # tracing a step takes seconds; these have every part
 
