@@ -3,17 +3,23 @@
 import difflib
 
 from kgarden.models.assemble import one_stage, two_stage
+from kgarden.models.atss import atss
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.fcos import fcos
+from kgarden.models.gfl import gfl
+from kgarden.models.retinanet import retinanet
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
 MODELS = {
+    "atss": atss,
     "centernet": centernet,
     "centernet2": centernet2,
     "fcos": fcos,
+    "gfl": gfl,
     "one_stage": one_stage,
+    "retinanet": retinanet,
     "two_stage": two_stage,
 }
 
