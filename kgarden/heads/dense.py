@@ -137,7 +137,7 @@ class DenseHead(keras.layers.Layer):
         return raw
 
     def activate(self, code, level):
-        """What follows the box convolution, float32 of one level; the identity unless a head says otherwise."""
+        """What follows the box convolution, float32 of one level: nothing, unless a head says otherwise."""
         return code
 
     # What lies at each place.

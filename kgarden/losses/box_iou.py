@@ -1,7 +1,7 @@
 """IoU losses between pairs of boxes, as mmdetection computes them; element by element.
 
-IoU: Yu et al. 2016, arXiv:1608.01471; GIoU: Rezatofighi et al. 2019, arXiv:1902.09630; DIoU and CIoU: Zheng et
-al. 2019, arXiv:1911.08287; bounded IoU: Tychsen-Smith and Petersson 2017, arXiv:1711.00164.
+IoU: Yu et al. 2016, arXiv:1608.01471; GIoU: Rezatofighi et al. 2019, arXiv:1902.09630; DIoU and CIoU: Zheng
+et al. 2019, arXiv:1911.08287; bounded IoU: Tychsen-Smith and Petersson 2017, arXiv:1711.00164.
 kgarden/losses/ltrb_iou.py has the form of the FCOS and CenterNet releases.
 """
 
@@ -95,7 +95,8 @@ def _ciou(a, b, epsilon):
     width, height = a[..., 2] - a[..., 0], a[..., 3] - a[..., 1] + epsilon
     gt_width, gt_height = b[..., 2] - b[..., 0], b[..., 3] - b[..., 1] + epsilon
     shape = 4 / math.pi**2 * ops.square(ops.arctan(gt_width / gt_height) - ops.arctan(width / height))
-    trade_off = ops.where(iou > 0.5, shape / ops.where(iou > 0.5, 1 - iou + shape, 1.0), 0.0)
+    rest = 1 - iou + shape  # 0 for a perfect box
+    trade_off = ops.where((iou > 0.5) & (rest > 0), shape / ops.where(rest > 0, rest, 1.0), 0.0)
     ciou = iou - (_center_distance(a, b, epsilon) + ops.stop_gradient(trade_off) * shape)
     return 1 - ops.clip(ciou, -1.0, 1.0)
 

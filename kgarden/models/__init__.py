@@ -3,21 +3,27 @@
 import difflib
 
 from kgarden.models.assemble import one_stage, two_stage
+from kgarden.models.atss import atss
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.defcn import defcn
 from kgarden.models.fcos import fcos
+from kgarden.models.gfl import gfl
 from kgarden.models.pss import pss
+from kgarden.models.retinanet import retinanet
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
 MODELS = {
+    "atss": atss,
     "centernet": centernet,
     "centernet2": centernet2,
     "defcn": defcn,
     "fcos": fcos,
+    "gfl": gfl,
     "one_stage": one_stage,
     "pss": pss,
+    "retinanet": retinanet,
     "two_stage": two_stage,
 }
 

@@ -8,19 +8,30 @@ model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}
 from kgarden.backbones import make_backbone
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
+from kgarden.models.atss import ATSSHead
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead
 from kgarden.models.defcn import DeFCNHead
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.fcos import FCOSHead
+from kgarden.models.gfl import GFLHead
 from kgarden.models.one_stage import OneStage
 from kgarden.models.pss import PSSHead
+from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.two_stage import AsProposer, TwoStage
 from kgarden.necks import make_neck
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
-DENSE_HEADS = {"centernet": CenterNetHead, "defcn": DeFCNHead, "fcos": FCOSHead, "pss": PSSHead}
+DENSE_HEADS = {
+    "atss": ATSSHead,
+    "centernet": CenterNetHead,
+    "defcn": DeFCNHead,
+    "fcos": FCOSHead,
+    "gfl": GFLHead,
+    "pss": PSSHead,
+    "retinanet": RetinaNetHead,
+}
 ROI_HEADS = {"cascade": CascadeHead, "faster": FasterHead}
 PROPOSALS = {"score_threshold": 1e-4, "iou": 0.9, "class_wise": False}
 

@@ -19,19 +19,15 @@ The release gives an object without a point of its own the first free cell of th
 import keras
 from keras import ops
 
-from kgarden.backbones import make_backbone
 from kgarden.heads.dense import flatten, one_of
-from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.layers.norm import GroupNorm
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.box_iou import box_iou_loss
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.models.detector import per_global
 from kgarden.models.fcos import FCOSHead
-from kgarden.models.one_stage import OneStage
-from kgarden.necks import make_neck
+from kgarden.models.one_stage import dense_detector
 from kgarden.schema import BOXES, LABELS, UserError, truth_is_valid
 from kgarden.settings import fill, overlaid
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, chosen, quality
@@ -303,15 +299,14 @@ def defcn(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, 
     Returns:
         OneStage.
     """
-    neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
-    head = {"width": neck.channels, **(dense_head or {})}
-    return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        dense_head=fill(DeFCNHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes),
-        selection=fill(Selection, {"method": "none", **(selection or {})}, "model.selection"),
-        pixels=pixel_settings(pixels),
-        num_classes=num_classes,
-        seed=seed,
-        name="defcn",
+    return dense_detector(
+        "defcn",
+        DeFCNHead,
+        num_classes,
+        seed,
+        backbone,
+        neck,
+        dense_head,
+        {"method": "none", **(selection or {})},
+        pixels,
     )

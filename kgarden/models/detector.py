@@ -13,8 +13,8 @@ never a subclass.
     selection    (candidates) -> detections
 
 `step` is the number of the step in training and None while evaluating; only a head whose losses remember
-earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are frames of one form (kgarden/heads/dense.py): their
-raw outputs carry the towers' features, and `boxes(raw)`, `score_logits(raw)`, `assign(raw, y)` and
+earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are heads of one form (kgarden/heads/dense.py):
+their raw outputs carry the towers' features, and `boxes(raw)`, `score_logits(raw)`, `assign(raw, y)` and
 `possible(raw, y, rule)` tell what lies at each place, so that another head can be laid over any of them.
 
 Terms are float32 scalars named "<part>/<what>", sums over this replica divided by a normaliser over

@@ -26,20 +26,15 @@ sources have differently, as arguments:
 
 from keras import ops
 
-from kgarden.backbones import make_backbone
 from kgarden.heads.dense import DenseHead, flatten, one_of
-from kgarden.heads.selection import Selection
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.box_iou import box_iou_loss, pairwise_iou
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.detector import per_global
-from kgarden.models.one_stage import OneStage
-from kgarden.necks import make_neck
+from kgarden.models.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.cells import cells_of
 from kgarden.schema import BOXES, truth_is_valid
-from kgarden.settings import fill
 from kgarden.targets.assigned import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
@@ -169,15 +164,14 @@ def fcos(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, s
     Returns:
         OneStage.
     """
-    neck = make_neck({"name": "fpn", "channels": 256, "relu_before_p7": True, **(neck or {})})
-    head = {"width": neck.channels, **(dense_head or {})}
-    return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        dense_head=fill(FCOSHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes),
-        selection=fill(Selection, selection or {}, "model.selection"),
-        pixels=pixel_settings(pixels),
-        num_classes=num_classes,
-        seed=seed,
-        name="fcos",
+    return dense_detector(
+        "fcos",
+        FCOSHead,
+        num_classes,
+        seed,
+        backbone,
+        {"relu_before_p7": True, **(neck or {})},
+        dense_head,
+        selection,
+        pixels,
     )

@@ -1,6 +1,11 @@
 """A detector with a dense head alone: backbone, neck, dense head, selection."""
 
+from kgarden.backbones import make_backbone
+from kgarden.heads.selection import Selection
+from kgarden.layers.pixels import pixel_settings
 from kgarden.models.detector import Detector
+from kgarden.necks import make_neck
+from kgarden.settings import fill
 
 
 class OneStage(Detector):
@@ -27,3 +32,29 @@ class OneStage(Detector):
 
     def candidates(self, x, raw):
         return self.dense_head.candidates(raw, x["size_hw"])
+
+
+def dense_detector(name, head, num_classes, seed, backbone, neck, dense_head, selection, pixels):
+    """A paper's dense head with its neck and selection: the frame of builders.
+
+    Args:
+        name:        of the model.
+        head:        class of the dense head, of the form of kgarden/heads/dense.py.
+        num_classes: C.
+        seed:        of random choices in training.
+        backbone, neck, dense_head, selection, pixels: names or settings of the parts.
+    Returns:
+        OneStage.
+    """
+    neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
+    settings = {"width": neck.channels, **(dense_head or {})}
+    return OneStage(
+        backbone=make_backbone(backbone),
+        neck=neck,
+        dense_head=fill(head, settings, "model.dense_head", strides=neck.strides, num_classes=num_classes),
+        selection=fill(Selection, selection or {}, "model.selection"),
+        pixels=pixel_settings(pixels),
+        num_classes=num_classes,
+        seed=seed,
+        name=name,
+    )

@@ -19,6 +19,8 @@ may be left out again.
 The authors published no code of it. What the paper leaves open, and what was chosen: docs/pss.md.
 """
 
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
@@ -31,9 +33,12 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
+from kgarden.models.atss import ATSSHead
 from kgarden.models.detector import per_global
 from kgarden.models.fcos import FCOSHead
+from kgarden.models.gfl import GFLHead
 from kgarden.models.one_stage import OneStage
+from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks import make_neck
 from kgarden.ops.assignment import OUTSIDE
 from kgarden.schema import BOXES, LABELS, SCORES, UserError
@@ -41,14 +46,37 @@ from kgarden.settings import fill, overlaid
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, quality
 
 PREDICTIONS = ("end_to_end", "one_to_many")
-ASSIGNMENT = {"matching": "hungarian", "form": "mul", "alpha": 0.8, "omega": "candidates", "outside": OUTSIDE}
+ASSIGNMENT = {"matching": "hungarian", "form": "mul", "alpha": 0.8, "outside": OUTSIDE}
 WEIGHTS = {"class": 1.0, "rank": 0.25}
 RANKING = {"margin": 0.5, "num_negatives": 100, "negatives": "best_class"}
 FOCAL = {"alpha": 0.25, "gamma": 2.0}
 
-# Base detectors: head, what the paper's training sets otherwise, and the neck that belongs to it.
+
+class Base(NamedTuple):
+    """A detector that PSS is laid on.
+
+    Attributes:
+        head:     its dense head, of the form of kgarden/heads/dense.py.
+        settings: of the head, where the paper's training differs from that head's own defaults.
+        neck:     settings of the FPN that belongs to it.
+        omega:    places that an object may have.
+        nms_iou:  of its own detections.
+    """
+
+    head: type
+    settings: dict
+    neck: dict
+    omega: str = "candidates"
+    nms_iou: float = 0.6
+
+
 BASES = {
-    "fcos": (FCOSHead, {"weights": {"box": 2.0}}, {"relu_before_p7": True}),
+    "fcos": Base(FCOSHead, {"weights": {"box": 2.0}}, {"relu_before_p7": True}),
+    "atss": Base(ATSSHead, {}, {"relu_before_p7": False}),
+    "gfl": Base(GFLHead, {}, {"relu_before_p7": False}),
+    "retinanet": Base(
+        RetinaNetHead, {}, {"top": "p6p7_of_c5", "relu_before_p7": False}, omega="positives", nms_iou=0.5
+    ),
 }
 
 
@@ -115,7 +143,7 @@ class PSSHead(keras.layers.Layer):
         base:          a key of BASES, or {name: ..., and settings of that head}.
         selector:      settings of Selector.
         assignment:    {"matching": "hungarian" or "top_one", "form": "mul" or "add", "alpha",
-                       "omega": places that an object may have, see DenseHead.possible,
+                       "omega": places that an object may have, see DenseHead.possible; by the base,
                        "outside": see kgarden/ops/assignment.py}.
         weights:       {"class": lambda_1, "rank": lambda_2}; of the base's terms, see there.
         ranking:       {"margin", "num_negatives", "negatives"}, see kgarden/losses/ranking.py.
@@ -151,7 +179,8 @@ class PSSHead(keras.layers.Layer):
             anchors=self.base.anchors,
             name="selector",
         )
-        self.assignment = overlaid(ASSIGNMENT, assignment, "model.assignment")
+        defaults = {**ASSIGNMENT, "omega": BASES[name_and_rest(base)[0]].omega}
+        self.assignment = overlaid(defaults, assignment, "model.assignment")
         one_of("assignment.matching", self.assignment["matching"], MATCHINGS)
         one_of("assignment.form", self.assignment["form"], FORMS)
         self.weights_of_terms = overlaid(WEIGHTS, weights, "model.weights")
@@ -239,11 +268,11 @@ def make_base(settings, strides, num_classes):
         UserError: unknown name or setting.
     """
     name, settings = name_and_rest(settings)
-    head, defaults, _ = BASES[name]
+    defaults = BASES[name].settings
     settings = {**defaults, **settings}
     if "weights" in defaults:
         settings["weights"] = {**defaults["weights"], **settings["weights"]}
-    return fill(head, settings, "model.base", strides=strides, num_classes=num_classes)
+    return fill(BASES[name].head, settings, "model.base", strides=strides, num_classes=num_classes)
 
 
 def name_and_rest(settings):
@@ -284,7 +313,7 @@ def pss(
         OneStage.
     """
     name, of_base = name_and_rest(base)
-    neck = make_neck({"name": "fpn", "channels": 256, **BASES[name][2], **(neck or {})})
+    neck = make_neck({"name": "fpn", "channels": 256, **BASES[name].neck, **(neck or {})})
     head = PSSHead(
         neck.strides,
         num_classes,
@@ -301,7 +330,7 @@ def pss(
         backbone=make_backbone(backbone),
         neck=neck,
         dense_head=head,
-        selection=_selection(prediction, selection or {}),
+        selection=_selection(prediction, BASES[name].nms_iou, selection or {}),
         pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
@@ -309,9 +338,10 @@ def pss(
     )
 
 
-def _selection(prediction, settings):
+def _selection(prediction, nms_iou, settings):
     """Without NMS the best K of all, which are among the best K of their levels; or the base's NMS."""
+    defaults = {"iou": nms_iou}
     if prediction == "end_to_end":
-        best = {"per_level": settings.get("total", Selection.total)}
-        settings = {"method": "none", "score_threshold": 0.0, **best, **settings}
-    return fill(Selection, settings, "model.selection")
+        best = settings.get("total", Selection.total)
+        defaults = {"method": "none", "score_threshold": 0.0, "per_level": best}
+    return fill(Selection, {**defaults, **settings}, "model.selection")

@@ -89,14 +89,15 @@ def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0)):
     )
 
 
-def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP):
+def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP, clamp_below=False):
     """The boxes that `deltas` point to, seen from `boxes`: the inverse of `encode_deltas`.
 
     Args:
         deltas:  (..., 4) dx, dy, dw, dh; class-specific ones as (..., C, 4) with boxes (..., 1, 4).
         boxes:   (..., 4) xyxy, px; broadcast against `deltas`.
         weights: wx, wy, ww, wh as in `encode_deltas`.
-        scale_clamp: dw and dh are cut off above this; there is no limit below.
+        scale_clamp: dw and dh are cut off above this.
+        clamp_below: and below its negative (mmdetection); otherwise there is no limit below (detectron2).
     Returns:
         (..., 4) xyxy, px, not clipped.
     """
@@ -104,6 +105,8 @@ def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE
     wx, wy, ww, wh = weights
     dw = ops.minimum(deltas[..., 2] / ww, scale_clamp)
     dh = ops.minimum(deltas[..., 3] / wh, scale_clamp)
+    if clamp_below:
+        dw, dh = ops.maximum(dw, -scale_clamp), ops.maximum(dh, -scale_clamp)
     x = deltas[..., 0] / wx * width + x
     y = deltas[..., 1] / wy * height + y
     half_width = 0.5 * ops.exp(dw) * width

@@ -6,7 +6,8 @@ truth, or one of the two constants below.
 
 from keras import ops
 
-from kgarden.schema import BOXES, LABELS
+from kgarden.ops import boxes as box_ops
+from kgarden.schema import BOXES, CROWD, LABELS
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -43,3 +44,17 @@ def smallest(possible, cost):
     """
     row = ops.argmin(ops.where(possible, cost, float("inf")), axis=1)
     return ops.where(ops.any(possible, axis=1), ops.cast(row, "int32"), BACKGROUND)
+
+
+def under_crowd(boxes, y, share):
+    """Anchors of which more than a share of their own area lies in one crowd region.
+
+    Args:
+        boxes: (A, 4) px.
+        y:     ground truth as in kgarden.schema.
+        share: of an anchor's area.
+    Returns:
+        (B, A) bool.
+    """
+    covered = box_ops.intersection(y[BOXES], boxes) / box_ops.area(boxes)
+    return ops.any((covered > share) & y[CROWD][..., None], axis=1)

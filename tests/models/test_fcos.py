@@ -1,6 +1,5 @@
 """FCOS' losses, gradients and detections against mmdetection."""
 
-import numpy as np
 import pytest
 from dense import detections_of, raw_of, truth_of
 from golden import assert_agrees, goldens, params

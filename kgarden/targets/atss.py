@@ -1,0 +1,102 @@
+"""Which anchor must predict which object by adaptive training sample selection.
+
+Zhang et al. 2020, arXiv:1912.02424, Algorithm 1: the nearest anchors of every level are candidates, and an
+object sets its own IoU threshold by what they are like. Letters: B images, M objects (padded), A anchors.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from kgarden.ops import boxes as box_ops
+from kgarden.targets.assigned import BACKGROUND, IGNORED
+
+INSIDE = 0.01  # px: an anchor's centre must lie this far inside of the object
+TINY = 1e-12  # an IoU of 0 that is not "no candidate"
+
+
+class AtssCandidates(NamedTuple):
+    """What Algorithm 1 finds before it settles which object an anchor answers for.
+
+    Attributes:
+        possible:  (B, M, A) bool.
+        overlap:   (B, M, A) IoU where possible, else 0.
+        threshold: (B, M) mean + standard deviation of the candidates' IoUs.
+    """
+
+    possible: object
+    overlap: object
+    threshold: object
+
+
+def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
+    """Anchors that may answer for each object.
+
+    Args:
+        anchors:  (A, 4) xyxy px, a constant; all levels, finest first.
+        counts:   how many anchors each level has; a level with fewer than `top_k` gives all.
+        gt_boxes: (B, M, 4).
+        gt_valid: (B, M) bool.
+        top_k:    candidates of an object on a level, nearest centres first.
+        ignored:  (B, A) bool, anchors that must not learn; they are the last to be candidates, and then
+                  count with an IoU of -1.
+    Returns:
+        AtssCandidates.
+    """
+    rows = _nearest(anchors, counts, gt_boxes, top_k, ignored)  # (B, M, K)
+    candidates = ops.take(ops.array(anchors), rows, axis=0)
+    iou = box_ops.iou(gt_boxes[:, :, None], candidates)[:, :, 0]
+    if ignored is not None:
+        iou = ops.where(_at_rows(ignored, rows), -1.0, iou)
+
+    mean = ops.mean(iou, axis=-1, keepdims=True)
+    variance = ops.sum(ops.square(iou - mean), axis=-1, keepdims=True) / max(iou.shape[-1] - 1, 1)
+    threshold = mean + ops.sqrt(variance)
+    ltrb = box_ops.to_ltrb(box_ops.centers(candidates), gt_boxes[:, :, None])
+    good = (iou >= threshold) & (ops.min(ltrb, axis=-1) > INSIDE) & gt_valid[..., None]
+    overlap = _spread(ops.where(good, ops.maximum(iou, TINY), 0.0), rows, len(anchors))
+    return AtssCandidates(overlap > 0, overlap, threshold[..., 0])
+
+
+def assign_anchors(candidates, ignored=None):
+    """Of several objects an anchor answers for the one it overlaps most, the lowest row among equals.
+
+    Args:
+        candidates: AtssCandidates.
+        ignored:    as in `atss_candidates`.
+    Returns:
+        (B, A) int32, see kgarden/targets/assigned.py.
+    """
+    best = ops.cast(ops.argmax(candidates.overlap, axis=1), "int32")
+    matched = ops.where(ops.any(candidates.possible, axis=1), best, BACKGROUND)
+    return matched if ignored is None else ops.where(ignored, IGNORED, matched)
+
+
+def _nearest(anchors, counts, gt_boxes, top_k, ignored):
+    """Rows of the anchors of each level whose centres are nearest to an object's.   (B, M, K) int32."""
+    x, y = box_ops.centers(anchors).T
+    middle = box_ops.centers(gt_boxes)
+    distance = ops.square(x - middle[..., :1]) + ops.square(y - middle[..., 1:])  # (B, M, A)
+    if ignored is not None:
+        distance = ops.where(ignored[:, None], float("inf"), distance)
+    found, start = [], 0
+    for count in counts:
+        nearest = ops.top_k(-distance[..., start : start + count], min(top_k, count))[1]
+        found.append(ops.cast(nearest, "int32") + start)
+        start += count
+    return ops.concatenate(found, axis=-1)
+
+
+def _at_rows(values, rows):
+    """(B, A) at rows (B, M, K)."""
+    flat = ops.reshape(rows, (-1, rows.shape[1] * rows.shape[2]))
+    return ops.reshape(ops.take_along_axis(values, flat, axis=1), ops.shape(rows))
+
+
+def _spread(values, rows, width):
+    """Values (B, M, K) put at their rows, 0 elsewhere.   (B, M, A)."""
+    batch, objects, count = ops.shape(rows)
+    first = ops.arange(batch * objects, dtype="int32") * width
+    place = ops.reshape(rows, (-1, count)) + first[:, None]
+    flat = ops.scatter(ops.reshape(place, (-1, 1)), ops.reshape(values, (-1,)), (batch * objects * width,))
+    return ops.reshape(flat, (batch, objects, width))

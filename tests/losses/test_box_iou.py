@@ -1,0 +1,62 @@
+"""IoU losses against mmdetection, by hand, and where gradients have corners."""
+
+import numpy as np
+import pytest
+from golden import assert_agrees, goldens, params
+from gradients import value_and_gradients
+from keras import ops
+
+from kgarden.losses.box_iou import KINDS, bounded_iou_loss, box_iou_loss
+from kgarden.schema import UserError
+
+NAMES = {
+    "iou_log": "iou",
+    "iou_linear": "linear_iou",
+    "iou_square": "square_iou",
+    "giou": "giou",
+    "diou": "diou",
+    "ciou": "ciou",
+}
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_iou_losses"), ids=str)
+def test_losses_agree_with_the_reference(golden):
+    settings, target, got = params(golden), golden["target"], {}
+    losses = {
+        name: lambda at, kind=kind, name=name: box_iou_loss(at, target, kind, settings[name]["eps"])
+        for name, kind in NAMES.items()
+    }
+    bounded = settings["bounded_iou"]
+    losses["bounded_iou"] = lambda at: bounded_iou_loss(at, target, bounded["beta"], bounded["eps"])
+    for name, loss in losses.items():
+        got[f"{name}/loss"] = ops.convert_to_numpy(loss(ops.convert_to_tensor(golden["pred"])))
+        _, (gradient,) = value_and_gradients(lambda at, loss=loss: ops.sum(loss(at)), [golden["pred"]])
+        got[f"{name}/grad_pred"] = gradient
+    weighted = np.sum(golden["weight"] * got["giou/loss"])
+    got["giou/weighted_mean"] = weighted / settings["weighted_mean"]["avg_factor"]
+    assert_agrees(golden, got)
+
+
+def test_two_boxes_by_hand():
+    # 2x2 and 2x2, one apart in x: 2 common, 6 together, a hull of 3x2.
+    a, b = np.float32([[0, 0, 2, 2]]), np.float32([[1, 0, 3, 2]])
+    expected = {"linear_iou": 2 / 3, "giou": 2 / 3, "square_iou": 8 / 9, "iou": np.log(3)}
+    expected |= {"diou": 2 / 3 + 1 / 13, "ciou": 2 / 3 + 1 / 13}
+    for kind, loss in expected.items():
+        np.testing.assert_allclose(ops.convert_to_numpy(box_iou_loss(a, b, kind)), [loss], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_box_stays_put_and_a_flat_one_has_finite_gradients(kind):
+    box = np.float32([[3, 4, 10, 12]])
+    loss, (gradient,) = value_and_gradients(lambda at: ops.sum(box_iou_loss(at, box, kind)), [box])
+    np.testing.assert_allclose(loss, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    flat = np.float32([[3, 4, 3, 4]])
+    loss, (gradient,) = value_and_gradients(lambda at: ops.sum(box_iou_loss(at, box, kind)), [flat])
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(UserError, match="one of giou"):
+        box_iou_loss(np.zeros((1, 4)), np.zeros((1, 4)), "gioux")

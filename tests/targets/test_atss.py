@@ -1,0 +1,85 @@
+"""ATSS' assignment against mmdetection, by hand, and what must hold for any objects."""
+
+import numpy as np
+import pytest
+from golden import assert_agrees, goldens, params
+from keras import ops
+
+from kgarden.ops.anchors import anchor_grid
+from kgarden.ops.boxes import iou
+from kgarden.targets.assigned import under_crowd
+from kgarden.targets.atss import assign_anchors, atss_candidates
+
+
+def truth(boxes, labels, crowd=()):
+    """One picture's ground truth as in kgarden.schema, with a row of padding."""
+    rows = np.zeros((1, len(boxes) + len(crowd) + 1, 4), "float32")
+    rows[0, : len(boxes)] = boxes
+    is_crowd = np.zeros(rows.shape[:2], bool)
+    is_crowd[0, len(boxes) : len(boxes) + len(crowd)] = True
+    rows[is_crowd] = np.float32(crowd).reshape(-1, 4)
+    padded = np.full(rows.shape[:2], -1, "int32")
+    padded[0, : len(labels)] = labels
+    return {"boxes": rows, "labels": padded, "crowd": is_crowd}, padded >= 0
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_atss_assigner"), ids=str)
+def test_assignment_agrees_with_the_reference(golden):
+    priors, counts, got = golden["priors"], golden["num_level_priors"].tolist(), {}
+    for case, s in params(golden)["cases"].items():
+        none = s.get("gt") == "none"
+        share = s.get("ignore_iof_thr", -1)
+        boxes, labels = (golden[name][: 0 if none else None] for name in ("gt_bboxes", "gt_labels"))
+        crowd = golden["ignore_bboxes"] if share > 0 else []
+        y, valid = truth(boxes, labels, crowd)
+        ignored = under_crowd(priors, y, share) if share > 0 else None
+        found = atss_candidates(priors, counts, y["boxes"], valid, s["topk"], ignored)
+        matched = ops.convert_to_numpy(assign_anchors(found, ignored))[0]
+        got[f"{case}/gt_inds"] = np.where(matched == -2, -1, matched + 1)
+        if f"{case}/labels" in golden:
+            row = np.maximum(matched, 0)
+            got[f"{case}/labels"] = np.where(matched >= 0, y["labels"][0, row], -1)
+            overlap = ops.convert_to_numpy(iou(priors, y["boxes"][0]))
+            got[f"{case}/max_overlaps"] = np.where(matched >= 0, overlap[np.arange(len(row)), row], 0)
+    assert_agrees(golden, got)
+
+
+GRID = anchor_grid([(16, 16), (8, 8), (4, 4)], [8, 16, 32], [[64], [128], [256]])
+
+
+def assigned(boxes, labels=None, **settings):
+    y, valid = truth(boxes, np.zeros(len(boxes)) if labels is None else labels)
+    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, **settings)
+    return ops.convert_to_numpy(assign_anchors(found))[0], found
+
+
+def test_a_box_by_hand():
+    # 64 px around (41, 42). With one candidate on each level, those at (40, 40), (48, 48), (32, 32) and of
+    # 64, 128 and 256 px: common 63 * 62 of 64^2, then the whole box in the larger anchors.
+    matched, found = assigned([[9, 10, 73, 74]], top_k=1)
+    first = 63 * 62 / (2 * 64**2 - 63 * 62)
+    ious = np.array([first, 64**2 / 128**2, 64**2 / 256**2])
+    threshold = ious.mean() + ious.std(ddof=1)
+    np.testing.assert_allclose(ops.convert_to_numpy(found.threshold)[0, 0], threshold, rtol=1e-5)
+    assert np.flatnonzero(matched == 0).tolist() == [5 * 16 + 5]
+
+
+def test_an_anchor_wanted_by_two_answers_for_the_one_it_overlaps_more():
+    matched, found = assigned([[8, 8, 72, 72], [12, 12, 76, 76], [8, 8, 72, 72]])
+    possible = ops.convert_to_numpy(found.possible)[0]
+    wanted = possible[:2].all(axis=0)
+    assert wanted.any() and (matched != 2).all()  # the twin of row 0 comes later
+    overlap = ops.convert_to_numpy(iou(np.float32([[8, 8, 72, 72], [12, 12, 76, 76]]), GRID.boxes))
+    np.testing.assert_array_equal(matched[wanted], overlap[:, wanted].argmax(axis=0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_and_padding_do_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 60, (5, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(8, 60, (5, 2))], axis=1)
+    order = rng.permutation(5)
+    one, other = assigned(boxes)[0], assigned(boxes[order])[0]
+    assert (one >= 0).any()
+    np.testing.assert_array_equal(one, np.where(other >= 0, order[other], -1))
+    assert (assigned(np.zeros((0, 4)))[0] == -1).all()
