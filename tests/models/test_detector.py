@@ -37,11 +37,14 @@ VARIANTS = {
         "dense_head": {"name": "centernet", "width": 32, "num_convs": 1},
     },
     "fcos": {"name": "fcos", **TINY, "dense_head": {"num_convs": 1}},
-    "fcos_pss": {
-        "name": "pss",
-        **TINY,
-        "base": {"name": "fcos", "num_convs": 1},
-        "selector": {"num_convs": 1},
+    **{
+        f"{base}_pss": {
+            "name": "pss",
+            **TINY,
+            "base": {"name": base, "num_convs": 1},
+            "selector": {"num_convs": 1},
+        }
+        for base in ("fcos", "atss", "gfl", "retinanet")
     },
     "fcos_pss_dropped": {
         "name": "pss",
@@ -112,7 +115,7 @@ TRAINED = (
     "centernet",
     "centernet2",
     "fcos",
-    "fcos_pss",
+    "atss_pss",
     "defcn",
     "pss_two_stages",
     "two_stage",
