@@ -250,7 +250,7 @@ class PSSHead(keras.layers.Layer):
         """Every place's box and score; end-to-end ones are *not* clipped."""
         if self.prediction == "one_to_many":
             return self.base.candidates(raw, size_hw)
-        scores = self.probability(raw).value()
+        scores = self.base.scores(raw) * ops.sigmoid(flatten(raw["pss"], 1))
         return {
             BOXES: self.base.boxes(raw),
             SCORES: scores,

