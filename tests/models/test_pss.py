@@ -1,5 +1,6 @@
 """PSS: the branch, the assignment, decoding without NMS, and what the branch must leave alone."""
 
+import keras
 import numpy as np
 import pytest
 from dense import maps_of, raw_of, truth_of
@@ -10,6 +11,7 @@ from keras import ops
 
 from kgarden.heads.dense import flatten
 from kgarden.heads.selection import Selection
+from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead
 from kgarden.ops.assignment import hungarian, objects_of, top_one
 from kgarden.ops.boxes import clip, iou
@@ -294,3 +296,70 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(UserError, match=words):
             PSSHead([8], 3, **settings)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def scenes(count=4, side=128):
+    """Pictures with three coloured rectangles each, of three classes."""
+    rng = np.random.default_rng(0)
+    colours = np.uint8([[230, 30, 30], [30, 200, 60], [40, 60, 230]])
+    images = rng.integers(90, 110, (count, side, side, 3), dtype="uint8")
+    boxes, labels = np.zeros((count, 4, 4), "float32"), np.full((count, 4), -1, "int32")
+    for image in range(count):
+        for number, center in enumerate([(34, 34), (94, 40), (60, 96)]):
+            half = rng.integers(11, 26, 2)
+            x1, y1, x2, y2 = np.clip([*(center - half), *(center + half)], 0, side)
+            label = rng.integers(0, 3)
+            images[image, y1:y2, x1:x2] = colours[label]
+            boxes[image, number], labels[image, number] = (x1, y1, x2, y2), label
+    x = {"images": images, "size_hw": np.full((count, 2), side, "int32")}
+    y = {"boxes": boxes, "labels": labels, "crowd": np.zeros(labels.shape, bool)}
+    return x, {**y, "image_id": np.arange(count, dtype="int32")}
+
+
+def judged(detector, x, y, at_least=0.3):
+    """Objects found, duplicates and others among the detections with a score of at least 0.3."""
+    found = {key: numpy_of(value) for key, value in detector.inference_model()(x).items()}
+    counts = {"found": 0, "duplicates": 0, "others": 0}
+    for image, labels in enumerate(y["labels"]):
+        sure = found["valid"][image] & (found["scores"][image] >= at_least)
+        overlap = numpy_of(iou(found["boxes"][image][sure], y["boxes"][image]))
+        overlap = np.where(found["labels"][image][sure][:, None] == labels, overlap, 0)
+        seen = set()
+        for row in overlap:
+            best = row.argmax()
+            kind = "others" if row[best] <= 0.7 else "duplicates" if best in seen else "found"
+            seen.add(best) if kind == "found" else None
+            counts[kind] += 1
+    return counts
+
+
+@pytest.mark.slow
+def test_the_branch_learns_to_do_without_nms():
+    """A few pictures by heart: all objects once without NMS, where the base alone repeats most of them."""
+    keras.utils.set_random_seed(0)
+    trunk = {"name": "resnet18", "norm": "bn", "stem_channels": 16, "res2_channels": 16}
+    tower = {"num_convs": 2, "norm_groups": 8}
+    settings = {
+        "name": "pss",
+        "backbone": trunk,
+        "neck": {"channels": 32},
+        "base": {"name": "fcos", **tower},
+        "selector": tower,
+    }
+    detector = build_detector(settings, 3)
+    on_jax = keras.backend.backend() == "jax"
+    detector.compile(optimizer=keras.optimizers.Adam(2e-3), jit_compile=on_jax)
+    x, y = scenes()
+    for _ in range(300):
+        detector.train_on_batch(x, y)
+    objects = int((y["labels"] >= 0).sum())
+    assert judged(detector, x, y) == {"found": objects, "duplicates": 0, "others": 0}
+
+    detector.dense_head.prediction = "one_to_many"
+    without = judged(detector, x, y)
+    assert without["found"] == objects and without["duplicates"] >= objects
+    detector.selection = Selection()
+    assert judged(detector, x, y) == {"found": objects, "duplicates": 0, "others": 0}
