@@ -18,15 +18,10 @@ NOT_YET = {
     "cn2_fed_loss",
     "cn2_head",  # all but the deformable tower
     "cn2_res2net",
-    "d2_anchors",
     "d2_bottleneck",  # all but the deformable block
     "d2_deform_conv",
-    "d2_retinanet_inference",
-    "d2_retinanet_losses",
     "d2_rpn_losses",
     "d2_rpn_proposals",
-    "mmdet_anchors",
-    "mmdet_atss_assigner",
     "mmdet_conv_head_nonlocal",
     "mmdet_deform_roi_pool",
     "mmdet_delta_xywh_coder",
@@ -34,9 +29,7 @@ NOT_YET = {
     "mmdet_double_head_analysis_own",
     "mmdet_double_head_author_conv",
     "mmdet_double_head_loss_fusion",
-    "mmdet_focal_losses",
     "mmdet_fscascade_head_own",
-    "mmdet_iou_losses",
     "mmdet_max_iou_assigner",
     "mmdet_mobilenetv2_blocks",
     "mmdet_nonlocal2d",
@@ -51,7 +44,4 @@ NOT_YET = {
     "mmdet_soft_nms",
     "mmdet_tsd_head",
     "mmdet_tsd_progressive",
-    "onestage_atss",
-    "onestage_gfl",
-    "onestage_retina",
 }

@@ -16,6 +16,22 @@ TINY = {
     "neck": {"channels": 32},
 }
 PROPOSER = {"num_convs": 1, "train": 50, "test": 20, "train_per_level": 60}
+
+
+def first_stage(name):
+    """A dense head of two towers as CenterNet2 uses it in its ablation: one tower, any object."""
+    return {
+        "name": "two_stage",
+        **TINY,
+        "proposer": {
+            "head": {"name": name, "width": 32, "num_convs": 1, "shared_tower": True},
+            "train": {"total": 50, "per_level": 60, "score_threshold": 0.0},
+            "test": {"total": 20, "score_threshold": 0.0},
+        },
+        "roi_head": {"name": "faster", "width": 16, "num_samples": 32, "fuse": "product"},
+    }
+
+
 VARIANTS = {
     "centernet": {"name": "centernet", **TINY, "dense_head": {"num_convs": 1}},
     "centernet2": {
@@ -37,6 +53,9 @@ VARIANTS = {
         "dense_head": {"name": "centernet", "width": 32, "num_convs": 1},
     },
     "fcos": {"name": "fcos", **TINY, "dense_head": {"num_convs": 1}},
+    "atss": {"name": "atss", **TINY, "dense_head": {"num_convs": 1}},
+    "gfl": {"name": "gfl", **TINY, "dense_head": {"num_convs": 1, "reg_max": 8}},
+    "retinanet": {"name": "retinanet", **TINY, "dense_head": {"num_convs": 1, "normalizer": "ema"}},
     **{
         f"{base}_pss": {
             "name": "pss",
@@ -78,6 +97,7 @@ VARIANTS = {
         },
         "roi_head": {"name": "cascade", "width": 16, "num_samples": 32, "fuse": "released"},
     },
+    **{f"two_stage_{name}": first_stage(name) for name in ("atss", "fcos", "gfl", "retinanet")},
 }
 CLASSES = 3
 
@@ -111,15 +131,9 @@ def values(variables):
     return [ops.convert_to_numpy(variable).copy() for variable in variables]
 
 
-TRAINED = (
-    "centernet",
-    "centernet2",
-    "fcos",
-    "atss_pss",
-    "defcn",
-    "pss_two_stages",
-    "two_stage",
-)  # tracing a step takes seconds; these have every part
+# Tracing a step takes seconds; these have every part.
+TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
+TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "two_stage_gfl", "pss_two_stages")]
 
 
 @pytest.mark.parametrize("name", TRAINED)

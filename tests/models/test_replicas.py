@@ -11,7 +11,12 @@ pytestmark = pytest.mark.tensorflow
 HERE = pathlib.Path(__file__).parent
 
 
-@pytest.mark.parametrize("variant", [pytest.param("centernet2", marks=pytest.mark.slow), "two_stage"])
+SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn"]
+
+
+@pytest.mark.parametrize(
+    "variant", ["two_stage", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
+)
 def test_two_replicas_train_as_one(variant):
     """Every loss term divides by the objects of the whole batch, sampling follows the picture, norms see all.
 
