@@ -14,6 +14,10 @@ from kgarden.recipe import load_recipe
 from kgarden.schema import UserError
 
 
+def installed(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -67,7 +71,7 @@ def test_trackers_cost_nothing_until_they_are_asked_for():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+@pytest.mark.skipif(not installed("mlflow", "sqlalchemy"), reason="mlflow is not installed")
 def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
     import mlflow
 
@@ -85,7 +89,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
     assert [(one.step, one.value) for one in history] == [(20, 1.0), (40, 21.0)]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.skipif(not installed("wandb"), reason="wandb is not installed")
 def test_wandb_keeps_a_run_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"

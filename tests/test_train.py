@@ -115,6 +115,7 @@ def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
     training = [line for line in metrics if "loss" in line]
     assert [line["step"] for line in training] == [1, 4, 8, 12]
     assert all(np.isfinite(line["head/class"]) and line["images_per_s"] > 0 for line in training)
+    assert all(line["gradient_norm"] > 0 and line["traces"] == 1 for line in training)
     assert training[0]["lr"] == pytest.approx(0.05) and training[-1]["lr"] == 0.5
     assert [line["step"] for line in metrics if "val/ap50" in line] == [4, 8, 12]
     for word in ("head/class", "images/s", "waiting for data", "left", "AP50"):
