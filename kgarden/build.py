@@ -162,8 +162,12 @@ class Data:
     categories: list
     annotations: pathlib.Path | None
 
-    def train_batches(self, start_step=0):
-        """Endless tf.data of (x, y); batch n is the same whatever `start_step` <= n it was started from."""
+    def train_batches(self, start_step=0, share=(0, 1), pieces=1):
+        """Endless tf.data of (x, y); batch n is the same whatever `start_step` <= n it was started from.
+
+        Args:
+            share, pieces: a part of every batch, in pieces; see `kgarden.data.pipeline.train_batches`.
+        """
         data = self.recipe.data
         return _pipeline().train_batches(
             self.train,
@@ -182,6 +186,8 @@ class Data:
             keep_empty=data.keep_empty,
             seed=self.recipe.seed,
             start_step=start_step,
+            share=share,
+            pieces=pieces,
         )
 
     def val_batches(self, limit=None):

@@ -11,7 +11,7 @@ import math
 import keras
 from keras import ops
 
-from kgarden.ops.replicas import sum_over_replicas
+from kgarden.ops.replicas import num_replicas
 
 NORM_WEIGHTS = {"gamma", "beta"}  # the names that Keras' normalisation layers give
 BIASES = {"bias"}
@@ -106,6 +106,10 @@ class _PerVariable(keras.optimizers.Optimizer):
         super().build(variables)
         self.decays = [self._decay_of(variable) for variable in variables]
         self.lr_factors = [self.bias_lr_factor if variable.name in BIASES else 1.0 for variable in variables]
+        # Of the whole batch's gradient in the last step, before clipping.
+        self.gradient_norm = self.add_variable(
+            (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
+        )
 
     def _decay_of(self, variable):
         if variable.name in NORM_WEIGHTS and not self.decay_norms:
@@ -115,11 +119,24 @@ class _PerVariable(keras.optimizers.Optimizer):
         return self.decay
 
     def _clip_gradients(self, grads):
-        """The norm is that of the whole batch's gradient, of which each replica holds a summand."""
+        """Keras' hook for clipping. Of several replicas each holds a summand here: they clip the sum."""
+        return grads if num_replicas() > 1 else self._clipped(grads)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Keras' hook for the sum over replicas, on TensorFlow."""
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)
+        if num_replicas() == 1:
+            return summed
+        grads, variables = zip(*summed, strict=True)
+        return list(zip(self._clipped(grads), variables, strict=True))
+
+    def _clipped(self, grads):
+        """The whole batch's gradient; its norm is kept, and limited if it has to be."""
+        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
+        norm = ops.sqrt(sum(squares))
+        self.gradient_norm.assign(norm)
         if self.clip_norm is None:
             return grads
-        totals = [ops.sum(ops.square(sum_over_replicas(g))) for g in grads if g is not None]
-        norm = ops.sqrt(sum(totals))
         scale = ops.minimum(self.clip_norm / ops.maximum(norm, 1e-12), 1.0)
         return [g if g is None else g * ops.cast(scale, g.dtype) for g in grads]
 

@@ -1,10 +1,7 @@
-"""What a long work shows: a bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for machines."""
+"""What a long work shows: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
-import json
 import math
-import os
-import pathlib
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -219,30 +216,3 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-class MetricsFile:
-    """`metrics.jsonl`: a line for each report, never two reports of one step.
-
-    Args:
-        path:  of the file.
-        after: lines of later steps are dropped: the training goes on from here.
-    """
-
-    def __init__(self, path, after=0):
-        self.path = pathlib.Path(path)
-        kept = []
-        if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= after:
-                        kept.append(line)
-                except (ValueError, KeyError):  # the last line of a killed process may be half a line
-                    continue
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(aside, self.path)
-
-    def add(self, **values):
-        with open(self.path, "a") as file:
-            file.write(json.dumps(values) + "\n")

@@ -45,6 +45,10 @@ class UserError(ValueError):
     """
 
 
+class TrainingFailed(RuntimeError):
+    """The work ran and went wrong; the message is one line that says what to do."""
+
+
 def truth_is_valid(y):
     """Which rows of the padded ground truth are objects to learn: no padding, no crowd.   (B, M) bool."""
     return (y[LABELS] >= 0) & ~y[CROWD]

@@ -26,6 +26,9 @@ from pydantic import (
 PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}
 
 
+OTHERS = {"rows", "loggers"}  # keys of a recipe that say nothing of the experiment
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -260,6 +263,7 @@ class Recipe(Section):
     schedule: Schedule
     stages: tuple[dict[str, Any], ...] = ()  # partial recipes, run in turn, each from the one before
     evaluate: Evaluate = Evaluate()
+    loggers: Annotated[tuple[Literal["csv", "mlflow", "wandb"], ...], AsTuple] = ()  # besides TensorBoard
     rows: dict[str, Row] = {}
 
     def plain(self):
@@ -267,11 +271,13 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def digest(self):
-        """sha256 of the experiment: all but `rows`, and of file names only their last two parts.
+        """sha256 of the experiment: all but OTHERS, and of file names only their last two parts.
 
         So the same experiment has the same digest wherever its data lies.
         """
-        experiment = {key: _without_folders(value) for key, value in self.plain().items() if key != "rows"}
+        experiment = {
+            key: _without_folders(value) for key, value in self.plain().items() if key not in OTHERS
+        }
         text = json.dumps(experiment, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,7 +1,8 @@
 """One training from its first step to its last: a callback of `model.fit` that knows what is due.
 
 It counts steps; at intervals it averages, reports, evaluates, keeps the best weights and writes a checkpoint.
-Values are fetched from the device every REPORT_EVERY steps and not at each one.
+Values are fetched from the device every REPORT_EVERY steps and not at each one. Of several workers all count
+and agree on when to stop; the chief alone evaluates and writes.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from kgarden import build
@@ -24,19 +24,18 @@ from kgarden.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from kgarden.clock import Clock, timed
+from kgarden.diagnosis import Diagnosis
 from kgarden.evaluate import draw_examples, evaluate
+from kgarden.loggers import make_loggers
 from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
-from kgarden.progress import MetricsFile
-from kgarden.schema import IMAGE_ID
-from kgarden.scoring import write_json
+from kgarden.schema import IMAGE_ID, TrainingFailed, UserError
+from kgarden.scoring import read_json, write_json
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
 REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
-
-
-class TrainingFailed(RuntimeError):
-    """The work ran and went wrong; the message is one line that says what to do."""
+AGREE_EVERY = 5  # steps after which several workers ask each other whether one wants to stop
 
 
 class Session(keras.callbacks.Callback):
@@ -48,11 +47,14 @@ class Session(keras.callbacks.Callback):
         run:      directory.
         data:     kgarden.build.Data.
         reporter: kgarden.progress.Reporter.
+        team:     kgarden.distribute.Team.
+        trained:  whether the weights come from an earlier training.
     """
 
-    def __init__(self, detector, recipe, run, data, reporter):
+    def __init__(self, detector, recipe, run, data, reporter, team, trained=False):
         super().__init__()
         self.detector, self.recipe, self.run, self.data, self.reporter = detector, recipe, run, data, reporter
+        self.team, self.trained = team, trained
         self.step, self.best, self.best_step = 0, None, None
         self.saved = 0  # step of the last checkpoint
         self.train_s = 0.0  # seconds in steps, without evaluation and the building of graphs
@@ -61,9 +63,10 @@ class Session(keras.callbacks.Callback):
         self.checkpoint_every = recipe.schedule.checkpoint_every or self.total
         self.rate = build.learning_rate_of(recipe)
         ema = recipe.schedule.ema
-        self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
-        self.inference = compiled_inference(detector)
-        self.clock, self.interrupted = Clock(), False
+        with team.strategy.scope():
+            self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
+        self.inference = compiled_inference(detector)  # outside of the scope: the chief's own work
+        self.clock, self.interrupted, self.loggers = Clock(), False, []
 
     # --- before and after -------------------------------------------------------------------------
 
@@ -75,18 +78,22 @@ class Session(keras.callbacks.Callback):
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
             self.saved, self.train_s = self.step, state["train_s"]
             self.reporter.line(f"going on from step {self.step} of {self.total}")
-        self.metrics = MetricsFile(self.run / "metrics.jsonl", after=self.step)
+        if not self.team.agree(self.step):
+            raise UserError(
+                f"{folder}: the workers do not all find the checkpoint of step {self.step} there: "
+                f"give a --run that they share"
+            )
 
     def fit(self):
         """From the present step to the last one, or to an interruption."""
-        batches = self.data.train_batches(start_step=self.step)
+        batches = self.data.train_batches(self.step, self.team.share, self.team.pieces)
         callbacks = _Callbacks([self], add_history=True, model=self.detector)
-        self.board = tf.summary.create_file_writer(str(self.run / "tensorboard"))
+        self._open_loggers()
         self.reporter.start(self.total, self.step)
         try:
             with _interrupts_noted(self):
                 self.detector.fit(
-                    timed(batches, self.clock),
+                    self.team.dealt(timed(batches, self.clock)),
                     epochs=1,
                     verbose=0,
                     shuffle=False,
@@ -95,10 +102,31 @@ class Session(keras.callbacks.Callback):
                 )
         finally:
             self.reporter.stop()
-            self.board.close()
+            for logger in self.loggers:
+                logger.close()
+
+    def _open_loggers(self):
+        """The chief's; what was reported before tells the diagnosis how this training began."""
+        if not self.team.is_chief:
+            return
+        schedule = self.recipe.schedule
+        self.loggers = make_loggers(self.recipe.loggers, self.run, self.recipe, after=self.step)
+        self.diagnosis = Diagnosis(
+            warmup=schedule.warmup.steps if schedule.warmup else 0,
+            clips=schedule.optimizer.clip_norm is not None,
+            canvases=len(build.canvases(self.recipe)),
+            trained=self.trained,
+            reports=[report for report in self.loggers[0].reports if "loss" in report],
+        )
 
     def finish(self):
         """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
+        if self.team.is_chief:
+            self._leave()
+        self.team.meet()
+        return read_json(self.run / "evaluation.json")
+
+    def _leave(self):
         self.reporter.line("evaluating the best weights")
         weights = build.best_weights(self.run)
         load_weights(self.detector, weights)
@@ -112,7 +140,6 @@ class Session(keras.callbacks.Callback):
         write_json(self.run / "evaluation.json", evaluation)
         draw_examples(self.inference, self.data, self.recipe.evaluate.pictures, self.run / "pictures")
         self.reporter.evaluation(evaluation)
-        return evaluation
 
     # --- at each step -----------------------------------------------------------------------------
 
@@ -123,24 +150,29 @@ class Session(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
+        now = time.perf_counter()
+        stop, slow = self._wanted(self.interrupted, now - self.seen_at > REPORT_SECONDS)
         due = self.step % self.every == 0 or self.step == self.total
-        save = due or self.interrupted or self.step % self.checkpoint_every == 0
+        save = due or stop or self.step % self.checkpoint_every == 0
         if self.averages or save:
             self._sync()
         if self.averages:
             self.averages.update()
-        now = time.perf_counter()
-        slow = now - self.seen_at > REPORT_SECONDS
         first = self.step == self.begun + 1  # building the graph took its time
-        if due or slow or first or self.interrupted or self.step - self.seen >= REPORT_EVERY:
+        if due or slow or first or stop or self.step - self.seen >= REPORT_EVERY:
             self._report(logs, now)
         self.reporter.advance(self.step)
-        if due:
+        if due and self.team.is_chief:
             self._interval()
-        if save:
+        if save and self.team.is_chief:
             self._save()
-        if self.interrupted:
+        if stop:
             self.detector.stop_training = True
+
+    def _wanted(self, *flags):
+        """Flags that are up on any worker; several workers ask each other now and then."""
+        asks = not self.team.workers or self.step % AGREE_EVERY == 0
+        return self.team.any(*flags) if asks else (False,) * len(flags)
 
     def _report(self, logs, now):
         """Fetch the mean of every term since the last report, show and write them."""
@@ -151,6 +183,12 @@ class Session(keras.callbacks.Callback):
         self.detector.reset_metrics()
         if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
             self._give_up(bad_step, wrong)
+        if self.team.is_chief:
+            self._tell(terms, now)
+        self.seen, self.seen_at = self.step, time.perf_counter()
+
+    def _tell(self, terms, now):
+        """Show and write what was fetched."""
         seconds, steps = now - self.seen_at, self.step - self.seen
         per_second = steps / seconds
         if self.step > self.begun + 1:
@@ -159,23 +197,27 @@ class Session(keras.callbacks.Callback):
         waiting = min(self.clock.taken() / seconds, 1.0)
         rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
         self.reporter.values(self.step, terms, rate, images_per_s, waiting, self._seconds_left(per_second))
-        with self._surviving("metrics.jsonl"):
-            self.metrics.add(
-                step=self.step,
-                **terms,
-                lr=rate,
-                images_per_s=round(images_per_s, 3),
-                data_wait=round(waiting, 4),
-            )
-        with self.board.as_default(step=self.step):
-            for name, value in {
-                **terms,
-                "lr": rate,
-                "images_per_s": images_per_s,
-                "data_wait": waiting,
-            }.items():
-                tf.summary.scalar(f"train/{name}", value)
-        self.seen, self.seen_at = self.step, time.perf_counter()
+        report = {
+            **terms,
+            "lr": rate,
+            "gradient_norm": self._gradient_norm(),
+            "images_per_s": round(images_per_s, 3),
+            "data_wait": round(waiting, 4),
+            "traces": self.detector.traces,
+        }
+        self._log(report)
+        for sentence in self.diagnosis.add(self.step, **report):
+            self.reporter.line(f"step {self.step}: {sentence}")
+
+    def _log(self, values):
+        for logger in self.loggers:
+            with self._surviving(logger.name):
+                logger.add(self.step, values)
+
+    def _gradient_norm(self):
+        """Of the last step, before clipping."""
+        optimizer = getattr(self.detector.optimizer, "inner_optimizer", self.detector.optimizer)
+        return float(ops.convert_to_numpy(optimizer.gradient_norm.value))
 
     def _give_up(self, step, wrong):
         """A loss is no longer finite: keep the batch in which it began, and say all that is known."""
@@ -183,7 +225,8 @@ class Session(keras.callbacks.Callback):
         batch = {name: np.asarray(value) for name, value in {**x, **y}.items()}
         path = self.run / "bad_batch.npz"
         with self._surviving("bad_batch.npz"):
-            np.savez(path, **batch)
+            if self.team.is_chief:
+                np.savez(path, **batch)
         ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
         raise TrainingFailed(
             f"step {step}: {', '.join(wrong)} no longer finite, on the pictures {ids} (batch in {path}); "
@@ -210,16 +253,8 @@ class Session(keras.callbacks.Callback):
                 with self._surviving("model.weights.h5"):
                     save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
-        with self._surviving("metrics.jsonl"):
-            self.metrics.add(
-                step=self.step,
-                train_s=round(self.train_s),
-                **{f"val/{name}": value for name, value in metrics.items()},
-            )
-        with self.board.as_default(step=self.step):
-            for name, value in metrics.items():
-                if value is not None:
-                    tf.summary.scalar(f"val/{name}", value)
+        numbers = {f"val/{name}": value for name, value in metrics.items() if value is not None}
+        self._log({"train_s": round(self.train_s), **numbers})
         # evaluation is no training time
         self.seen_at = time.perf_counter()
         self.clock.taken()
@@ -281,44 +316,6 @@ class _Callbacks(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch, logs=None):
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
-
-
-class Clock:
-    """Seconds that the training step waited for its batches."""
-
-    def __init__(self):
-        self.seconds = self.asked_at = 0.0
-
-    def asked(self):
-        """A batch is asked for."""
-        self.asked_at = time.perf_counter()
-        return np.int64(0)
-
-    def came(self):
-        """It has come."""
-        self.seconds += time.perf_counter() - self.asked_at
-        return np.int64(0)
-
-    def taken(self):
-        """Seconds since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-
-def timed(dataset, clock):
-    """The same batches; the clock counts how long each was waited for.
-
-    `zip` asks its parts in turn: the first part notes when a batch was asked for, the map when it had come.
-    """
-    asked = tf.data.Dataset.counter().map(lambda _: tf.numpy_function(clock.asked, [], tf.int64))
-
-    def note(_, batch):
-        with tf.control_dependencies([tf.numpy_function(clock.came, [], tf.int64)]):
-            return tf.nest.map_structure(tf.identity, batch)
-
-    options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False  # would ask ahead of the training step
-    return tf.data.Dataset.zip(asked, dataset).map(note).with_options(options)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ import os
 import pathlib
 
 import keras
+from rich.console import Console
 
 from kgarden import build
 from kgarden.accumulate import accumulated
-from kgarden.distribute import be_deterministic, strategy_of
+from kgarden.distribute import be_deterministic, team_of
 from kgarden.progress import Reporter, progress_of
 from kgarden.recipe import load_recipe, stage_recipes
 from kgarden.schema import UserError
@@ -19,7 +20,7 @@ from kgarden.session import Session
 
 # What may differ when a run is continued. With more steps the learning rate follows the longer schedule from
 # the present step on.
-MAY_CHANGE = {"schedule.steps", "schedule.checkpoint_every", "replicas", "evaluate.pictures"}
+MAY_CHANGE = {"schedule.steps", "schedule.checkpoint_every", "replicas", "evaluate.pictures", "loggers"}
 
 
 def train(recipe, run, fresh=False, reporter=None):
@@ -34,16 +35,30 @@ def train(recipe, run, fresh=False, reporter=None):
         the final evaluation, as in `evaluation.json`; None if it was stopped before the end.
     Raises:
         UserError:      the directory or the recipe is unfit.
-        TrainingFailed: a loss is no longer finite.
+        TrainingFailed: a loss is no longer finite, or another worker is lost.
     """
-    run, reporter = pathlib.Path(run), reporter or Reporter()
-    claim(run, recipe, fresh, reporter)
-    before, evaluation, stages = None, None, stage_recipes(recipe)
+    run, reporter, stages = pathlib.Path(run), reporter or Reporter(), stage_recipes(recipe)
+    team = team_of(recipe.replicas, reporter.line)
+    for stage in stages:
+        team.check(stage.data.batch_size, stage.schedule.micro_batches)
+    with team.one_for_all():
+        if team.is_chief:
+            claim(run, recipe, fresh, reporter)
+        else:
+            reporter = Reporter(Console(quiet=True))
+        team.meet()
+        _check_shared(run, recipe)
+        return _train_stages(stages, run, reporter, team)
+
+
+def _train_stages(stages, run, reporter, team):
+    """One after the other; the last one is the run itself."""
+    before, evaluation = None, None
     for number, stage in enumerate(stages, start=1):
         folder = run if number == len(stages) else run / "stages" / str(number)
         if len(stages) > 1:
             reporter.line(f"stage {number} of {len(stages)}")
-        evaluation = _train_stage(stage, folder, before, reporter)
+        evaluation = _train_stage(stage, folder, before, reporter, team)
         if evaluation is None:
             return None
         before = folder
@@ -80,6 +95,16 @@ def claim(run, recipe, fresh, reporter):
     os.replace(aside, held)
 
 
+def _check_shared(run, recipe):
+    """Every worker must see the directory that the chief has claimed."""
+    held = run / "recipe.yaml"
+    if not held.is_file() or load_recipe(held).digest() != recipe.digest():
+        raise UserError(
+            f"{run}: this worker does not find there what the chief wrote: all workers need the same "
+            f"command, with a --run that they share"
+        )
+
+
 def differing_keys(one, other, prefix=""):
     """Dotted keys in which two plain recipes differ."""
     found = []
@@ -92,17 +117,13 @@ def differing_keys(one, other, prefix=""):
     return found
 
 
-def _train_stage(recipe, run, before, reporter):
+def _train_stage(recipe, run, before, reporter, team):
     """One recipe without stages: data, model, fit, final evaluation."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / "recipe.yaml").exists():
-        (run / "recipe.yaml").write_text(recipe.to_yaml())
-    with progress_of("pictures converted", reporter.console) as progress:
-        data = build.prepare_data(recipe, cache=run / "data", progress=progress)
+    data = _in_turn(team, lambda: _prepared(recipe, run, reporter, team.is_chief))
     keras.utils.set_random_seed(recipe.seed)
     if recipe.deterministic:
         be_deterministic()
-    with strategy_of(recipe.replicas, recipe.data.batch_size, recipe.schedule.micro_batches).scope():
+    with team.strategy.scope():
         detector = build.build_model(recipe, num_classes=len(data.categories))
         if before is not None and recipe.init is None:
             build.start_from(detector, weights=build.best_weights(before))
@@ -111,12 +132,33 @@ def _train_stage(recipe, run, before, reporter):
         detector.optimizer.build(detector.trainable_variables)
         if recipe.schedule.micro_batches > 1:
             detector.train_step = accumulated(detector, recipe.schedule.micro_batches)
-        write_json(run / "labels.json", data.categories)
-        session = Session(detector, recipe, run, data, reporter)
-        session.resume()
+    trained = recipe.init is not None or before is not None
+    session = Session(detector, recipe, run, data, reporter, team, trained)
+    session.resume()
     if session.step < recipe.schedule.steps:
         session.fit()
         if session.step < recipe.schedule.steps:
             reporter.line(f"stopped at step {session.step}; the same command goes on from here")
             return None
     return session.finish()
+
+
+def _prepared(recipe, run, reporter, writes):
+    """The data, converted if they have to be; the chief also makes the run's folder."""
+    if writes:
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "recipe.yaml").exists():
+            (run / "recipe.yaml").write_text(recipe.to_yaml())
+    with progress_of("pictures converted", reporter.console) as progress:
+        data = build.prepare_data(recipe, cache=run / "data", progress=progress)
+    if writes:
+        write_json(run / "labels.json", data.categories)
+    return data
+
+
+def _in_turn(team, work):
+    """The chief's work first; the others find it done."""
+    if team.is_chief:
+        done = work()
+    team.meet()
+    return done if team.is_chief else work()

@@ -5,6 +5,7 @@
 MOMENT is one of MOMENTS; the process ends by SIGKILL when it comes for the NUMBER-th time.
 """
 
+import itertools
 import os
 import pathlib
 import signal
@@ -64,7 +65,7 @@ MOMENTS = {
 def arm(moment, number):
     """The number-th call of what belongs to the moment kills the process; earlier ones do their work."""
     home, name, last = MOMENTS[moment]
-    real, calls = getattr(home, name), iter(range(1, number + 1))
+    real, calls = getattr(home, name), itertools.count(1)
 
     def counted(*args, **kwargs):
         return (last if next(calls) == number else real)(*args, **kwargs)

@@ -144,14 +144,16 @@ class StandInData:
         self.annotations = folder / "annotations.json"
         self.annotations.write_text(json.dumps(ground_truth(self.boxes, self.labels, scale)))
 
-    def train_batches(self, start_step=0):
+    def train_batches(self, start_step=0, share=(0, 1), pieces=1):
         import tensorflow as tf
 
-        size, count = self.batch_size, 64
+        index, workers = share
+        size, count = self.batch_size // (workers * pieces), 64
         images, boxes, labels = pictures(count)
 
-        def batch(step):
-            rows = tf.range(size) + tf.cast(step, tf.int32) * size
+        def batch(piece):
+            step, piece = tf.cast(piece // pieces, tf.int32), tf.cast(piece % pieces, tf.int32)
+            rows = tf.range(size) + step * self.batch_size + (index * pieces + piece) * size
             rows = rows * 5 % count
             x = {"images": tf.gather(images, rows), "size_hw": tf.tile([[64, 96]], [size, 1])}
             y = {
@@ -162,7 +164,7 @@ class StandInData:
             }
             return x, y
 
-        return tf.data.Dataset.counter(start_step).map(batch)
+        return tf.data.Dataset.counter(start_step * pieces).map(batch)
 
     def val_batches(self, limit=None):
         """Batches of 4, 4 and 2."""

@@ -14,10 +14,8 @@ sys.path.append(str(Path(__file__).parent / "models"))
 from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
 
 from kgarden.accumulate import accumulated  # noqa: E402
-from kgarden.distribute import strategy_of  # noqa: E402
 from kgarden.models import build_detector  # noqa: E402
 from kgarden.optimizers import SGD  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
 
 
 def trained(variant, parts, steps=3):
@@ -47,8 +45,3 @@ def test_micro_batches_train_as_the_big_batch(variant, parts):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=2e-6)
     for name, values in terms.items():
         np.testing.assert_allclose(terms_parted[name], values, rtol=2e-5, atol=1e-7, err_msg=name)
-
-
-def test_a_batch_that_cannot_be_parted():
-    with pytest.raises(UserError, match="take a multiple of 3"):
-        strategy_of(1, 8, micro_batches=3)

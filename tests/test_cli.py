@@ -1,5 +1,6 @@
 """The command line: exit codes, one line for a mistake, and the way from shards to drawn pictures."""
 
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from stand_in import CATEGORIES, RECIPE, StandIn, ground_truth, pictures  # noqa
 import kgarden  # noqa: E402
 from kgarden import build, cli  # noqa: E402
 from kgarden.recipe import load_recipe  # noqa: E402
+from kgarden.schema import TrainingFailed, UserError  # noqa: E402
 
 
 @pytest.fixture
@@ -238,3 +240,30 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout and time.perf_counter() - started < 3  # < 1 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a/detections.json"), 1),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 1),
+        (TrainingFailed("step 3: loss no longer finite"), 1),
+        (UserError("runs/a: no such directory"), 2),
+    ],
+)
+def test_what_went_wrong_is_told_in_one_line(monkeypatch, call, error, code):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    got, out, err = call("train", "quickstart")
+    assert got == code and out == "" and err == f"kgarden: {error}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, call):
+    def fails(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(OSError):
+        call("train", "quickstart")

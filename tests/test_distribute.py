@@ -7,36 +7,73 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
-from kgarden.distribute import strategy_of  # noqa: E402
+from kgarden import distribute  # noqa: E402
 from kgarden.schema import UserError  # noqa: E402
 
 
 def test_one_device_needs_no_strategy():
-    assert strategy_of(1, 7) is tf.distribute.get_strategy()
+    assert distribute.team_of(1).strategy is tf.distribute.get_strategy()
     if not tf.config.list_physical_devices("GPU"):
-        assert strategy_of("all", 7) is tf.distribute.get_strategy()
+        assert distribute.team_of("all").strategy is tf.distribute.get_strategy()
 
 
 def test_a_cpu_is_not_split_after_tensorflow_has_started():
     tf.constant(1) + 1
     with pytest.raises(UserError, match="start a new process"):
-        strategy_of(2 + len(tf.config.list_logical_devices("CPU")), 8)
+        distribute.team_of(2 + len(tf.config.list_logical_devices("CPU")))
+
+
+def test_a_batch_must_be_dealt_evenly():
+    team = distribute.Team(tf.distribute.get_strategy())
+    team.check(7)
+    team.check(8, micro_batches=4)
+    with pytest.raises(UserError, match="8 pictures cannot be dealt to 1 replicas in 3 micro-batches"):
+        team.check(8, micro_batches=3)
+
+
+def configured(monkeypatch, workers, index, role="worker"):
+    config = {"cluster": workers, "task": {"type": role, "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+
+
+def test_the_chief_comes_first(monkeypatch):
+    configured(monkeypatch, {"worker": ["b:1", "c:1"], "chief": ["a:1"]}, 1)
+    assert distribute._cluster() == (("a:1", "b:1", "c:1"), 2)
+    configured(monkeypatch, {"worker": ["b:1", "c:1"], "chief": ["a:1"]}, 0, "chief")
+    assert distribute._cluster() == (("a:1", "b:1", "c:1"), 0)
+    configured(monkeypatch, {"worker": ["a:1", "b:1"]}, "1")  # some launchers write the number as a word
+    assert distribute._cluster() == (("a:1", "b:1"), 1)
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}, "names 2 workers"),
         ("{", "not understood"),
-        ([1], "not understood"),
+        ("[1]", "not understood"),
+        ({"cluster": {"worker": 3}}, "not understood"),
+        (
+            {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}},
+            "no worker 2 among",
+        ),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "chief", "index": 0}}, "no chief 0"),
+        ({"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}, "twice"),
+        ({"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {}}, "the role ps has no work"),
     ],
 )
-def test_several_machines_are_refused(monkeypatch, config, message):
+def test_a_cluster_that_cannot_be(monkeypatch, config, message):
     monkeypatch.setenv("TF_CONFIG", config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(UserError, match=message):
-        strategy_of(1, 8)
+        distribute.team_of(1)
 
 
 def test_a_cluster_of_one_is_this_machine(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1"]}, "task": {}}))
-    assert strategy_of(1, 8) is tf.distribute.get_strategy()
+    configured(monkeypatch, {"worker": ["a:1"]}, 0)
+    assert distribute.team_of(1) == distribute.Team(tf.distribute.get_strategy())
+
+
+def test_a_worker_without_gpus_has_one_replica(monkeypatch):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    configured(monkeypatch, {"worker": ["a:1", "b:1"]}, 0)
+    with pytest.raises(UserError, match="a worker without GPUs has one"):
+        distribute.team_of(2)

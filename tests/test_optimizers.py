@@ -157,6 +157,14 @@ def test_norms_and_biases_of_keras_layers_are_recognised(make):
         np.testing.assert_allclose(value, 0.95 if path.endswith("kernel") else 1.0, rtol=1e-6, err_msg=path)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_the_norm_of_the_last_gradient_is_kept_before_clipping(clip_norm):
+    optimizer = SGD(0.1, clip_norm=clip_norm)
+    run(optimizer)
+    expected = np.sqrt(sum((g**2).sum() for g in gradients(len(RATES) - 1).values()))
+    np.testing.assert_allclose(ops.convert_to_numpy(optimizer.gradient_norm), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("make", [SGD, AdamW])
 def test_fit_learns(make):
     model = little_model()

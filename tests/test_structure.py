@@ -20,7 +20,8 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 # A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
 TIERS = [
     {"schema", "tfrecords"},
-    {"settings", "sections", "progress", "draw", "checkpoint", "metrics", "distribute"},
+    {"settings", "sections", "progress", "draw", "checkpoint", "metrics"}
+    | {"distribute", "clock", "diagnosis", "loggers"},
     {"recipe", "ops", "scoring"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},
@@ -40,11 +41,16 @@ MAY_IMPORT_TENSORFLOW = {
     "data",
     "train",
     "session",
+    "clock",
     "accumulate",
     "export",
     "distribute",
 }  # at their top
-MAY_WHEN_ASKED = {"bench", "ops"}  # inside a function, behind a look at the backend, or in a *_sparse file
+MAY_WHEN_ASKED = {
+    "bench",
+    "ops",
+    "loggers",
+}  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {
     "recipe",
@@ -58,7 +64,7 @@ MAY_OPEN_FILES = {
     "export",
     "bench",
 }
-MAY_OPEN_FILES |= {"analyze", "build", "checkpoint", "progress", "cli", "scoring"}
+MAY_OPEN_FILES |= {"distribute", "loggers", "analyze", "build", "checkpoint", "progress", "cli", "scoring"}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
 
 

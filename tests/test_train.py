@@ -20,11 +20,12 @@ from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
 
 from kgarden import build, session, train  # noqa: E402
 from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.loggers import JsonLines  # noqa: E402
 from kgarden.ops.compiled import compiled  # noqa: E402
 from kgarden.predict import compiled_inference  # noqa: E402
-from kgarden.progress import MetricsFile, Reporter  # noqa: E402
+from kgarden.progress import Reporter  # noqa: E402
 from kgarden.recipe import load_recipe  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
+from kgarden.schema import TrainingFailed, UserError  # noqa: E402
 
 
 class Lines(Reporter):
@@ -114,6 +115,7 @@ def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
     training = [line for line in metrics if "loss" in line]
     assert [line["step"] for line in training] == [1, 4, 8, 12]
     assert all(np.isfinite(line["head/class"]) and line["images_per_s"] > 0 for line in training)
+    assert all(line["gradient_norm"] > 0 and line["traces"] == 1 for line in training)
     assert training[0]["lr"] == pytest.approx(0.05) and training[-1]["lr"] == 0.5
     assert [line["step"] for line in metrics if "val/ap50" in line] == [4, 8, 12]
     for word in ("head/class", "images/s", "waiting for data", "left", "AP50"):
@@ -209,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of,
     said = (
         rf"step 10: loss, head/class no longer finite, on the pictures {', '.join(map(str, ids))} .*base_lr"
     )
-    with pytest.raises(session.TrainingFailed, match=said):
+    with pytest.raises(TrainingFailed, match=said):
         train.train(recipe_of(), run, reporter=Lines())
     with np.load(run / "bad_batch.npz") as batch:
         assert batch["image_id"].tolist() == ids and batch["images"].shape == (4, 64, 96, 3)
@@ -439,9 +441,9 @@ def test_waiting_for_data_is_measured(slow, expected):
 def test_metrics_are_written_once_for_each_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for after, steps in [(0, (1, 2, 3)), (2, (3, 4))]:
-        file = MetricsFile(path, after)
+        file = JsonLines(path, after)
         for step in steps:
-            file.add(step=step, loss=1.0 * step + after)
+            file.add(step, {"loss": 1.0 * step + after})
     assert [(line["step"], line["loss"]) for line in jsonl(path)] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
 
 

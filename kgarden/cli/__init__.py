@@ -4,6 +4,7 @@
 Heavy imports stand inside the commands, so that `kgarden --help` answers at once.
 """
 
+import errno
 import sys
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from kgarden.cli.data import data_app
 from kgarden.cli.runs import runs_app
-from kgarden.schema import UserError
+from kgarden.schema import TrainingFailed, UserError
 
 app = typer.Typer(
     help="An object-detection model garden: train, measure, serve.",
@@ -63,7 +64,8 @@ def _exit_code(error):
 
     if isinstance(error, UserError | DataError) or _is_usage(error):
         return 2
-    return 1 if type(error).__name__ == "TrainingFailed" else None
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return 1 if isinstance(error, TrainingFailed) or full else None
 
 
 def _is_usage(error):

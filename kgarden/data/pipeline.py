@@ -77,6 +77,8 @@ def train_batches(
     keep_crowd=True,
     seed=0,
     start_step=0,
+    share=(0, 1),
+    pieces=1,
     parallel=tf.data.AUTOTUNE,
 ):
     """Batches to train on, without end.
@@ -98,13 +100,15 @@ def train_batches(
         keep_empty:    also pictures without objects.
         keep_crowd:    hand out regions with many objects, marked, instead of leaving them out.
         start_step:    leave out the first so many batches.
+        share:         (index, of how many): prepare this part of every batch, in the order of its pictures.
+        pieces:        hand that part out in so many pieces, one after the other.
         parallel:      pictures that are prepared at the same time.
     Returns:
         tf.data.Dataset of (x, y). Shapes are static if the pictures need one canvas alone; with several,
         H and W differ from batch to batch.
     """
     data, weights, parts = _pool(datasets, keep_empty)
-    _check(cache, batch_size)
+    _check(cache, batch_size, share[1] * pieces)
     augmentation = Augmentation(augment, antialias, masks)
     for one in datasets if masks else ():
         check_masks(one)
@@ -131,16 +135,16 @@ def train_batches(
         rows = samplers.endless_rows(sizes, weights, seed, streams)
         others = samplers.endless_rows(sizes, weights, (seed, PARTNERS), streams)
         steps = samplers.batches(rows, canvas, batch_size, start_step, others, partners)
+        parts_of_steps = (np.array_split(step, share[1])[share[0]] for step in steps)
         while True:
-            chunk = np.concatenate(list(itertools.islice(steps, max(1, CHUNK // batch_size))))
+            chunk = np.concatenate(list(itertools.islice(parts_of_steps, max(1, CHUNK // batch_size))))
             yield np.delete(chunk, 2, axis=1)
 
     signature = tf.TensorSpec((None, 2 + augmentation.partners), tf.int64)
     rows = tf.data.Dataset.from_generator(order, output_signature=signature)
-    if augmentation.is_plain and not masks:
-        batches = _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
-    else:
-        batches = _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel)
+    made = _plain if augmentation.is_plain and not masks else _changed
+    size = batch_size // (share[1] * pieces)
+    batches = made(rows, load, augmentation, seed, static_hw, max_objects, size, parallel)
     return _handed_out(batches, tf.data.INFINITE_CARDINALITY)
 
 
@@ -332,11 +336,13 @@ def _canvases(index, canvases, short_side_px, long_side_px):
     return [canvases[number] for number in used], canvas
 
 
-def _check(cache, batch_size):
+def _check(cache, batch_size, parts=1):
     if cache not in CACHES:
         raise UserError(f"cache: {cache!r} is none of {', '.join(CACHES)}")
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size}: at least 1")
+    if batch_size % parts:
+        raise UserError(f"batch_size: {batch_size} pictures cannot be dealt in {parts} equal parts")
 
 
 def _warn_of_overflow(index, max_objects):

@@ -20,8 +20,14 @@ class PerCanvas(keras.Model):
             super().make_train_function(force)
         elif self.train_function is None or force:
             replicated = on_replicas(self.train_step, self.distribute_strategy)
-            step = compiled(replicated, self.jit_compile)
+            step = self._step = compiled(replicated, self.jit_compile)
             self.train_function = lambda iterator: step(next(iterator))
+
+    @property
+    def traces(self):
+        """How often the training step was traced so far; 0 where Keras compiles it in its own way."""
+        step = getattr(self, "_step", None)
+        return step.experimental_get_tracing_count() if step is not None else 0
 
     def make_predict_function(self, force=False):
         if self._keras_knows_better() or self.distribute_strategy.num_replicas_in_sync > 1:

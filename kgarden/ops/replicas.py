@@ -22,7 +22,7 @@ if keras.backend.backend() == "tensorflow":
         context = tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
         if context is None or context.num_replicas_in_sync == 1:
             return x
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))  # an argument has no device yet
 
     def on_replicas(step, strategy):
         """The step of one replica -> a step of a whole distributed batch: runs on each, gives the means.
@@ -34,10 +34,13 @@ if keras.backend.backend() == "tensorflow":
         if strategy.num_replicas_in_sync == 1:
             return step
 
+        def averaged(batch):
+            context, mean = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.MEAN
+            return context.all_reduce(mean, keras.tree.map_structure(tf.identity, step(batch)))
+
         def all_steps(batch):
-            values = strategy.run(step, args=(batch,))
-            mean = tf.distribute.ReduceOp.MEAN
-            return {name: strategy.reduce(mean, value, axis=None) for name, value in values.items()}
+            values = strategy.run(averaged, args=(batch,))
+            return {name: strategy.experimental_local_results(value)[0] for name, value in values.items()}
 
         return all_steps
 

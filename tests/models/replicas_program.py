@@ -49,7 +49,9 @@ def trained(variant, strategy):
         detector.compile(optimizer=SGD(0.01, clip_norm=clip_norm, weight_decay=1e-4), jit_compile=False)
     before = values(detector)
     history = detector.fit(dataset, epochs=1, steps_per_epoch=3, verbose=0, shuffle=False).history
-    return before, values(detector), {name: value[0] for name, value in history.items()}
+    terms = {name: value[0] for name, value in history.items()}
+    terms["gradient_norm"] = float(detector.optimizer.gradient_norm)
+    return before, values(detector), terms
 
 
 def values(detector):
