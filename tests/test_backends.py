@@ -73,8 +73,8 @@ def assert_trained_alike(result, one, other):
             np.testing.assert_allclose(more_arrays[path], array, rtol=1e-5, atol=1e-5, err_msg=path)
         apart[group] = apart.get(group, 0) + np.sum((more_arrays[path] - array) ** 2)
         way[group] = way.get(group, 0) + np.sum((start[path] - array) ** 2)
-    # Lengths over all tensors. One activation that rounding puts on the other side of zero changes the gradient
-    # of a channel by some per cent, so the momenta, which are sums of gradients, get more room.
+    # Lengths over all tensors. One activation that rounding puts on the other side of zero changes a gradient
+    # by some per cent for a channel, so the momenta, which are sums of gradients, get more room.
     limits = {"weights": 1e-4, "statistics": 1e-4, "averages": 1e-4, "optimizer": 5e-3}
     assert limits.keys() == way.keys()
     for group, limit in limits.items():

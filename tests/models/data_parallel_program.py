@@ -2,9 +2,9 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python data_parallel_program.py VARIANT CANVASES
 
-Prints, for three steps on batches of one or two canvases, the largest difference of any weight over the largest
-step that this weight's tensor took, of any loss term, the share of tensors that moved, and on how many devices
-the weights lay.
+Prints, for three steps on batches of one or two canvases, the largest difference of any weight over the
+largest step that this weight's tensor took, of any loss term, the share of tensors that moved, and on how
+many devices the weights lay.
 """
 
 import contextlib
