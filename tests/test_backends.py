@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -30,20 +31,26 @@ VARIANTS = [
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
 
 
+def run(backend, program, *arguments):
+    """What a program of this folder prints under a backend, in a process of its own."""
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICK if backend == "jax" else "",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE / "models"), *sys.path]),
+    }
+    command = [sys.executable, str(HERE / program), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def result(request, tmp_path_factory):
     """result(name) -> (losses, {path: array}) of one training of this variant."""
     folder = tmp_path_factory.mktemp("backends")
     for backend in ("tensorflow", "jax", "tensorflow"):  # the last one for the checkpoint that JAX has left
-        environment = os.environ | {
-            "KERAS_BACKEND": backend,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": QUICK if backend == "jax" else "",
-            "PYTHONPATH": os.pathsep.join([str(HERE / "models"), *sys.path]),
-        }
-        command = [sys.executable, str(HERE / "backends_program.py"), str(folder), request.param]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run(backend, "backends_program.py", folder, request.param)
 
     @functools.cache
     def read(name):
@@ -101,3 +108,25 @@ def test_jax_goes_on_from_a_checkpoint_of_tensorflow(result):
 
 def test_tensorflow_goes_on_from_a_checkpoint_of_jax(result):
     assert_trained_alike(result, "jax", "from_jax_on_tensorflow")
+
+
+@pytest.mark.parametrize("first,second", [("tensorflow", "jax"), ("jax", "tensorflow")])
+def test_a_run_begun_on_one_backend_ends_on_the_other(tmp_path, first, second):
+    """`kgarden train` on JAX reads its data through TensorFlow; files of a run belong to no backend."""
+    run(first, "stand_in_program.py", tmp_path, tmp_path / "whole", 12)
+    run(first, "stand_in_program.py", tmp_path, tmp_path / "parts", 8)
+    said = run(second, "stand_in_program.py", tmp_path, tmp_path / "parts", 12)
+    assert "going on from step 8 of 12" in said
+    for name in ("model.weights.h5", "best.weights.h5"):
+        whole, parts = (stored(tmp_path / folder / name) for folder in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and len(whole) == 7
+        for path, array in whole.items():
+            np.testing.assert_allclose(parts[path], array, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def stored(path):
+    """{path in the file: array}"""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if hasattr(item, "dtype") else None)
+    return found
