@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,18 @@ def test_batches_that_cannot_be_dealt_out_are_refused_in_one_line():
     assert lines[1] == lines[0]
     assert lines[2].startswith("a batch cannot be dealt to 8 devices: each, the last one too, must hold a")
     assert lines[3] == "an answer for 3 pictures"
+
+
+@needs_jax
+@pytest.mark.slow
+def test_the_script_of_the_docs_runs(tmp_path):
+    """One step of it, on eight devices."""
+    page = (HERE.parents[1] / "docs" / "training.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?data_parallel.*?)```", page, re.DOTALL)
+    assert '"schedule.steps": 20' in script
+    shorter = script.replace('"schedule.steps": 20', '"schedule.steps": 1')
+    (tmp_path / "script.py").write_text(shorter + "\nprint(detections['boxes'].shape)\n")
+    assert run(tmp_path / "script.py").strip().endswith("(1, 100, 4)")
 
 
 @pytest.mark.skipif(ON_JAX, reason="about the other backend")
