@@ -21,7 +21,7 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 TIERS = [
     {"schema", "tfrecords"},
     {"settings", "sections", "progress", "draw", "checkpoint", "metrics"}
-    | {"distribute", "clock", "diagnosis", "loggers"},
+    | {"distribute", "parallel", "clock", "diagnosis", "loggers"},
     {"recipe", "ops", "scoring"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},

@@ -62,7 +62,7 @@ def _exit_code(error):
     """2 for what the caller did wrong, 1 for work that went wrong, None for a fault of ours."""
     from tfrecords.schema import DataError
 
-    if isinstance(error, UserError | DataError) or _is_usage(error):
+    if isinstance(error, UserError | DataError) or _is_usage(error) or _lacks_tensorflow(error):
         return 2
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return 1 if isinstance(error, TrainingFailed) or full else None
@@ -73,6 +73,14 @@ def _is_usage(error):
     return hasattr(error, "format_message") or isinstance(error, typer.Abort)
 
 
+def _lacks_tensorflow(error):
+    """On JAX kgarden is installed without it, too, and much works."""
+    name = (getattr(error, "name", None) or "").split(".")[0]
+    return isinstance(error, ModuleNotFoundError) and name == "tensorflow"
+
+
 def _complain(error):
     text = error.format_message() if hasattr(error, "format_message") else str(error)
+    if _lacks_tensorflow(error):
+        text = "this needs TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'"
     print(f"kgarden: {text or 'aborted'}", file=sys.stderr)
