@@ -34,9 +34,9 @@ from kgarden.settings import fill
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
-# First stages of Table 1. The release has the first alone; of the others the paper says that classes and boxes
-# read one tower, that GFL regresses plain distances, and that terms weigh half of what they do alone. Their
-# scores are square roots like CenterNet's, so that `fuse` means the same for all.
+# First stages of Table 1. The release has the first alone; of the others the paper says that classes and
+# boxes read one tower, that GFL regresses plain distances, and that terms weigh half of what they do alone.
+# Their scores are square roots like CenterNet's, so that `fuse` means the same for all.
 OTHERS = {"shared_tower": True, "sqrt_scores": True}
 FIRST_STAGES = {
     "centernet": (
@@ -99,9 +99,7 @@ def centernet2(
     """
     if roi_head == "none":
         if (proposer or {}).get("name", "centernet") != "centernet":
-            raise UserError(
-                "model.roi_head none leaves CenterNet* alone: take model.name for other detectors"
-            )
+            raise UserError("model.roi_head none leaves CenterNet* alone: leave model.proposer.name out")
         of_head = {key: value for key, value in (proposer or {}).items() if key not in PROPOSER_ONLY}
         return centernet(num_classes, seed, backbone, neck, of_head, selection, pixels)
     neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from golden import assert_agrees  # noqa: F401  (the harness finds its directory)
 from gradients import value_and_gradients
 from keras import ops
 
@@ -167,7 +166,8 @@ def test_parameters_are_those_of_the_references():
 
 def test_no_activation_before_p7_unless_asked():
     for name, relu in [("fcos", True), ("atss", False), ("gfl", False), ("retinanet", False)]:
-        detector = build_detector({"name": name, "backbone": "resnet18", "neck": {"channels": 32}}, 3)
+        backbone = {"name": "resnet18", "stem_channels": 8, "res2_channels": 8}
+        detector = build_detector({"name": name, "backbone": backbone, "neck": {"channels": 32}}, 3)
         assert detector.neck.relu_before_p7 == relu
         assert (detector.neck.top == "p6p7_of_c5") == (name == "retinanet")
         assert detector.selection.iou == (0.5 if name == "retinanet" else 0.6)
@@ -195,9 +195,8 @@ def test_distances_of_the_first_paper_are_px():
 
 
 def test_the_quality_may_be_the_iou():
-    # Every box is as far on all sides as half a stride: known IoUs with the object.
+    # One point in the middle of an object: known IoUs.
     y = truth(images=1, objects=1, padding=0)
-    y["boxes"][0, 0] = [20, 20, 28, 28]  # the point (20, 20) lies on its corner, (24 +- 4) none inside but...
     y["boxes"][0, 0] = [16, 16, 24, 24]  # the point (20, 20) of stride 8 alone, 4 px to each side
     head = head_of("fcos", quality="iou")
     terms = terms_of(head, raw_fcos(head, code=0.25), y)  # half as large: IoU 1/4, GIoU 1/4
@@ -286,8 +285,14 @@ def test_unknown_words_are_named():
     ]:
         with pytest.raises(UserError, match=rf"dense_head\.{word} .* one of"):
             FCOSHead(STRIDES, 3, **settings)
+    for name in HEADS:
+        with pytest.raises(UserError, match=r"dense_head\.box_loss 'huber': one of"):
+            head_of(name, box_loss="huber")
+        with pytest.raises(UserError, match=r"dense_head\.weights: no term 'boxes'"):
+            head_of(name, weights={"boxes": 2.0})
     with pytest.raises(UserError, match=r"dense_head\.rescue"):
-        head = head_of("retinanet", rescue="detectron2")
-        head.assign(head(pyramid()), truth())
+        head_of("retinanet", rescue="detectron2")
+    with pytest.raises(UserError, match="5 ranges for 4 levels"):
+        FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):
         GFLHead(STRIDES, 3, reg_max=0)
