@@ -210,6 +210,37 @@ def test_the_quality_may_be_the_iou():
     assert sure["fcos/centerness"] == pytest.approx(np.log1p(np.exp(2)) - 2, rel=1e-5)
 
 
+def test_a_sum_of_centerness_below_one_is_divided_by():
+    # 2 px wide around one point, 1 px below the top and 15 px above the bottom: a centre-ness of sqrt(1/15).
+    y = truth(images=1, objects=1, padding=0)
+    y["boxes"][0, 0] = [19, 19, 21, 35]
+    head = head_of("fcos", size_ranges=[[14.5, 15.5]] + [[1000, 2000]] * 4, center_radius=None)
+    raw = raw_fcos(head, code=0.0)
+    assert np.flatnonzero(ops.convert_to_numpy(head.assign(raw, y))[0] >= 0).size == 1
+    # A box without extent has an IoU of 0 and the object for a hull: GIoU 0.
+    assert terms_of(head, raw, y)["fcos/box"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_by_what_candidates_are_ranked_and_gated():
+    features = pyramid()
+    for settings, rank, gate in [
+        ({}, "class", "class"),
+        ({"rank_by": "score", "gate_by": "score"}, "score", "score"),
+        ({"sqrt_scores": True}, "class", "class"),
+    ]:
+        head = head_of("atss", **settings)
+        raw = head(features)
+        sure, middle = (ops.convert_to_numpy(ops.sigmoid(one)) for one in head.score_logits(raw))
+        by = {"class": sure, "score": sure * middle}
+        found = {key: value for key, value in head.candidates(raw).items() if key != "levels"}
+        found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
+        np.testing.assert_allclose(found["rank"], by[rank], rtol=1e-5)
+        np.testing.assert_allclose(found["gate"], by[gate], rtol=1e-5)
+        np.testing.assert_allclose(found["probability"], by["score"], rtol=1e-5)
+        reported = np.sqrt(by["score"]) if "sqrt_scores" in settings else by["score"]
+        np.testing.assert_allclose(found["scores"], reported, rtol=1e-5)
+
+
 def test_without_centerness_its_target_still_weighs_boxes():
     y = truth()
     with_it, without = head_of("fcos"), head_of("fcos", centerness=None)
