@@ -44,7 +44,7 @@ VARIANTS = {
         f"{base}_pss": {
             "name": "pss",
             **TINY,
-            "base": {"name": base, "num_convs": 1},
+            "base": {"name": base, "num_convs": 1, "norm": "gn"},  # RetinaNet's boxes stay near the picture
             "selector": {"num_convs": 1},
         }
         for base in ("fcos", "atss", "gfl", "retinanet")
