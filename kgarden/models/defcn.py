@@ -30,6 +30,7 @@ from kgarden.models.fcos import FCOSHead
 from kgarden.models.one_stage import dense_detector
 from kgarden.schema import BOXES, LABELS, UserError, truth_is_valid
 from kgarden.settings import fill, overlaid
+from kgarden.targets.fcos import FAR
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, chosen, quality
 
 UNMATCHED = ("drop", "released")
@@ -195,6 +196,7 @@ class DeFCNHead(FCOSHead):
         super().__init__(
             strides,
             num_classes,
+            size_ranges=[(0, FAR)] * len(strides),  # an object may be learned on any level
             center_radius=radius,
             centerness=None,
             tower_bias=tower_bias,

@@ -23,6 +23,9 @@ def numpy_of(x):
     return ops.convert_to_numpy(x)
 
 
+STRIDES = [8, 16, 32, 64, 128]
+
+
 def file_here(name):
     """A file of the repository, whichever directory the run compares with."""
     return Golden(HERE / f"{name}.npz")
@@ -99,8 +102,8 @@ def test_without_stop_gradient_the_box_tower_learns_from_the_branch(golden):
 
 def test_parameters_of_the_branch():
     for num_convs, count in ((2, 1_182_977), (1, 590_336 + 2_305), (3, 3 * 590_336 + 2_305)):
-        head = PSSHead([8], 80, selector={"num_convs": num_convs})
-        head.build([(None, None, None, 256)])
+        head = PSSHead(STRIDES, 80, selector={"num_convs": num_convs})
+        head.build([(None, None, None, 256)] * 5)
         assert head.selector.count_params() == count
 
 
@@ -295,7 +298,7 @@ def test_mistakes_are_named():
         ({"ranking": {"negatives": "all"}}, "best_class"),
     ):
         with pytest.raises(UserError, match=words):
-            PSSHead([8], 3, **settings)
+            PSSHead(STRIDES, 3, **settings)
 
 
 # --- training -----------------------------------------------------------------------------------------------
