@@ -206,15 +206,15 @@ class DenseHead(keras.layers.Layer):
             size_hw: (B, 2) size of the pictures, to cut boxes off at; None: boxes stay whole.
         """
         boxes, scores = self.boxes(raw), self.scores(raw)
-        by = {"class": ops.sigmoid(flatten(raw["classes"], self.num_scores)), "score": scores}
         found = {
             BOXES: boxes,
             SCORES: ops.sqrt(scores) if self.sqrt_scores else scores,
-            "rank": by[self.rank_by],
-            "gate": by[self.gate_by],
             "probability": scores,
             "levels": self.levels(raw),
         }
+        if "centerness" in raw or self.sqrt_scores:
+            by = {"class": ops.sigmoid(flatten(raw["classes"], self.num_scores)), "score": scores}
+            found |= {"rank": by[self.rank_by], "gate": by[self.gate_by]}
         if self.clip and size_hw is not None:
             found[BOXES] = box_ops.clip(boxes, size_hw)
             found[VALID] = box_ops.nonempty(found[BOXES])[..., None]
@@ -226,6 +226,17 @@ def flatten(maps, depth):
     return ops.concatenate(
         [ops.reshape(m, (-1, m.shape[1] * m.shape[2] * (m.shape[3] // depth), depth)) for m in maps], axis=1
     )
+
+
+def weights_of_terms(defaults, given):
+    """Weights of terms, the given ones laid over the defaults.
+
+    Raises:
+        UserError: a weight of no term.
+    """
+    for term in set(given or {}) - set(defaults):
+        raise UserError(f"model.dense_head.weights: no term {term!r}; there are {', '.join(defaults)}")
+    return {**defaults, **(given or {})}
 
 
 def one_of(where, value, known):

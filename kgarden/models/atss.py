@@ -18,8 +18,8 @@ centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not h
 
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of
-from kgarden.losses.box_iou import box_iou_loss
+from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.models.detector import per_global
 from kgarden.models.one_stage import dense_detector
@@ -130,11 +130,12 @@ class ATSSHead(ATSSAssigned):
     ):
         super().__init__(strides, num_classes, 4, centerness=centerness, name=name, **kwargs)
         one_of("dense_head.box_code", box_code, ("deltas", "ltrb"))
+        one_of("dense_head.box_loss", box_loss, KINDS)
         self.box_code = box_code
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss = box_loss
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = {"class": 1.0, "box": 2.0, "centerness": 1.0, **(weights or {})}
+        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 2.0, "centerness": 1.0}, weights)
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
 
     def activate(self, code, level):

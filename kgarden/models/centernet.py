@@ -36,7 +36,7 @@ from kgarden.models.detector import per_global
 from kgarden.models.one_stage import OneStage
 from kgarden.necks import make_neck
 from kgarden.ops.cells import cells_of
-from kgarden.schema import BOXES, LABELS, SCORES, truth_is_valid
+from kgarden.schema import BOXES, LABELS, SCORES, UserError, truth_is_valid
 from kgarden.settings import fill
 from kgarden.targets.centernet import SIZE_RANGES, center_targets, more_positives
 
@@ -85,6 +85,8 @@ class CenterNetHead(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        if num_classes is None and not objectness:
+            raise UserError("a CenterNet head without classes needs objectness: leave `objectness` on")
         self.strides = list(strides)
         self.num_classes = num_classes
         self.target_settings = dict(size_ranges=size_ranges, min_overlap=min_overlap, min_radius=min_radius)

@@ -12,6 +12,7 @@ proposals (256) are enough.
                                         published models use; "product" is the equation; "off"
     loss weight 0.5 of stage one        `weights` {positive 0.5, negative 0.5, box 1.0}
     256 proposals, NMS 0.9              proposer.test
+    other first stages (section 5)      proposer.name: retinanet, atss, gfl
     IoU 0.6 / 0.7 / 0.8, NMS 0.7        roi_head.ious, selection.iou
 
 Where paper and release disagree the release is the default: it produced the published numbers.
@@ -20,15 +21,38 @@ Where paper and release disagree the release is the default: it produced the pub
 from kgarden.backbones import make_backbone
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
+from kgarden.models.atss import ATSSHead
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.gfl import GFLHead
+from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.two_stage import AsProposer, TwoStage
 from kgarden.necks import make_neck
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
+
+# First stages of Table 1. The release has the first alone; of the others the paper says that classes and
+# boxes read one tower, that GFL regresses plain distances, and that terms weigh half of what they do alone.
+# Their scores are square roots like CenterNet's, so that `fuse` means the same for all.
+OTHERS = {"shared_tower": True, "sqrt_scores": True}
+FIRST_STAGES = {
+    "centernet": (
+        CenterNetHead,
+        {"ignore_above": 0.85, "weights": STAGE_ONE_WEIGHTS},
+    ),
+    "retinanet": (
+        RetinaNetHead,
+        OTHERS | {"rescue": "keep", "normalizer": "ema", "weights": {"class": 0.5, "box": 0.5}},
+    ),
+    "atss": (
+        ATSSHead,
+        OTHERS | {"rank_by": "score", "weights": {"class": 0.5, "box": 1.0, "centerness": 0.5}},
+    ),
+    "gfl": (GFLHead, OTHERS | {"reg_max": None, "weights": {"class": 0.5, "box": 1.0}}),
+}
 ROI_HEADS = {
     "cascade": (CascadeHead, {"ious": (0.6, 0.7, 0.8)}),
     "faster": (FasterHead, {"iou": 0.6, "class_agnostic": True}),
@@ -36,6 +60,7 @@ ROI_HEADS = {
 
 # What only a proposer has: how many proposals, and the loss settings that the release changes for it.
 PROPOSER_ONLY = (
+    "name",
     "train",
     "test",
     "train_per_level",
@@ -63,7 +88,8 @@ def centernet2(
         seed:        of the sampling of RoIs.
         backbone:    a name, or {name, ...}; see kgarden/backbones.
         neck:        settings of the FPN.
-        proposer:    settings of CenterNetHead, and "train", "test": how many proposals, "nms_iou".
+        proposer:    {name: a key of FIRST_STAGES, "centernet" if left out, and the settings of its head}, and
+                     "train", "test": how many proposals, "nms_iou".
         roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead}; "none" leaves
                      the second stage out: CenterNet* alone, with the tower and target settings of `proposer`.
         selection:   settings of the final Selection.
@@ -72,6 +98,8 @@ def centernet2(
         TwoStage, or OneStage without a second stage.
     """
     if roi_head == "none":
+        if (proposer or {}).get("name", "centernet") != "centernet":
+            raise UserError("model.roi_head none leaves CenterNet* alone: leave model.proposer.name out")
         of_head = {key: value for key, value in (proposer or {}).items() if key not in PROPOSER_ONLY}
         return centernet(num_classes, seed, backbone, neck, of_head, selection, pixels)
     neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
@@ -92,6 +120,7 @@ def centernet2(
 
 def _proposer(
     neck,
+    name="centernet",
     train=2000,
     test=256,
     train_per_level=4000,
@@ -100,13 +129,14 @@ def _proposer(
     score_threshold=1e-4,
     **head,
 ):
-    """CenterNet* that proposes; spec of the release, "Base-CenterNet2"."""
-    settings = {"width": neck.channels, "ignore_above": 0.85, "weights": STAGE_ONE_WEIGHTS, **head}
+    """A first stage that proposes; numbers of proposals are those of the release, "Base-CenterNet2"."""
+    if name not in FIRST_STAGES:
+        raise UserError(f"model.proposer.name {name!r}: one of {', '.join(FIRST_STAGES)}")
+    kind, defaults = FIRST_STAGES[name]
+    settings = {"width": neck.channels, **defaults, **head}
     shared = dict(score_threshold=score_threshold, iou=nms_iou, class_wise=False)
     return AsProposer(
-        fill(
-            CenterNetHead, settings, "model.proposer", strides=neck.strides, num_classes=None, objectness=True
-        ),
+        fill(kind, settings, "model.proposer", strides=neck.strides, num_classes=None),
         train=Selection(total=train, per_level=train_per_level, **shared),
         test=Selection(total=test, per_level=test_per_level, **shared),
         name="proposer",

@@ -26,15 +26,15 @@ sources have differently, as arguments:
 
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of
-from kgarden.losses.box_iou import box_iou_loss, pairwise_iou
+from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.detector import per_global
 from kgarden.models.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.cells import cells_of
-from kgarden.schema import BOXES, truth_is_valid
+from kgarden.schema import BOXES, UserError, truth_is_valid
 from kgarden.targets.assigned import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
@@ -80,11 +80,15 @@ class FCOSHead(DenseHead):
         super().__init__(strides, num_classes, 4, centerness=centerness, name=name, **kwargs)
         one_of("dense_head.quality", quality, ("centerness", "iou"))
         one_of("dense_head.distance", distance, ("relu", "exp"))
+        one_of("dense_head.box_loss", box_loss, KINDS)
+        if len(size_ranges) != len(strides):
+            given = f"{len(size_ranges)} ranges for {len(strides)} levels"
+            raise UserError(f"model.dense_head.size_ranges: {given}; give one for each")
         self.size_ranges, self.center_radius = size_ranges, center_radius
         self.quality, self.distance = quality, distance
         self.box_loss, self.smoothing = box_loss, smoothing
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = {"class": 1.0, "box": 1.0, "centerness": 1.0, **(weights or {})}
+        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 1.0, "centerness": 1.0}, weights)
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
 
     def activate(self, code, level):

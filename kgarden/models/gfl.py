@@ -18,8 +18,8 @@ ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are th
 
 from keras import ops
 
-from kgarden.heads.dense import flatten
-from kgarden.losses.box_iou import box_iou_loss, pairwise_iou
+from kgarden.heads.dense import flatten, one_of, weights_of_terms
+from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import distribution_focal_loss, expectation, quality_focal_loss
 from kgarden.models.atss import ATSSAssigned
 from kgarden.models.detector import per_global
@@ -60,9 +60,10 @@ class GFLHead(ATSSAssigned):
         if reg_max is not None and reg_max < 1:
             raise UserError(f"model.dense_head.reg_max {reg_max}: at least 1, or null for plain distances")
         super().__init__(strides, num_classes, 4 * ((reg_max or 0) + 1), name=name, **kwargs)
+        one_of("dense_head.box_loss", box_loss, KINDS)
         self.reg_max = reg_max
         self.box_loss, self.beta = box_loss, beta
-        self.weights_of_terms = {"class": 1.0, "box": 2.0, "distribution": 0.25, **(weights or {})}
+        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 2.0, "distribution": 0.25}, weights)
         self.terms = ("class", "box", "distribution") if reg_max else ("class", "box")
 
     def activate(self, code, level):

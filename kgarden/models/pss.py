@@ -330,7 +330,7 @@ def pss(
         backbone=make_backbone(backbone),
         neck=neck,
         dense_head=head,
-        selection=_selection(prediction, BASES[name].nms_iou, selection or {}),
+        selection=selection_for(prediction, BASES[name].nms_iou, selection or {}),
         pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
@@ -338,8 +338,11 @@ def pss(
     )
 
 
-def _selection(prediction, nms_iou, settings):
-    """Without NMS the best K of all, which are among the best K of their levels; or the base's NMS."""
+def selection_for(prediction, nms_iou, settings):
+    """Selection of detections: without NMS the best K of all, or the base's own.
+
+    The best K of all are among the best K of their levels: more need not be sorted.
+    """
     defaults = {"iou": nms_iou}
     if prediction == "end_to_end":
         best = settings.get("total", Selection.total)

@@ -25,8 +25,8 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 import keras
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of
-from kgarden.losses.box_iou import box_iou_loss
+from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.roi import smooth_l1
 from kgarden.models.detector import per_global
@@ -36,7 +36,7 @@ from kgarden.ops import shares
 from kgarden.ops.anchors import anchor_grid
 from kgarden.schema import BOXES, truth_is_valid
 from kgarden.targets.assigned import IGNORED, one_hot
-from kgarden.targets.retinanet import assign_by_iou
+from kgarden.targets.retinanet import RESCUES, assign_by_iou
 
 NORMALIZERS = ("count_empty", "positives", "ema")
 
@@ -97,6 +97,8 @@ class RetinaNetHead(DenseHead):
         )
         one_of("dense_head.anchor_order", anchor_order, ("ratio", "size"))
         one_of("dense_head.normalizer", normalizer, NORMALIZERS)
+        one_of("dense_head.rescue", rescue, RESCUES)
+        one_of("dense_head.box_loss", box_loss, ("smooth_l1", *KINDS))
         sides = [anchor_scale * 2 ** (octave / octaves) for octave in range(octaves)]
         self.anchor_settings = dict(
             strides=self.strides,
@@ -111,7 +113,7 @@ class RetinaNetHead(DenseHead):
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss, self.box_beta = box_loss, box_beta
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = {"class": 1.0, "box": 1.0, **(weights or {})}
+        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 1.0}, weights)
 
     def build(self, pyramid_shapes):
         super().build(pyramid_shapes)

@@ -6,7 +6,6 @@ Lin et al. 2017, arXiv:1708.02002, section 4. Letters: B images, M objects (padd
 from keras import ops
 
 from kgarden.ops.matching import IGNORE, NEGATIVE, POSITIVE, match
-from kgarden.schema import UserError
 from kgarden.targets.assigned import BACKGROUND, IGNORED
 
 RESCUES = ("keep", "overwrite", None)
@@ -25,11 +24,7 @@ def assign_by_iou(iou, gt_valid, thresholds=(0.4, 0.5), rescue="overwrite"):
     Returns:
         best:    (B, A) int32, the object that each anchor overlaps most, good enough or not.
         matched: (B, A) int32, see kgarden/targets/assigned.py.
-    Raises:
-        UserError: unknown rescue.
     """
-    if rescue not in RESCUES:
-        raise UserError(f"model.dense_head.rescue {rescue!r}: one of {', '.join(map(str, RESCUES))}")
     labels = [NEGATIVE, IGNORE, POSITIVE]
     best, label = match(iou, gt_valid, list(thresholds), labels, low_quality=rescue == "keep")
     matched = ops.where(label == POSITIVE, best, ops.where(label == IGNORE, IGNORED, BACKGROUND))

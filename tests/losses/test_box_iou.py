@@ -57,6 +57,19 @@ def test_a_perfect_box_stays_put_and_a_flat_one_has_finite_gradients(kind):
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+def test_a_box_without_width_is_pulled_apart_as_a_narrow_one_is(kind):
+    """A relu leaves distances of exactly 0: the corner there must not cut the gradient off."""
+    target = np.float32([[0, 0, 8, 8]])
+
+    def gradient(width):
+        box = np.float32([[5, 1, 5 + width, 7]])
+        return value_and_gradients(lambda at: ops.sum(box_iou_loss(at, target, kind)), [box])[1][0]
+
+    np.testing.assert_allclose(gradient(0.0), gradient(1e-3), rtol=0.01, atol=1e-4)
+    assert gradient(0.0)[0, 2] < -0.01
+
+
 def test_an_unknown_kind_is_named():
     with pytest.raises(UserError, match="one of giou"):
         box_iou_loss(np.zeros((1, 4)), np.zeros((1, 4)), "gioux")

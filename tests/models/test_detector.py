@@ -16,22 +16,6 @@ TINY = {
     "neck": {"channels": 32},
 }
 PROPOSER = {"num_convs": 1, "train": 50, "test": 20, "train_per_level": 60}
-
-
-def first_stage(name):
-    """A dense head of two towers as CenterNet2 uses it in its ablation: one tower, any object."""
-    return {
-        "name": "two_stage",
-        **TINY,
-        "proposer": {
-            "head": {"name": name, "width": 32, "num_convs": 1, "shared_tower": True},
-            "train": {"total": 50, "per_level": 60, "score_threshold": 0.0},
-            "test": {"total": 20, "score_threshold": 0.0},
-        },
-        "roi_head": {"name": "faster", "width": 16, "num_samples": 32, "fuse": "product"},
-    }
-
-
 VARIANTS = {
     "centernet": {"name": "centernet", **TINY, "dense_head": {"num_convs": 1}},
     "centernet2": {
@@ -60,7 +44,7 @@ VARIANTS = {
         f"{base}_pss": {
             "name": "pss",
             **TINY,
-            "base": {"name": base, "num_convs": 1},
+            "base": {"name": base, "num_convs": 1, "norm": "gn"},  # RetinaNet's boxes stay near the picture
             "selector": {"num_convs": 1},
         }
         for base in ("fcos", "atss", "gfl", "retinanet")
@@ -97,7 +81,25 @@ VARIANTS = {
         },
         "roi_head": {"name": "cascade", "width": 16, "num_samples": 32, "fuse": "released"},
     },
-    **{f"two_stage_{name}": first_stage(name) for name in ("atss", "fcos", "gfl", "retinanet")},
+    "two_stage_fcos": {
+        "name": "two_stage",
+        **TINY,
+        "proposer": {
+            "head": {"name": "fcos", "width": 32, "num_convs": 1, "shared_tower": True},
+            "train": {"total": 50, "per_level": 60},
+            "test": {"total": 20},
+        },
+        "roi_head": {"name": "faster", "width": 16, "num_samples": 32, "fuse": "product"},
+    },
+    **{
+        f"centernet2_{name}": {
+            "name": "centernet2",
+            **TINY,
+            "proposer": {"name": name, **PROPOSER},
+            "roi_head": {"name": "faster", "width": 16, "num_samples": 32},
+        }
+        for name in ("atss", "gfl", "retinanet")
+    },
 }
 CLASSES = 3
 
@@ -133,7 +135,7 @@ def values(variables):
 
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
-TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "two_stage_gfl", "pss_two_stages")]
+TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "centernet2_gfl", "pss_two_stages")]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -267,6 +269,14 @@ def test_mistakes_in_settings_are_named():
         build_detector({"name": "centernet2", "roi_head": {"iouss": [0.5]}}, 3)
     with pytest.raises(UserError, match=r"model\.proposer\.trian"):
         build_detector({"name": "centernet2", "proposer": {"trian": 5}}, 3)
+    with pytest.raises(UserError, match=r"proposer\.name 'rpn': one of centernet"):
+        build_detector({"name": "centernet2", "proposer": {"name": "rpn"}}, 3)
+    with pytest.raises(UserError, match="leaves CenterNet"):
+        build_detector({"name": "centernet2", "proposer": {"name": "gfl"}, "roi_head": "none"}, 3)
+    with pytest.raises(UserError, match=r"dense_head\.num_conv: .*'num_convs'"):
+        build_detector({"name": "fcos", "dense_head": {"num_conv": 2}}, 3)
+    with pytest.raises(UserError, match=r"dense_head\.anchors: no such setting"):
+        build_detector({"name": "gfl", "dense_head": {"anchors": 2}}, 3)
     with pytest.raises(UserError, match="divisible by 32"):
         x, _ = batch(height=60)
         compiled("centernet")(x)

@@ -12,7 +12,7 @@ from keras import ops
 from kgarden.heads.dense import flatten
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
-from kgarden.models.pss import PSSHead
+from kgarden.models.pss import PSSHead, selection_for
 from kgarden.ops.assignment import hungarian, objects_of, top_one
 from kgarden.ops.boxes import clip, iou
 from kgarden.schema import UserError
@@ -223,8 +223,8 @@ def test_detections_without_nms_agree_with_the_reference(golden):
         if "ctr" not in rule["factors"]:
             del raw["centerness"]
         head = head_for(golden, base={})
-        select = Selection(rule["score_thr"], rule["top"], method="none", total=rule["top"])
-        found = select(head.candidates(raw, size_hw))
+        asked = {"score_threshold": rule["score_thr"], "total": rule["top"]}
+        found = selection_for("end_to_end", 0.6, asked)(head.candidates(raw, size_hw))
         got[f"{case}_boxes"] = numpy_of(clip(found["boxes"], size_hw))
         names = {"scores": "scores", "labels": "labels", "source": "locations"}
         got |= {f"{case}_{theirs}": numpy_of(found[ours]) for ours, theirs in names.items()}

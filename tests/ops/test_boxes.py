@@ -73,3 +73,19 @@ def test_deltas_of_padding_are_finite():
     padding, real = np.zeros((1, 4), "float32"), np.float32([[1, 2, 3, 4]])
     for a, b in [(padding, real), (real, padding), (padding, padding)]:
         assert np.isfinite(finite(boxes.encode_deltas(a, b))).all()
+
+
+def test_small_sizes_are_cut_off_only_where_asked():
+    anchor, deltas = np.float32([0, 0, 16, 16]), np.float32([0, 0, -9, -9])
+    free = ops.convert_to_numpy(boxes.decode_deltas(deltas, anchor))
+    cut = ops.convert_to_numpy(boxes.decode_deltas(deltas, anchor, clamp_below=True))
+    np.testing.assert_allclose(free[2] - free[0], 16 * np.exp(-9), rtol=0.01)
+    np.testing.assert_allclose(cut[2] - cut[0], 16 * 16 / 1000, rtol=1e-4)
+
+
+def test_distances_to_sides_and_back():
+    point, box = np.float32([5, 6]), np.float32([1, 2, 20, 9])
+    ltrb = ops.convert_to_numpy(boxes.to_ltrb(point, box))
+    assert ltrb.tolist() == [4, 4, 15, 3]
+    np.testing.assert_array_equal(ops.convert_to_numpy(boxes.from_ltrb(point, ltrb)), box)
+    assert boxes.centers(box).tolist() == [10.5, 5.5]

@@ -73,6 +73,26 @@ def test_an_anchor_wanted_by_two_answers_for_the_one_it_overlaps_more():
     np.testing.assert_array_equal(matched[wanted], overlap[:, wanted].argmax(axis=0))
 
 
+def test_ignored_anchors_are_the_last_candidates_and_spoil_the_threshold():
+    # The third level has 16 anchors; all but three are ignored there, so of nine candidates six are.
+    y, valid = truth([[30, 30, 100, 110]], [0])
+    ignored = np.zeros((1, len(GRID.boxes)), bool)
+    ignored[0, -13:] = True
+    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, 9, ignored)
+    plain = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, 9)
+    ious = ops.convert_to_numpy(iou(y["boxes"][0, :1], GRID.boxes))[0]
+    away = ((GRID.points() - [65, 70]) ** 2).sum(axis=1)
+    order = np.argsort(away, kind="stable")
+    first, last = GRID.counts()[0], len(GRID.boxes) - 16
+    nearest = [order[order < first][:9], order[(order >= first) & (order < last)][:9]]
+    values = np.concatenate([ious[np.concatenate(nearest)], ious[last : last + 3], np.full(6, -1.0)])
+    threshold = ops.convert_to_numpy(found.threshold)[0, 0]
+    np.testing.assert_allclose(threshold, values.mean() + values.std(ddof=1), rtol=1e-5)
+    assert threshold != pytest.approx(ops.convert_to_numpy(plain.threshold)[0, 0], rel=0.01)
+    matched = ops.convert_to_numpy(assign_anchors(found, ignored))[0]
+    assert (matched[-13:] == -2).all() and (matched[:-13] != -2).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_order_and_padding_do_not_matter(seed):
     rng = np.random.default_rng(seed)
