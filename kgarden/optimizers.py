@@ -229,6 +229,19 @@ class AdamW(_PerVariable):
         return {**super().get_config(), "betas": self.betas, "epsilon": self.epsilon}
 
 
+@keras.saving.register_keras_serializable("kgarden")
+class LossScaled(keras.optimizers.LossScaleOptimizer):
+    """Loss scaling for float16: a step whose gradient overflows on *any* replica is left out on all of them.
+
+    Micikevicius et al. 2017, arXiv:1710.03740, section 3.2. Keras looks for overflows before it sums over the
+    replicas, and on the first of them alone.
+    """
+
+    def check_finite(self, grads):
+        overflown = 1.0 - ops.cast(super().check_finite(grads), "float32")
+        return sum_over_replicas(overflown) == 0.0
+
+
 def learning_rate(base_lr, steps, at=None, factor=None, cosine=False, warmup=None):
     """The learning rate as a function of the step, which counts from 0.
 
