@@ -50,7 +50,7 @@ def accumulated(detector, parts):
 def _after(done, data):
     """The same micro-batch, at hand only when `done` is computed.
 
-    Nothing else keeps TensorFlow from working on several micro-batches at once, with the memory of all of them.
+    Nothing else keeps TensorFlow from working on several micro-batches at once, with the memory of all.
     """
     with tf.control_dependencies([one for one in keras.tree.flatten(done) if one is not None]):
         return keras.tree.map_structure(tf.identity, data)

@@ -61,13 +61,15 @@ def _bare_model(recipe, num_classes, precision=None):
 
 def _rematerialise(detector, names):
     """Let parts compute features again on the way back; see kgarden/layers/remat.py."""
-    parts = {name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
-             for name, part in detector.parts().items()}
+    parts = {
+        name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
+        for name, part in detector.parts().items()
+    }
     able = [name for name, layers in parts.items() if layers]
     for name in names:
         if name not in able:
             raise UserError(
-                f"remat: {name!r} cannot be computed again; there are: {', '.join(able) or 'none in this model'}"
+                f"remat: {name!r} cannot be computed again; these can: {', '.join(able) or 'none'}"
             )
         for layer in parts[name]:
             layer.remat = True
@@ -151,7 +153,7 @@ def learning_rate_of(recipe):
 
 
 def build_optimizer(recipe):
-    """The recipe's optimizer with its learning-rate schedule, and with loss scaling where float16 needs it."""
+    """The recipe's optimizer with its learning-rate schedule; for float16 with loss scaling."""
     settings = recipe.schedule.optimizer.model_dump(exclude_none=True)
     kind = {"sgd": SGD, "adamw": AdamW}[settings.pop("name")]
     optimizer = kind(learning_rate_of(recipe), **settings)

@@ -18,8 +18,8 @@ DEPTHS = {
     101: ("bottleneck", (3, 4, 23, 3)),
 }
 
-# Blocks that are computed again together: a whole stage but in ResNet-101. Inside a bottleneck there is only half
-# as much to forget as between bottlenecks, and C2..C5 are kept in any case.
+# Blocks that are computed again together: a whole stage, but in ResNet-101. A bottleneck's output is twice as
+# large as what lies inside it, so that single blocks would save little; C2..C5 are kept in any case.
 REMAT_BLOCKS = 6
 
 

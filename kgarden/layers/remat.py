@@ -1,7 +1,7 @@
 """Computing again on the way back what would otherwise be kept in memory since the way forward.
 
-Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174. A layer that offers it has an attribute `remat`, False at first,
-and sends what is to be forgotten through `recomputed`.
+Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174. A layer that offers it has an attribute `remat`, False at
+first, and sends what is to be forgotten through `recomputed`.
 """
 
 import keras
@@ -13,8 +13,10 @@ from kgarden.layers.norm import BatchNorm
 def recomputed(layers, x, training=False):
     """x through the layers in turn, keeping x and their weights for the way back and nothing in between.
 
-    The layers run as a function of their weights. `keras.RematScope` has layers assign the statistics of batch
-    norms while they are run again: twice on TensorFlow, and on JAX not at all.
+    The layers run as a function of their weights, so that statistics of batch norms are assigned once,
+    outside of it.
+    (`keras.RematScope` of Keras 3.15 leaks them from its function on JAX, and takes no `training=` in the
+    graphs of TensorFlow.)
 
     Args:
         layers:   list of built layers of one tensor each.

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.bench import peak_memory
+from kgarden.bench.clock import peak_memory
 
 
 class Sums(keras.Model):

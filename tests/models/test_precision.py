@@ -1,4 +1,4 @@
-"""Under mixed precision the network computes in sixteen bits, everything about boxes and losses in float32."""
+"""Under mixed precision the network computes in sixteen bits, all about boxes and losses in float32."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
 
 ON_JAX = keras.backend.backend() == "jax"
 POLICIES = ("mixed_bfloat16", "mixed_float16")
-WATCHED = ("kgarden.ops.boxes", "kgarden.ops.nms", "kgarden.ops.matching", "kgarden.targets", "kgarden.losses")
+WATCHED = tuple(f"kgarden.{name}" for name in ("ops.boxes", "ops.nms", "ops.matching", "targets", "losses"))
 FAR = 1001.5  # px: bfloat16 knows 1000 and 1004, float16 knows it
 
 
@@ -109,7 +109,7 @@ def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
-    """A coordinate that went through bfloat16 is one of its numbers: between 512 and 1024 a multiple of 4 px."""
+    """A coordinate that went through bfloat16 is one of its numbers: from 512 to 1024 a multiple of 4 px."""
     detector = built(variant, "mixed_bfloat16")
     x, _ = far_batch()
     boxes = ops.convert_to_numpy(detector.candidates(x, detector(x))["boxes"]).reshape(-1)
@@ -119,7 +119,7 @@ def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
 
 
 def test_what_predicts_boxes_computes_in_float32():
-    """Distances around 8 strides would be told apart by sixteenths of a stride: 8 px on the coarsest level."""
+    """Distances around 8 strides would be told apart by sixteenths of a stride: 8 px at stride 128."""
     detector = built("centernet2", "mixed_bfloat16")
     x, y = batch()
     raw = detector(x, training=True)
@@ -131,18 +131,18 @@ def test_what_predicts_boxes_computes_in_float32():
         assert np.mean(values == values.astype(ml_dtypes.bfloat16).astype("float32")) < 0.2
 
 
-@pytest.mark.parametrize("precision, rtol", [("mixed_bfloat16", 0.02), ("mixed_float16", 0.004)])
+@pytest.mark.parametrize("precision, rtol", [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_agree_with_float32(variant, precision, rtol):
-    """Terms of one stage to the accuracy of the sixteen bits."""
     x, y = batch()
     whole, mixed = built(variant, "float32"), built(variant, precision)
     for one, other in zip(mixed.variables, whole.variables, strict=True):
         assert one.dtype == other.dtype  # the weights that are trained are float32
         one.assign(other.value)
     expected, got = (d.loss_terms(x, y, d(x, training=True), training=True) for d in (whole, mixed))
+    assert got.keys() == expected.keys()
     for name, term in expected.items():
-        print(variant, precision, name, float(term), float(got[name]), float(got[name]/term-1))
+        assert float(got[name]) == pytest.approx(float(term), rel=rtol, abs=1e-6), name
 
 
 # --- float16: scaled losses ---------------------------------------------------------------------------------

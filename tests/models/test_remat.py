@@ -118,7 +118,7 @@ def test_the_key_of_a_recipe_changes_memory_and_nothing_else():
 
 
 def test_a_part_that_cannot_is_named():
-    with pytest.raises(UserError, match=r"remat: 'neck' cannot be computed again; there are: backbone"):
+    with pytest.raises(UserError, match=r"remat: 'neck' cannot be computed again; these can: backbone"):
         build_model(load_recipe("quickstart", {"remat": ["backbone", "neck"]}), num_classes=3)
 
 
@@ -136,11 +136,11 @@ def test_jax_keeps_less():
             features, _ = model.stateless_call(weights, state, x, training=True)
             return model.compute_loss(y_pred=features)
 
-        x = np.zeros((2, 128, 128, 3), "float32")
+        x = np.zeros((2, 256, 256, 3), "float32")
         _, way_back = jax.vjp(lambda w: loss(w, x), [v.value for v in model.trainable_variables])
         return sum(leaf.nbytes for leaf in jax.tree.leaves(way_back))
 
-    assert kept(True) < 0.4 * kept(False)
+    assert kept(True) < 0.5 * kept(False)
 
 
 @pytest.mark.slow
