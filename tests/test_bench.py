@@ -3,7 +3,7 @@
 import pytest
 
 from kgarden.bench import bench, made_up_batch
-from kgarden.bench.training import training_settings
+from kgarden.bench.steps import training_settings
 from kgarden.recipe import load_recipe
 from kgarden.schema import UserError, truth_is_valid
 

@@ -11,7 +11,7 @@ import keras
 
 from kgarden.bench.clock import alternate, compiled, peak_memory
 from kgarden.bench.pipeline import data_memory, data_rates, evaluation
-from kgarden.bench.training import made_up_batch, num_classes_of, training, training_settings
+from kgarden.bench.steps import made_up_batch, num_classes_of, training, training_settings
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, UserError
 
 KINDS = ("train", "settings", "infer", "data", "memory", "eval")

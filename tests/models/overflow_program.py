@@ -20,7 +20,7 @@ def number(variable):
 
 
 def gradients_of_one_replica():
-    """One that is not finite on one replica, whichever it is, moves nothing; others are summed and clipped."""
+    """One that is not finite on one replica, whichever it is, moves nothing; others are summed, clipped."""
     strategy = two_replicas()
     with strategy.scope():
         weight = keras.Variable(np.zeros(3, "float32"), name="kernel")

@@ -45,9 +45,10 @@ def test_two_replicas_train_as_one(case):
     assert terms < 1e-5
 
 
-def test_averages_on_two_replicas():
+@pytest.mark.parametrize("norm", ["sync_bn", pytest.param("bn", marks=pytest.mark.slow)])
+def test_averages_on_two_replicas(norm):
     """Those of one replica, statistics of norms included; computed by hand they are the same."""
-    assert run("averages_program.py").splitlines()[-1] == "averages agree"
+    assert run("averages_program.py", norm).splitlines()[-1] == "averages agree"
 
 
 def test_float16_on_two_replicas():

@@ -142,7 +142,7 @@ def _in_a_process(recipe, changes, repeats):
         "KERAS_BACKEND": keras.backend.backend(),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    command = [sys.executable, "-m", "kgarden.bench.training", str(recipe), json.dumps(changes), str(repeats)]
+    command = [sys.executable, "-m", "kgarden.bench.steps", str(recipe), json.dumps(changes), str(repeats)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
