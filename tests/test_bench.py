@@ -43,7 +43,7 @@ def test_settings_are_measured_in_processes_of_their_own():
     assert (kept["precision"], kept["remat"]) == ("float32", [])
     assert (again["precision"], again["remat"]) == ("mixed_bfloat16", ["backbone"])
     assert kept["step_over_first"] == 1.0 and again["step_s"] > 0
-    assert again["memory_before_steps_gib"] < again["peak_memory_gib"]
+    assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
     with pytest.raises(UserError, match="ended with code .*neck"):
         training_settings(recipe(), 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
 

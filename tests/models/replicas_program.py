@@ -1,7 +1,7 @@
 """One replica against two in a process of its own: `python replicas_program.py VARIANT [MORE]`.
 
 MORE, of the two replicas: `micro` lets each take its share in two micro-batches, `remat` has backbones
-compute again what they did not keep. Prints, for three steps on batches of two canvases, the largest
+compute again what they did not keep. Prints, for some steps on batches of two canvases, the largest
 difference of any weight over the largest step that this weight's tensor took, and of any loss term.
 """
 
@@ -30,21 +30,21 @@ def settings_of(variant, norm="sync_bn"):
     return {**settings, "backbone": {**settings["backbone"], "norm": norm}}
 
 
-def batches():
-    for step, (height, width) in enumerate(CANVASES):
+def batches(canvases=CANVASES):
+    for step, (height, width) in enumerate(canvases):
         x, y = batch(seed=step, images=4, height=height, width=width)
         y["labels"][2 + step % 2] = -1  # a picture without objects, on the second replica
         y["labels"][0, 1:] = -1  # and replicas with different numbers of them
         yield x, y
 
 
-def trained(variant, strategy, norm="sync_bn", more=(), callbacks=()):
-    """(weights before, weights after, terms) of three steps; callbacks are made in the strategy's scope."""
+def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=CANVASES):
+    """(weights before, weights after, terms) of some steps; callbacks are made in the strategy's scope."""
     x, y = next(batches())
     signature = tf.nest.map_structure(
         lambda a: tf.TensorSpec((4, None, None, 3) if a.ndim == 4 else a.shape, a.dtype), (x, y)
     )
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(lambda: batches(canvases), output_signature=signature)
     with strategy.scope():
         keras.utils.set_random_seed(0)
         detector = build_detector(settings_of(variant, norm), CLASSES)
@@ -55,7 +55,7 @@ def trained(variant, strategy, norm="sync_bn", more=(), callbacks=()):
             detector.train_step = accumulated(detector, 2)
         callbacks = [make(detector) for make in callbacks]
     before = values(detector)
-    settings = dict(epochs=1, steps_per_epoch=3, verbose=0, shuffle=False, callbacks=callbacks)
+    settings = dict(epochs=1, steps_per_epoch=len(canvases), verbose=0, shuffle=False, callbacks=callbacks)
     history = detector.fit(dataset, **settings).history
     terms = {name: value[0] for name, value in history.items()}
     terms["gradient_norm"] = float(detector.optimizer.gradient_norm)
@@ -75,8 +75,10 @@ def two_replicas():
 def main(variant, *more):
     # A norm that looks at the batch looks at its micro-batch: a frozen one there.
     norm = "frozen_bn" if "micro" in more else "sync_bn"
-    before, one, terms_of_one = trained(variant, tf.distribute.get_strategy(), norm)
-    again, two, terms_of_two = trained(variant, two_replicas(), norm, more)
+    canvases = CANVASES[::2] if "micro" in more else CANVASES  # one canvas: their graphs are large
+    shared = dict(norm=norm, canvases=canvases)
+    before, one, terms_of_one = trained(variant, tf.distribute.get_strategy(), **shared)
+    again, two, terms_of_two = trained(variant, two_replicas(), more=more, **shared)
     assert all(map(np.array_equal, before, again))
     moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]
     apart = [np.abs(b - a).max() / m for a, b, m in zip(one, two, moved, strict=True)]

@@ -132,7 +132,7 @@ def _array(value):
         return None
 
 
-@pytest.mark.tensorflow  # what follows looks at numbers; they are slow to come by on JAX without a compiled step
+@pytest.mark.tensorflow  # this and what follows looks at numbers, slow to come by on JAX without compiling
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
     """A coordinate that went through bfloat16 is one of its numbers: from 512 to 1024 a multiple of 4 px."""
