@@ -11,7 +11,7 @@ import math
 import keras
 from keras import ops
 
-from kgarden.ops.replicas import num_replicas
+from kgarden.ops.replicas import num_replicas, sum_over_replicas
 
 NORM_WEIGHTS = {"gamma", "beta"}  # the names that Keras' normalisation layers give
 BIASES = {"bias"}

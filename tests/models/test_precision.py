@@ -22,7 +22,7 @@ from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
 ON_JAX = keras.backend.backend() == "jax"
 POLICIES = ("mixed_bfloat16", "mixed_float16")
 WATCHED = tuple(f"kgarden.{name}" for name in ("ops.boxes", "ops.nms", "ops.matching", "targets", "losses"))
-FAR = 1001.5  # px: bfloat16 knows 1000 and 1004, float16 knows it
+FAR_BOX = [1001.5, 5.25, 1042.0, 41.75]  # px; bfloat16 knows 1000 and 1004
 
 
 @contextlib.contextmanager
@@ -75,9 +75,9 @@ def calls(monkeypatch):
 
 
 def far_batch():
-    """A wide canvas with an object at FAR in each picture."""
+    """A wide canvas with an object at FAR_BOX in each picture."""
     x, y = batch(height=64, width=1056)
-    y["boxes"][:, 0] = [FAR, 5.25, FAR + 40.5, 41.75]
+    y["boxes"][:, 0] = FAR_BOX
     return x, y
 
 
@@ -118,10 +118,10 @@ def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
 def assert_far_box_survives(values):
     """It is handed on as it is, and nowhere rounded as the network would round it."""
     boxes = [array for array in map(_array, values) if array is not None and array.shape[-1:] == (4,)]
-    assert any((array == FAR).any() for array in boxes)
-    for side in (FAR, FAR + 40.5):
-        rounded = float(np.asarray(side, ml_dtypes.bfloat16))
-        assert rounded != side and not any((array == rounded).any() for array in boxes)
+    whole = np.float32(FAR_BOX)
+    rounded = whole.astype(ml_dtypes.bfloat16).astype("float32")
+    assert any((array == whole).all(axis=-1).any() for array in boxes)
+    assert not any((array == rounded).all(axis=-1).any() for array in boxes)
 
 
 def _array(value):

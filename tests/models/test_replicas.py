@@ -11,7 +11,7 @@ pytestmark = pytest.mark.tensorflow
 HERE = pathlib.Path(__file__).parent
 
 
-SLOW = ['centernet2', 'fcos', 'atss', 'gfl', 'retinanet', 'atss_pss', 'defcn']
+SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn"]
 
 
 def run(program, *arguments):
@@ -29,8 +29,8 @@ def run(program, *arguments):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(["centernet2"], marks=pytest.mark.slow),
         ["two_stage"],
+        *(pytest.param([one], marks=pytest.mark.slow) for one in SLOW),
         ["two_stage", "micro"],
         pytest.param(["two_stage", "remat"], marks=pytest.mark.slow),
         pytest.param(["centernet2", "micro", "remat"], marks=pytest.mark.slow),
