@@ -26,14 +26,16 @@ def accumulated(detector, parts):
         state = detector.non_trainable_weights
         before = [tf.identity(variable.value) for variable in state]
         with shares.counting(parts) as counts:
-            for x, y in micro_batches:
+            for part in micro_batches:
+                x, y = _after(counts, part)
                 counts.append([])
                 detector.loss_terms(x, y, detector(x, training=True), training=True)
         totals = shares.totals_of(counts)
         _put_back(state, before)
         step = tf.identity(detector.step.value)
         gradients = None
-        for x, y in micro_batches:
+        for part in micro_batches:
+            x, y = _after([totals, gradients], part)
             detector.step.assign(step)  # what is drawn depends on the step, which is one for all
             with shares.counted(totals, parts):
                 found = _gradients(detector, x, y)
@@ -43,6 +45,15 @@ def accumulated(detector, parts):
         return detector.get_metrics_result()
 
     return train_step
+
+
+def _after(done, data):
+    """The same micro-batch, at hand only when `done` is computed.
+
+    Nothing else keeps TensorFlow from working on several micro-batches at once, with the memory of all.
+    """
+    with tf.control_dependencies([one for one in keras.tree.flatten(done) if one is not None]):
+        return keras.tree.map_structure(tf.identity, data)
 
 
 def _gradients(detector, x, y):

@@ -8,7 +8,7 @@ import pathlib
 import keras
 
 from kgarden.models import build_detector
-from kgarden.optimizers import SGD, AdamW, learning_rate
+from kgarden.optimizers import SGD, AdamW, LossScaled, learning_rate
 from kgarden.recipe import load_recipe
 from kgarden.schema import UserError
 
@@ -49,6 +49,7 @@ def _bare_model(recipe, num_classes, precision=None):
         raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes: leave it out")
     with _policy(precision or recipe.precision):
         detector = build_detector(settings, wanted or num_classes, recipe.seed)
+    _rematerialise(detector, recipe.remat)
     for height, width in canvases(recipe):
         if height % detector.divisor or width % detector.divisor:
             raise UserError(
@@ -56,6 +57,22 @@ def _bare_model(recipe, num_classes, precision=None):
                 f"which {recipe.model.name} needs"
             )
     return detector
+
+
+def _rematerialise(detector, names):
+    """Let parts compute features again on the way back; see kgarden/layers/remat.py."""
+    parts = {
+        name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
+        for name, part in detector.parts().items()
+    }
+    able = [name for name, layers in parts.items() if layers]
+    for name in names:
+        if name not in able:
+            raise UserError(
+                f"remat: {name!r} cannot be computed again; these can: {', '.join(able) or 'none'}"
+            )
+        for layer in parts[name]:
+            layer.remat = True
 
 
 def _lists(value):
@@ -136,10 +153,11 @@ def learning_rate_of(recipe):
 
 
 def build_optimizer(recipe):
-    """The recipe's optimizer with its learning-rate schedule."""
+    """The recipe's optimizer with its learning-rate schedule; for float16 with loss scaling."""
     settings = recipe.schedule.optimizer.model_dump(exclude_none=True)
     kind = {"sgd": SGD, "adamw": AdamW}[settings.pop("name")]
-    return kind(learning_rate_of(recipe), **settings)
+    optimizer = kind(learning_rate_of(recipe), **settings)
+    return LossScaled(optimizer) if recipe.precision == "mixed_float16" else optimizer
 
 
 # --- data -----------------------------------------------------------------------------------------

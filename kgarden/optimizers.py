@@ -11,7 +11,7 @@ import math
 import keras
 from keras import ops
 
-from kgarden.ops.replicas import num_replicas
+from kgarden.ops.replicas import num_replicas, sum_over_replicas
 
 NORM_WEIGHTS = {"gamma", "beta"}  # the names that Keras' normalisation layers give
 BIASES = {"bias"}
@@ -227,6 +227,19 @@ class AdamW(_PerVariable):
 
     def get_config(self):
         return {**super().get_config(), "betas": self.betas, "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("kgarden")
+class LossScaled(keras.optimizers.LossScaleOptimizer):
+    """Loss scaling for float16: a step whose gradient overflows on *any* replica is left out on all of them.
+
+    Micikevicius et al. 2017, arXiv:1710.03740, section 3.2. Keras looks for overflows before it sums over the
+    replicas, and on the first of them alone.
+    """
+
+    def check_finite(self, grads):
+        overflown = 1.0 - ops.cast(super().check_finite(grads), "float32")
+        return sum_over_replicas(overflown) == 0.0
 
 
 def learning_rate(base_lr, steps, at=None, factor=None, cosine=False, warmup=None):

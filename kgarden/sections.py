@@ -250,6 +250,7 @@ class Recipe(Section):
     name: str
     seed: NonNegativeInt = 0
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    remat: Annotated[tuple[str, ...], AsTuple] = ()  # parts whose features are computed again instead of kept
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
     replicas: PositiveInt | Literal["all"] = 1  # devices of this machine that share a batch
     deterministic: bool = False  # the same bits again on the same machine; slower

@@ -27,10 +27,10 @@ TIERS = [
     {"backbones", "necks", "heads"},
     {"models", "data"},
     {"build", "weights"},
-    {"predict"},
+    {"predict", "accumulate"},
     {"evaluate"},
     {"export", "bench", "analyze", "describe", "show"},
-    {"session", "accumulate"},
+    {"session"},
     {"train"},
     {"cli"},
 ]

@@ -8,6 +8,7 @@ weights are tied to it: the first 1x1 of a block (MSRA weights, Caffe) or its 3x
 import keras
 
 from kgarden.layers.conv import Conv, max_pool_3x3
+from kgarden.layers.remat import recomputed
 from kgarden.schema import UserError
 
 DEPTHS = {
@@ -16,6 +17,10 @@ DEPTHS = {
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
 }
+
+# Blocks that are computed again together: a whole stage, but in ResNet-101. A bottleneck's output is twice as
+# large as what lies inside it, so that single blocks would save little; C2..C5 are kept in any case.
+REMAT_BLOCKS = 6
 
 
 def first_gamma(norm, damped):
@@ -104,7 +109,11 @@ class ResNet(keras.layers.Layer):
         x: (B, H, W, 3), normalised; H and W divisible by 32.
     Returns:
         [C2, C3, C4, C5], strides 4, 8, 16, 32.
+    Attributes:
+        remat: whether features between C2..C5 are computed again on the way back instead of being kept.
     """
+
+    remat = False
 
     def __init__(
         self,
@@ -163,7 +172,15 @@ class ResNet(keras.layers.Layer):
         x = max_pool_3x3(self.stem(x, training=training))
         features = []
         for stage in self.stages:
-            for block in stage:
-                x = block(x, training=training)
+            x = self._through(stage, x, training)
             features.append(x)
         return features
+
+    def _through(self, stage, x, training):
+        if self.remat:
+            for first in range(0, len(stage), REMAT_BLOCKS):
+                x = recomputed(stage[first : first + REMAT_BLOCKS], x, training)
+            return x
+        for block in stage:
+            x = block(x, training=training)
+        return x

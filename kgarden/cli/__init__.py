@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kgarden.cli.analyze import analyze_app
 from kgarden.cli.data import data_app
 from kgarden.cli.runs import runs_app
 from kgarden.schema import TrainingFailed, UserError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(runs_app)
 app.add_typer(data_app, name="data")
+app.add_typer(analyze_app, name="analyze")
 
 
 def _version(wanted):

@@ -268,7 +268,7 @@ def export(
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
-        str, typer.Option(help="of train, infer, data, memory, eval; commas between")
+        str, typer.Option(help="of train, settings, infer, data, memory, eval; commas between")
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,

@@ -91,11 +91,12 @@ class DenseHead(keras.layers.Layer):
         self.box_tower = Tower(**tower, name="box_tower")
         self.class_tower = None if shared_tower else Tower(**tower, name="class_tower")
         self.classes = self._output(anchors * self.num_scores, "classes", prior_bias(prior))
-        self.code = self._output(anchors * code_size, "code")
+        self.code = self._output(anchors * code_size, "code", dtype="float32")  # boxes are not rounded
         self.centerness = self._output(anchors, "centerness") if centerness else None
 
-    def _output(self, channels, name, bias="zeros"):
-        return Conv(channels, 3, kernel_initializer=normal(0.01), bias_initializer=bias, name=name)
+    def _output(self, channels, name, bias="zeros", dtype=None):
+        weights = dict(kernel_initializer=normal(0.01), bias_initializer=bias)
+        return Conv(channels, 3, **weights, dtype=dtype, name=name)
 
     def build(self, pyramid_shapes):
         shape = pyramid_shapes[0]
@@ -124,7 +125,7 @@ class DenseHead(keras.layers.Layer):
         for level, features in enumerate(pyramid):
             reg = self.box_tower(features, training=training)
             cls = reg if self.class_tower is None else self.class_tower(features, training=training)
-            code = ops.cast(self.code(reg), "float32")
+            code = self.code(reg)
             raw["reg_feature"].append(reg)
             raw["cls_feature"].append(cls)
             raw["classes"].append(ops.cast(self.classes(cls), "float32"))

@@ -33,7 +33,7 @@ def all_figures(analysis):
 
 def pr_curves(analysis):
     """Mean over classes and single classes, at IoU 0.5 and 0.75: those with most objects have a colour."""
-    figure = _figure(13.5, 5)
+    figure = figure_of(13.5, 5)
     axes = figure.subplots(1, 2, sharey=True)
     rows = sorted(analysis["per_class"], key=lambda row: -row["objects"])
     ids = [str(row["id"]) for row in rows if row["objects"]]
@@ -61,7 +61,7 @@ def pr_curves(analysis):
         else:
             _say(ax, "no objects to find")
     axes[0].set_ylabel("precision, %")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _reached(line):
@@ -80,7 +80,7 @@ def confusion_matrix(analysis):
     """Rows: what an object is; columns: what it was called; in percent of the row's objects."""
     matrix, names = _few(*_dense(analysis))
     size = max(5.0, 2.6 + 0.34 * len(names))
-    figure = _figure(size + 0.8, size)
+    figure = figure_of(size + 0.8, size)
     ax = figure.subplots()
     totals = matrix.sum(axis=1, keepdims=True)
     shares = 100 * matrix / np.maximum(totals, 1)
@@ -107,7 +107,7 @@ def confusion_matrix(analysis):
     kept = "all scores" if score is None else f"score {score:.3g} and more"
     unit = "percent of each row" if small else "counts; colour: share of the row"
     ax.set_title(f"{kept}, IoU {analysis['confusion']['iou']:g}; {unit}", fontsize=9.5, color=INK)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _dense(analysis):
@@ -137,7 +137,7 @@ def _few(matrix, names):
 
 def errors(analysis):
     """What each kind of error costs, how often it occurs, and the scores of right and wrong detections."""
-    figure = _figure(12.5, 4.4)
+    figure = figure_of(12.5, 4.4)
     price, count, scores = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1, 1, 1.15]})
     kinds = analysis["errors"]
     colors = [KIND_COLORS[kind] for kind in KINDS]
@@ -153,7 +153,7 @@ def errors(analysis):
     _score_bars(scores, analysis["scores"], analysis["best_f1"]["score"])
     for ax in (price, count, scores):
         ax.title.set_fontsize(10)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _bars(ax, values, colors, texts):
@@ -190,7 +190,8 @@ def _score_bars(ax, scores, best):
 # --- what they share --------------------------------------------------------------------------------------
 
 
-def _figure(width, height):
+def figure_of(width, height):
+    """An empty figure of so many inches, without a window."""
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -215,7 +216,8 @@ def _short(name, most):
     return name[: most - 1].rstrip() + "…" if len(name) > most else name
 
 
-def _png(figure):
+def png_of(figure):
+    """The figure as bytes of a PNG file."""
     held = io.BytesIO()
     figure.savefig(held, format="png")
     return held.getvalue()

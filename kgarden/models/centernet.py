@@ -101,6 +101,7 @@ class CenterNetHead(keras.layers.Layer):
         self.ltrb = Conv(
             4,
             3,
+            dtype="float32",  # bfloat16 has eight bits: around 8 strides it tells sixteenths apart
             kernel_initializer=normal(0.01),
             bias_initializer=keras.initializers.Constant(8.0),
             name="ltrb",
@@ -140,7 +141,7 @@ class CenterNetHead(keras.layers.Layer):
         raw = {"ltrb": []}
         for level, features in enumerate(pyramid):
             tower = self.box_tower(features, training=training)
-            distances = ops.cast(self.ltrb(tower), "float32") * self.scales[level]
+            distances = self.ltrb(tower) * self.scales[level]
             raw["ltrb"].append(ops.relu(distances))
             if self.objectness is not None:
                 raw.setdefault("objectness", []).append(ops.cast(self.objectness(tower), "float32"))

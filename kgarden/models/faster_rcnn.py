@@ -50,7 +50,9 @@ class BoxHead(keras.layers.Layer):
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
         )
-        self.boxes = keras.layers.Dense(4 * self.groups, kernel_initializer=normal(0.001), name="boxes")
+        self.boxes = keras.layers.Dense(
+            4 * self.groups, kernel_initializer=normal(0.001), dtype="float32", name="boxes"
+        )
 
     def build(self, input_shape):
         self.features.build(input_shape)

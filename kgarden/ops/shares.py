@@ -5,14 +5,18 @@ turn, so they are walked through twice: `counting` collects what each counts, `c
 """
 
 import contextlib
+import threading
 
 from keras import ops
 
 from kgarden.ops import replicas
 
 
-class _Walk:
-    """State of the walk through micro-batches while a step is traced; None outside of one."""
+class _Walk(threading.local):
+    """State of the walk through micro-batches while a step is traced; None outside of one.
+
+    Each replica is traced in a thread of its own, and they take turns wherever one sums over all.
+    """
 
     parts = 1
     collected = None  # first walk: one list of counts for each micro-batch

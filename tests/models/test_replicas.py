@@ -14,22 +14,43 @@ HERE = pathlib.Path(__file__).parent
 SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn"]
 
 
-@pytest.mark.parametrize(
-    "variant", ["two_stage", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
-)
-def test_two_replicas_train_as_one(variant):
-    """Every loss term divides by the objects of the whole batch, sampling follows the picture, norms see all.
-
-    In a process of its own, because the devices of TensorFlow are fixed once it has started.
-    """
+def run(program, *arguments):
+    """What a program prints, in a process of its own: TensorFlow's devices are fixed once it has started."""
     environment = os.environ | {
         "KERAS_BACKEND": "tensorflow",
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
     }
-    command = [sys.executable, str(HERE / "replicas_program.py"), variant]
+    command = [sys.executable, str(HERE / program), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    weights, terms, moved = map(float, done.stdout.split()[-3:])
-    assert moved > 0.5  # of the tensors, or there was nothing to compare
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["two_stage"],
+        *(pytest.param([one], marks=pytest.mark.slow) for one in SLOW),
+        ["two_stage", "micro"],
+        pytest.param(["two_stage", "remat"], marks=pytest.mark.slow),
+        pytest.param(["centernet2", "micro", "remat"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_two_replicas_train_as_one(case):
+    """Loss terms divide by the objects of the whole batch, sampling follows the picture, norms see all."""
+    weights, terms, moved = map(float, run("replicas_program.py", *case).split()[-3:])
+    assert moved > (0.3 if "micro" in case else 0.5)  # of the tensors, or there was nothing to compare
     assert weights < 1e-3  # of the way that each went
     assert terms < 1e-5
+
+
+@pytest.mark.parametrize("norm", ["sync_bn", pytest.param("bn", marks=pytest.mark.slow)])
+def test_averages_on_two_replicas(norm):
+    """Those of one replica, statistics of norms included; computed by hand they are the same."""
+    assert run("averages_program.py", norm).splitlines()[-1] == "averages agree"
+
+
+def test_float16_on_two_replicas():
+    """What overflows on one replica is left out on both."""
+    assert run("overflow_program.py").splitlines()[-1] == "left out on both"

@@ -1,0 +1,229 @@
+"""Under mixed precision the network computes in sixteen bits, all about boxes and losses in float32."""
+
+import contextlib
+import functools
+import inspect
+import sys
+from pathlib import Path
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from keras import ops
+
+from kgarden.heads.selection import Selection
+from kgarden.models import build_detector
+from kgarden.optimizers import SGD, AdamW, LossScaled, learning_rate
+
+sys.path.append(str(Path(__file__).parent))
+from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
+
+ON_JAX = keras.backend.backend() == "jax"
+POLICIES = ("mixed_bfloat16", "mixed_float16")
+WATCHED = tuple(f"kgarden.{name}" for name in ("ops.boxes", "ops.nms", "ops.matching", "targets", "losses"))
+FAR_BOX = [1001.5, 5.25, 1042.0, 41.75]  # px; bfloat16 knows 1000 and 1004
+
+
+@contextlib.contextmanager
+def policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def built(variant, precision):
+    with policy(precision):
+        keras.utils.set_random_seed(0)
+        return build_detector(VARIANTS[variant], CLASSES)
+
+
+def floats(values):
+    """Every tensor of floating-point numbers in any structure."""
+    leaves = keras.tree.flatten(values)
+    return [leaf for leaf in leaves if hasattr(leaf, "dtype") and "float" in dtype_of(leaf)]
+
+
+def dtype_of(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """[(name, floating-point arguments and results)] of every function of WATCHED, and of every Selection."""
+    seen = []
+
+    def watched(name, function):
+        @functools.wraps(function)
+        def spy(*args, **kwargs):
+            result = function(*args, **kwargs)
+            values = [args, kwargs, result] if name != "Selection" else [args[1:], kwargs, result]
+            seen.append((name, floats(values)))
+            return result
+
+        return spy
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("kgarden.")]:
+        for name, function in list(vars(module).items()):
+            if inspect.isfunction(function) and function.__module__.startswith(WATCHED):
+                monkeypatch.setattr(module, name, watched(f"{function.__module__}.{name}", function))
+    monkeypatch.setattr(Selection, "__call__", watched("Selection", Selection.__call__))
+    return seen
+
+
+def far_batch():
+    """A wide canvas with an object at FAR_BOX in each picture."""
+    x, y = batch(height=64, width=1056)
+    y["boxes"][:, 0] = FAR_BOX
+    return x, y
+
+
+def learn_and_detect(detector, x, y):
+    """(pyramid, terms, detections) without a step; variables stay as they are."""
+    with keras.StatelessScope():
+        raw = detector(x, training=True)
+        terms = detector.loss_terms(x, y, raw, training=True)
+        return detector.pyramid(x), terms, detector.detect(x, detector(x))
+
+
+@pytest.mark.parametrize("precision", POLICIES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
+    detector = built(variant, precision)
+    x, y = far_batch()
+    if ON_JAX:  # one operation after the other takes minutes there, and types are known without numbers
+        import jax
+
+        run = functools.partial(jax.eval_shape, functools.partial(learn_and_detect, detector))
+    else:
+        x, y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
+        run = functools.partial(learn_and_detect, detector)
+    pyramid, terms, found = run(x, y)
+    narrow = {dtype_of(level) for level in pyramid}
+    assert narrow == {precision.removeprefix("mixed_")}  # the network does compute in sixteen bits
+
+    names = {name for name, _ in calls}
+    assert "Selection" in names and any("losses" in name for name in names)
+    seen = {(name, dtype_of(value)) for name, values in calls for value in values}
+    assert not {(name, dtype) for name, dtype in seen if dtype != "float32"}
+    assert {dtype_of(value) for value in floats([terms, found])} == {"float32"}
+    if not ON_JAX:
+        assert_far_box_survives([value for _, values in calls for value in values])
+        assert all(np.isfinite(ops.convert_to_numpy(value)).all() for value in floats([terms, found]))
+
+
+def assert_far_box_survives(values):
+    """It is handed on as it is, and nowhere rounded as the network would round it."""
+    boxes = [array for array in map(_array, values) if array is not None and array.shape[-1:] == (4,)]
+    whole = np.float32(FAR_BOX)
+    rounded = whole.astype(ml_dtypes.bfloat16).astype("float32")
+    assert any((array == whole).all(axis=-1).any() for array in boxes)
+    assert not any((array == rounded).all(axis=-1).any() for array in boxes)
+
+
+def _array(value):
+    """None for what stands for a value inside of a loop."""
+    try:
+        return ops.convert_to_numpy(value)
+    except NotImplementedError:
+        return None
+
+
+@pytest.mark.tensorflow  # this and what follows looks at numbers, slow to come by on JAX without compiling
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
+    """A coordinate that went through bfloat16 is one of its numbers: from 512 to 1024 a multiple of 4 px."""
+    detector = built(variant, "mixed_bfloat16")
+    x, _ = far_batch()
+    boxes = ops.convert_to_numpy(detector.candidates(x, detector(x))["boxes"]).reshape(-1)
+    boxes = boxes[(boxes > 256) & (boxes < 1040)]
+    assert len(boxes) > 20
+    assert np.mean(boxes == boxes.astype(ml_dtypes.bfloat16).astype("float32")) < 0.2
+
+
+@pytest.mark.tensorflow
+def test_what_predicts_boxes_computes_in_float32():
+    """Distances around 8 strides would be told apart by sixteenths of a stride: 8 px at stride 128."""
+    detector = built("centernet2", "mixed_bfloat16")
+    x, y = batch()
+    raw = detector(x, training=True)
+    proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
+    stages = detector.roi_head(raw["pyramid"], proposals, x["size_hw"])["stages"]
+    for predicted in (raw["proposer"]["ltrb"][0], stages[0]["deltas"]):
+        values = ops.convert_to_numpy(predicted)
+        values = values[values != 0]
+        assert np.mean(values == values.astype(ml_dtypes.bfloat16).astype("float32")) < 0.2
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("precision, rtol", [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_agree_with_float32(variant, precision, rtol):
+    x, y = batch()
+    whole, mixed = built(variant, "float32"), built(variant, precision)
+    for one, other in zip(mixed.variables, whole.variables, strict=True):
+        assert one.dtype == other.dtype  # the weights that are trained are float32
+        one.assign(other.value)
+    expected, got = (d.loss_terms(x, y, d(x, training=True), training=True) for d in (whole, mixed))
+    assert got.keys() == expected.keys()
+    for name, term in expected.items():
+        assert float(got[name]) == pytest.approx(float(term), rel=rtol, abs=1e-6), name
+
+
+# --- float16: scaled losses ---------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda: SGD(learning_rate(0.01, 100, warmup=(4, 0.1)), clip_norm=5.0, weight_decay=1e-4),
+    "adamw": lambda: AdamW(learning_rate(1e-3, 100, cosine=True), clip_value=1.0),
+}
+
+
+def compiled_float16(optimizer, variant="centernet2_faster"):
+    detector = built(variant, "mixed_float16")
+    detector.compile(optimizer=LossScaled(OPTIMIZERS[optimizer]()), jit_compile=ON_JAX)
+    detector.optimizer.build(detector.trainable_variables)
+    return detector
+
+
+def arrays(variables):
+    return [ops.convert_to_numpy(variable.value).copy() for variable in variables]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_overflow_is_left_out_and_training_goes_on(optimizer):
+    detector = compiled_float16(optimizer)
+    x, y = batch()
+    weights, inner = detector.trainable_variables, detector.optimizer.inner_optimizer
+    before = arrays(weights)
+    detector.train_on_batch(x, y)
+    first = arrays(weights)
+    assert any(not np.array_equal(a, b) for a, b in zip(before, first, strict=True))
+
+    detector.optimizer.dynamic_scale.assign(2.0**60)  # more than float16 holds
+    state = arrays(inner.variables)
+    detector.reset_metrics()
+    logs = detector.train_on_batch(x, y, return_dict=True)
+    for one, other in zip([*first, *state], arrays([*weights, *inner.variables]), strict=True):
+        np.testing.assert_array_equal(one, other)  # weights, momenta and the step of the learning rate
+    assert float(detector.optimizer.dynamic_scale) == 2.0**59
+    assert logs["first_bad_step"] == 0 and all(np.isfinite(value) for value in logs.values())
+    assert int(detector.step) == 2  # what is drawn at random goes on
+
+    detector.optimizer.dynamic_scale.assign(2.0**10)
+    for _ in range(3):
+        logs = detector.train_on_batch(x, y, return_dict=True)
+    assert int(inner.iterations) == 4
+    assert all(np.isfinite(values).all() for values in arrays(detector.weights))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, arrays(weights), strict=True))
+    assert all("float32" == dtype_of(v) for v in detector.optimizer.variables if "float" in dtype_of(v))
+
+
+def test_a_loss_that_is_not_finite_is_reported_in_float16_too():
+    detector = compiled_float16("sgd")
+    x, y = batch()
+    detector.trainable_variables[-1].assign(np.full(detector.trainable_variables[-1].shape, np.nan))
+    logs = detector.train_on_batch(x, y, return_dict=True)
+    assert logs["first_bad_step"] == 1
