@@ -289,6 +289,8 @@ class Recipe(Section):
             for key, value in self.model_dump(mode="json", exclude_none=True).items()
             if key == "augment" or (key != "rows" and value not in ([], {}))
         }
+        # what is null there was chosen, and may not be the builder's default
+        kept["model"] |= {key: None for key, value in (self.model.model_extra or {}).items() if value is None}
         return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
 
 

@@ -105,11 +105,14 @@ def _check_shared(run, recipe):
         )
 
 
+MISSING = object()  # unlike null, which is a value
+
+
 def differing_keys(one, other, prefix=""):
     """Dotted keys in which two plain recipes differ."""
     found = []
     for key in {**one, **other}:
-        first, second = one.get(key), other.get(key)
+        first, second = one.get(key, MISSING), other.get(key, MISSING)
         if isinstance(first, dict) and isinstance(second, dict):
             found += differing_keys(first, second, f"{prefix}{key}.")
         elif first != second:

@@ -218,3 +218,10 @@ def test_every_recipe_of_the_house_is_sound():
         assert list(tree) == [key for key in type(recipe).model_fields if key in tree], path  # their order
         for row in recipe.rows:
             load_recipe(stem, row=row)
+
+
+def test_null_for_the_builder_is_not_its_default(write):
+    """A key of the model that is null was chosen: it survives the resolved recipe."""
+    recipe = load_recipe("quickstart", {"model.pixels": None, "model.neck": None})
+    again = load_recipe(write(recipe.to_yaml(), "resolved.yaml"))
+    assert again.plain()["model"] == recipe.plain()["model"] and "neck" in again.plain()["model"]
