@@ -229,17 +229,6 @@ def flatten(maps, depth):
     )
 
 
-def weights_of_terms(defaults, given):
-    """Weights of terms, the given ones laid over the defaults.
-
-    Raises:
-        UserError: a weight of no term.
-    """
-    for term in set(given or {}) - set(defaults):
-        raise UserError(f"model.dense_head.weights: no term {term!r}; there are {', '.join(defaults)}")
-    return {**defaults, **(given or {})}
-
-
 def one_of(where, value, known):
     """Refuse a setting that is none of the known ones."""
     if value not in known:

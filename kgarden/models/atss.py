@@ -18,7 +18,7 @@ centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not h
 
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.models.detector import per_global
@@ -26,6 +26,7 @@ from kgarden.models.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import anchor_grid
 from kgarden.schema import BOXES, truth_is_valid
+from kgarden.settings import overlaid
 from kgarden.targets.assigned import IGNORED, one_hot, under_crowd
 from kgarden.targets.atss import assign_anchors, atss_candidates
 from kgarden.targets.fcos import centerness as centerness_of
@@ -135,7 +136,9 @@ class ATSSHead(ATSSAssigned):
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss = box_loss
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 2.0, "centerness": 1.0}, weights)
+        self.weights_of_terms = overlaid(
+            {"class": 1.0, "box": 2.0, "centerness": 1.0}, weights, "model.dense_head.weights"
+        )
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
 
     def activate(self, code, level):

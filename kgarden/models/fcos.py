@@ -26,7 +26,7 @@ sources have differently, as arguments:
 
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
@@ -35,6 +35,7 @@ from kgarden.models.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.cells import cells_of
 from kgarden.schema import BOXES, UserError, truth_is_valid
+from kgarden.settings import overlaid
 from kgarden.targets.assigned import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
@@ -88,7 +89,9 @@ class FCOSHead(DenseHead):
         self.quality, self.distance = quality, distance
         self.box_loss, self.smoothing = box_loss, smoothing
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 1.0, "centerness": 1.0}, weights)
+        self.weights_of_terms = overlaid(
+            {"class": 1.0, "box": 1.0, "centerness": 1.0}, weights, "model.dense_head.weights"
+        )
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
 
     def activate(self, code, level):

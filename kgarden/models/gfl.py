@@ -18,7 +18,7 @@ ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are th
 
 from keras import ops
 
-from kgarden.heads.dense import flatten, one_of, weights_of_terms
+from kgarden.heads.dense import flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import distribution_focal_loss, expectation, quality_focal_loss
 from kgarden.models.atss import ATSSAssigned
@@ -26,6 +26,7 @@ from kgarden.models.detector import per_global
 from kgarden.models.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.schema import UserError
+from kgarden.settings import overlaid
 from kgarden.targets.assigned import IGNORED, one_hot
 
 BELOW_LAST = 0.1  # targets stay this far below the largest distance, so that there is always a next one
@@ -63,7 +64,9 @@ class GFLHead(ATSSAssigned):
         one_of("dense_head.box_loss", box_loss, KINDS)
         self.reg_max = reg_max
         self.box_loss, self.beta = box_loss, beta
-        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 2.0, "distribution": 0.25}, weights)
+        self.weights_of_terms = overlaid(
+            {"class": 1.0, "box": 2.0, "distribution": 0.25}, weights, "model.dense_head.weights"
+        )
         self.terms = ("class", "box", "distribution") if reg_max else ("class", "box")
 
     def activate(self, code, level):

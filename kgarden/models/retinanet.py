@@ -25,7 +25,7 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 import keras
 from keras import ops
 
-from kgarden.heads.dense import DenseHead, flatten, one_of, weights_of_terms
+from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.roi import smooth_l1
@@ -35,6 +35,7 @@ from kgarden.ops import boxes as box_ops
 from kgarden.ops import shares
 from kgarden.ops.anchors import anchor_grid
 from kgarden.schema import BOXES, truth_is_valid
+from kgarden.settings import overlaid
 from kgarden.targets.assigned import IGNORED, one_hot
 from kgarden.targets.retinanet import RESCUES, assign_by_iou
 
@@ -113,7 +114,7 @@ class RetinaNetHead(DenseHead):
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss, self.box_beta = box_loss, box_beta
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = weights_of_terms({"class": 1.0, "box": 1.0}, weights)
+        self.weights_of_terms = overlaid({"class": 1.0, "box": 1.0}, weights, "model.dense_head.weights")
 
     def build(self, pyramid_shapes):
         super().build(pyramid_shapes)

@@ -319,7 +319,7 @@ def test_unknown_words_are_named():
     for name in HEADS:
         with pytest.raises(UserError, match=r"dense_head\.box_loss 'huber': one of"):
             head_of(name, box_loss="huber")
-        with pytest.raises(UserError, match=r"dense_head\.weights: no term 'boxes'"):
+        with pytest.raises(UserError, match=r"dense_head\.weights\.boxes: no such setting; .*'box'"):
             head_of(name, weights={"boxes": 2.0})
     with pytest.raises(UserError, match=r"dense_head\.rescue"):
         head_of("retinanet", rescue="detectron2")
