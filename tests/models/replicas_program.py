@@ -58,7 +58,7 @@ def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=C
     settings = dict(epochs=1, steps_per_epoch=len(canvases), verbose=0, shuffle=False, callbacks=callbacks)
     history = detector.fit(dataset, **settings).history
     terms = {name: value[0] for name, value in history.items()}
-    terms["gradient_norm"] = float(detector.optimizer.gradient_norm)
+    terms["gradient_norm"] = float(keras.ops.convert_to_numpy(detector.optimizer.gradient_norm.value))
     return before, values(detector), terms
 
 
