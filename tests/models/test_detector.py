@@ -133,6 +133,13 @@ def values(variables):
     return [ops.convert_to_numpy(variable).copy() for variable in variables]
 
 
+def every_variant():
+    """All of them; on JAX, where each compiles for half a minute, what others repeat is slow."""
+    core = {"centernet", "centernet2", "gfl", "retinanet", "defcn", "pss_two_stages"}
+    slow = set(VARIANTS) - core if keras.backend.backend() == "jax" else set()
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in VARIANTS]
+
+
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
 TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "centernet2_gfl", "pss_two_stages")]
@@ -189,7 +196,7 @@ def test_a_pattern_that_fits_nothing_is_refused():
         compiled("centernet").freeze(["resnet9000"])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", every_variant())
 def test_detections_are_padded_sorted_and_inside_the_picture(name):
     selection = {"score_threshold": 0.0, "total": 30}
     detector = compiled(name, selection=selection)
@@ -204,7 +211,7 @@ def test_detections_are_padded_sorted_and_inside_the_picture(name):
         assert (np.diff(scores) <= 0).all() and (found["labels"][image][valid] >= 0).all()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", every_variant())
 def test_an_image_is_answered_alike_alone_and_in_a_batch(name):
     detector = compiled(name, selection={"score_threshold": 0.0, "total": 10})
     x, _ = batch()
