@@ -190,7 +190,7 @@ OPTIMIZERS = {
 
 def compiled_float16(optimizer, variant="centernet2_faster"):
     detector = built(variant, "mixed_float16")
-    detector.compile(optimizer=LossScaled(OPTIMIZERS[optimizer]()), jit_compile=ON_JAX)
+    detector.compile(optimizer=LossScaled(OPTIMIZERS[optimizer](), initial_scale=2.0**8), jit_compile=ON_JAX)
     detector.optimizer.build(detector.trainable_variables)
     return detector
 
