@@ -20,7 +20,14 @@ from kgarden.session import Session
 
 # What may differ when a run is continued. With more steps the learning rate follows the longer schedule from
 # the present step on.
-MAY_CHANGE = {"schedule.steps", "schedule.checkpoint_every", "replicas", "evaluate.pictures", "loggers", "remat"}
+MAY_CHANGE = {
+    "schedule.steps",
+    "schedule.checkpoint_every",
+    "replicas",
+    "evaluate.pictures",
+    "loggers",
+    "remat",
+}
 
 
 def train(recipe, run, fresh=False, reporter=None):
