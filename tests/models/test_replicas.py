@@ -45,12 +45,14 @@ def test_two_replicas_train_as_one(case):
     assert terms < 1e-5
 
 
-@pytest.mark.parametrize("norm", ["sync_bn", pytest.param("bn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["sync_bn", "bn"])
 def test_averages_on_two_replicas(norm):
     """Those of one replica, statistics of norms included; computed by hand they are the same."""
     assert run("averages_program.py", norm).splitlines()[-1] == "averages agree"
 
 
+@pytest.mark.slow
 def test_float16_on_two_replicas():
     """What overflows on one replica is left out on both."""
     assert run("overflow_program.py").splitlines()[-1] == "left out on both"
