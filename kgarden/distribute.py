@@ -103,7 +103,7 @@ class Team:
         try:
             yield
         except tf.errors.OpError as error:
-            if not self.workers:
+            if not self.workers or not _is_lost(error):
                 raise
             raise TrainingFailed(
                 f"worker {self.index} of {len(self.workers)}: another worker no longer answers "
@@ -118,6 +118,12 @@ def _everywhere(strategy, values):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
 
     return strategy.run(summed, args=(values,))
+
+
+def _is_lost(error):
+    """Whether another worker is the cause; faults of this one, such as a full memory, stay what they are."""
+    gone = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError
+    return isinstance(error, gone) or "aborted by" in (error.message or "")
 
 
 def _reason(error):

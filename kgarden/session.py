@@ -328,7 +328,8 @@ def _interrupts_noted(session):
 
     def note(number, frame):
         session.interrupted = True
-        session.reporter.line("stopping after this step")
+        several = session.team.workers
+        session.reporter.line(f"stopping {f'within {AGREE_EVERY} steps' if several else 'after this step'}")
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -17,12 +17,7 @@ def fill(function, settings, where, **fixed):
     Raises:
         UserError: an unknown name (the nearest is named), or one that is fixed.
     """
-    known = [name for name in arguments(function) if name not in fixed]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"{where}.{name}: no such setting; {hint}")
+    _check(settings, [name for name in arguments(function) if name not in fixed], where)
     return function(**settings, **fixed)
 
 
@@ -36,12 +31,17 @@ def overlaid(defaults, settings, where):
     Raises:
         UserError: a name that has no default.
     """
-    for name in settings or {}:
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
-            raise UserError(f"{where}.{name}: no such setting; {hint}")
+    _check(settings or {}, defaults, where)
     return {**defaults, **(settings or {})}
+
+
+def _check(settings, known, where):
+    """Refuse a name that is not known; the nearest is named."""
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{where}.{name}: no such setting; {hint}")
 
 
 def arguments(function):

@@ -8,7 +8,7 @@ tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
 from kgarden import distribute  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
+from kgarden.schema import TrainingFailed, UserError  # noqa: E402
 
 
 def test_one_device_needs_no_strategy():
@@ -77,3 +77,24 @@ def test_a_worker_without_gpus_has_one_replica(monkeypatch):
     configured(monkeypatch, {"worker": ["a:1", "b:1"]}, 0)
     with pytest.raises(UserError, match="a worker without GPUs has one"):
         distribute.team_of(2)
+
+
+LOST = tf.errors.UnavailableError(None, None, "recvmsg:Connection reset by peer")
+ABORTED = tf.errors.InternalError(None, None, "node x\nCollective ops is aborted by: a task has crashed")
+FULL = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+
+@pytest.mark.parametrize("error, said", [(LOST, "UnavailableError"), (ABORTED, "a task has crashed")])
+def test_a_lost_worker_is_told_in_one_line(error, said):
+    team = distribute.Team(tf.distribute.get_strategy(), 1, ("a:1", "b:1"))
+    with pytest.raises(TrainingFailed, match="worker 1 of 2: another worker no longer answers") as told:
+        with team.one_for_all():
+            raise error
+    assert "\n" not in str(told.value) and said in str(told.value)
+
+
+@pytest.mark.parametrize("error, workers", [(FULL, ("a:1", "b:1")), (LOST, ())])
+def test_a_fault_of_its_own_stays_what_it_is(error, workers):
+    with pytest.raises(type(error)):
+        with distribute.Team(tf.distribute.get_strategy(), 0, workers).one_for_all():
+            raise error

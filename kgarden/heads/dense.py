@@ -145,7 +145,7 @@ class DenseHead(keras.layers.Layer):
 
     def boxes(self, raw):
         """The predicted boxes, *not* clipped.   (B, A, 4) float32 px."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is a frame: a head says what its code means")
 
     def score_logits(self, raw):
         """Logits whose sigmoids multiply to the score.   list of (B, A, C) and (B, A, 1)."""
@@ -169,7 +169,7 @@ class DenseHead(keras.layers.Layer):
 
     def assign(self, raw, y):
         """Which object each place must predict.   (B, A) int32, see kgarden/targets/assigned.py."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is a frame: a head says how places are assigned")
 
     def possible(self, raw, y, rule="candidates"):
         """Which places may predict which object.

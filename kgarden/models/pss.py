@@ -346,5 +346,5 @@ def selection_for(prediction, nms_iou, settings):
     defaults = {"iou": nms_iou}
     if prediction == "end_to_end":
         best = settings.get("total", Selection.total)
-        defaults = {"method": "none", "score_threshold": 0.0, "per_level": best}
+        defaults |= {"method": "none", "score_threshold": 0.0, "per_level": best}
     return fill(Selection, {**defaults, **settings}, "model.selection")

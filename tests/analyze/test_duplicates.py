@@ -83,7 +83,7 @@ def test_a_run_of_pss_is_looked_into(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.tensorflow
-def test_high_scores_everywhere_are_duplicates_that_nms_removes(tmp_path, monkeypatch):
+def test_high_scores_everywhere_are_duplicates_that_nms_removes():
     """A detector whose classes are all likely, and whose boxes are as they start, answers many times."""
     from kgarden.analyze.duplicates import Ways
     from kgarden.models import build_detector
