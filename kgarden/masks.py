@@ -2,14 +2,13 @@
 
 A detection's mask is S x S probabilities over its box; cell (r, c) is what holds at the cell's centre. Here
 it is laid onto the original picture: every pixel whose centre lies in the box gets the bilinear mean of the
-four nearest cell centres, and belongs to the object from THRESHOLD on. Between the outermost centres and the
-sides of the box the outermost cells hold on, so that a mask of ones is exactly its box. Nothing is claimed
-outside of the box.
-
-detectron2's `paste_masks_in_image` and mmdetection's `_do_paste_mask` have the same grid, the same pixel
-centres and the same threshold, but mix with zeros in the outer half of the outermost cells: they lose there
-what is not quite sure, and round the corners of a mask of ones. Everywhere else the values are equal.
+four nearest cell centres, and belongs to the object from THRESHOLD on. Around the box lies a ring of cells
+with probability 0, so that nothing is claimed outside of the box, and the corners of a mask of ones are a
+little round. All this is what detectron2's `paste_masks_in_image` and mmdetection's `_do_paste_mask` do with
+`grid_sample(align_corners=False)`; only the pixels of the box are looked at.
 """
+
+import math
 
 import numpy as np
 from pycocotools import mask as mask_tools
@@ -66,23 +65,24 @@ def pasted_part(mask, box, size_hw, threshold=THRESHOLD):
 
 
 def _between(begin, end, length, cells):
-    """The pixels of one direction whose centres lie in [begin, end), and the cells around each.
+    """The pixels of one direction whose centres lie in [begin, end], and the cells around each.
 
     Returns:
-        (slice of the picture, (N,) the cell centre before each pixel centre, (N,) float32 share of the next).
+        (slice of the picture, (N,) the cell whose centre comes before that of each pixel, counted from the
+        ring around the box, (N,) float32 share of the next cell).
     """
-    first = max(int(np.ceil(begin - 0.5)), 0)
-    last = max(min(int(np.ceil(end - 0.5)), length), first)
-    place = (np.arange(first, last) + 0.5 - begin) * (cells / max(end - begin, 1e-9)) - 0.5
-    place = place.clip(0, cells - 1)
-    before = place.astype(int)
+    first = max(math.ceil(begin - 0.5), 0)
+    last = max(min(math.floor(end - 0.5) + 1, length), first)
+    place = (np.arange(first, last) + 0.5 - begin) * (cells / max(end - begin, 1e-9)) + 0.5
+    before = place.astype(int).clip(0, cells)
     return slice(first, last), before, (place - before).astype("float32")
 
 
 def _mixed(lines, before, share):
-    """Lines (S, N) read between two of them.   (P, N)"""
-    steps = np.diff(lines, axis=0, append=lines[-1:])  # to the next line
-    return lines[before] + share[:, None] * steps[before]
+    """Lines (S, N), with one of zeros on either side, read between two of them.   (P, N)"""
+    ringed = np.pad(lines, ((1, 1), (0, 0)))
+    steps = np.diff(ringed, axis=0)  # to the next line
+    return ringed[before] + share[:, None] * steps[before]
 
 
 def run_lengths_of(mask, box, size_hw, threshold=THRESHOLD):

@@ -108,14 +108,13 @@ class MaskedStandIn(StandIn):
         return {**found, "masks": ops.concatenate([mask, ops.zeros_like(mask)], axis=1)}
 
 
-def disc():
-    """(16, 16) bool, the pixels of a cell whose centres lie in the disc that fills it."""
-    from_center = np.arange(CELL) + 0.5 - CELL / 2
-    return from_center[:, None] ** 2 + from_center**2 < (CELL / 2) ** 2
+FROM_CENTER = np.arange(CELL) + 0.5 - CELL / 2  # px
+SQUARE = np.ones((CELL, CELL), bool)
+DISC = FROM_CENTER[:, None] ** 2 + FROM_CENTER**2 < (CELL / 2) ** 2
 
 
-def pictures(count, seed=0, size=(64, 96), shape=True):
-    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); one square of a cell in each, or what `shape` is."""
+def pictures(count, seed=0, size=(64, 96), shape=SQUARE):
+    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); a square or other shape of a cell in each."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 40, (count, *size, 3), dtype=np.uint8)
     labels = random.integers(0, 2, (count, 1)).astype("int32")
@@ -175,7 +174,7 @@ class StandInData:
 
     def __init__(self, folder, batch_size=4, scale=2.0, discs=False):
         self.batch_size, self.scale = batch_size, scale
-        self.images, self.boxes, self.labels = pictures(10, seed=1, shape=disc() if discs else True)
+        self.images, self.boxes, self.labels = pictures(10, seed=1, shape=DISC if discs else SQUARE)
         self.annotations = folder / "annotations.json"
         truth = ground_truth(self.boxes, self.labels, scale, outline=circle if discs else None)
         self.annotations.write_text(json.dumps(truth))
