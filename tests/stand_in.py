@@ -104,7 +104,8 @@ class MaskedStandIn(StandIn):
 
     def detect(self, x, raw):
         found = super().detect(x, raw)
-        mask = ops.take_along_axis(raw["masks"], found["source"][:, :1, None, None], axis=1)
+        here = ops.one_hot(found["source"][:, :1], raw["masks"].shape[1])  # (B, 1, cells)
+        mask = ops.einsum("bkn,bnrc->bkrc", here, raw["masks"])
         return {**found, "masks": ops.concatenate([mask, ops.zeros_like(mask)], axis=1)}
 
 
