@@ -182,7 +182,8 @@ def test_boxes_end_at_their_picture_so_that_masks_keep_their_frames():
     size_hw = np.int32([[64, 85], [47, 96], [61, 93]])
     corners = np.sort(random.uniform(-50, 150, (3, 40, 2, 2)), axis=2).reshape(3, 40, 4).astype("float32")
     selected = {"boxes": corners, "valid": np.ones((3, 40), bool)}
-    parts = types.SimpleNamespace(candidates=lambda x, raw: raw, selection=lambda candidates: candidates)
+    parts = types.SimpleNamespace(mask_head=None, selection=lambda found: found)
+    parts.candidates = lambda x, raw: raw
     found = Detector.detect(parts, {"size_hw": size_hw}, selected)
     boxes = keras.ops.convert_to_numpy(found["boxes"])
     limit = np.tile(size_hw[:, None, ::-1], (1, 1, 2))
