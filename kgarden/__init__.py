@@ -28,6 +28,7 @@ _HOMES = {
     "Detector": "kgarden.models.detector",
     "InferenceModel": "kgarden.models.detector",
     "Predictor": "kgarden.predict",
+    "paste_masks": "kgarden.masks",
     "UserError": "kgarden.schema",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kgarden.masks import pasted_part
+
 GOLDEN_RATIO = 0.618034  # steps of this size around the circle of hues never meet
 
 
@@ -24,7 +26,8 @@ def draw_detections(image, detections, names, min_score=0.3):
 
     Args:
         image:      (H, W, 3) uint8 RGB.
-        detections: boxes (K, 4) xyxy px of this picture, scores (K,), labels (K,), valid (K,); numpy.
+        detections: boxes (K, 4) xyxy px of this picture, scores (K,), labels (K,), valid (K,) and, if there,
+                    masks (K, S, S) probabilities over the boxes, which are tinted; numpy.
         names:      of the classes, in label order.
         min_score:  detections below are left out.
     Returns:
@@ -37,7 +40,10 @@ def draw_detections(image, detections, names, min_score=0.3):
         f"{names[label]} {100 * detections['scores'][row]:.0f}"
         for row, label in zip(shown, labels, strict=True)
     ]
-    return _painted(image, [detections["boxes"][row] for row in shown], labels, texts)
+    boxes = [detections["boxes"][row] for row in shown]
+    if "masks" in detections:
+        image = _tinted(image, boxes, [detections["masks"][row] for row in shown], labels)
+    return _painted(image, boxes, labels, texts)
 
 
 def draw_truth(image, truth, names):
@@ -61,9 +67,7 @@ def draw_truth(image, truth, names):
             texts = [f"{text} ({word})" if mark else text for text, mark in zip(texts, marked, strict=True)]
     boxes = [truth["boxes"][row] for row in shown]
     if "masks" in truth:
-        image = np.array(image)
-        for row, box, label in zip(shown, boxes, labels, strict=True):
-            _tint(image, box, np.asarray(truth["masks"][row]), color_of(label))
+        image = _tinted(image, boxes, [np.asarray(truth["masks"][row]) for row in shown], labels)
     return _painted(image, boxes, labels, texts)
 
 
@@ -79,19 +83,14 @@ def _painted(image, boxes, labels, texts):
     return picture
 
 
-def _tint(image, box, mask, color):
-    """Mix a colour into the pixels of a mask that lies in the frame of its box."""
-    x0, y0 = (int(np.floor(side)) for side in box[:2])
-    x1, y1 = (int(np.ceil(side)) for side in box[2:])
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.shape[1]), min(y1, image.shape[0])
-    if x1 <= x0 or y1 <= y0:
-        return
-    width, height = max(box[2] - box[0], 1e-6), max(box[3] - box[1], 1e-6)
-    columns = ((np.arange(x0, x1) + 0.5 - box[0]) / width * mask.shape[1]).clip(0, mask.shape[1] - 1)
-    rows = ((np.arange(y0, y1) + 0.5 - box[1]) / height * mask.shape[0]).clip(0, mask.shape[0] - 1)
-    inside = mask[rows.astype(int)[:, None], columns.astype(int)[None]]
-    part = image[y0:y1, x0:x1]
-    part[inside] = (part[inside] * 0.5 + np.array(color) * 0.5).astype("uint8")
+def _tinted(image, boxes, masks, labels):
+    """A copy with the colour of each class mixed into the pixels of its masks, later ones on top."""
+    image = np.array(image)
+    for box, mask, label in zip(boxes, masks, labels, strict=True):
+        rows, columns, inside = pasted_part(mask, box, image.shape[:2])
+        part = image[rows, columns]
+        part[inside] = (part[inside] * 0.5 + np.array(color_of(label)) * 0.5).astype("uint8")
+    return image
 
 
 def line_width(size):

@@ -10,9 +10,10 @@ from keras import ops
 
 from kgarden.build import best_weights, load_run, prepare_data
 from kgarden.draw import draw_detections
+from kgarden.masks import run_lengths_of
 from kgarden.predict import compiled_inference, to_original
-from kgarden.schema import BOXES, IMAGE_ID, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
-from kgarden.scoring import analysed, judged, read_json, write_folder
+from kgarden.schema import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
+from kgarden.scoring import analysed, judged, judged_masks, read_json, write_folder
 
 SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
 
@@ -27,10 +28,11 @@ def detect(model, batches, categories, on_batch=None):
         categories: [{"id", "name"}, ...] in label order.
         on_batch:   called with the number of pictures done so far.
     Returns:
-        (results, image_ids): COCO results form, boxes xywh in px of the original picture and the data set's
-        own category ids; the ids of all pictures seen, also those without detections.
+        (results, image_ids, masked): COCO results form, boxes xywh in px of the original picture, the data
+        set's own category ids and, where the model gives masks, their run lengths as `segmentation`; the ids
+        of all pictures seen, also those without detections; whether the model gives masks.
     """
-    results, image_ids, size = [], [], None
+    results, image_ids, size, masked = [], [], None, False
     for x, meta in batches:
         x = {key: np.asarray(value) for key, value in x.items()}
         ids = np.asarray(meta[IMAGE_ID])
@@ -39,27 +41,32 @@ def detect(model, batches, categories, on_batch=None):
         x = {key: np.concatenate([v, v[-1:].repeat(size - len(ids), axis=0)]) for key, v in x.items()}
         found = model.predict_on_batch(x)
         found = {key: value[: len(ids)] for key, value in found.items()}
-        found = to_original(found, x[SIZE_HW][: len(ids)], np.asarray(meta[ORIGINAL_HW]))
-        results += _results(
-            {key: ops.convert_to_numpy(value) for key, value in found.items()}, ids, categories
-        )
+        original_hw = np.asarray(meta[ORIGINAL_HW])
+        found = to_original(found, x[SIZE_HW][: len(ids)], original_hw)
+        found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
+        results += _results(found, ids, original_hw, categories)
+        masked = MASKS in found
         image_ids += [int(one) for one in ids if one >= 0]
         if on_batch:
             on_batch(len(image_ids))
-    return results, image_ids
+    return results, image_ids, masked
 
 
-def _results(found, ids, categories):
+def _results(found, ids, original_hw, categories):
     """One batch of detections in COCO results form."""
     kept = found[VALID].astype(bool) & (ids >= 0)[:, None]
     image, row = np.nonzero(kept)
     x0, y0, x1, y1 = (found[BOXES][image, row, side].astype("float64") for side in range(4))
     boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=-1).round(3).tolist()
     labels, scores = found[LABELS][image, row].tolist(), found[SCORES][image, row].tolist()
-    return [
+    results = [
         {"image_id": int(ids[i]), "category_id": categories[label]["id"], "bbox": box, "score": score}
         for i, label, box, score in zip(image.tolist(), labels, boxes, scores, strict=True)
     ]
+    if MASKS in found:
+        for one, i, k in zip(results, image, row, strict=True):
+            one["segmentation"] = run_lengths_of(found[MASKS][i, k], found[BOXES][i, k], original_hw[i])
+    return results
 
 
 def evaluate(
@@ -73,7 +80,7 @@ def evaluate(
     folder=None,
     explained=True,
 ):
-    """Detect and judge by the recipe's metrics.
+    """Detect and judge by the recipe's metrics: boxes, and masks beside them where the model gives masks.
 
     Args:
         detector, recipe: what is evaluated.
@@ -88,7 +95,7 @@ def evaluate(
     """
     model = model or compiled_inference(detector)
     started = time.perf_counter()
-    results, image_ids = detect(model, batches, categories, on_batch)
+    results, image_ids, masked = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
     truth = read_json(annotations)
     evaluation = {
@@ -96,6 +103,7 @@ def evaluate(
         "recipe_sha256": recipe.digest(),
         "step": int(ops.convert_to_numpy(detector.step.value)),
         **judged(truth, results, image_ids, recipe.evaluate.metrics, explained=explained),
+        **({"masks": judged_masks(truth, results, image_ids, recipe.evaluate.metrics)} if masked else {}),
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),
     }

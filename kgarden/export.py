@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from kgarden.build import test_sizes
 from kgarden.data.canvas import canvas_of, resize_to_canvas
+from kgarden.masks import THRESHOLD
 from kgarden.predict import to_original
-from kgarden.schema import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.schema import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, VALID, UserError
 from tfrecords.pictures import decode
 
 WARMUP_SIDE = 64  # px of the grey picture in the warm-up requests
@@ -30,7 +31,8 @@ def export_saved_model(run, to):
         tf_example:      string [B], serialised records with `image/encoded`.
     Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original picture's height
     and width; detection_scores (B, K); detection_classes (B, K) float32, the data set's own ids as in
-    labels.txt; num_detections (B,) float32. Rows beyond num_detections are zero.
+    labels.txt; num_detections (B,) float32; of a model with a mask head also detection_masks (B, K, S, S)
+    float32, probabilities over the boxes. Rows beyond num_detections are zero.
 
     Args:
         run: a run directory; its best weights are exported.
@@ -60,8 +62,10 @@ def write_saved_model(detector, recipe, categories, to):
     aside = to / f".exporting.{os.getpid()}"
     try:
         graph = ServingGraph(detector, recipe, categories)
-        tf.saved_model.save(graph, str(aside), signatures=graph.signatures())
-        _write_beside(aside, graph, detector, recipe, categories)
+        signatures = graph.signatures()
+        tf.saved_model.save(graph, str(aside), signatures=signatures)
+        outputs = signatures["serving_default"].structured_outputs
+        _write_beside(aside, graph, outputs, recipe, categories)
         version = to / str(1 + max([int(p.name) for p in to.iterdir() if p.name.isdigit()], default=0))
         os.replace(aside, version)
     finally:
@@ -125,35 +129,32 @@ class ServingGraph(tf.Module):
             tf.TensorSpec((), tf.int32),
         )
         images, size_hw, original_hw, number = tf.map_fn(prepare, inputs, fn_output_signature=signature)
-        found = self._empty(tf.shape(images)[0])
-        for index, canvas in enumerate(self._canvases):
-            found = self._detect_on(index, canvas, images, size_hw, original_hw, number, found)
+        parts = [
+            self._detect_on(canvas, tf.where(number == index)[:, 0], images, size_hw, original_hw)
+            for index, canvas in enumerate(self._canvases)
+        ]
+        order = tf.argsort(tf.argsort(number, stable=True), stable=True)  # parts come canvas by canvas
+        found = {key: tf.gather(tf.concat([part[key] for part in parts], axis=0), order) for key in parts[0]}
         return self._named(found, original_hw)
 
-    def _empty(self, batch):
-        slots = self._model.detector.selection.total
-        return {
-            BOXES: tf.zeros((batch, slots, 4)),
-            SCORES: tf.zeros((batch, slots)),
-            LABELS: tf.zeros((batch, slots), tf.int32),
-            VALID: tf.zeros((batch, slots), tf.bool),
-        }
-
-    def _detect_on(self, index, canvas, images, size_hw, original_hw, number, found):
-        """Fill in the pictures of one canvas."""
-        rows = tf.where(number == index)[:, 0]
+    def _detect_on(self, canvas, rows, images, size_hw, original_hw):
+        """Detections of the pictures of one canvas, those of `rows`, which may be none."""
+        form = {}
 
         def run():
             x = {
                 IMAGES: tf.gather(images[:, : canvas[0], : canvas[1]], rows),
                 SIZE_HW: tf.gather(size_hw, rows),
             }
-            new = to_original(self._model(x, training=False), x[SIZE_HW], tf.gather(original_hw, rows))
-            return {
-                key: tf.tensor_scatter_nd_update(old, rows[:, None], new[key]) for key, old in found.items()
-            }
+            found = to_original(self._model(x, training=False), x[SIZE_HW], tf.gather(original_hw, rows))
+            found = {key: found[key] for key in (BOXES, SCORES, LABELS, VALID, MASKS) if key in found}
+            form.update({key: (value.shape[1:], value.dtype) for key, value in found.items()})
+            return found
 
-        return tf.cond(tf.size(rows) > 0, run, lambda: found)
+        def none():  # traced after `run`: the model alone knows the form of its answer
+            return {key: tf.zeros((0, *shape), dtype) for key, (shape, dtype) in form.items()}
+
+        return tf.cond(tf.size(rows) > 0, run, none)
 
     def _named(self, found, original_hw):
         """Outputs of the Object Detection API; valid rows first."""
@@ -164,15 +165,18 @@ class ServingGraph(tf.Module):
         x1, y1, x2, y2 = tf.unstack(found[BOXES], axis=-1)
         boxes = tf.stack([y1 / high, x1 / wide, y2 / high, x2 / wide], axis=-1)
         classes = tf.gather(self._class_ids, tf.maximum(found[LABELS], 0))
-        return {
+        outputs = {
             "detection_boxes": tf.where(valid[..., None], boxes, 0.0),
             "detection_scores": tf.where(valid, found[SCORES], 0.0),
             "detection_classes": tf.where(valid, classes, 0.0),
             "num_detections": tf.reduce_sum(tf.cast(valid, tf.float32), axis=-1),
         }
+        if MASKS in found:
+            outputs["detection_masks"] = tf.where(valid[..., None, None], found[MASKS], 0.0)
+        return outputs
 
 
-def _write_beside(directory, graph, detector, recipe, categories):
+def _write_beside(directory, graph, outputs, recipe, categories):
     """labels.txt, recipe.yaml, metadata.json and warm-up requests."""
     lines = [f"{category['id']} {category['name']}" for category in categories]
     (directory / "labels.txt").write_text("\n".join(lines) + "\n")
@@ -182,8 +186,9 @@ def _write_beside(directory, graph, detector, recipe, categories):
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
         "classes": categories,
-        "max_detections": detector.selection.total,
+        "max_detections": int(outputs["detection_scores"].shape[-1]),
         "boxes": "ymin, xmin, ymax, xmax, over the height and width of the original picture",
+        **_metadata_of_masks(outputs),
         "canvases": [list(canvas) for canvas in graph._canvases],
         "exif": "orientation is not applied: turn pictures upright before sending them",
         "tensorflow": tf.__version__,
@@ -191,6 +196,18 @@ def _write_beside(directory, graph, detector, recipe, categories):
     }
     (directory / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     _write_warmup(directory / "assets.extra", recipe.name)
+
+
+def _metadata_of_masks(outputs):
+    """Nothing for a model without masks."""
+    if "detection_masks" not in outputs:
+        return {}
+    return {
+        "masks": "probabilities over the box of each detection, at the centres of mask_side x mask_side "
+        "cells, rows from the top; between the centres bilinear, and the object from mask_threshold on",
+        "mask_side": int(outputs["detection_masks"].shape[-1]),
+        "mask_threshold": THRESHOLD,
+    }
 
 
 def _write_warmup(directory, name):

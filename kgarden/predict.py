@@ -16,13 +16,17 @@ from PIL import Image, ImageOps
 
 from kgarden.build import load_run, test_sizes
 from kgarden.draw import draw_detections
-from kgarden.schema import BOXES, IMAGES, SIZE_HW, UserError
+from kgarden.masks import run_lengths_of
+from kgarden.schema import BOXES, IMAGES, MASKS, SIZE_HW, UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 def to_original(detections, size_hw, original_hw):
     """Detections in px of the network input -> in px of the original picture, clipped to it.
+
+    Masks lie over their boxes and move with them. A detector's boxes end at the borders of the picture inside
+    the canvas, so clipping takes no more than what rounding adds, and a mask keeps its frame.
 
     Args:
         detections:  as kgarden.schema has them, boxes (B, K, 4).
@@ -120,7 +124,8 @@ class Predictor:
             source: a path, an array (H, W, 3) uint8 RGB, or a list of these.
         Returns:
             {"boxes": (K, 4) xyxy px of the picture, "scores": (K,), "labels": (K,), "valid": (K,) bool,
-            "source": (K,)}, numpy, best first, padded to K rows.
+            "source": (K,)}, numpy, best first, padded to K rows; of a model with a mask head also "masks"
+            (K, S, S) float32, probabilities over the boxes: `kgarden.paste_masks` lays them onto the picture.
         """
         if not isinstance(source, list | tuple):
             return next(self.stream([source]))[1]
@@ -183,7 +188,8 @@ def draw_files(predictor, paths, to, min_score=0.3):
         min_score: of what is drawn.
     Returns:
         (found, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
-        "category_id", "name"}]}], and one line for each picture that could not be read.
+        "category_id", "name"}]}], each detection of a model with a mask head also with "segmentation", COCO's
+        run lengths; and one line for each picture that could not be read.
     """
     to = pathlib.Path(to)
     to.mkdir(parents=True, exist_ok=True)
@@ -204,7 +210,7 @@ def draw_files(predictor, paths, to, min_score=0.3):
         name = _free_name(path, taken)
         draw_detections(picture, detections, predictor.names, min_score).save(to / name, quality=92)
         height, width = picture.shape[:2]
-        rows = _as_rows(detections, predictor.categories)
+        rows = _as_rows(detections, predictor.categories, (height, width))
         found.append({"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows})
     return found, faults
 
@@ -218,11 +224,14 @@ def _free_name(path, taken):
     return name
 
 
-def _as_rows(detections, categories):
+def _as_rows(detections, categories, size_hw):
     rows = []
     for row in np.flatnonzero(detections["valid"]):
         category = categories[int(detections["labels"][row])]
         box = [round(float(side), 3) for side in detections[BOXES][row]]
         score = float(detections["scores"][row])
         rows.append({"box": box, "score": score, "category_id": category["id"], "name": category["name"]})
+        if MASKS in detections:
+            mask = detections[MASKS][row]
+            rows[-1]["segmentation"] = run_lengths_of(mask, detections[BOXES][row], size_hw)
     return rows

@@ -93,6 +93,8 @@ class Reporter:
     def evaluation(self, evaluation):
         """The tables of numbers, in percent, and the cause where the first is nearly nothing."""
         self.console.print(*evaluation_tables(evaluation), sep="\n")
+        if "not_judged" in (masks := evaluation.get("masks", {})):
+            self.line(f"masks were not judged: {masks['not_judged']}")
         self.explanation(evaluation)
 
     def explanation(self, evaluation):
@@ -137,8 +139,18 @@ def progress_of(things, console=None):
 
 
 def evaluation_tables(evaluation):
-    """[COCO's numbers, those of other measures, by class] as rich tables, as far as they were measured."""
-    metrics, title = evaluation["metrics"], _title(evaluation)
+    """[COCO's numbers, other measures', both of masks, by class] as rich tables, as far as measured."""
+    title, masks = _title(evaluation), evaluation.get("masks", {})
+    tables = _metric_tables(evaluation["metrics"], f"{title}, boxes" if masks else title)
+    if "metrics" in masks:
+        tables += _metric_tables(masks["metrics"], f"{title}, masks")
+    tables.append(_class_table(evaluation["per_class"], masks.get("per_class")))
+    if "errors" in evaluation:
+        tables.append(_error_table(evaluation["errors"]))
+    return tables
+
+
+def _metric_tables(metrics, title):
     tables = []
     if "ap" in metrics:
         tables.append(_coco_table(metrics, title))
@@ -149,9 +161,6 @@ def evaluation_tables(evaluation):
             table.add_column(OTHER_LABELS[name], justify="right")
         table.add_row(*(shown(metrics[name]) for name in others))
         tables.append(table)
-    tables.append(_class_table(evaluation["per_class"]))
-    if "errors" in evaluation:
-        tables.append(_error_table(evaluation["errors"]))
     return tables
 
 
@@ -178,13 +187,16 @@ def _coco_table(metrics, title):
     return table
 
 
-def _class_table(rows):
+def _class_table(rows, of_masks=None):
     table = Table()
     numbers = [name for name in CLASS_LABELS if rows and name in rows[0]]
-    for column in ("class", "objects", *(CLASS_LABELS[name] for name in numbers)):
+    labels = [CLASS_LABELS[name] for name in numbers]
+    labels += [f"mask {label}" for label in labels if of_masks]
+    for column in ("class", "objects", *labels):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for row in rows:
-        table.add_row(row["name"], str(row["objects"]), *(shown(row[name]) for name in numbers))
+    for row, *others in zip(rows, *([of_masks] if of_masks else []), strict=True):
+        values = [one[name] for one in (row, *others) for name in numbers]
+        table.add_row(row["name"], str(row["objects"]), *map(shown, values))
     return table
 
 
@@ -198,11 +210,13 @@ def _error_table(errors):
 
 
 def summary(evaluation):
-    """The few numbers of an evaluation that fit in a line, the headline first."""
+    """The few numbers of an evaluation that fit in a line, the headline first, those of masks last."""
     names = dict.fromkeys((evaluation["headline"], "ap", "ap50", *OTHER_LABELS))
-    labels = LABELS | OTHER_LABELS
-    metrics = evaluation["metrics"]
-    return "  ".join(f"{labels[name]} {shown(metrics[name])}" for name in names if name in metrics)
+    labels, masks = LABELS | OTHER_LABELS, evaluation.get("masks", {})
+    parts = []
+    for prefix, metrics in (("", evaluation["metrics"]), ("mask ", masks.get("metrics", {}))):
+        parts += [f"{prefix}{labels[name]} {shown(metrics[name])}" for name in names if name in metrics]
+    return "  ".join(parts + ["masks not judged"] * ("not_judged" in masks))
 
 
 def shown(value):

@@ -64,6 +64,26 @@ def judged(truth, results, image_ids=None, metrics=("coco",), iou_type="bbox", e
     return {**evaluation, "images": len(pictures), "detections": len(results)}
 
 
+def judged_masks(truth, results, image_ids=None, metrics=("coco",)):
+    """The same measures of the masks that a model gave beside its boxes.
+
+    Returns:
+        {"metrics", "per_class"} as `judged` has them, or {"not_judged": why} where the ground truth has no
+        masks to compare with.
+    """
+    try:
+        found = measure(metrics, truth, results, image_ids, "segm")
+    except UserError as error:
+        return {"not_judged": f"in the ground truth, {error}"}
+    return {key: found[key] for key in ("metrics", "per_class")}
+
+
+def numbers_of(evaluation):
+    """All numbers under one name each, those of masks as `masks_ap`, ..."""
+    masks = evaluation.get("masks", {}).get("metrics", {})
+    return evaluation["metrics"] | {f"masks_{name}": value for name, value in masks.items()}
+
+
 def analysed(truth, results, image_ids=None, iou_type="bbox"):
     """Errors, confusions, curves; see `kgarden.metrics.analysis`."""
     return analyse(tabulate(complete(truth, iou_type), results, image_ids, iou_type))
@@ -79,14 +99,17 @@ def write_folder(folder, evaluation, analysis):
 
 
 def table_by_class(evaluation, analysis):
-    """A line for each class, for spreadsheets: its AP, its best F1 with score, its errors by kind."""
+    """A line for each class, for spreadsheets: its AP, also of masks, its best F1 with score, its errors."""
     text = io.StringIO()
     writer = None
-    for judged_row, row in zip(evaluation["per_class"], analysis["per_class"], strict=True):
+    masks = evaluation.get("masks", {}).get("per_class", [{}] * len(evaluation["per_class"]))
+    rows = zip(evaluation["per_class"], masks, analysis["per_class"], strict=True)
+    for judged_row, masks_row, row in rows:
+        of_masks = {f"masks_{key}": masks_row[key] for key in masks_row if key not in row}
         best = {"best_f1": row["best_f1"]["f1"], **row["best_f1"]}
         best.pop("f1")
         counted = {key: row[key] for key in ("detections", "right")}
-        line = {**judged_row, **counted, **row["errors"], **best}
+        line = {**judged_row, **of_masks, **counted, **row["errors"], **best}
         if writer is None:
             writer = csv.DictWriter(text, line.keys(), lineterminator="\n")
             writer.writeheader()

@@ -31,7 +31,7 @@ from kgarden.loggers import make_loggers
 from kgarden.ops.compiled import compiled
 from kgarden.predict import compiled_inference
 from kgarden.schema import IMAGE_ID, TrainingFailed, UserError
-from kgarden.scoring import read_json, write_json
+from kgarden.scoring import numbers_of, read_json, write_json
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
 REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
@@ -253,8 +253,8 @@ class Session(keras.callbacks.Callback):
                 with self._surviving("model.weights.h5"):
                     save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
-        numbers = {f"val/{name}": value for name, value in metrics.items() if value is not None}
-        self._log({"train_s": round(self.train_s), **numbers})
+        measured = {f"val/{name}": one for name, one in numbers_of(evaluation).items() if one is not None}
+        self._log({"train_s": round(self.train_s), **measured})
         # evaluation is no training time
         self.seen_at = time.perf_counter()
         self.clock.taken()

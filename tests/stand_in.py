@@ -92,8 +92,30 @@ class StandIn(PerCanvas):
         return InferenceModel(self)
 
 
-def pictures(count, seed=0, size=(64, 96)):
-    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); one square of a cell in each."""
+class MaskedStandIn(StandIn):
+    """The same with masks of 16 x 16: what is bright in the cell."""
+
+    def call(self, x, training=False):
+        bright = ops.max(ops.cast(x["images"], "float32") / 255, axis=-1)  # (B, H, W)
+        rows, columns = (side // CELL for side in bright.shape[1:])
+        cells = ops.transpose(ops.reshape(bright, (-1, rows, CELL, columns, CELL)), (0, 1, 3, 2, 4))
+        cells = ops.reshape(cells, (-1, rows * columns, CELL, CELL))
+        return {**super().call(x, training), "masks": cells}
+
+    def detect(self, x, raw):
+        found = super().detect(x, raw)
+        here = ops.one_hot(found["source"][:, :1], raw["masks"].shape[1])  # (B, 1, cells)
+        mask = ops.einsum("bkn,bnrc->bkrc", here, raw["masks"])
+        return {**found, "masks": ops.concatenate([mask, ops.zeros_like(mask)], axis=1)}
+
+
+FROM_CENTER = np.arange(CELL) + 0.5 - CELL / 2  # px
+SQUARE = np.ones((CELL, CELL), bool)
+DISC = FROM_CENTER[:, None] ** 2 + FROM_CENTER**2 < (CELL / 2) ** 2
+
+
+def pictures(count, seed=0, size=(64, 96), shape=SQUARE):
+    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); a square or other shape of a cell in each."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 40, (count, *size, 3), dtype=np.uint8)
     labels = random.integers(0, 2, (count, 1)).astype("int32")
@@ -101,13 +123,24 @@ def pictures(count, seed=0, size=(64, 96)):
     for n in range(count):
         row, column = random.integers(size[0] // CELL), random.integers(size[1] // CELL)
         top, left = row * CELL, column * CELL
-        images[n, top : top + CELL, left : left + CELL, labels[n, 0]] = 250
+        images[n, top : top + CELL, left : left + CELL, labels[n, 0]][shape] = 250
         boxes[n, 0] = left, top, left + CELL, top + CELL
     return images, boxes, labels
 
 
-def ground_truth(boxes, labels, scale=1.0, size=(64, 96)):
-    """Ground truth in COCO form; picture n has id 100 + n and was `scale` times larger before resizing."""
+def circle(box):
+    """A polygon along the circle that fills a box."""
+    angle = np.arange(64) * 2 * np.pi / 64
+    x0, y0, x1, y1 = box
+    points = np.stack([np.cos(angle) * (x1 - x0) + x0 + x1, np.sin(angle) * (y1 - y0) + y0 + y1], axis=1) / 2
+    return [points.round(3).ravel().tolist()]
+
+
+def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
+    """Ground truth in COCO form; picture n has id 100 + n and was `scale` times larger before resizing.
+
+    `outline` makes the polygons of a box; None: no masks are known.
+    """
     annotations = []
     for n, (box, label) in enumerate(zip(boxes[:, 0] * scale, labels[:, 0], strict=True)):
         x0, y0, x1, y1 = box.tolist()
@@ -121,6 +154,8 @@ def ground_truth(boxes, labels, scale=1.0, size=(64, 96)):
                 "iscrowd": 0,
             }
         )
+        if outline:
+            annotations[-1]["segmentation"] = outline((x0, y0, x1, y1))
     images = [
         {
             "id": 100 + n,
@@ -138,11 +173,12 @@ class StandInData:
 
     categories = CATEGORIES
 
-    def __init__(self, folder, batch_size=4, scale=2.0):
+    def __init__(self, folder, batch_size=4, scale=2.0, discs=False):
         self.batch_size, self.scale = batch_size, scale
-        self.images, self.boxes, self.labels = pictures(10, seed=1)
+        self.images, self.boxes, self.labels = pictures(10, seed=1, shape=DISC if discs else SQUARE)
         self.annotations = folder / "annotations.json"
-        self.annotations.write_text(json.dumps(ground_truth(self.boxes, self.labels, scale)))
+        truth = ground_truth(self.boxes, self.labels, scale, outline=circle if discs else None)
+        self.annotations.write_text(json.dumps(truth))
 
     def train_batches(self, start_step=0, share=(0, 1), pieces=1):
         import tensorflow as tf

@@ -46,7 +46,7 @@ def truth():
 def test_ground_truth_as_detections_is_perfect(truth):
     boxes, labels, annotations = truth
     model = Scripted(boxes, labels)
-    results, image_ids = detect(model, batches(10, 4, 3), CATEGORIES)
+    results, image_ids, _ = detect(model, batches(10, 4, 3), CATEGORIES)
     assert model.sizes == [4, 4, 4]  # the short batch was filled up
     assert image_ids == list(range(100, 110)) and len(results) == 10
     for one, wanted in zip(results, annotations["annotations"], strict=True):
@@ -63,7 +63,7 @@ def test_ground_truth_as_detections_is_perfect(truth):
 def test_one_class_wrong_shows_in_its_row(truth):
     """All red squares called green: red has no answer, green has false ones."""
     boxes, labels, annotations = truth
-    results, image_ids = detect(Scripted(boxes, np.ones_like(labels)), batches(10, 4, 3), CATEGORIES)
+    results, image_ids, _ = detect(Scripted(boxes, np.ones_like(labels)), batches(10, 4, 3), CATEGORIES)
     rows = {row["name"]: row for row in coco_metrics(annotations, results, image_ids)["per_class"]}
     assert rows["red"]["ap50"] == 0.0 and 0 < rows["green"]["ap50"] < 100
 
@@ -73,7 +73,7 @@ def test_shifted_boxes_lose_the_strict_thresholds():
     boxes, labels = np.tile(np.float32([16, 16, 32, 32]), (10, 1, 1)), np.zeros((10, 1), "int32")
     annotations = ground_truth(boxes, labels, scale=3)
     shifted = boxes + np.float32([3.9, 0, 3.9, 0])
-    results, image_ids = detect(Scripted(shifted, labels), batches(10, 4, 3), CATEGORIES)
+    results, image_ids, _ = detect(Scripted(shifted, labels), batches(10, 4, 3), CATEGORIES)
     metrics = coco_metrics(annotations, results, image_ids)["metrics"]
     assert metrics["ap"] == pytest.approx(30.0) and (metrics["ap50"], metrics["ap75"]) == (100.0, 0.0)
 
@@ -89,7 +89,7 @@ def test_no_detections_is_an_answer(truth):
 
 def test_only_the_pictures_seen_are_judged(truth):
     boxes, labels, annotations = truth
-    results, image_ids = detect(Scripted(boxes, labels), batches(6, 4, 3), CATEGORIES)
+    results, image_ids, _ = detect(Scripted(boxes, labels), batches(6, 4, 3), CATEGORIES)
     assert image_ids == list(range(100, 106)) == [one["image_id"] for one in results]
     assert coco_metrics(annotations, results, image_ids)["metrics"]["ap"] == 100.0
     assert coco_metrics(annotations, results)["metrics"]["ap"] < 100.0
@@ -104,7 +104,7 @@ def test_padding_is_no_picture(truth):
             meta["image_id"][3:] = -1
             yield x, meta
 
-    results, image_ids = detect(Scripted(boxes, labels), padded(), CATEGORIES)
+    results, image_ids, _ = detect(Scripted(boxes, labels), padded(), CATEGORIES)
     assert image_ids == [100, 101, 102, 105, 106, 107] == [one["image_id"] for one in results]
     first = list(first_pictures(Scripted(boxes, labels), padded(), 4))
     assert [image_id for image_id, *_ in first] == [100, 101, 102, 105]

@@ -11,6 +11,8 @@ from PIL import Image
 pytestmark = pytest.mark.tensorflow
 tf = pytest.importorskip("tensorflow")
 
+from stand_in import CELL, DISC, MaskedStandIn, pictures  # noqa: E402
+
 from kgarden.build import build_model  # noqa: E402
 from kgarden.export import write_saved_model  # noqa: E402
 from kgarden.predict import Predictor  # noqa: E402
@@ -73,15 +75,22 @@ def exported(tmp_path_factory):
     return detector, recipe, version, files
 
 
-def test_all_signatures_agree_with_predictor_without_kgarden(exported):
-    detector, recipe, version, files = exported
+def answers(version, files):
+    """{signature: {output: array}}; image_tensor is asked for one picture each time: "image_tensor 0", ..."""
     client = [sys.executable, "-c", CLIENT, str(version), *map(str, files)]
     run = subprocess.run(client, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    found = {
+    return {
         name: {key: np.array(value) for key, value in out.items()}
         for name, out in json.loads(run.stdout.splitlines()[-1]).items()
     }
+
+
+def test_all_signatures_agree_with_predictor_without_kgarden(exported):
+    detector, recipe, version, files = exported
+    found = answers(version, files)
+    boxes_alone = {"detection_boxes", "detection_scores", "detection_classes", "num_detections"}
+    assert all(out.keys() == boxes_alone for out in found.values())
     ids = np.array([category["id"] for category in CATEGORIES])
     for number, file in enumerate(files):
         expected = Predictor(detector, recipe, CATEGORIES)(str(file))
@@ -106,6 +115,39 @@ def test_what_lies_beside_the_graph(exported):
     assert load_recipe(version / "recipe.yaml").digest() == recipe.digest()
     metadata = json.loads((version / "metadata.json").read_text())
     assert metadata["classes"] == CATEGORIES and metadata["max_detections"] == 25
+    assert not [key for key in metadata if "mask" in key]
+
+
+def test_masks_agree_with_predictor_in_all_signatures(tmp_path):
+    """Discs of another size in each picture; requests mix pictures of two canvases, the second one first."""
+    detector = MaskedStandIn(len(CATEGORIES))
+    detector.build()
+    canvases = [[64, 96], [96, 64]]
+    sizes = {"data.short_side_px": 64, "data.long_side_px": 96, "data.canvases": canvases}
+    recipe = load_recipe("quickstart", sizes)
+    files = []
+    for number, (width, height) in enumerate([(128, 192), (240, 160), (64, 96), (300, 200)]):
+        (image,), _, _ = pictures(1, seed=number, size=(96, 64) if width < height else (64, 96), shape=DISC)
+        files.append(tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}")
+        Image.fromarray(image).resize((width, height)).save(files[-1])
+    version = write_saved_model(detector, recipe, CATEGORIES, tmp_path / "served")
+    found = answers(version, files)
+    predictor = Predictor(detector, recipe, CATEGORIES)
+    for number, file in enumerate(files):
+        expected = predictor(str(file))
+        height, width = np.array(Image.open(file)).shape[:2]
+        assert 0.6 < (expected["masks"][0] > 0.5).mean() < 0.9 and not expected["valid"][1]
+        for name, row in (("serving_default", number), ("tf_example", number), (f"image_tensor {number}", 0)):
+            answer = {key: value[row] for key, value in found[name].items()}
+            assert answer["detection_masks"].shape == (2, CELL, CELL) and answer["num_detections"] == 1
+            np.testing.assert_allclose(answer["detection_masks"], expected["masks"], atol=1e-4)
+            box = answer["detection_boxes"][0, [1, 0, 3, 2]] * [width, height, width, height]
+            np.testing.assert_allclose(box, expected["boxes"][0], atol=0.02)
+    metadata = json.loads((version / "metadata.json").read_text())
+    assert metadata["mask_side"] == CELL and metadata["mask_threshold"] == 0.5
+    assert "over the box" in metadata["masks"] and metadata["max_detections"] == 2
+    types = tf.saved_model.load(str(version)).signatures["image_tensor"].structured_outputs
+    assert types["detection_masks"].dtype == tf.float32
 
 
 def test_warm_up_requests_are_answered(exported):

@@ -20,6 +20,7 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 # A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
 TIERS = [
     {"schema", "tfrecords"},
+    {"masks"},
     {"settings", "sections", "progress", "draw", "checkpoint", "metrics"}
     | {"distribute", "parallel", "clock", "diagnosis", "loggers"},
     {"recipe", "ops", "scoring"},

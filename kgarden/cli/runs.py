@@ -184,7 +184,10 @@ def evaluate(
     else:
         _refuse({"--annotations": annotations}, "detections'; a run knows its data, or --data GLOB")
         if iou_type != "bbox":
-            raise UserError("--iou-type segm is for files of detections; the models here give boxes")
+            raise UserError(
+                "--iou-type segm is for files of detections: a run is judged by boxes, and by masks beside "
+                "them where its model gives masks"
+            )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
         evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
     from kgarden.progress import Reporter
