@@ -16,7 +16,8 @@ Boxes are xyxy corners in px of the network input, continuous (no "+1"), float32
     candidates  {"boxes": (B, A, 4), "scores": (B, A, C), "valid": (B, A, C) bool}
     proposals   {"boxes": (B, P, 4), "scores": (B, P), "valid": (B, P) bool}
     detections  {"boxes": (B, K, 4), "scores": (B, K), "labels": (B, K) int32, "valid": (B, K) bool,
-                 "source": (B, K) int32 row of the candidates it came from}
+                 "source": (B, K) int32 row of the candidates it came from,
+                 "masks": (B, K, S, S) float32 probabilities over the boxes, from a model with a mask head}
 
 All of these are plain dictionaries, so that Keras, tf.data, SavedModel and JAX agree on them.
 """
