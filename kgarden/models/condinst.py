@@ -34,7 +34,7 @@ from kgarden.losses.dice import dice_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.models.detector import per_global
 from kgarden.models.one_stage import OneStage
-from kgarden.models.pss import BASES, PSSHead, name_and_rest, selection_for
+from kgarden.models.pss import BASES, PREDICTIONS, PSSHead, name_and_rest, selection_for
 from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 from kgarden.ops.box_masks import on_grid
@@ -342,6 +342,7 @@ def condinst(
     Returns:
         OneStage.
     """
+    one_of("prediction", prediction, (None, *PREDICTIONS))
     name, of_base = name_and_rest(base)
     released = RELEASED_FCOS if name == "fcos" else {}
     neck = make_neck({"name": "fpn", "channels": 256, **BASES[name].neck, **(neck or {})})
