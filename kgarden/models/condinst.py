@@ -5,16 +5,16 @@ Tian, Shen, Chen, "Conditional convolutions for instance segmentation", 2020, ar
 of three 1x1 convolutions over these maps and the distance to the place. No box is cut out, nothing is pooled.
 Masks are drawn for the detections that the selection keeps; over PSS that is done without NMS.
 
-    paper, section                      here
-    controller, theta_{x,y} (3.1)       CondInst.controller; layout: `unpacked`
-    mask branch, F_mask (3.1)           kgarden/heads/mask_branch.py
-    relative coordinates (3.1)          relative_coordinates, in sizes of interest (release)
-    mask FCN head (3.1)                 dynamic_masks
-    x4 bilinear upsampling (3.2)        kgarden/ops/bilinear.py; `upsampling`
-    L_mask, dice (Eq. 3 and 4)          kgarden/losses/dice.py; term condinst/mask
+    paper                               here
+    controller, theta_{x,y}             CondInst.controller; layout: `unpacked`
+    mask branch, F_mask                 kgarden/heads/mask_branch.py
+    relative coordinates                relative_coordinates, in sizes of interest (release)
+    mask FCN head                       dynamic_masks
+    bilinear upsampling                 kgarden/ops/bilinear.py; `upsampling`
+    L_mask, dice                        kgarden/losses/dice.py; term condinst/mask
     which places learn                  kgarden/targets/instances.py; `count`
-    masks after NMS, or without (3.3)   CondInst.masks
-    semantic loss (release)             the same; term condinst/semantic; `semantic`
+    inference                           CondInst.masks
+    semantic loss (release)             kgarden/heads/mask_branch.py; term condinst/semantic; `semantic`
 
 Paper or release (AdelaiDet): the paper enlarges the maps of stride 8 by 4, its published models by 2, which
 are the ones with figures; recipes say `upsampling: 2`. What else is open, and was chosen: docs/condinst.md.

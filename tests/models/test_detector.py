@@ -61,7 +61,12 @@ VARIANTS = {
             "name": "condinst",
             **TINY,
             "base": {"name": "fcos", "num_convs": 1},
-            "mask_head": {"branch": {"width": 16, "num_convs": 1}, "semantic": True, "count": 8, "side": 28},
+            "mask_head": {
+                "branch": {"width": 32, "num_convs": 1, "norm": "gn"},
+                "semantic": True,
+                "count": 8,
+                "side": 28,
+            },
             **settings,
         }
         for suffix, settings in {"": {}, "_pss": {"pss": {"selector": {"num_convs": 1}}}}.items()
