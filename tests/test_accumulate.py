@@ -37,7 +37,15 @@ def trained(variant, parts, steps=3):
     return weights, {name: [one[name][0] for one in terms] for name in terms[0]}
 
 
-@pytest.mark.parametrize("variant, parts", [("centernet2", 2), ("retinanet", 2), ("two_stage", 4)])
+@pytest.mark.parametrize(
+    "variant, parts",
+    [
+        ("centernet2", 2),
+        ("retinanet", 2),
+        ("two_stage", 4),
+        pytest.param("condinst_pss", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_micro_batches_train_as_the_big_batch(variant, parts):
     whole, terms = trained(variant, 1)
     parted, terms_parted = trained(variant, parts)

@@ -103,7 +103,7 @@ class DenseHead(keras.layers.Layer):
         towers = [tower for tower in (self.box_tower, self.class_tower) if tower is not None]
         for tower in towers:
             tower.build(shape)
-        depth = self.width if self.box_tower.convs else shape[-1]
+        depth = self.depth(shape[-1])
         for output in (self.classes, self.code, self.centerness):
             if output is not None:
                 output.build((None, None, None, depth))
@@ -112,6 +112,10 @@ class DenseHead(keras.layers.Layer):
             self.scales = self.add_weight(
                 shape=(len(self.strides),), initializer="ones", autocast=False, name="scales"
             )
+
+    def depth(self, channels):
+        """Channels of "cls_feature" and "reg_feature" on a pyramid of so many."""
+        return self.width if self.box_tower.convs else channels
 
     @property
     def loss_names(self):

@@ -6,6 +6,7 @@ from kgarden.models.assemble import one_stage, two_stage
 from kgarden.models.atss import atss
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
+from kgarden.models.condinst import condinst
 from kgarden.models.defcn import defcn
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
@@ -18,6 +19,7 @@ MODELS = {
     "atss": atss,
     "centernet": centernet,
     "centernet2": centernet2,
+    "condinst": condinst,
     "defcn": defcn,
     "fcos": fcos,
     "gfl": gfl,

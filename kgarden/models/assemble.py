@@ -1,6 +1,7 @@
 """Detectors from parts by name: what no paper combined.
 
-model: {name: one_stage, backbone, neck, dense_head: {name: centernet, ...}, selection}
+model: {name: one_stage, backbone, neck, dense_head: {name: fcos, ...}, selection,
+        mask_head: {name: condinst, ...}}
 model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}, train: {...}, test: {...}},
         roi_head: {name: cascade, ...}, selection}
 """
@@ -11,6 +12,7 @@ from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead
+from kgarden.models.condinst import mask_head_on
 from kgarden.models.defcn import DeFCNHead
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.fcos import FCOSHead
@@ -32,16 +34,27 @@ DENSE_HEADS = {
     "pss": PSSHead,
     "retinanet": RetinaNetHead,
 }
+MASK_HEADS = {"condinst": mask_head_on}
 ROI_HEADS = {"cascade": CascadeHead, "faster": FasterHead}
 PROPOSALS = {"score_threshold": 1e-4, "iou": 0.9, "class_wise": False}
 
 
-def one_stage(num_classes, dense_head, seed=0, backbone="resnet50", neck=None, selection=None, pixels=None):
+def one_stage(
+    num_classes,
+    dense_head,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    selection=None,
+    mask_head=None,
+    pixels=None,
+):
     """Any dense head on any backbone and neck.
 
     Args:
         num_classes: C.
         dense_head:  {name: a key of DENSE_HEADS, and its settings}.
+        mask_head:   {name: condinst, and its settings}; None: boxes alone.
         seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
     Returns:
         OneStage.
@@ -52,6 +65,7 @@ def one_stage(num_classes, dense_head, seed=0, backbone="resnet50", neck=None, s
     )
     return OneStage(
         dense_head=head,
+        mask_head=_mask_head(mask_head, head, neck),
         selection=fill(Selection, selection or {}, "model.selection"),
         **_trunk(backbone, neck, pixels),
         num_classes=num_classes,
@@ -108,6 +122,16 @@ def _proposer(neck, head, train=None, test=None):
         ),
         name="proposer",
     )
+
+
+def _mask_head(settings, dense_head, neck):
+    if settings is None:
+        return None
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name not in MASK_HEADS:
+        raise UserError(f"model.mask_head.name {name!r}: one of {', '.join(MASK_HEADS)}")
+    return MASK_HEADS[name](dense_head, neck.channels, settings)
 
 
 def _trunk(backbone, neck, pixels):

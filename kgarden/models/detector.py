@@ -11,6 +11,11 @@ never a subclass.
     proposer     as a dense head                           proposals(raw, training)
     RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
     selection    (candidates) -> detections
+    mask head    (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw),
+                                                           masks(raw, detections)
+
+A mask head may be missing. It draws after the selection, for the detections that are left, and reads from
+`source` where each came from; its raw outputs are raw["masks"].
 
 `step` is the number of the step in training and None while evaluating; only a head whose losses remember
 earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are heads of one form (kgarden/heads/dense.py):
@@ -31,7 +36,7 @@ from kgarden.models.per_canvas import PerCanvas
 from kgarden.models.watch import FirstBadStep
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import shares
-from kgarden.schema import BOXES, IMAGES, SIZE_HW, VALID, UserError
+from kgarden.schema import BOXES, IMAGES, MASKS, SIZE_HW, VALID, UserError
 
 
 class Detector(PerCanvas):
@@ -44,6 +49,8 @@ class Detector(PerCanvas):
         seed:        of every random choice in training.
         divisor:     canvases must be divisible by it.
     """
+
+    mask_head = None
 
     def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=32, **kwargs):
         super().__init__(**kwargs)
@@ -119,7 +126,10 @@ class Detector(PerCanvas):
         """Detections in px of the network input, clipped to the picture, padded to K."""
         found = self.selection(self.candidates(x, raw))
         boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
-        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        found = {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        if self.mask_head is not None:
+            found[MASKS] = self.mask_head.masks(raw[MASKS], found)
+        return found
 
     def inference_model(self):
         """This detector as a keras.Model x -> detections."""

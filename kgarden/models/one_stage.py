@@ -1,10 +1,11 @@
-"""A detector with a dense head alone: backbone, neck, dense head, selection."""
+"""A detector with a dense head alone: backbone, neck, dense head, selection, and maybe a mask head."""
 
 from kgarden.backbones import make_backbone
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.detector import Detector
 from kgarden.necks import make_neck
+from kgarden.schema import MASKS
 from kgarden.settings import fill
 
 
@@ -14,21 +15,31 @@ class OneStage(Detector):
     Args:
         dense_head: see kgarden/models/detector.py.
         selection:  kgarden.heads.selection.Selection.
+        mask_head:  see there; None: boxes alone.
     """
 
-    def __init__(self, *, dense_head, selection, **kwargs):
+    def __init__(self, *, dense_head, selection, mask_head=None, **kwargs):
         super().__init__(**kwargs)
         self.dense_head = dense_head
         self.selection = selection
+        self.mask_head = mask_head
 
     def parts(self):
-        return {**super().parts(), "dense_head": self.dense_head}
+        parts = {**super().parts(), "dense_head": self.dense_head}
+        return parts if self.mask_head is None else {**parts, "mask_head": self.mask_head}
 
     def call(self, x, training=False):
-        return self.dense_head(self.pyramid(x, training), training=training)
+        pyramid = self.pyramid(x, training)
+        raw = self.dense_head(pyramid, training=training)
+        if self.mask_head is None:
+            return raw
+        return {**raw, MASKS: self.mask_head(pyramid, raw, training=training)}
 
     def loss_terms(self, x, y, raw, training):
-        return self.dense_head.losses(raw, y, step=self.step if training else None)
+        terms = self.dense_head.losses(raw, y, step=self.step if training else None)
+        if self.mask_head is None:
+            return terms
+        return terms | self.mask_head.losses(raw[MASKS], y, self.dense_head, raw)
 
     def candidates(self, x, raw):
         return self.dense_head.candidates(raw, x["size_hw"])

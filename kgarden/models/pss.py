@@ -192,8 +192,29 @@ class PSSHead(keras.layers.Layer):
 
     def build(self, pyramid_shapes):
         self.base.build(pyramid_shapes)
-        depth = self.base.width if self.base.box_tower.convs else pyramid_shapes[0][-1]
-        self.selector.build((None, None, None, depth))
+        self.selector.build((None, None, None, self.depth(pyramid_shapes[0][-1])))
+
+    # What another head that lies on it has to know; see kgarden/heads/dense.py.
+
+    @property
+    def strides(self):
+        return self.base.strides
+
+    @property
+    def num_classes(self):
+        return self.base.num_classes
+
+    @property
+    def anchors(self):
+        return self.base.anchors
+
+    def depth(self, channels):
+        """Channels of the towers' features."""
+        return self.base.depth(channels)
+
+    def assign(self, raw, y):
+        """The base's object of each place, one-to-many.   (B, A) int32."""
+        return self.base.assign(raw, y)
 
     @property
     def loss_names(self):

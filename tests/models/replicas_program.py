@@ -42,7 +42,7 @@ def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=C
     """(weights before, weights after, terms) of some steps; callbacks are made in the strategy's scope."""
     x, y = next(batches())
     signature = tf.nest.map_structure(
-        lambda a: tf.TensorSpec((4, None, None, 3) if a.ndim == 4 else a.shape, a.dtype), (x, y)
+        lambda a: tf.TensorSpec((4, None, None, 3) if a.shape[-1] == 3 else a.shape, a.dtype), (x, y)
     )
     dataset = tf.data.Dataset.from_generator(lambda: batches(canvases), output_signature=signature)
     with strategy.scope():

@@ -9,7 +9,7 @@ from keras import ops
 
 from kgarden.models import MODELS, build_detector
 from kgarden.models.faster_rcnn import fuse_scores
-from kgarden.schema import UserError
+from kgarden.schema import MASK_SIDE, UserError
 
 TINY = {
     "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
@@ -55,6 +55,21 @@ VARIANTS = {
         "base": {"name": "fcos", "num_convs": 1},
         "selector": {"num_convs": 1},
         "prediction": "one_to_many",
+    },
+    **{
+        f"condinst{suffix}": {
+            "name": "condinst",
+            **TINY,
+            "base": {"name": "fcos", "num_convs": 1},
+            "mask_head": {
+                "branch": {"width": 32, "num_convs": 1, "norm": "gn"},
+                "semantic": True,
+                "count": 8,
+                "side": 28,
+            },
+            **settings,
+        }
+        for suffix, settings in {"": {}, "_pss": {"pss": {"selector": {"num_convs": 1}}}}.items()
     },
     "defcn": {"name": "defcn", **TINY, "dense_head": {"num_convs": 1}},
     "two_stage": {
@@ -102,6 +117,8 @@ VARIANTS = {
     },
 }
 CLASSES = 3
+PART = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * 2 - 1
+DISC = np.hypot(PART[:, None], PART[None]) < 1  # every object fills its box as a disc does
 
 
 def batch(seed=0, images=2, objects=3, height=64, width=96):
@@ -118,6 +135,7 @@ def batch(seed=0, images=2, objects=3, height=64, width=96):
         "labels": labels.astype("int32"),
         "crowd": np.zeros((images, 6), bool),
         "image_id": np.arange(images, dtype="int32"),
+        "masks": np.broadcast_to(DISC, (images, 6, *DISC.shape)) & (labels >= 0)[..., None, None],
     }
     return x, y
 
@@ -142,6 +160,7 @@ def every_variant():
 
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
+TRAINED += ["condinst_pss"]
 TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "centernet2_gfl", "pss_two_stages")]
 
 

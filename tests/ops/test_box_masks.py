@@ -1,0 +1,49 @@
+"""Bitmaps in the frames of boxes, seen on a grid."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from kgarden.ops.box_masks import on_grid
+from kgarden.schema import MASK_SIDE
+
+
+def slow(bitmaps, boxes, size, stride):
+    found = np.zeros((*bitmaps.shape[:2], *size), bool)
+    for image, one, row, column in np.ndindex(*found.shape):
+        x0, y0, x1, y1 = boxes[image, one].astype("float64")
+        x, y = (column + 0.5) * stride, (row + 0.5) * stride
+        if x0 <= x < x1 and y0 <= y < y1:
+            cell_x = int((x - x0) / (x1 - x0) * bitmaps.shape[3])
+            cell_y = int((y - y0) / (y1 - y0) * bitmaps.shape[2])
+            found[image, one, row, column] = bitmaps[image, one, cell_y, cell_x]
+    return found
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, 2.5])
+def test_it_agrees_with_loops(stride):
+    rng = np.random.default_rng(1)
+    bitmaps = rng.random((2, 3, 10, 10)) < 0.5
+    boxes = np.float32(
+        [
+            [[3.1, 4.2, 60.3, 31.7], [0, 0, 40, 40], [0, 0, 0, 0]],
+            [[10, 10, 12.5, 90], [-5.5, -7.1, 30.2, 20.4], [30, 20, 41.3, 27.9]],
+        ]
+    )
+    got = ops.convert_to_numpy(on_grid(bitmaps, boxes, (9, 13), stride))
+    np.testing.assert_array_equal(got, slow(bitmaps, boxes, (9, 13), stride))
+    assert got.any() and not got[0, 2].any()
+
+
+def test_a_disc_comes_back_where_it_was():
+    """A bitmap sampled at the centres of its cells, see kgarden/schema.py, and laid back on the pixels."""
+    y, x = np.mgrid[0:96, 0:128] + 0.5
+    center, radius = (70.3, 41.8), 27.4
+    box = np.float32([center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius])
+    part = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * 2 - 1
+    bitmap = np.hypot(part[:, None], part[None]) < 1
+    got = ops.convert_to_numpy(on_grid(bitmap[None, None], box[None, None], (96, 128), 1))[0, 0]
+    disc = np.hypot(x - center[0], y - center[1]) < radius
+    assert (got & disc).sum() / (got | disc).sum() > 0.985
+    shifted = np.roll(got, 1, axis=1)
+    assert (shifted & disc).sum() / (shifted | disc).sum() < 0.975  # half a cell would be seen

@@ -1,0 +1,85 @@
+"""Which places learn masks, and the class at each cell, against loops."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from kgarden.targets.assigned import BACKGROUND, IGNORED
+from kgarden.targets.instances import best_of_each, semantic_labels
+
+
+def slow_choice(matched, score, wanted, count):
+    """One picture: {(place, object)}."""
+    places = {m: [] for m in np.flatnonzero(wanted)}
+    for place, m in enumerate(matched):
+        if m in places:
+            places[m].append((-score[place], place))
+    places = {m: sorted(found) for m, found in places.items() if found}
+    share = max(count // max(len(places), 1), 1)
+    if len(places) > count:
+        best = sorted((found[0], m) for m, found in places.items())[:count]
+        return {(place, m) for (_, place), m in best}
+    return {(place, m) for m, found in places.items() for _, place in found[:share]}
+
+
+def chosen(*arguments):
+    found = [ops.convert_to_numpy(part) for part in best_of_each(*arguments)]
+    assert all(part.shape == (len(arguments[0]), arguments[3]) for part in found)
+    place, row, valid = found
+    assert (place[~valid] == 0).all()
+    pairs = [list(zip(p[v], r[v], strict=True)) for p, r, v in zip(place, row, valid, strict=True)]
+    assert all(len(set(one)) == len(one) for one in pairs)  # none twice
+    return [set(map(lambda pair: tuple(map(int, pair)), one)) for one in pairs]
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 20, 90])
+def test_it_agrees_with_loops(count):
+    rng = np.random.default_rng(count)
+    matched = rng.integers(-2, 6, (4, 80)).astype("int32")
+    matched[1] = np.where(matched[1] == 2, -1, matched[1])  # an object without a place
+    matched[2] = -1
+    score = rng.random((4, 80)).astype("float32")
+    wanted = rng.random((4, 6)) < 0.8
+    wanted[3] = True
+    got = chosen(matched, score, wanted, count)
+    assert got == [slow_choice(*one, count) for one in zip(matched, score, wanted, strict=True)]
+    assert got[2] == set() and all(m != -2 for one in got for _, m in one)
+
+
+def test_objects_share_evenly_and_each_keeps_its_best():
+    matched = np.int32([[0] * 30 + [1] * 2 + [-1] * 8])
+    score = np.linspace(0.9, 0.1, 40, dtype="float32")[None]
+    got = chosen(matched, score, np.array([[True, True]]), 8)[0]
+    assert got == {(0, 0), (1, 0), (2, 0), (3, 0), (30, 1), (31, 1)}  # the small one's rest is not given away
+    got = chosen(matched, score, np.array([[False, True]]), 8)[0]
+    assert got == {(30, 1), (31, 1)}
+
+
+def truth():
+    boxes = np.float32([[[0, 0, 64, 64], [16, 16, 32, 48], [40, 8, 60, 30], [0, 0, 64, 64], [0, 0, 0, 0]]])
+    masks = np.zeros((1, 5, 16, 16), bool)
+    masks[0, 0] = masks[0, 1, :8] = masks[0, 3] = True
+    labels, crowd = np.int32([[2, 0, 1, 1, -1]]), np.array([[False, False, False, True, False]])
+    return {"boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
+
+
+def test_the_smallest_mask_gives_the_class():
+    y = truth()
+    known = np.array([[True, True, False, False, False]])
+    got = ops.convert_to_numpy(semantic_labels(y, known, (9, 9), 8)).reshape(9, 9)
+    want = np.full((9, 9), BACKGROUND)
+    want[:8, :8] = 2  # the large one; the crowd region, just as large, counts nowhere
+    want[2:4, 2:4] = 0  # the upper half of the small one; below it lies the large one
+    np.testing.assert_array_equal(got, want)
+
+
+def test_where_a_mask_is_missing_nothing_is_learned():
+    y = truth()
+    y["masks"][0, 0] = False
+    known = np.array([[False, True, False, False, False]])
+    got = ops.convert_to_numpy(semantic_labels(y, known, (9, 9), 8)).reshape(9, 9)
+    assert (got[2:4, 2:4] == 0).all() and (got[8] == BACKGROUND).all() and (got[:, 8] == BACKGROUND).all()
+    assert (got[:8, :8] == IGNORED).sum() == 60
+    y["labels"][:] = -1
+    got = ops.convert_to_numpy(semantic_labels(y, np.zeros((1, 5), bool), (9, 9), 8))
+    assert (got == BACKGROUND).all()
