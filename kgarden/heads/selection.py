@@ -7,6 +7,7 @@ Everything is padded to a fixed length and carries `valid` and `source`.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from keras import ops
 
 from kgarden.ops.nms import nms
@@ -27,6 +28,7 @@ class Selection:
                          "peaks": 3x3 maxima of the score map of each level; "none": top-k alone.
         iou:             NMS threshold.
         class_wise:      boxes of different classes never suppress each other.
+        level_wise:      boxes of different levels never suppress each other.
         total:           length of the result.
         pool:            at most so many pairs reach the NMS, best first, over all levels.
     """
@@ -36,6 +38,7 @@ class Selection:
     method: str = "nms"
     iou: float = 0.6
     class_wise: bool = True
+    level_wise: bool = False
     total: int = 100
     pool: int = 10_000
 
@@ -52,6 +55,7 @@ class Selection:
                          "gate" (B, A, C): what the threshold looks at instead of the score,
                          "rank" (B, A, C): what the best of a level are chosen by instead of the score,
                          "valid" (B, A, C) bool,
+                         "standing" (B, A) bool: others take their place among the best, and are then dropped,
                          "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
                          it, one level.
         Returns:
@@ -63,7 +67,10 @@ class Selection:
         if pairs.shape[1] > self.pool:
             pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
         picked = _gather(candidates[BOXES], scores, pairs)
-        return self._suppress(picked)
+        if candidates.get("standing") is not None:
+            standing = ops.take_along_axis(candidates["standing"], picked[SOURCE], axis=1)
+            picked[SCORES] = ops.where(standing, picked[SCORES], -1.0)
+        return self._suppress(picked, self._groups(picked, scores.shape[-1], candidates.get("levels")))
 
     def _gated(self, candidates):
         """Scores (B, A, C), -1 where a candidate is out."""
@@ -87,12 +94,20 @@ class Selection:
             start += count
         return ops.concatenate(found, axis=1)
 
-    def _suppress(self, picked):
+    def _groups(self, picked, classes, levels):
+        """Boxes of different groups never suppress each other.   (B, N) int32, or None: one group."""
+        labels = picked[LABELS] if self.class_wise else None
+        if not self.level_wise or levels is None:
+            return labels
+        starts = np.cumsum([math.prod(level) for level in levels])[:-1].astype("int32")
+        level = ops.sum(ops.cast(picked[SOURCE][..., None] >= starts, "int32"), axis=-1)
+        return level if labels is None else level * classes + labels
+
+    def _suppress(self, picked, groups):
         total = min(self.total, picked[SCORES].shape[1])
         valid = picked[SCORES] > 0
         if self.method == "nms":
-            labels = picked[LABELS] if self.class_wise else None
-            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=labels)
+            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=groups)
         else:
             rows = ops.top_k(picked[SCORES], total)[1]
             valid = ops.take_along_axis(valid, rows, axis=1)
