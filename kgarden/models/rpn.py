@@ -212,7 +212,7 @@ class RPNHead(DenseHead):
     # Inference.
 
     def candidates(self, raw, size_hw=None):
-        """Every anchor's box and rank; a box that is empty within the picture still takes its level's slot."""
+        """Every anchor's box and rank; a box that is empty in the picture still takes its level's slot."""
         boxes = self.boxes(raw)
         if size_hw is not None:
             boxes = box_ops.clip(boxes, size_hw)

@@ -39,7 +39,7 @@ class MaxIoU(NamedTuple):
     share_of: str = "prior"
 
 
-def assign(iou, gt_valid, rule=MaxIoU(), ignored=None):
+def assign(iou, gt_valid, rule, ignored=None):
     """Apply the rule.
 
     Args:

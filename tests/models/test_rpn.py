@@ -65,7 +65,7 @@ def test_losses_agree_with_detectron2(golden):
 
 @pytest.mark.parametrize("golden", goldens("d2_rpn_losses"), ids=str)
 def test_the_head_learns_from_what_it_draws(golden):
-    """The drawn anchors are ours, so the terms are compared with those of the file's kinds, all of them drawn."""
+    """All anchors are drawn here: which of them the reference drew by chance cannot be repeated."""
     s = params(golden)
     count = golden["logits"].shape[1]
     head = head_of(s, num_samples=2 * count, normalizer="sampled")

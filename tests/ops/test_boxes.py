@@ -97,7 +97,7 @@ def test_decode_inverts_encode():
 
 
 def test_one_pixel_more():
-    # From 0 to 15 is 16 px wide, so that a box of the same sides has no delta at all, and one to 31 is twice as wide.
+    # From 0 to 15 is 16 px wide, and from 0 to 31 twice as much.
     anchor = np.float32([0, 0, 15, 15])
     deltas = finite(boxes.encode_deltas(anchor, np.float32([0, 0, 31, 15]), plus_one=True))
     np.testing.assert_allclose(deltas, [0.5, 0, np.log(2), 0], atol=1e-6)
