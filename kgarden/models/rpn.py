@@ -20,15 +20,18 @@ the scores of `candidates` rank, they are no probabilities.
 from keras import ops
 
 from kgarden.heads.dense import DenseHead, flatten, one_of
+from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.losses.roi import smooth_l1
 from kgarden.models.detector import per_global
+from kgarden.models.two_stage import AsProposer
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import FORMS, anchor_grid
 from kgarden.ops.matching import IGNORE, NEGATIVE, POSITIVE, sample
 from kgarden.ops.random import hash_uniform
 from kgarden.schema import BOXES, IMAGE_ID, SCORES, SIZE_HW, UserError, truth_is_valid
+from kgarden.settings import fill, overlaid
 from kgarden.targets.assigned import BACKGROUND, IGNORED, truth_at
 from kgarden.targets.max_iou import RESCUES, MaxIoU, assign
 
@@ -222,6 +225,28 @@ class RPNHead(DenseHead):
             "levels": self.levels(raw),
             "standing": box_ops.nonempty(boxes),
         }
+
+
+def make_proposer(neck, seed, convention="detectron2", rpn=None, proposals=None):
+    """RPN with its selections, as a first stage.
+
+    Args:
+        neck:       what it reads.
+        seed:       of the draw of anchors.
+        convention: a key of CONVENTIONS.
+        rpn:        settings of RPNHead, laid over those of the convention.
+        proposals:  {"train", "test": settings of Selection}, laid over PROPOSALS.
+    Returns:
+        AsProposer.
+    """
+    settings = {"width": neck.channels, **CONVENTIONS[convention], **(rpn or {})}
+    head = fill(RPNHead, settings, "model.rpn", strides=neck.strides, num_classes=None, seed=seed)
+    given = overlaid({"train": {}, "test": {}}, proposals, "model.proposals")
+    selections = {
+        when: fill(Selection, {**OF_EACH_LEVEL, **PROPOSALS[when], **given[when]}, f"model.proposals.{when}")
+        for when in PROPOSALS
+    }
+    return AsProposer(head, **selections, name="proposer")
 
 
 def sums_of_losses(logits, deltas, kind, anchors, gt_boxes, box_beta=0.0, plus_one=False):

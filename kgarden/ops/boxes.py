@@ -125,6 +125,23 @@ def decode_deltas(
     return ops.stack([x - half_width, y - half_height, right, bottom], axis=-1)
 
 
+def enlarge(boxes, factor, plus_one=False):
+    """Boxes whose sides are so many times as long, around the same centres, not clipped.
+
+    Args:
+        boxes:    (..., 4) xyxy, px.
+        factor:   of width and height.
+        plus_one: see `encode_deltas`.
+    Returns:
+        (..., 4) xyxy, px.
+    """
+    x, y, width, height = _center_and_size(boxes, plus_one)
+    one = 1.0 if plus_one else 0.0
+    half_width, half_height = 0.5 * factor * width, 0.5 * factor * height
+    right, bottom = x + half_width - one, y + half_height - one
+    return ops.stack([x - half_width, y - half_height, right, bottom], axis=-1)
+
+
 def to_ltrb(points, boxes):
     """Distances from points to the left, top, right and bottom side of boxes; negative outside.
 

@@ -72,6 +72,14 @@ VARIANTS = {
         for suffix, settings in {"": {}, "_pss": {"pss": {"selector": {"num_convs": 1}}}}.items()
     },
     "defcn": {"name": "defcn", **TINY, "dense_head": {"num_convs": 1}},
+    "faster_rcnn": {
+        "name": "faster_rcnn",
+        **TINY,
+        "neck": {"channels": 32},
+        "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        "roi_head": {"width": 16, "num_samples": 32},
+    },
     "two_stage": {
         "name": "two_stage",
         **TINY,
@@ -160,7 +168,7 @@ def every_variant():
 
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
-TRAINED += ["condinst_pss"]
+TRAINED += ["condinst_pss", "faster_rcnn"]
 TRAINED += [pytest.param(n, marks=pytest.mark.slow) for n in ("atss", "centernet2_gfl", "pss_two_stages")]
 
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from kgarden.heads.selection import Selection
 from kgarden.models.cascade_rcnn import CascadeHead
-from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.faster_rcnn import Coder, FasterHead
 from kgarden.models.faster_rcnn import decode as decode_boxes
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.table import load_state_dict
@@ -81,7 +81,7 @@ def test_inference_agrees_with_the_reference(golden):
     got = {}
     if heads.cascade:
         for number, stage in enumerate(raw["stages"]):
-            boxes = decode_boxes(stage, s["bbox_reg_weights"][number])[:, :, 0]
+            boxes = decode_boxes(stage, Coder(s["bbox_reg_weights"][number]))[:, :, 0]
             named = {
                 "in_boxes": stage["boxes"],
                 "cls_logits": stage["logits"],
