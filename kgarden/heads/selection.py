@@ -11,9 +11,10 @@ import numpy as np
 from keras import ops
 
 from kgarden.ops.nms import nms
+from kgarden.ops.soft_nms import soft_nms
 from kgarden.schema import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
 
-METHODS = ("nms", "peaks", "none")
+METHODS = ("nms", "soft_nms", "peaks", "none")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,15 @@ class Selection:
                          than the score is to be compared (candidates["gate"]), that is.
         per_level:       how many (box, class) pairs of a level go on, best first; None: all.
         method:          "nms": greedy, suppresses an IoU strictly above `iou`;
+                         "soft_nms": takes score from such boxes instead, see `soft`, `sigma`, `min_score` and
+                         kgarden/ops/soft_nms.py;
                          "peaks": 3x3 maxima of the score map of each level; "none": top-k alone.
         iou:             NMS threshold.
         class_wise:      boxes of different classes never suppress each other.
         level_wise:      boxes of different levels never suppress each other.
+        soft:            "linear" or "gaussian".
+        sigma:           of "gaussian".
+        min_score:       a box whose score soft-NMS has taken below it is dropped.
         total:           length of the result.
         pool:            at most so many pairs reach the NMS, best first, over all levels.
     """
@@ -39,12 +45,17 @@ class Selection:
     iou: float = 0.6
     class_wise: bool = True
     level_wise: bool = False
+    soft: str = "linear"
+    sigma: float = 0.5
+    min_score: float = 0.001
     total: int = 100
     pool: int = 10_000
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise UserError(f"selection.method {self.method!r}: one of {', '.join(METHODS)}")
+        if self.soft not in ("linear", "gaussian"):
+            raise UserError(f"selection.soft {self.soft!r}: one of linear, gaussian")
 
     def __call__(self, candidates):
         """Select.
@@ -108,6 +119,11 @@ class Selection:
         valid = picked[SCORES] > 0
         if self.method == "nms":
             rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=groups)
+        elif self.method == "soft_nms":
+            how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
+            boxes, scores = picked[BOXES], picked[SCORES]
+            rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
+            return _padded(picked, rows, valid, self.total, left)
         else:
             rows = ops.top_k(picked[SCORES], total)[1]
             valid = ops.take_along_axis(valid, rows, axis=1)
@@ -136,13 +152,15 @@ def _gather(boxes, scores, pairs):
     }
 
 
-def _padded(picked, rows, valid, total):
-    """Rows of `picked`, cleared where invalid, padded to `total`."""
+def _padded(picked, rows, valid, total, scores=None):
+    """Rows of `picked`, cleared where invalid, padded to `total`; `scores` (B, rows) instead of theirs."""
     missing = total - rows.shape[1]
     rows = ops.pad(rows, ((0, 0), (0, missing)))
     valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)
     boxes = ops.take_along_axis(picked[BOXES], rows[..., None], axis=1)
     flat = {key: ops.take_along_axis(picked[key], rows, axis=1) for key in (SCORES, LABELS, SOURCE)}
+    if scores is not None:
+        flat[SCORES] = ops.pad(scores, ((0, 0), (0, missing)))
     return {
         BOXES: ops.where(valid[..., None], boxes, 0.0),
         SCORES: ops.where(valid, flat[SCORES], 0.0),
