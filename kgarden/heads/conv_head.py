@@ -6,9 +6,9 @@ Wu et al. 2020, arXiv:1904.06493, section 3.1 and Fig. 5.
 import keras
 from keras import ops
 
-from kgarden.backbones.resnet import Bottleneck
 from kgarden.layers.conv import Conv
 from kgarden.layers.non_local import NonLocal
+from kgarden.layers.residual import Bottleneck
 from kgarden.schema import UserError
 from kgarden.settings import fill
 
