@@ -9,7 +9,7 @@ import keras
 
 from kgarden.layers.conv import Conv, max_pool_3x3
 from kgarden.layers.remat import recomputed
-from kgarden.layers.residual import BasicBlock, Bottleneck
+from kgarden.layers.residual import BasicBlock, Bottleneck, first_gamma
 from kgarden.schema import UserError
 
 DEPTHS = {
