@@ -1,23 +1,30 @@
-"""The two fully connected layers between RoI features and the outputs of a box head."""
+"""The layers between RoI features and the outputs of a box head: fully connected ones, maybe convolutions."""
+
+import math
 
 import keras
 from keras import ops
 
+from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import xavier_fan_in
 
 
 class FCHead(keras.layers.Layer):
-    """Flatten -> [dense -> ReLU] x num_fcs.   Girshick 2015, arXiv:1504.08083.
+    """[3x3 conv -> ReLU] x num_convs -> flatten -> [dense -> ReLU] x num_fcs.   Girshick 2015, 1504.08083.
 
+    Args:
+        width, num_fcs: of the dense layers.
+        num_convs:      convolutions as wide as what they read, with a bias; Mask R-CNN's "4conv1fc" has 4.
     Call:
         roi_features: (B, P, S, S, D), flattened row, column, channel.
     Returns:
         (B, P, width).
     """
 
-    def __init__(self, width=1024, num_fcs=2, **kwargs):
+    def __init__(self, width=1024, num_fcs=2, num_convs=0, **kwargs):
         super().__init__(**kwargs)
         self.width = width
+        self.num_convs = num_convs
         self.layers = [
             keras.layers.Dense(
                 width, activation="relu", kernel_initializer=xavier_fan_in(), name=f"fc{number}"
@@ -26,6 +33,12 @@ class FCHead(keras.layers.Layer):
         ]
 
     def build(self, input_shape):
+        depth = input_shape[-1]
+        self.convs = [
+            Conv(depth, 3, activation="relu", name=f"conv{n}") for n in range(1, self.num_convs + 1)
+        ]
+        for conv in self.convs:
+            conv.build((None, *input_shape[-3:]))
         width = input_shape[-3] * input_shape[-2] * input_shape[-1]
         for layer in self.layers:
             layer.build((None, None, width))
@@ -33,7 +46,12 @@ class FCHead(keras.layers.Layer):
 
     def call(self, roi_features):
         batch, proposals = ops.shape(roi_features)[:2]
-        x = ops.reshape(roi_features, (batch, proposals, -1))
+        x = roi_features
+        if self.convs:
+            x = ops.reshape(x, (-1, *roi_features.shape[-3:]))
+            for conv in self.convs:
+                x = conv(x)
+        x = ops.reshape(x, (batch, proposals, math.prod(roi_features.shape[-3:])))
         for layer in self.layers:
             x = layer(x)
         return x

@@ -14,6 +14,7 @@ class RoIFeatures(keras.layers.Layer):
         levels:         [first, last] of the levels to pool from, or None for all.
         size:           S, cells of the output's side.
         sampling_ratio: samples of a bin along each side; 0: as many as the bin has cells.
+        aligned, enlarged, plus_one: see kgarden/ops/roi_align.py.
     Call:
         pyramid: list of (B, H_l, W_l, D).
         boxes:   (B, P, 4) px of the network input.
@@ -21,7 +22,17 @@ class RoIFeatures(keras.layers.Layer):
         (B, P, S, S, D).
     """
 
-    def __init__(self, strides, levels=None, size=7, sampling_ratio=0, **kwargs):
+    def __init__(
+        self,
+        strides,
+        levels=None,
+        size=7,
+        sampling_ratio=0,
+        aligned=True,
+        enlarged=1.0,
+        plus_one=False,
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         first, last = levels or (0, 99)
         self.chosen = [i for i, stride in enumerate(strides) if 2**first <= stride <= 2**last]
@@ -29,11 +40,13 @@ class RoIFeatures(keras.layers.Layer):
             raise UserError(f"roi_levels {list(levels)}: the pyramid has strides {list(strides)}")
         self.strides = [strides[index] for index in self.chosen]
         self.size = size
-        self.sampling_ratio = sampling_ratio
+        self.settings = dict(
+            sampling_ratio=sampling_ratio, aligned=aligned, enlarged=enlarged, plus_one=plus_one
+        )
 
     def build(self, input_shape):
         pass
 
     def call(self, pyramid, boxes):
         chosen = [pyramid[index] for index in self.chosen]
-        return roi_align(chosen, self.strides, boxes, self.size, sampling_ratio=self.sampling_ratio)
+        return roi_align(chosen, self.strides, boxes, self.size, **self.settings)

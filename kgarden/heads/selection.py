@@ -7,12 +7,14 @@ Everything is padded to a fixed length and carries `valid` and `source`.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from keras import ops
 
 from kgarden.ops.nms import nms
+from kgarden.ops.soft_nms import soft_nms
 from kgarden.schema import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
 
-METHODS = ("nms", "peaks", "none")
+METHODS = ("nms", "soft_nms", "peaks", "none")
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,15 @@ class Selection:
                          than the score is to be compared (candidates["gate"]), that is.
         per_level:       how many (box, class) pairs of a level go on, best first; None: all.
         method:          "nms": greedy, suppresses an IoU strictly above `iou`;
+                         "soft_nms": takes score from such boxes instead, see `soft`, `sigma`, `min_score` and
+                         kgarden/ops/soft_nms.py;
                          "peaks": 3x3 maxima of the score map of each level; "none": top-k alone.
         iou:             NMS threshold.
         class_wise:      boxes of different classes never suppress each other.
+        level_wise:      boxes of different levels never suppress each other.
+        soft:            "linear" or "gaussian".
+        sigma:           of "gaussian".
+        min_score:       a box whose score soft-NMS has taken below it is dropped.
         total:           length of the result.
         pool:            at most so many pairs reach the NMS, best first, over all levels.
     """
@@ -36,12 +44,18 @@ class Selection:
     method: str = "nms"
     iou: float = 0.6
     class_wise: bool = True
+    level_wise: bool = False
+    soft: str = "linear"
+    sigma: float = 0.5
+    min_score: float = 0.001
     total: int = 100
     pool: int = 10_000
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise UserError(f"selection.method {self.method!r}: one of {', '.join(METHODS)}")
+        if self.soft not in ("linear", "gaussian"):
+            raise UserError(f"selection.soft {self.soft!r}: one of linear, gaussian")
 
     def __call__(self, candidates):
         """Select.
@@ -52,6 +66,7 @@ class Selection:
                          "gate" (B, A, C): what the threshold looks at instead of the score,
                          "rank" (B, A, C): what the best of a level are chosen by instead of the score,
                          "valid" (B, A, C) bool,
+                         "standing" (B, A) bool: others take their place among the best, and are then dropped,
                          "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
                          it, one level.
         Returns:
@@ -63,7 +78,10 @@ class Selection:
         if pairs.shape[1] > self.pool:
             pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
         picked = _gather(candidates[BOXES], scores, pairs)
-        return self._suppress(picked)
+        if candidates.get("standing") is not None:
+            standing = ops.take_along_axis(candidates["standing"], picked[SOURCE], axis=1)
+            picked[SCORES] = ops.where(standing, picked[SCORES], -1.0)
+        return self._suppress(picked, self._groups(picked, scores.shape[-1], candidates.get("levels")))
 
     def _gated(self, candidates):
         """Scores (B, A, C), -1 where a candidate is out."""
@@ -87,12 +105,25 @@ class Selection:
             start += count
         return ops.concatenate(found, axis=1)
 
-    def _suppress(self, picked):
+    def _groups(self, picked, classes, levels):
+        """Boxes of different groups never suppress each other.   (B, N) int32, or None: one group."""
+        labels = picked[LABELS] if self.class_wise else None
+        if not self.level_wise or levels is None:
+            return labels
+        starts = np.cumsum([math.prod(level) for level in levels])[:-1].astype("int32")
+        level = ops.sum(ops.cast(picked[SOURCE][..., None] >= starts, "int32"), axis=-1)
+        return level if labels is None else level * classes + labels
+
+    def _suppress(self, picked, groups):
         total = min(self.total, picked[SCORES].shape[1])
         valid = picked[SCORES] > 0
         if self.method == "nms":
-            labels = picked[LABELS] if self.class_wise else None
-            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=labels)
+            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=groups)
+        elif self.method == "soft_nms":
+            how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
+            boxes, scores = picked[BOXES], picked[SCORES]
+            rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
+            return _padded(picked, rows, valid, self.total, left)
         else:
             rows = ops.top_k(picked[SCORES], total)[1]
             valid = ops.take_along_axis(valid, rows, axis=1)
@@ -121,13 +152,15 @@ def _gather(boxes, scores, pairs):
     }
 
 
-def _padded(picked, rows, valid, total):
-    """Rows of `picked`, cleared where invalid, padded to `total`."""
+def _padded(picked, rows, valid, total, scores=None):
+    """Rows of `picked`, cleared where invalid, padded to `total`; `scores` (B, rows) instead of theirs."""
     missing = total - rows.shape[1]
     rows = ops.pad(rows, ((0, 0), (0, missing)))
     valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)
     boxes = ops.take_along_axis(picked[BOXES], rows[..., None], axis=1)
     flat = {key: ops.take_along_axis(picked[key], rows, axis=1) for key in (SCORES, LABELS, SOURCE)}
+    if scores is not None:
+        flat[SCORES] = ops.pad(scores, ((0, 0), (0, missing)))
     return {
         BOXES: ops.where(valid[..., None], boxes, 0.0),
         SCORES: ops.where(valid, flat[SCORES], 0.0),

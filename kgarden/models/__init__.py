@@ -8,6 +8,8 @@ from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.condinst import condinst
 from kgarden.models.defcn import defcn
+from kgarden.models.double_head import double_head
+from kgarden.models.faster_rcnn import faster_rcnn
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
 from kgarden.models.pss import pss
@@ -21,6 +23,8 @@ MODELS = {
     "centernet2": centernet2,
     "condinst": condinst,
     "defcn": defcn,
+    "double_head": double_head,
+    "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "gfl": gfl,
     "one_stage": one_stage,

@@ -20,6 +20,7 @@ from kgarden.models.gfl import GFLHead
 from kgarden.models.one_stage import OneStage
 from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
+from kgarden.models.rpn import make_proposer
 from kgarden.models.two_stage import AsProposer, TwoStage
 from kgarden.necks import make_neck
 from kgarden.schema import UserError
@@ -81,7 +82,7 @@ def two_stage(
 
     Args:
         num_classes: C.
-        proposer:    {head: {name: a key of DENSE_HEADS, and its settings},
+        proposer:    {head: {name: "rpn" or a key of DENSE_HEADS, and its settings},
                      train, test: settings of the Selection of proposals}.
         roi_head:    {name: a key of ROI_HEADS, and its settings}.
         seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
@@ -90,7 +91,7 @@ def two_stage(
     """
     neck = make_neck(neck or "fpn")
     return TwoStage(
-        proposer=fill(_proposer, proposer, "model.proposer", neck=neck),
+        proposer=fill(_proposer, proposer, "model.proposer", neck=neck, seed=seed),
         roi_head=_by_name(
             ROI_HEADS,
             roi_head,
@@ -107,8 +108,11 @@ def two_stage(
     )
 
 
-def _proposer(neck, head, train=None, test=None):
+def _proposer(neck, seed, head, train=None, test=None):
     """A dense head that looks for one class of things, "any object"."""
+    name, settings = _name_and_rest(head, "model.proposer.head", ["rpn", *DENSE_HEADS])
+    if name == "rpn":
+        return make_proposer(neck, seed, rpn=settings, proposals={"train": train or {}, "test": test or {}})
     made = _by_name(DENSE_HEADS, head, "model.proposer.head", strides=neck.strides, num_classes=None)
     return AsProposer(
         made,
@@ -139,8 +143,13 @@ def _trunk(backbone, neck, pixels):
 
 
 def _by_name(known, settings, where, **fixed):
+    name, settings = _name_and_rest(settings, where, known)
+    return fill(known[name], settings, where, **fixed)
+
+
+def _name_and_rest(settings, where, known):
     settings = {"name": settings} if isinstance(settings, str) else dict(settings)
     name = settings.pop("name", None)
     if name not in known:
         raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
-    return fill(known[name], settings, where, **fixed)
+    return name, settings

@@ -18,6 +18,7 @@ from kgarden.heads.roi_features import RoIFeatures
 from kgarden.models.faster_rcnn import (
     FUSIONS,
     BoxHead,
+    Coder,
     class_probability,
     decode,
     fuse_scores,
@@ -65,7 +66,7 @@ class CascadeHead(keras.layers.Layer):
             raise UserError(f"model.roi_head: {len(ious)} ious but {len(delta_weights)} delta_weights")
         self.num_classes = num_classes
         self.ious = tuple(ious)
-        self.delta_weights = [tuple(weights) for weights in delta_weights][: len(ious)]
+        self.coders = [Coder(tuple(weights)) for weights in delta_weights][: len(ious)]
         self.num_samples = num_samples
         self.positive_fraction = positive_fraction
         self.fuse = fuse
@@ -92,8 +93,8 @@ class CascadeHead(keras.layers.Layer):
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"stages": for each box head {"logits", "deltas", "boxes", "valid"}}, boxes being its input."""
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
-        before = None  # delta weights of the stage before
-        for head, weights in zip(self.box_heads, self.delta_weights, strict=True):
+        before = None  # coder of the stage before
+        for head, coder in zip(self.box_heads, self.coders, strict=True):
             if stages:
                 refined = decode(stages[-1], before)[:, :, 0]
                 boxes = ops.stop_gradient(box_ops.clip(refined, size_hw))
@@ -104,20 +105,20 @@ class CascadeHead(keras.layers.Layer):
                 features = scale_gradient(features, 1.0 / len(self.box_heads))
             logits, deltas = head(features)
             stages.append({"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid})
-            before = weights
+            before = coder
         return {"stages": stages}
 
     def losses(self, raw, y):
         """Terms stage<k>/class and stage<k>/box; every stage matches its own boxes anew."""
         terms = []
-        for stage, iou, weights in zip(raw["stages"], self.ious, self.delta_weights, strict=True):
-            terms += stage_losses(stage, y, iou, weights, self.num_classes, self.sigmoid, self.box_beta)
+        for stage, iou, coder in zip(raw["stages"], self.ious, self.coders, strict=True):
+            terms += stage_losses(stage, y, iou, coder, self.num_classes, self.sigmoid, self.box_beta)
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) of the last stage; mean probability of all, fused with the proposal's."""
         stages = raw["stages"]
-        boxes = box_ops.clip(decode(stages[-1], self.delta_weights[-1])[:, :, 0], size_hw)
+        boxes = box_ops.clip(decode(stages[-1], self.coders[-1])[:, :, 0], size_hw)
         probability = sum(class_probability(stage["logits"], self.sigmoid) for stage in stages) / len(stages)
         scores = fuse_scores(probability, proposals, self.fuse)
         return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}

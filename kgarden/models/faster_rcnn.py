@@ -1,6 +1,7 @@
-"""The second stage of Faster R-CNN: one box head on sampled RoIs.
+"""Faster R-CNN: boxes that RPN proposes, each looked at again by one box head.
 
-Ren, He, Girshick, Sun 2015, arXiv:1506.01497; on a pyramid: Lin et al. 2016, arXiv:1612.03144.
+Ren, He, Girshick, Sun 2015, arXiv:1506.01497; on a pyramid: Lin et al. 2016, arXiv:1612.03144. The first
+stage is in kgarden/models/rpn.py, this is the second.
 
     paper / detectron2              here
     box_head.fc1, fc2               BoxHead.features (kgarden/heads/fc_head.py)
@@ -10,22 +11,37 @@ Ren, He, Girshick, Sun 2015, arXiv:1506.01497; on a pyramid: Lin et al. 2016, ar
     MULT_PROPOSAL_SCORE             fuse="released" (CenterNet2's rule; the paper's is "product")
 
 Detectron2's settings are the defaults: class loss is the mean over RoIs, the box loss is L1 summed
-over foreground and divided by *all* RoIs.
+over foreground and divided by *all* RoIs. Those of the other public implementations: CONVENTIONS.
 """
+
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
+from kgarden.backbones import make_backbone
+from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures
+from kgarden.heads.selection import Selection
 from kgarden.layers.initializers import normal, prior_bias
+from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.roi import sigmoid_class_loss, smooth_l1, softmax_class_loss
+from kgarden.models import rpn as first_stage
 from kgarden.models.detector import per_global
+from kgarden.models.two_stage import TwoStage
+from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
 from kgarden.schema import BOXES, SCORES, VALID, UserError
+from kgarden.settings import fill
 from kgarden.targets.roi import label_rois, sample_rois
 
 FUSIONS = ("released", "product", "off")
+CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/rpn.py
+    "detectron2": {},
+    "mmdetection": {"clamp_below": True},
+    "maskrcnn_benchmark": {"plus_one": True, "box_beta": 1.0, "sampling_ratio": 2, "aligned": False},
+}
 
 
 class BoxHead(keras.layers.Layer):
@@ -36,16 +52,26 @@ class BoxHead(keras.layers.Layer):
         width, num_fcs: of the fully connected layers.
         class_agnostic: one box for a RoI instead of one for each class.
         sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
+        num_convs:      see FCHead.
     Call:
         roi_features: (B, P, S, S, D).
     Returns:
         logits (B, P, C + 1), background last; deltas (B, P, 1 or C, 4); both float32.
     """
 
-    def __init__(self, num_classes, width=1024, num_fcs=2, class_agnostic=True, sigmoid=False, **kwargs):
+    def __init__(
+        self,
+        num_classes,
+        width=1024,
+        num_fcs=2,
+        class_agnostic=True,
+        sigmoid=False,
+        num_convs=0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.groups = 1 if class_agnostic else num_classes
-        self.features = FCHead(width, num_fcs, name="features")
+        self.features = FCHead(width, num_fcs, num_convs, name="features")
         bias = prior_bias(0.01) if sigmoid else "zeros"
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
@@ -76,9 +102,12 @@ class FasterHead(keras.layers.Layer):
         num_samples, positive_fraction: RoIs of an image to learn from.
         fuse:              how the proposal's score enters the final score: "released" sqrt(P(C|O) * score)
                            with a score that is sqrt(P(O)) already; "product" P(C|O) * P(O); "off".
-        roi_levels, pool_size, sampling_ratio: see kgarden/heads/roi_features.py.
+        roi_levels, pool_size, sampling_ratio, aligned: see kgarden/heads/roi_features.py.
         width, num_fcs, class_agnostic, sigmoid: see BoxHead.
         box_beta:          of the smooth L1; 0 is L1.
+        num_convs:         3x3 convolutions in front of the fully connected layers, see FCHead.
+        clamp_below:       see `decode_deltas`.
+        plus_one:          see `encode_deltas`.
     """
 
     loss_names = ("roi/class", "roi/box")
@@ -100,21 +129,28 @@ class FasterHead(keras.layers.Layer):
         class_agnostic=False,
         sigmoid=False,
         box_beta=0.0,
+        num_convs=0,
+        aligned=True,
+        clamp_below=False,
+        plus_one=False,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
-        if fuse not in FUSIONS:
-            raise UserError(f"model.roi_head.fuse {fuse!r}: one of {', '.join(FUSIONS)}")
+        one_of("roi_head.fuse", fuse, FUSIONS)
         self.num_classes = num_classes
         self.iou = iou
-        self.delta_weights = tuple(delta_weights)
+        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
         self.num_samples = num_samples
         self.positive_fraction = positive_fraction
         self.fuse = fuse
         self.sigmoid = sigmoid
         self.box_beta = box_beta
-        self.pool = RoIFeatures(strides, roi_levels, pool_size, sampling_ratio, name="pool")
-        self.box_head = BoxHead(num_classes, width, num_fcs, class_agnostic, sigmoid, name="box_head")
+        self.pool = RoIFeatures(
+            strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
+        )
+        self.box_head = BoxHead(
+            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, name="box_head"
+        )
 
     def build(self, pyramid_shapes):
         self.box_head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
@@ -130,14 +166,12 @@ class FasterHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms roi/class and roi/box."""
-        terms = stage_losses(
-            raw, y, self.iou, self.delta_weights, self.num_classes, self.sigmoid, self.box_beta
-        )
+        terms = stage_losses(raw, y, self.iou, self.coder, self.num_classes, self.sigmoid, self.box_beta)
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C), fused with the proposal's."""
-        decoded = decode(raw, self.delta_weights)
+        decoded = decode(raw, self.coder)
         rows, groups = decoded.shape[1:3]
         boxes = box_ops.clip(ops.reshape(decoded, (-1, rows * groups, 4)), size_hw)
         boxes = ops.reshape(boxes, (-1, rows, groups, 4)) if groups > 1 else boxes
@@ -148,9 +182,23 @@ class FasterHead(keras.layers.Layer):
 # What Cascade R-CNN does once for each stage.
 
 
-def decode(raw, delta_weights):
+class Coder(NamedTuple):
+    """How deltas stand for boxes; see `encode_deltas` and `decode_deltas`."""
+
+    weights: tuple
+    clamp_below: bool = False
+    plus_one: bool = False
+
+
+def decode(raw, coder):
     """Boxes of all groups, not clipped.   (B, P, 1 or C, 4) px."""
-    return box_ops.decode_deltas(raw["deltas"], raw[BOXES][:, :, None], delta_weights)
+    return box_ops.decode_deltas(
+        raw["deltas"],
+        raw[BOXES][:, :, None],
+        coder.weights,
+        clamp_below=coder.clamp_below,
+        plus_one=coder.plus_one,
+    )
 
 
 def class_probability(logits, sigmoid):
@@ -173,22 +221,99 @@ def fuse_scores(probability, proposals, how):
     return probability * proposals["probability"][..., None]
 
 
-def stage_losses(raw, y, iou, delta_weights, num_classes, sigmoid=False, box_beta=0.0):
+def stage_losses(raw, y, iou, coder, num_classes, sigmoid=False, box_beta=0.0):
     """Class and box loss of one box head on one set of RoIs.   (), () float32."""
     labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou, num_classes)
-    count = ops.sum(ops.cast(raw[VALID], "float32"))
-    class_loss = (sigmoid_class_loss if sigmoid else softmax_class_loss)(raw["logits"], labels)
+    box_loss = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, coder, num_classes, box_beta)
+    return class_loss_of(raw["logits"], labels, sigmoid), box_loss
 
+
+def class_loss_of(logits, labels, sigmoid=False):
+    """Mean over all RoIs that are none of padding.   () float32.
+
+    Args:
+        logits: (B, P, C + 1).
+        labels: (B, P) of `label_rois`.
+    """
+    loss = (sigmoid_class_loss if sigmoid else softmax_class_loss)(logits, labels)
+    return per_global(ops.sum(loss), _count(labels))
+
+
+def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, box_beta=0.0):
+    """Smooth L1 summed over foreground, over the number of *all* RoIs.   () float32.
+
+    Args:
+        predicted: (B, P, 1 or C, 4) deltas.
+        rois:      (B, P, 4) px.
+        labels, gt_boxes: of `label_rois`.
+    """
     foreground = (labels >= 0) & (labels < num_classes)
-    predicted = raw["deltas"]
     if predicted.shape[2] == 1:
         predicted = predicted[:, :, 0]
     else:
         of_class = ops.clip(labels, 0, num_classes - 1)[..., None, None]
         predicted = ops.take_along_axis(predicted, of_class, axis=2)[:, :, 0]
     # Background and padding rows encode themselves: finite numbers, masked below.
-    target_boxes = ops.where(foreground[..., None], gt_boxes, raw[BOXES])
-    target = box_ops.encode_deltas(raw[BOXES], target_boxes, delta_weights)
-    box_loss = ops.sum(smooth_l1(predicted, target, box_beta), axis=-1)
-    box_loss = ops.sum(ops.where(foreground, box_loss, 0.0))
-    return per_global(ops.sum(class_loss), count), per_global(box_loss, count)
+    target_boxes = ops.where(foreground[..., None], gt_boxes, rois)
+    target = box_ops.encode_deltas(rois, target_boxes, coder.weights, coder.plus_one)
+    loss = ops.sum(smooth_l1(predicted, target, box_beta), axis=-1)
+    return per_global(ops.sum(ops.where(foreground, loss, 0.0)), _count(labels))
+
+
+def _count(labels):
+    return ops.sum(ops.cast(labels >= 0, "float32"))
+
+
+def faster_rcnn(
+    num_classes,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    rpn=None,
+    proposals=None,
+    roi_head=None,
+    selection=None,
+    pixels=None,
+    convention="detectron2",
+):
+    """Faster R-CNN on a pyramid (37.9 AP on COCO with detectron2, ResNet-50, 1x).
+
+    Args:
+        num_classes: C.
+        seed:        of the draws of anchors and RoIs.
+        convention:  whose settings are the defaults of both stages, a key of CONVENTIONS.
+        rpn:         settings of RPNHead.
+        proposals:   {"train", "test": settings of the Selection of proposals}.
+        roi_head:    settings of FasterHead.
+        backbone, neck, selection, pixels: names or settings of the parts, laid over the defaults below.
+    Returns:
+        TwoStage.
+    """
+    one_of("convention", convention, CONVENTIONS)
+    neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
+    settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **(roi_head or {})}
+    return TwoStage(
+        backbone=make_backbone(backbone),
+        neck=neck,
+        proposer=first_stage.make_proposer(neck, seed, convention, rpn, proposals),
+        roi_head=fill(
+            FasterHead,
+            settings,
+            "model.roi_head",
+            strides=neck.strides,
+            num_classes=num_classes,
+            name="roi_head",
+        ),
+        selection=final_selection(selection),
+        pixels=pixel_settings(pixels),
+        num_classes=num_classes,
+        seed=seed,
+        name="faster_rcnn",
+    )
+
+
+def final_selection(settings):
+    """Selection of a two-stage detector: NMS at 0.5 of every class by itself."""
+    return fill(
+        Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(settings or {})}, "model.selection"
+    )

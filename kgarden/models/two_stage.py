@@ -80,6 +80,7 @@ class TwoStage(Detector):
         sampled = self.roi_head.sample(proposals, y, random)
         refined = self.roi_head(raw["pyramid"], sampled, x[SIZE_HW], training=True)
         step = self.step if training else None
+        y = {**y, SIZE_HW: x[SIZE_HW]}  # RPN may leave out anchors that reach out of the picture
         return self.proposer.losses(raw["proposer"], y, step=step) | self.roi_head.losses(refined, y)
 
     def candidates(self, x, raw):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FORMS = ("plain", "mmdetection_1", "maskrcnn_benchmark")
+
 
 class Anchors(NamedTuple):
     """All anchors of a pyramid: finest level first, row-major cells, the anchors of a cell together.
@@ -31,31 +33,38 @@ class Anchors(NamedTuple):
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
 
-def templates(sizes, ratios, size_major=False, legacy_base=None):
+def templates(sizes, ratios, size_major=False, form="plain", base=None):
     """The anchors of a cell around (0, 0).
 
     Args:
-        sizes:       sides of the square anchor, px; another ratio keeps its area.
-        ratios:      height over width.
-        size_major:  whether all ratios of a size stand together (detectron2), or all sizes of a ratio
-                     (mmdetection).
-        legacy_base: side of the cell in px for the corners of mmdetection 1 and py-faster-rcnn, where a box
-                     from 0 to 15 is 16 px wide: rounded, around (base - 1) / 2; None: plain corners.
+        sizes:      sides of the square anchor, px; another ratio keeps its area.
+        ratios:     height over width.
+        size_major: whether all ratios of a size stand together (detectron2), or all sizes of a ratio
+                    (mmdetection).
+        form:       "plain" corners; or those of codes in which a box from 0 to 15 is 16 px wide, around
+                    (base - 1) / 2: "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the sides
+                    of an anchor of one cell rounded and then enlarged.
+        base:       side of the cell in px, for those.
     Returns:
         (sizes * ratios, 4) float64.
     """
-    sizes, root = np.float64(sizes), np.sqrt(np.float64(ratios))
+    sizes, ratios = np.float64(sizes), np.float64(ratios)
+    root = np.sqrt(ratios)
     height, width = np.outer(root, sizes), np.outer(1 / root, sizes)  # (ratios, sizes)
+    if form == "maskrcnn_benchmark":
+        of_cell = np.round(np.sqrt(base * base / ratios))
+        width, height = np.outer(of_cell, sizes / base), np.outer(np.round(of_cell * ratios), sizes / base)
     if size_major:
         height, width = height.T, width.T
     half = np.stack([width, height], axis=-1).reshape(-1, 2) / 2
-    if legacy_base is None:
+    if form == "plain":
         return np.concatenate([-half, half], axis=1)
-    middle = 0.5 * (legacy_base - 1)
-    return np.round(np.concatenate([middle - (half - 0.5), middle + (half - 0.5)], axis=1))
+    middle = 0.5 * (base - 1)
+    corners = np.concatenate([middle - (half - 0.5), middle + (half - 0.5)], axis=1)
+    return np.round(corners) if form == "mmdetection_1" else corners
 
 
-def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_major=False, legacy=False):
+def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_major=False, form="plain"):
     """Anchors of a whole pyramid.
 
     Args:
@@ -65,13 +74,13 @@ def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_maj
         ratios, size_major: see `templates`.
         offset:      where in a cell the anchors sit: 0 on its top left corner (detectron2, mmdetection),
                      0.5 in its middle.
-        legacy:      corners as in mmdetection 1, see `templates`.
+        form:        see `templates`.
     Returns:
         Anchors.
     """
     boxes, levels = [], []
     for (height, width), stride, of_level in zip(level_sizes, strides, sizes, strict=True):
-        cell = templates(of_level, ratios, size_major, stride if legacy else None)
+        cell = templates(of_level, ratios, size_major, form, stride)
         shift = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + offset
         shift = np.tile(shift.reshape(-1, 1, 2) * stride, 2)  # (H * W, 1, 4)
         boxes.append((shift + cell).reshape(-1, 4))

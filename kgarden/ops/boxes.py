@@ -60,7 +60,7 @@ def clip(boxes, size_hw):
     return ops.clip(boxes, 0.0, limit)
 
 
-def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0)):
+def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0), plus_one=False):
     """How far, and how much larger, the targets are than the boxes: dx, dy, dw, dh.
 
         dx = wx (target centre x - box centre x) / box width       dw = ww log(target width / box width)
@@ -71,11 +71,12 @@ def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0)):
         boxes:   (..., 4) xyxy, px: what the deltas are relative to.
         targets: (..., 4) xyxy, px; broadcast against `boxes`.
         weights: wx, wy, ww, wh: the inverse of the standard deviations by which deltas are divided.
+        plus_one: a box from 0 to 15 is 16 px wide, as in maskrcnn-benchmark and mmdetection 1.
     Returns:
         (..., 4) deltas. Rows with an empty box or target are finite and mean nothing.
     """
-    x, y, width, height = _center_and_size(boxes)
-    target_x, target_y, target_width, target_height = _center_and_size(targets)
+    x, y, width, height = _center_and_size(boxes, plus_one)
+    target_x, target_y, target_width, target_height = _center_and_size(targets, plus_one)
     wx, wy, ww, wh = weights
     width, height = _positive(width), _positive(height)
     return ops.stack(
@@ -89,7 +90,14 @@ def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0)):
     )
 
 
-def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP, clamp_below=False):
+def decode_deltas(
+    deltas,
+    boxes,
+    weights=(1.0, 1.0, 1.0, 1.0),
+    scale_clamp=SCALE_CLAMP,
+    clamp_below=False,
+    plus_one=False,
+):
     """The boxes that `deltas` point to, seen from `boxes`: the inverse of `encode_deltas`.
 
     Args:
@@ -98,10 +106,11 @@ def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE
         weights: wx, wy, ww, wh as in `encode_deltas`.
         scale_clamp: dw and dh are cut off above this.
         clamp_below: and below its negative (mmdetection); otherwise there is no limit below (detectron2).
+        plus_one: see `encode_deltas`.
     Returns:
         (..., 4) xyxy, px, not clipped.
     """
-    x, y, width, height = _center_and_size(boxes)
+    x, y, width, height = _center_and_size(boxes, plus_one)
     wx, wy, ww, wh = weights
     dw = ops.minimum(deltas[..., 2] / ww, scale_clamp)
     dh = ops.minimum(deltas[..., 3] / wh, scale_clamp)
@@ -111,7 +120,26 @@ def decode_deltas(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE
     y = deltas[..., 1] / wy * height + y
     half_width = 0.5 * ops.exp(dw) * width
     half_height = 0.5 * ops.exp(dh) * height
-    return ops.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    one = 1.0 if plus_one else 0.0
+    right, bottom = x + half_width - one, y + half_height - one
+    return ops.stack([x - half_width, y - half_height, right, bottom], axis=-1)
+
+
+def enlarge(boxes, factor, plus_one=False):
+    """Boxes whose sides are so many times as long, around the same centres, not clipped.
+
+    Args:
+        boxes:    (..., 4) xyxy, px.
+        factor:   of width and height.
+        plus_one: see `encode_deltas`.
+    Returns:
+        (..., 4) xyxy, px.
+    """
+    x, y, width, height = _center_and_size(boxes, plus_one)
+    one = 1.0 if plus_one else 0.0
+    half_width, half_height = 0.5 * factor * width, 0.5 * factor * height
+    right, bottom = x + half_width - one, y + half_height - one
+    return ops.stack([x - half_width, y - half_height, right, bottom], axis=-1)
 
 
 def to_ltrb(points, boxes):
@@ -138,10 +166,11 @@ def centers(boxes):
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def _center_and_size(boxes):
+def _center_and_size(boxes, plus_one=False):
     """xyxy -> centre x, centre y, width, height, each (...)."""
-    width = boxes[..., 2] - boxes[..., 0]
-    height = boxes[..., 3] - boxes[..., 1]
+    one = 1.0 if plus_one else 0.0
+    width = boxes[..., 2] - boxes[..., 0] + one
+    height = boxes[..., 3] - boxes[..., 1] + one
     return boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height, width, height
 
 

@@ -18,11 +18,24 @@ import math
 import keras
 from keras import ops
 
+from kgarden.ops.boxes import enlarge
+
 CHUNK_BYTES = 1 << 26  # what the static way holds of gathered features at a time
 FARTHEST_PX = 1e7  # coordinates are cut off here, so that a runaway box cannot overflow
 
 
-def roi_align(pyramid, strides, boxes, output_size, sampling_ratio=0, canonical_level=4, canonical_size=224):
+def roi_align(
+    pyramid,
+    strides,
+    boxes,
+    output_size,
+    sampling_ratio=0,
+    canonical_level=4,
+    canonical_size=224,
+    aligned=True,
+    enlarged=1.0,
+    plus_one=False,
+):
     """The features of each box, taken from the level of the pyramid that suits its size.
 
     Args:
@@ -33,6 +46,10 @@ def roi_align(pyramid, strides, boxes, output_size, sampling_ratio=0, canonical_
         sampling_ratio:  samples of a bin along each side; 0: as many as the bin has cells, rounded up.
         canonical_level: level of a box whose side is `canonical_size` px; see `assign_levels`.
         canonical_size:  px.
+        aligned:         False: a side x px is at x / stride cells, half a cell further, and a box is at least
+                         one cell wide and high (maskrcnn-benchmark, mmdetection 1).
+        enlarged:        factor on width and height of each box, on the level that suits the box as it is.
+        plus_one:        a box from 0 to 15 is 16 px wide, for its level and where it is enlarged.
     Returns:
         (B, P, S, S, D) in the dtype of the pyramid, computed in float32. A box without extent gives zeros
         (with sampling_ratio 0), and so does what lies more than one cell outside the map.
@@ -41,9 +58,10 @@ def roi_align(pyramid, strides, boxes, output_size, sampling_ratio=0, canonical_
     depth = pyramid[0].shape[-1]
     boxes = ops.cast(ops.stop_gradient(boxes), "float32")
     boxes = ops.where(ops.isfinite(boxes), ops.clip(boxes, -FARTHEST_PX, FARTHEST_PX), 0.0)
-    level = assign_levels(boxes, strides, canonical_level, canonical_size)
+    level = assign_levels(boxes, strides, canonical_level, canonical_size, plus_one)
+    boxes = enlarge(boxes, enlarged, plus_one) if enlarged != 1.0 else boxes
     sizes = [tuple(features.shape[1:3]) for features in pyramid]
-    rois = _on_their_levels(boxes, level, sizes, strides, output_size, sampling_ratio)
+    rois = _on_their_levels(boxes, level, sizes, strides, output_size, sampling_ratio, aligned)
 
     table = ops.concatenate([ops.reshape(features, (-1, depth)) for features in pyramid], axis=0)
     if _may_be_dynamic():
@@ -51,12 +69,12 @@ def roi_align(pyramid, strides, boxes, output_size, sampling_ratio=0, canonical_
 
         out = pool(ops.cast(table, "float32"), rois)
     else:
-        longest = _most_cells(sizes, canonical_size * 2.0 ** (1 - canonical_level))
+        longest = _most_cells(sizes, enlarged * canonical_size * 2.0 ** (1 - canonical_level) + (not aligned))
         out = _dense(ops.cast(table, "float32"), rois, longest)
     return ops.cast(ops.reshape(out, (batch, count, output_size, output_size, depth)), table.dtype)
 
 
-def assign_levels(boxes, strides, canonical_level=4, canonical_size=224):
+def assign_levels(boxes, strides, canonical_level=4, canonical_size=224, plus_one=False, epsilon=1e-8):
     """Which level of the pyramid each box is pooled from.
 
     k = floor(canonical_level + log2(sqrt(area) / canonical_size)), cut off to the levels there are; a level
@@ -65,15 +83,17 @@ def assign_levels(boxes, strides, canonical_level=4, canonical_size=224):
     Args:
         boxes:   (..., 4) xyxy, px.
         strides: of the levels, finest first.
+        plus_one: a box from 0 to 15 is 16 px wide.
+        epsilon: what is added to the quotient: a side that is exactly a level's limit may round either way.
     Returns:
         (...,) int32, position in `strides`.
     """
     numbers = [round(math.log2(stride)) for stride in strides]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise ValueError(f"strides {list(strides)} must be consecutive powers of two")
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    width, height = (boxes[..., i + 2] - boxes[..., i] + float(plus_one) for i in (0, 1))
     side = ops.sqrt(ops.maximum(width * height, 0.0))
-    number = ops.floor(canonical_level + ops.log2(side / canonical_size + 1e-8))
+    number = ops.floor(canonical_level + ops.log2(side / canonical_size + epsilon))
     return ops.cast(ops.clip(number, numbers[0], numbers[-1]), "int32") - numbers[0]
 
 
@@ -188,7 +208,7 @@ class _Rois:
         return self._map(lambda array: ops.slice(array, (start, 0), (size, array.shape[1])))
 
 
-def _on_their_levels(boxes, level, sizes, strides, bins, ratio):
+def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned):
     """`_Rois` of boxes (B, P, 4) px on the levels (B, P) that they are pooled from."""
     batch = ops.shape(boxes)[0]
     flat = ops.reshape(level, (-1,))
@@ -198,7 +218,10 @@ def _on_their_levels(boxes, level, sizes, strides, bins, ratio):
     image = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(level))
     base = batch * _lookup(before, flat, "int32") + ops.reshape(image, (-1,)) * height * width
 
-    left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - 0.5 for i in range(4))
+    half = 0.5 if aligned else 0.0
+    left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - half for i in range(4))
+    if not aligned:
+        right, bottom = ops.maximum(right, left + 1.0), ops.maximum(bottom, top + 1.0)
     rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins, ratio)
     columns = _Axis.between(left, right, ops.cast(width, "float32"), bins, ratio)
     return _Rois(rows, columns, base[:, None], width[:, None])

@@ -4,7 +4,7 @@ from golden import assert_agrees, goldens, params
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.backbones.resnet import Bottleneck
+from kgarden.layers.residual import Bottleneck
 from kgarden.schema import UserError
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.table import load_state_dict

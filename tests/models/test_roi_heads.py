@@ -8,7 +8,7 @@ from keras import ops
 
 from kgarden.heads.selection import Selection
 from kgarden.models.cascade_rcnn import CascadeHead
-from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.faster_rcnn import BoxHead, Coder, FasterHead
 from kgarden.models.faster_rcnn import decode as decode_boxes
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.table import load_state_dict
@@ -81,7 +81,7 @@ def test_inference_agrees_with_the_reference(golden):
     got = {}
     if heads.cascade:
         for number, stage in enumerate(raw["stages"]):
-            boxes = decode_boxes(stage, s["bbox_reg_weights"][number])[:, :, 0]
+            boxes = decode_boxes(stage, Coder(s["bbox_reg_weights"][number]))[:, :, 0]
             named = {
                 "in_boxes": stage["boxes"],
                 "cls_logits": stage["logits"],
@@ -151,3 +151,61 @@ def reference_name(path):
     output = {"classes": "cls_score", "boxes": "bbox_pred"}[output]
     leaf = {"kernel": "weight", "bias": "bias"}[leaf]
     return ".".join(part for part in ("box_predictor", number, output, leaf) if part)
+
+
+MMDETECTION = [
+    (r"shared_convs\.0\.conv", "features/conv1"),
+    (r"shared_convs\.1\.conv", "features/conv2"),
+    (r"shared_convs\.2\.conv", "features/conv3"),
+    (r"shared_convs\.3\.conv", "features/conv4"),
+    (r"shared_fcs\.0", "features/fc1"),
+    (r"shared_fcs\.1", "features/fc2"),
+    (r"fc_cls", "classes"),
+    (r"fc_reg", "boxes"),
+]
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_shared2fc") + goldens("mmdet_shared4conv1fc"), ids=str)
+def test_box_heads_agree_with_mmdetection(golden):
+    s = params(golden)
+    size = s["roi_feat_size"]
+    assert s["fc_input_order"] == "flattened (channel, y, x)"
+    head = BoxHead(
+        s["num_classes"],
+        s["fc_out_channels"],
+        s["num_fcs"],
+        s["reg_class_agnostic"],
+        num_convs=s["num_convs"],
+        name="box_head",
+    )
+    head.build((None, None, size, size, s["in_channels"]))
+    load_state_dict(head, golden.state_dict(), MMDETECTION, pool_size=size)
+    logits, deltas = (ops.convert_to_numpy(one)[0] for one in head(golden["x"][None]))
+    assert_agrees(golden, {"cls_score": logits, "bbox_pred": deltas.reshape(len(deltas), -1)})
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_rcnn_postprocess_own"), ids=str)
+def test_detections_of_class_specific_boxes_agree_with_the_formula(golden):
+    s = params(golden)
+    head = FasterHead(
+        [8], s["num_classes"], delta_weights=[1 / std for std in s["stds"]], clamp_below=True, name="roi_head"
+    )
+    proposals = {"boxes": golden["proposals"][None], "valid": np.ones((1, len(golden["proposals"])), bool)}
+    deltas = golden["deltas"].reshape(1, -1, s["num_classes"], 4)
+    raw = {**proposals, "logits": golden["logits"][None], "deltas": deltas}
+    candidates = head.candidates(raw, proposals, np.int32([s["image_hw"]]))
+
+    def detections(total):
+        how = {"score_threshold": s["score_thr"], "iou": s["nms_iou"], "per_level": None, "total": total}
+        found = {key: ops.convert_to_numpy(one)[0] for key, one in Selection(**how)(candidates).items()}
+        return {key: one[found["valid"]] for key, one in found.items()}
+
+    found = detections(s["max_dets"])
+    got = {
+        "det_boxes": found["boxes"],
+        "det_scores": found["scores"],
+        "det_labels": found["labels"],
+        "det_proposal": found["source"],
+        "num_before_topk": len(detections(deltas.shape[1] * s["num_classes"])["scores"]),
+    }
+    assert_agrees(golden, got)

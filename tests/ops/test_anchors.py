@@ -28,17 +28,16 @@ def test_anchors_agree_with_mmdetection(golden):
     settings, got = params(golden), {}
     suffix = settings["legacy"]["suffix"]
     for case in {re.split("/", name)[0] for name in golden.outputs()}:
-        legacy = case.endswith(suffix)
+        form = "mmdetection_1" if case.endswith(suffix) else "plain"
         s = settings["cases"][case.removesuffix(suffix)]
         assert s["base_size"] == "stride"
         sizes = [[scale * stride for scale in s["scales"]] for stride in s["strides"]]
         offset = settings["current"]["center_offset"]
         featmap_hw = golden[f"{case}/featmap_hw"].tolist()
-        grid = anchor_grid(featmap_hw, s["strides"], sizes, s["ratios"], offset, legacy=legacy)
+        grid = anchor_grid(featmap_hw, s["strides"], sizes, s["ratios"], offset, form=form)
         parts = np.split(grid.boxes, np.cumsum(grid.counts())[:-1])
         for level, (stride, of_level) in enumerate(zip(s["strides"], parts, strict=True)):
-            base = stride if legacy else None
-            got[f"{case}/base_{level}"] = templates(sizes[level], s["ratios"], legacy_base=base)
+            got[f"{case}/base_{level}"] = templates(sizes[level], s["ratios"], form=form, base=stride)
             got[f"{case}/level_{level}"] = of_level
     assert_agrees(golden, got)
 
@@ -52,3 +51,12 @@ def test_a_cell_by_hand():
     assert grid.boxes.tolist() == [[-4, -4, 12, 12], [4, -4, 20, 12], [-8, -8, 24, 24]]
     assert grid.counts() == [2, 1] and grid.stride.tolist() == [8, 8, 16]
     assert grid.points().tolist() == [[4, 4], [12, 4], [8, 8]]
+
+
+def test_the_table_of_py_faster_rcnn():
+    # The nine anchors that its authors printed, counted from 1.
+    printed = """-83 -39 100 56  -175 -87 192 104  -359 -183 376 200  -55 -55 72 72  -119 -119 136 136
+    -247 -247 264 264  -35 -79 52 96  -79 -167 96 184  -167 -343 184 360"""
+    expected = np.float64(printed.split()).reshape(-1, 4) - 1
+    found = templates([128, 256, 512], [0.5, 1, 2], form="maskrcnn_benchmark", base=16)
+    np.testing.assert_allclose(found, expected)

@@ -53,12 +53,56 @@ def test_clip_cuts_at_each_images_own_border():
     np.testing.assert_array_equal(clipped, [[[0, 0, 150, 100]], [[10, 20, 28, 25]]])
 
 
+@pytest.mark.parametrize("golden", goldens("mmdet_delta_xywh_coder"), ids=str)
+def test_deltas_agree_with_mmdetection(golden):
+    settings = params(golden)
+    src, tgt, size_hw = golden["proposals"], golden["gt"], golden["max_shape"][None]
+    got = {}
+
+    def decoded(deltas, stds, plus_one=False, clip=True):
+        at = src if deltas.ndim == 2 else src[:, None]
+        weights = [1 / std for std in stds]
+        clamp = settings["wh_clamp"]
+        found = boxes.decode_deltas(deltas, at, weights, clamp, clamp_below=True, plus_one=plus_one)
+        found = ops.reshape(found, (1, -1, 4))
+        found = boxes.clip(found, size_hw - plus_one) if clip else found
+        return finite(ops.reshape(found, (len(src), -1)))
+
+    def encoded(stds, plus_one=False):
+        return finite(boxes.encode_deltas(src, tgt, [1 / std for std in stds], plus_one))
+
+    for name, case in settings["cases"].items():
+        stds = case["stds"]
+        if name == "big":
+            got["big/decoded_no_shape"] = decoded(golden["big/delta"], stds, clip=False)
+        elif name == "multiclass":
+            several = golden["multiclass/delta"].reshape(len(src), case["boxes_per_row"], 4)
+            got["multiclass/decoded"] = decoded(several, stds)
+        elif name == "legacy":
+            got["legacy/encoded"] = encoded(stds, plus_one=True)
+            got["legacy/decoded_clipped"] = decoded(golden["rcnn/delta"], stds, plus_one=True)
+        else:
+            got[f"{name}/encoded"] = encoded(stds)
+            got[f"{name}/decoded"] = decoded(golden[f"{name}/encoded"], stds, clip=False)
+            got[f"{name}/decoded_clipped"] = decoded(golden[f"{name}/delta"], stds)
+    assert_agrees(golden, got)
+
+
 def test_decode_inverts_encode():
     rng = np.random.default_rng(1)
     a, b = random_boxes(rng, 3, 50), random_boxes(rng, 3, 50)
     weights = (10.0, 10.0, 5.0, 5.0)
     back = boxes.decode_deltas(boxes.encode_deltas(a, b, weights), a, weights)
     np.testing.assert_allclose(finite(back), b, rtol=1e-4, atol=1e-3)
+
+
+def test_one_pixel_more():
+    # From 0 to 15 is 16 px wide, and from 0 to 31 twice as much.
+    anchor = np.float32([0, 0, 15, 15])
+    deltas = finite(boxes.encode_deltas(anchor, np.float32([0, 0, 31, 15]), plus_one=True))
+    np.testing.assert_allclose(deltas, [0.5, 0, np.log(2), 0], atol=1e-6)
+    back = boxes.decode_deltas(deltas, anchor, plus_one=True)
+    np.testing.assert_allclose(finite(back), [0, 0, 31, 15], atol=1e-4)
 
 
 def test_each_delta_has_its_own_weight():

@@ -5,6 +5,7 @@ from golden import assert_agrees, goldens, params
 from keras import ops
 
 from kgarden.ops import roi_align as module
+from kgarden.ops.boxes import enlarge
 from kgarden.ops.roi_align import assign_levels, roi_align
 
 ON_JAX = keras.backend.backend() == "jax"
@@ -82,6 +83,27 @@ def test_pyramid_agrees_with_the_reference(golden, way):
     )
     got = {"level": level + numbers[0], "out": out[where]}
     got |= {f"grad_p{number}": gradient for number, gradient in zip(numbers, gradients, strict=True)}
+    assert_agrees(golden, got)
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_roi_level_rescale"), ids=str)
+def test_levels_and_larger_boxes_agree_with_every_convention(golden):
+    s = params(golden)
+    rois, strides = golden["rois"], [2**level for level in range(2, 2 + s["num_levels"])]
+    boxes, finest = rois[:, 1:], s["finest_scale"]
+
+    def level(**convention):
+        return ops.convert_to_numpy(assign_levels(boxes, strides, **convention))
+
+    of_finest = dict(canonical_level=2, canonical_size=finest, epsilon=1e-6)
+    got = {
+        "level_mmdet": level(**of_finest),
+        "level_legacy": level(**of_finest, plus_one=True),
+        "level_formula_224_eps1e8": level(),
+        "level_formula_plus1_224": level(epsilon=1e-6, plus_one=True),
+        "rescaled_plus1": ops.convert_to_numpy(enlarge(boxes, s["scale"], plus_one=True)),
+        "rescaled_mmdet": np.concatenate([rois[:, :1], enlarge(boxes, s["scale"])], axis=1),
+    }
     assert_agrees(golden, got)
 
 
@@ -167,6 +189,46 @@ def test_every_level_and_image_is_its_own(way):
     out = ops.convert_to_numpy(roi_align(pyramid, strides, boxes, 3))
     expected = np.float32([0, 0, 10, 10, 20, 20])[None] + np.float32([0, 1, 2])[:, None]
     np.testing.assert_allclose(out, np.broadcast_to(expected[..., None, None, None], out.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"aligned": False}, {"enlarged": 1.3}, {"enlarged": 1.3, "plus_one": True}]
+)
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_other_conventions_are_other_boxes(way, settings, ratio):
+    """Half a cell further, or larger: what plain boxes see that lie there, on the level of the given ones."""
+    rng = np.random.default_rng(0)
+    stride, boxes = 8, np.float32([[[3, 5, 50, 40], [0, 0, 63, 63], [20, 8, 30, 55]]])
+    features = [rng.normal(size=(1, 8, 8, 3)).astype("float32")]
+    if "enlarged" in settings:
+        moved = enlarge(boxes, settings["enlarged"], settings.get("plus_one", False))
+    else:
+        moved = boxes + stride / 2
+    found = roi_align(features, [stride], boxes, 4, sampling_ratio=ratio, **settings)
+    expected = roi_align(features, [stride], moved, 4, sampling_ratio=ratio)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), ops.convert_to_numpy(expected), atol=1e-5)
+
+
+def test_unaligned_boxes_are_at_least_a_cell_wide(way):
+    features = [np.arange(64, dtype="float32").reshape(1, 8, 8, 1)]
+    small, cell = np.float32([[[16, 24, 17, 25]]]), np.float32([[[16, 24, 24, 32]]])
+    for ratio in (0, 2):
+        found = [roi_align(features, [8], boxes, 2, ratio, aligned=False) for boxes in (small, cell)]
+        np.testing.assert_array_equal(*(ops.convert_to_numpy(one) for one in found))
+
+
+def test_the_bound_of_the_static_way_knows_of_enlarged_boxes():
+    """Squares just below a level's limit see 1.3 times as many cells along each side."""
+    strides, side = [4, 8, 16, 32], 111.0
+    pyramid = [
+        np.random.default_rng(s).normal(size=(1, 512 // s, 512 // s, 2)).astype("float32") for s in strides
+    ]
+    boxes = np.float32([[[100, 100, 100 + side, 100 + side], [9, 300, 9 + 2 * side, 300 + 2 * side]]])
+    grown = ops.convert_to_numpy(enlarge(boxes, 1.3))
+    found = ops.convert_to_numpy(roi_align(pyramid, strides, boxes, 7, enlarged=1.3))
+    for number, level in enumerate((0, 1)):
+        alone = roi_align([pyramid[level]], [strides[level]], grown[:, number : number + 1], 7)
+        np.testing.assert_allclose(found[:, number], ops.convert_to_numpy(alone)[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("power", range(-2, 4))

@@ -1,0 +1,83 @@
+"""Residual and non-local blocks on the cells of a RoI, and their mean: the conv-head of Double-Head R-CNN.
+
+Wu et al. 2020, arXiv:1904.06493, section 3.1 and Fig. 5.
+"""
+
+import keras
+from keras import ops
+
+from kgarden.layers.conv import Conv
+from kgarden.layers.non_local import NonLocal
+from kgarden.layers.residual import Bottleneck
+from kgarden.schema import UserError
+from kgarden.settings import fill
+
+NON_LOCAL = {"mode": "dot_product", "groups": 4, "post_relu": True, "out_bias": True}  # the authors' block
+
+
+class ChannelRaise(keras.layers.Layer):
+    """Block (a): relu(3x3, 1x1 + 1x1 shortcut), from D to more channels.   Fig. 5 (a)."""
+
+    def __init__(self, filters, norm="bn", **kwargs):
+        super().__init__(**kwargs)
+        self.filters, self.norm = filters, norm
+
+    def build(self, input_shape):
+        depth = input_shape[-1]
+        self.conv1 = Conv(depth, 3, norm=self.norm, activation="relu", name="conv1")
+        self.conv2 = Conv(self.filters, 1, norm=self.norm, name="conv2")
+        self.shortcut = Conv(self.filters, 1, norm=self.norm, name="shortcut")
+        for conv in (self.conv1, self.conv2, self.shortcut):
+            conv.build(input_shape)
+
+    def call(self, x, training=False):
+        y = self.conv2(self.conv1(x, training=training), training=training)
+        return ops.relu(y + self.shortcut(x, training=training))
+
+
+class ConvHead(keras.layers.Layer):
+    """K blocks on the cells of each RoI, and their mean.   Section 3.1, Table 2.
+
+    Args:
+        blocks:    K: block (a), then bottlenecks; with `non_local` every other one, each before a bottleneck.
+        non_local: settings of NonLocal, laid over the authors' block; True: just that; False: none.
+        width:     channels of the blocks.
+        middle:    channels of a bottleneck's 3x3.
+        norm:      see kgarden/layers/norm.py; over all RoIs of a replica ("bn"), as the authors trained it.
+    Call:
+        roi_features: (B, P, S, S, D).
+    Returns:
+        (B, P, width).
+    """
+
+    def __init__(self, blocks=5, non_local=True, width=1024, middle=256, norm="bn", **kwargs):
+        super().__init__(**kwargs)
+        if blocks < 1 or (non_local and blocks % 2 == 0):
+            raise UserError(f"conv_head.blocks {blocks}: 1 or more; with non_local blocks an odd number")
+        self.width = width
+        self.raise_ = ChannelRaise(width, norm, name="up")
+        self.blocks = []
+        for number in range(1, blocks):
+            if non_local and number % 2:
+                given = non_local if isinstance(non_local, dict) else {}
+                settings = {"width": width // 2, "norm": norm, **NON_LOCAL, **given}
+                block = fill(NonLocal, settings, "model.roi_head.conv_head.non_local", name=f"block{number}")
+            else:
+                block = Bottleneck(width, middle, 1, norm, project=False, name=f"block{number}")
+            self.blocks.append(block)
+
+    def build(self, input_shape):
+        self.raise_.build((None, *input_shape[-3:]))
+        for block in self.blocks:
+            block.build((None, *input_shape[-3:-1], self.width))
+
+    def cells(self, roi_features, training=False):
+        """Before the mean.   (B * P, S, S, width)."""
+        x = self.raise_(ops.reshape(roi_features, (-1, *roi_features.shape[-3:])), training=training)
+        for block in self.blocks:
+            x = block(x, training=training)
+        return x
+
+    def call(self, roi_features, training=False):
+        pooled = ops.mean(self.cells(roi_features, training=training), axis=(1, 2))
+        return ops.reshape(pooled, (*ops.shape(roi_features)[:2], self.width))

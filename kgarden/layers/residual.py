@@ -1,0 +1,77 @@
+"""Residual blocks.   He et al. 2015, arXiv:1512.03385, Fig. 5; grouped: Xie et al. 2016, arXiv:1611.05431."""
+
+import keras
+
+from kgarden.layers.conv import Conv
+
+
+def first_gamma(norm, damped):
+    """The scale that a norm starts with.
+
+    A frozen norm cannot tame a trunk that starts at random: pixels of +-128 would go through as they are, and
+    every block would double the variance, until boxes leave the picture. A checkpoint overwrites this.
+    """
+    return damped if norm == "frozen_bn" else 1.0
+
+
+class BasicBlock(keras.layers.Layer):
+    """Two 3x3 convolutions around a shortcut; the stride sits in the first."""
+
+    def __init__(self, filters, strides, norm, project, **kwargs):
+        super().__init__(**kwargs)
+        self.conv1 = Conv(filters, 3, strides, norm=norm, activation="relu", name="conv1")
+        self.conv2 = Conv(filters, 3, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv2")
+        self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+
+    def build(self, input_shape):
+        self.conv1.build(input_shape)
+        self.conv2.build(self.conv1.compute_output_shape(input_shape))
+        if self.shortcut is not None:
+            self.shortcut.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return self.conv1.compute_output_shape(input_shape)
+
+    def call(self, x, training=False):
+        kept = x if self.shortcut is None else self.shortcut(x, training=training)
+        y = self.conv2(self.conv1(x, training=training), training=training)
+        return keras.ops.relu(y + kept)
+
+
+class Bottleneck(keras.layers.Layer):
+    """1x1, 3x3, 1x1 around a shortcut.
+
+    Args:
+        filters:       output channels.
+        width:         channels of the 3x3.
+        strides:       of the block.
+        stride_in_1x1: whether the first 1x1 carries the stride, or the 3x3.
+        groups:        of the 3x3.
+    """
+
+    def __init__(self, filters, width, strides, norm, project, stride_in_1x1=False, groups=1, **kwargs):
+        super().__init__(**kwargs)
+        first, middle = (strides, 1) if stride_in_1x1 else (1, strides)
+        self.conv1 = Conv(width, 1, first, norm=norm, activation="relu", name="conv1")
+        self.conv2 = Conv(width, 3, middle, groups, norm=norm, activation="relu", name="conv2")
+        self.conv3 = Conv(filters, 1, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv3")
+        self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in (self.conv1, self.conv2, self.conv3):
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+        if self.shortcut is not None:
+            self.shortcut.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        shape = self.conv2.compute_output_shape(self.conv1.compute_output_shape(input_shape))
+        return self.conv3.compute_output_shape(shape)
+
+    def call(self, x, training=False):
+        kept = x if self.shortcut is None else self.shortcut(x, training=training)
+        y = self.conv1(x, training=training)
+        y = self.conv2(y, training=training)
+        y = self.conv3(y, training=training)
+        return keras.ops.relu(y + kept)
