@@ -28,7 +28,7 @@ def new_version(to, form):
     if to.exists() and not to.is_dir():
         raise UserError(f"{to}: is a file; name a directory for the export")
     to.mkdir(parents=True, exist_ok=True)
-    versions = [path for path in to.iterdir() if path.name.isdigit()]
+    versions = sorted(path for path in to.iterdir() if path.name.isdigit())
     for version in versions:
         if (other := _form_of(version)) != form:
             raise UserError(
