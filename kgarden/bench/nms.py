@@ -19,7 +19,7 @@ SURE, LIKELY, UNLIKELY = (0.1, 0.9), (0.02, 0.4), (0.001, 0.02)  # class scores 
 
 
 def without_nms(recipe, repeats, data):
-    """Seconds of the network with and without the branch, and from its maps to detections with and without NMS.
+    """Seconds of the network with and without the branch, and from maps to detections with and without NMS.
 
     From random weights no score passes a threshold, and NMS would have nothing to do: it is given the maps of
     `made_up_raw` instead. The selections are those that the recipe has with `prediction` "end_to_end" and
@@ -122,10 +122,10 @@ def made_up_raw(head, raw, size_hw, seed=0):
     """Maps as a trained detector has them, and the boxes that they mean.
 
     OBJECTS objects of all sizes. Where the head's own rule assigns a place to an object, its class score is
-    drawn from SURE and its box is the object's, with sides moved by a few percent; elsewhere inside the object,
-    on the same levels, scores are drawn from LIKELY and boxes are moved by more. Two other classes are at most
-    half as likely there. Everywhere else scores are drawn from UNLIKELY. The branch chooses one place of each
-    object (0.95) and gives the others 0.05.
+    drawn from SURE and its box is the object's, with sides moved by a few percent; elsewhere inside the
+    object, on the same levels, scores are drawn from LIKELY and boxes are moved by more. Two other classes
+    are at most half as likely there. Everywhere else scores are drawn from UNLIKELY. The branch chooses one
+    place of each object (0.95) and gives the others 0.05.
 
     Args:
         head:    the base, see kgarden/heads/dense.py.

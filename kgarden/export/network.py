@@ -7,6 +7,7 @@
     scores          (B, K) float32, best first
     labels          (B, K) int32, 0..C-1, rows of labels.txt
     num_detections  (B,) int32; rows beyond it hold zeros and label -1
+    masks           (B, K, S, S) float32, probabilities over the boxes; only of a model with a mask head
 
 A detector without NMS has no loop, no NMS and no overlap of pairs of boxes in here.
 """

@@ -16,7 +16,7 @@ from kgarden.build import test_sizes
 from kgarden.export.agreement import check_agreement, made_up_picture
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
-from kgarden.schema import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, UserError
+from kgarden.schema import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, UserError
 
 # With 18, tf2onnx 1.17 takes means over the wrong axes on a level of one cell.
 OPSET = 17
@@ -25,6 +25,7 @@ INPUTS = {
     SIZE_HW: "int32, height and width in px of the picture inside the canvas",
 }
 OUTPUTS = {
+    MASKS: "float32, probabilities over the boxes, at the centres of their cells",
     BOXES: "float32, x1, y1, x2, y2 in px of the canvas, clipped to the picture",
     SCORES: "float32, best first",
     LABELS: "int32, rows of labels.txt counted from 0; -1 beyond num_detections",
@@ -75,7 +76,7 @@ def _metadata(form, converter, recipe, files, batch, answer):
         "batch": batch,
         "max_detections": int(answer[SCORES].shape[-1]),
         "inputs": INPUTS,
-        "outputs": OUTPUTS,
+        "outputs": {name: OUTPUTS[name] for name in answer},
         "short_side_px": int(sizes["short_side_px"]),
         "long_side_px": int(sizes["long_side_px"]),
         "written_by": converter.written_by,
