@@ -63,8 +63,9 @@ def test_selection_is_measured_with_and_without_nms():
     found = bench(pss_recipe("fcos"), ["nms"], repeats=1)["nms"]
     assert found["canvas"] == [256, 320] and found["picture"] == [256, 310]
     assert found["places"] == 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5 + 2 * 3
-    assert found["network_over_base"] == pytest.approx(found["network_s"] / found["network_base_s"], rel=0.02)
-    assert found["no_nms_over_nms"] == pytest.approx(found["no_nms_s"] / found["nms_s"], rel=0.02)
+    for ratio in ("network_over_base", "no_nms_over_nms"):
+        assert 0 < found[ratio][0] <= found[ratio][1] <= found[ratio][2]
+    assert found["whole_s"] == pytest.approx(found["network_s"] + found["no_nms_s"], abs=1e-4)
     with pytest.raises(UserError, match="is no PSS recipe"):
         bench(recipe(), ["nms"])
 

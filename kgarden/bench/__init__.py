@@ -52,7 +52,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     for kind in what:
         found[kind] = measures[kind](recipe, repeats, data)
         for key, value in found[kind].items():
-            if report and not isinstance(value, dict | list):
+            if report and not isinstance(value, dict):
                 report(f"{kind}: {key} {value}")
     return found
 

@@ -7,14 +7,15 @@ what follows, for FCOS and FCOS_PSS with ResNet-50 on a V100.
 import keras
 import numpy as np
 
-from kgarden.bench.clock import alternate, compiled, peak_memory
+from kgarden.bench.clock import compiled, peak_memory, rounds
 from kgarden.bench.steps import made_up_batch, num_classes_of
 from kgarden.heads.dense import flatten
 from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, VALID, UserError
 
 OBJECTS = 20
 MAPS = ("classes", "code", "centerness", "pss")  # what the network hands over; features stay inside
-ROUNDS_OF_POST = 10  # for each of the network: it takes milliseconds
+ROUNDS = 3  # for each repeat: differences of a few percent are asked for
+ROUNDS_OF_POST = 10  # for each of these: it takes milliseconds
 SURE, LIKELY, UNLIKELY = (0.1, 0.9), (0.02, 0.4), (0.001, 0.02)  # class scores of places, see `made_up_raw`
 
 
@@ -27,8 +28,9 @@ def without_nms(recipe, repeats, data):
 
     Returns:
         {"canvas", "picture", "places", "objects": of the picture, "pairs_above_threshold": that NMS gets to
-        see at most, "kept_by_nms", "network_base_s", "network_s", "network_over_base", "nms_s", "no_nms_s",
-        "no_nms_over_nms", "whole_base_s", "whole_s", "peak_memory_gib"}.
+        see at most, "kept_by_nms", "network_base_s", "network_s", "nms_s", "no_nms_s": medians,
+        "network_over_base", "no_nms_over_nms": quartiles of the rounds' ratios, "whole_base_s", "whole_s",
+        "peak_memory_gib"}.
     Raises:
         UserError: the recipe's model is not PSS.
     """
@@ -50,9 +52,8 @@ def without_nms(recipe, repeats, data):
     def network_of_base(x):
         return _maps(base(with_branch.pyramid(x)))
 
-    medians = alternate(
-        {"network_base": compiled(network_of_base, x), "network": compiled(network, x)}, repeats
-    )
+    calls = {"network_base": compiled(network_of_base, x), "network": compiled(network, x)}
+    seconds = rounds(calls, repeats * ROUNDS)
     empty = {name: [keras.ops.convert_to_numpy(level) for level in maps] for name, maps in network(x).items()}
     raw, boxes = made_up_raw(base, empty, keras.ops.convert_to_numpy(x[SIZE_HW])[0])
     raw, boxes = keras.tree.map_structure(keras.ops.convert_to_tensor, (raw, boxes))
@@ -60,7 +61,9 @@ def without_nms(recipe, repeats, data):
     calls = {"nms": with_nms, "no_nms": with_branch}
     calls = {name: (_selection_of(detector), x, raw, boxes, nothing) for name, detector in calls.items()}
     kept = calls["nms"][0](*calls["nms"][1:])[VALID]
-    medians |= alternate({name: compiled(*call) for name, call in calls.items()}, repeats * ROUNDS_OF_POST)
+    calls = {name: compiled(*call) for name, call in calls.items()}
+    seconds |= rounds(calls, repeats * ROUNDS * ROUNDS_OF_POST)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
     gate = keras.ops.sigmoid(flatten(raw["classes"], num_classes)) > with_nms.selection.score_threshold
     return {
         "canvas": list(x[IMAGES].shape[1:3]),
@@ -70,12 +73,16 @@ def without_nms(recipe, repeats, data):
         "pairs_above_threshold": int(keras.ops.convert_to_numpy(gate).sum()),
         "kept_by_nms": int(keras.ops.convert_to_numpy(kept).sum()),
         **{f"{name}_s": round(seconds, 5) for name, seconds in medians.items()},
-        "network_over_base": round(medians["network"] / medians["network_base"], 3),
-        "no_nms_over_nms": round(medians["no_nms"] / medians["nms"], 3),
+        "network_over_base": _quartiles(seconds["network"] / seconds["network_base"]),
+        "no_nms_over_nms": _quartiles(seconds["no_nms"] / seconds["nms"]),
         "whole_base_s": round(medians["network_base"] + medians["nms"], 5),
         "whole_s": round(medians["network"] + medians["no_nms"], 5),
         "peak_memory_gib": peak_memory(),
     }
+
+
+def _quartiles(ratios):
+    return [round(float(one), 3) for one in np.quantile(ratios, [0.25, 0.5, 0.75])]
 
 
 def _with_prediction(recipe, prediction):
