@@ -8,9 +8,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from kgarden.export.network import COUNT
-from kgarden.schema import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, TrainingFailed
+from kgarden.schema import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, TrainingFailed
 
 TOLERANCE = 1e-4  # of a box: over the longer side of the canvas; of a score: over the score
+MASK_TOLERANCE = 1e-3  # of the probabilities of masks
 CELL = 16  # px of one colour in the picture that runtimes are compared on
 
 
@@ -40,8 +41,8 @@ def check_agreement(name, expected, answer, canvas, tolerance=TOLERANCE):
         found = _differences(*(_rows(one, image) for one in (expected, answer)), max(canvas), tolerance)
         if found is None:
             raise TrainingFailed(
-                f"{name}: the written file does not answer as the model does (boxes or scores differ by more "
-                f"than {tolerance}); do not use it, and report it with the recipe"
+                f"{name}: the written file does not answer as the model does (boxes, scores or masks differ "
+                f"by more than rounding explains); do not use it, and report it with the recipe"
             )
         compared += found[0]
         boxes_px, scores = max(boxes_px, found[1]), max(scores, found[2])
@@ -50,7 +51,7 @@ def check_agreement(name, expected, answer, canvas, tolerance=TOLERANCE):
 
 def _rows(answer, image):
     count = int(answer[COUNT][image])
-    rows = {key: np.asarray(answer[key][image][:count]) for key in (BOXES, SCORES, LABELS)}
+    rows = {key: np.asarray(answer[key][image][:count]) for key in answer.keys() - {COUNT}}
     return rows | {"full": count == len(answer[SCORES][image])}
 
 
@@ -71,4 +72,6 @@ def _differences(one, other, side, tolerance):
             return None
     if not len(rows):
         return 0, 0.0, 0.0
+    if MASKS in one and np.abs(one[MASKS][rows] - other[MASKS][columns]).max() > MASK_TOLERANCE:
+        return None
     return len(rows), boxes[rows, columns].max(), score[rows, columns].max()
