@@ -42,6 +42,7 @@ def trained(variant, parts, steps=3):
     [
         ("centernet2", 2),
         ("retinanet", 2),
+        ("fcos_pss", 2),
         ("two_stage", 4),
         pytest.param("condinst_pss", 2, marks=pytest.mark.slow),
     ],

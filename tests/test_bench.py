@@ -1,9 +1,13 @@
 """Benchmarks report what they measure; figures themselves belong in benchmarks/, not in tests."""
 
+import keras
+import numpy as np
 import pytest
 
 from kgarden.bench import bench, made_up_batch
+from kgarden.bench.nms import _selection_of, made_up_raw
 from kgarden.bench.steps import training_settings
+from kgarden.build import build_model
 from kgarden.recipe import load_recipe
 from kgarden.schema import UserError, truth_is_valid
 
@@ -46,6 +50,41 @@ def test_settings_are_measured_in_processes_of_their_own():
     assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
     with pytest.raises(UserError, match="ended with code .*neck"):
         training_settings(recipe(), 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
+
+
+def pss_recipe(base):
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    model |= {"name": "pss", "base": {"name": base, "num_convs": 1, "norm": "gn"}}
+    sizes = {"data.canvases": [[256, 320]], "data.short_side_px": 256, "data.long_side_px": 310}
+    return load_recipe("quickstart", {"model": model, **sizes})
+
+
+def test_selection_is_measured_with_and_without_nms():
+    found = bench(pss_recipe("fcos"), ["nms"], repeats=1)["nms"]
+    assert found["canvas"] == [256, 320] and found["picture"] == [256, 310]
+    assert found["places"] == 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5 + 2 * 3
+    for ratio in ("network_over_base", "no_nms_over_nms"):
+        assert 0 < found[ratio][0] <= found[ratio][1] <= found[ratio][2]
+    assert found["whole_s"] == pytest.approx(found["network_s"] + found["no_nms_s"], abs=1e-4)
+    with pytest.raises(UserError, match="is no PSS recipe"):
+        bench(recipe(), ["nms"])
+
+
+@pytest.mark.parametrize("base", ["fcos", "gfl", "retinanet"])
+def test_made_up_maps_give_nms_something_to_do(base):
+    """Many pairs for every object before NMS; after it, and by the branch, about one for each."""
+    detector = build_model(pss_recipe(base), 3)
+    x = {"images": np.zeros((1, 256, 320, 3), "uint8"), "size_hw": np.int32([[256, 310]])}
+    raw = keras.tree.map_structure(keras.ops.convert_to_numpy, detector(x))
+    raw, boxes = made_up_raw(detector.dense_head.base, raw, x["size_hw"][0])
+    assert boxes.shape == (1, sum(np.prod(level) for level in detector.dense_head.base.levels(raw)), 4)
+    sure = [1 / (1 + np.exp(-level)) > 0.05 for level in raw["classes"]]
+    assert 200 < sum(level.sum() for level in sure) < 20_000
+    found = _selection_of(detector)(x, raw, boxes, keras.ops.zeros(()))
+    scores = keras.ops.convert_to_numpy(found["scores"])[0]
+    assert (keras.ops.convert_to_numpy(found["boxes"]) <= [310, 256, 310, 256]).all()
+    assert 5 <= (scores > 0.41).sum() <= 20  # above what the other classes of a chosen place can have
+    assert detector.dense_head.base.boxes(raw).shape == boxes.shape  # it decodes as before
 
 
 def test_an_unknown_kind_is_named():

@@ -10,11 +10,12 @@ import platform
 import keras
 
 from kgarden.bench.clock import alternate, compiled, peak_memory
+from kgarden.bench.nms import without_nms
 from kgarden.bench.pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.steps import made_up_batch, num_classes_of, training, training_settings
 from kgarden.schema import BOXES, IMAGES, SIZE_HW, UserError
 
-KINDS = ("train", "settings", "infer", "data", "memory", "eval")
+KINDS = ("train", "settings", "infer", "nms", "data", "memory", "eval")
 REPEATS = 5
 
 
@@ -24,9 +25,9 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     Args:
         recipe:  kgarden.recipe.Recipe.
         what:    some of "train" (a step on made-up pictures), "settings" (the same under other settings of
-                 precision and memory), "infer" (whole and by part), "data" (the input pipeline over decoding
-                 alone), "memory" (of the input pipeline over 20,000 pictures), "eval" (COCO evaluation of
-                 made-up detections).
+                 precision and memory), "infer" (whole and by part), "nms" (PSS with and without),
+                 "data" (the input pipeline over decoding alone), "memory" (of the input pipeline over 20,000
+                 pictures), "eval" (COCO evaluation of made-up detections).
         repeats: timed runs of each, after one that is not counted.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with one line of text as each figure arrives.
@@ -42,6 +43,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
         "train": training,
         "settings": training_settings,
         "infer": _infer,
+        "nms": without_nms,
         "data": data_rates,
         "memory": data_memory,
         "eval": evaluation,
@@ -50,7 +52,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     for kind in what:
         found[kind] = measures[kind](recipe, repeats, data)
         for key, value in found[kind].items():
-            if report and not isinstance(value, dict | list):
+            if report and not isinstance(value, dict):
                 report(f"{kind}: {key} {value}")
     return found
 

@@ -30,6 +30,11 @@ def median(function, repeats):
 
 def alternate(functions, repeats):
     """Median seconds of each, run in turn so that a machine's moods meet all alike."""
+    return {name: float(np.median(seconds)) for name, seconds in rounds(functions, repeats).items()}
+
+
+def rounds(functions, repeats):
+    """Seconds of each in every round, after one that is not counted.   dict name -> (repeats,)."""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}
@@ -38,7 +43,7 @@ def alternate(functions, repeats):
             started = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - started)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def peak_memory():

@@ -259,19 +259,32 @@ def predict(
 def export(
     run: RunArgument,
     to: Annotated[pathlib.Path, typer.Option(help="folder of the model; versions are numbered below it")],
+    form: Annotated[str, typer.Option("--format", help="saved_model, onnx or litert")] = "saved_model",
+    canvas: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HxW", help="of onnx and litert: a canvas of the recipe; default all of them"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="of onnx and litert: pictures at once")] = None,
 ):
-    """A SavedModel that serves where TensorFlow is and nothing of kgarden."""
+    """A SavedModel, or ONNX or LiteRT files, that serve where nothing of kgarden is."""
     start_tensorflow()
-    from kgarden.export import export_saved_model
+    from kgarden.export import export_run
 
-    print(f"written {export_saved_model(run, to)}")
+    print(f"written {export_run(run, to, form, [_canvas(text) for text in canvas or []], batch)}")
+
+
+def _canvas(text):
+    high, _, wide = text.partition("x")
+    if not (high.isdigit() and wide.isdigit()):
+        raise UserError(f"export --canvas {text}: write it as HEIGHTxWIDTH, for example 800x1344")
+    return int(high), int(wide)
 
 
 @runs_app.command()
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
-        str, typer.Option(help="of train, settings, infer, data, memory, eval; commas between")
+        str, typer.Option(help="of train, settings, infer, nms, data, memory, eval; commas between")
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,

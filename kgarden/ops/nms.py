@@ -123,10 +123,12 @@ def _resolve(free, conflict):
     def settle(keep):
         return free & ~ops.any(by_earlier & keep[:, None, :], axis=2)
 
-    def changed(before, keep):
-        return ops.any(before != keep)
+    def again(keep, _):
+        settled = settle(keep)
+        return settled, ops.any(settled != keep)
 
-    return ops.while_loop(changed, lambda before, keep: (keep, settle(keep)), (free, settle(free)))[1]
+    # The flag is a state of its own: handing `keep` through as the state before goes wrong in ONNX (tf2onnx).
+    return ops.while_loop(lambda _, changed: changed, again, again(free, None))[0]
 
 
 def _rows(blocks, rows):
