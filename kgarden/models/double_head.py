@@ -21,25 +21,19 @@ nothing: `conv_roi_scale`. It rests on maskrcnn-benchmark, whose settings are th
 import keras
 from keras import ops
 
-from kgarden.backbones import make_backbone
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.layers.initializers import normal
-from kgarden.layers.pixels import pixel_settings
 from kgarden.models.faster_rcnn import (
-    CONVENTIONS,
     Coder,
     box_loss_of,
     class_loss_of,
     class_probability,
     decode,
-    final_selection,
+    rcnn,
 )
-from kgarden.models.rpn import make_proposer
-from kgarden.models.two_stage import TwoStage
-from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
 from kgarden.schema import BOXES, SCORES, VALID, UserError
 from kgarden.settings import fill
@@ -330,24 +324,18 @@ def double_head(
         TwoStage.
     """
     one_of("configuration", configuration, CONFIGURATIONS)
-    one_of("convention", convention, CONVENTIONS)
-    neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
-    settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **CONFIGURATIONS[configuration]}
-    return TwoStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        proposer=make_proposer(neck, seed, convention, rpn, proposals),
-        roi_head=fill(
-            DoubleHead,
-            {**settings, **(roi_head or {})},
-            "model.roi_head",
-            strides=neck.strides,
-            num_classes=num_classes,
-            name="roi_head",
-        ),
-        selection=final_selection(selection),
-        pixels=pixel_settings(pixels),
-        num_classes=num_classes,
-        seed=seed,
-        name="double_head",
+    return rcnn(
+        "double_head",
+        DoubleHead,
+        CONFIGURATIONS[configuration],
+        num_classes,
+        seed,
+        backbone,
+        neck,
+        rpn,
+        proposals,
+        roi_head,
+        selection,
+        pixels,
+        convention,
     )

@@ -289,31 +289,68 @@ def faster_rcnn(
     Returns:
         TwoStage.
     """
+    return rcnn(
+        "faster_rcnn",
+        FasterHead,
+        {},
+        num_classes,
+        seed,
+        backbone,
+        neck,
+        rpn,
+        proposals,
+        roi_head,
+        selection,
+        pixels,
+        convention,
+    )
+
+
+def rcnn(
+    name,
+    head,
+    defaults,
+    num_classes,
+    seed,
+    backbone,
+    neck,
+    rpn,
+    proposals,
+    roi_head,
+    selection,
+    pixels,
+    convention,
+):
+    """RPN and a RoI head on a pyramid: the frame of builders.
+
+    Args:
+        name:     of the model.
+        head:     class of the RoI head.
+        defaults: settings of the head, laid over those of the convention.
+        num_classes, ..., convention: see `faster_rcnn`.
+    Returns:
+        TwoStage.
+    """
     one_of("convention", convention, CONVENTIONS)
     neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
-    settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **(roi_head or {})}
+    settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **defaults, **(roi_head or {})}
     return TwoStage(
         backbone=make_backbone(backbone),
         neck=neck,
         proposer=first_stage.make_proposer(neck, seed, convention, rpn, proposals),
         roi_head=fill(
-            FasterHead,
+            head,
             settings,
             "model.roi_head",
             strides=neck.strides,
             num_classes=num_classes,
             name="roi_head",
         ),
-        selection=final_selection(selection),
+        selection=fill(
+            Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
+        ),
         pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
-        name="faster_rcnn",
-    )
-
-
-def final_selection(settings):
-    """Selection of a two-stage detector: NMS at 0.5 of every class by itself."""
-    return fill(
-        Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(settings or {})}, "model.selection"
+        name=name,
     )
