@@ -210,14 +210,14 @@ def fuse_scores(probability, proposals, how):
     """The final score of every class.   CenterNet2, Eq. 3 ("product"), and its release.
 
     Raises:
-        UserError: "product" on a proposer whose score is a ranking and not a probability.
+        UserError: a proposer whose score, as RPN's, is a ranking and no probability.
     """
     if how == "off":
         return probability
+    if proposals.get("probability") is None:
+        raise UserError(f"model.roi_head.fuse {how!r}: this proposer's score is no probability; use 'off'")
     if how == "released":
         return ops.sqrt(probability * proposals[SCORES][..., None])
-    if proposals.get("probability") is None:
-        raise UserError("model.roi_head.fuse 'product': this proposer's score is no probability; use 'off'")
     return probability * proposals["probability"][..., None]
 
 

@@ -309,8 +309,9 @@ def test_the_scores_of_both_stages_are_fused_as_asked():
     np.testing.assert_allclose(fused("off"), [0.81, 0.09])
     np.testing.assert_allclose(fused("product"), [0.81 * 0.36, 0.09 * 0.36], rtol=1e-6)
     np.testing.assert_allclose(fused("released"), np.sqrt([0.81 * 0.6, 0.09 * 0.6]), rtol=1e-6)
-    with pytest.raises(UserError, match="no probability"):
-        fused("product", {"scores": proposals["scores"]})
+    for how in ("product", "released"):
+        with pytest.raises(UserError, match="no probability"):
+            fused(how, {"scores": proposals["scores"]})
 
 
 def test_mistakes_in_settings_are_named():

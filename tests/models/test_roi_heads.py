@@ -36,7 +36,7 @@ class Heads:
         self.images = self.pyramid[0].shape[0]
         boxes, valid = padded(golden, "proposals", self.images)
         scores, _ = padded(golden, "proposal_scores", self.images)
-        self.proposals = {"boxes": boxes, "scores": scores, "valid": valid}
+        self.proposals = {"boxes": boxes, "scores": scores, "valid": valid, "probability": scores**2}
         self.size_hw = np.tile(np.int32(s["image_hw"]), (self.images, 1))
         self.cascade = np.ndim(s["bbox_reg_weights"]) == 2
         self.head = self._head(s)

@@ -160,8 +160,9 @@ def test_the_draw_depends_on_seed_step_and_picture_alone():
         return float(head.losses(raw, y, step=step)["rpn/objectness"])
 
     assert term() == term()
-    several = {term(seed, step, (image,)) for seed in range(3) for step in range(3) for image in range(3)}
-    assert len(several) > 1
+    # One of two background anchors is drawn: twenty draws alike would be no chance.
+    for name, values in (("seed", range(20)), ("step", range(20)), ("image_id", [(n,) for n in range(20)])):
+        assert len({term(**{name: value}) for value in values}) > 1, name
     alone, other = term(image_id=(7,)), term(image_id=(8,))
     head, raw, y = small([[4, -4, 20, 12]], (7, 8), num_samples=2)
     raw["classes"][0][:, :, :, 0] = [[0, 1, 2], [3, 4, 5]]
@@ -169,11 +170,25 @@ def test_the_draw_depends_on_seed_step_and_picture_alone():
     np.testing.assert_allclose(together, (alone + other) / 2, rtol=1e-6)
 
 
-def test_anchors_that_straddle_the_border_are_left_out():
-    head, raw, y = small([[4, -4, 20, 12]], straddle=0.0)
-    assert (numpy(head.assign(raw, y)) == -2).all()  # all reach out of 16x24
-    head, raw, y = small([[4, -4, 20, 12]], straddle=4.5)
-    assert (numpy(head.assign(raw, y)) != -2).any()
+@pytest.mark.parametrize(
+    ("size_hw", "straddle", "inside"),
+    [
+        ((100, 100), 0.0, [4, 5]),  # the first row and column begin at -4
+        ((100, 21), 0.0, [4]),  # the last column ends at 28, the one before at 20
+        ((100, 20), 0.0, []),
+        ((21, 100), 0.0, [4, 5]),  # the second row ends at 20
+        ((20, 100), 0.0, []),
+        ((100, 100), 4.0, [0, 1, 2, 3, 4, 5]),
+        ((100, 24), 4.0, [0, 1, 3, 4]),
+        ((16, 100), 4.0, [0, 1, 2]),
+        ((1, 1), None, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_anchors_that_straddle_the_border_are_left_out(size_hw, straddle, inside):
+    head, raw, y = small([[0, 0, 0, 0]], straddle=straddle)
+    y |= {"labels": np.full((1, 1), -1, "int32"), "size_hw": np.int32([size_hw])}
+    matched = numpy(head.assign(raw, y))[0]
+    assert np.flatnonzero(matched != -2).tolist() == inside
 
 
 def test_boxes_of_one_level_do_not_suppress_those_of_another():
