@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from kgarden.bench import bench, made_up_batch
+from kgarden.bench import bench
 from kgarden.bench.nms import _selection_of, made_up_raw
-from kgarden.bench.steps import training_settings
+from kgarden.bench.steps import made_up_batch, training_settings
 from kgarden.build import build_model
 from kgarden.recipe import load_recipe
 from kgarden.schema import UserError, truth_is_valid
@@ -68,6 +68,23 @@ def test_selection_is_measured_with_and_without_nms():
     assert found["whole_s"] == pytest.approx(found["network_s"] + found["no_nms_s"], abs=1e-4)
     with pytest.raises(UserError, match="is no PSS recipe"):
         bench(recipe(), ["nms"])
+
+
+def test_heads_are_measured_beside_a_single_one():
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    model |= {"name": "double_head", "proposals": {"test": {"total": 20}}}
+    conv = {"blocks": 2, "non_local": False, "width": 16, "middle": 8}
+    model["roi_head"] = {"num_samples": 8, "fc_head": {"width": 16}, "conv_head": conv}
+    small = {"model": model, "data.canvases": [[64, 96]], "data.batch_size": 1}
+    found = bench(load_recipe("quickstart", small), ["heads"], repeats=1)["heads"]
+    base, both = (found["infer"][name] for name in ("single_fc", "double_head"))
+    assert base["over_base"] == [1.0, 1.0, 1.0] and found["proposals"] == 20
+    assert both["over_base"][1] == pytest.approx(both["s"] / base["s"], rel=0.05)
+    assert {"fc_head", "roi_align_x1", "roi_head"} <= set(base["parts"])
+    assert set(both["parts"]) - set(base["parts"]) == {"conv_head", "roi_align_x1.3"}
+    assert found["train"]["double_head_ext"]["s"] > 0 and found["train"]["batch_size"] == 1
+    with pytest.raises(UserError, match="is no recipe of double_head"):
+        bench(recipe(), ["heads"])
 
 
 @pytest.mark.parametrize("base", ["fcos", "gfl", "retinanet"])

@@ -46,6 +46,11 @@ def rounds(functions, repeats):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def quartiles(ratios):
+    """Of the rounds' ratios.   list of three floats."""
+    return [round(float(one), 3) for one in np.quantile(ratios, [0.25, 0.5, 0.75])]
+
+
 def peak_memory():
     """Largest resident size of this process so far, GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)

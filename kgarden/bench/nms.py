@@ -7,7 +7,7 @@ what follows, for FCOS and FCOS_PSS with ResNet-50 on a V100.
 import keras
 import numpy as np
 
-from kgarden.bench.clock import compiled, peak_memory, rounds
+from kgarden.bench.clock import compiled, peak_memory, quartiles, rounds
 from kgarden.bench.steps import made_up_batch, num_classes_of
 from kgarden.heads.dense import flatten
 from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, VALID, UserError
@@ -73,16 +73,12 @@ def without_nms(recipe, repeats, data):
         "pairs_above_threshold": int(keras.ops.convert_to_numpy(gate).sum()),
         "kept_by_nms": int(keras.ops.convert_to_numpy(kept).sum()),
         **{f"{name}_s": round(seconds, 5) for name, seconds in medians.items()},
-        "network_over_base": _quartiles(seconds["network"] / seconds["network_base"]),
-        "no_nms_over_nms": _quartiles(seconds["no_nms"] / seconds["nms"]),
+        "network_over_base": quartiles(seconds["network"] / seconds["network_base"]),
+        "no_nms_over_nms": quartiles(seconds["no_nms"] / seconds["nms"]),
         "whole_base_s": round(medians["network_base"] + medians["nms"], 5),
         "whole_s": round(medians["network"] + medians["no_nms"], 5),
         "peak_memory_gib": peak_memory(),
     }
-
-
-def _quartiles(ratios):
-    return [round(float(one), 3) for one in np.quantile(ratios, [0.25, 0.5, 0.75])]
 
 
 def _with_prediction(recipe, prediction):

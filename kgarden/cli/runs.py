@@ -284,7 +284,7 @@ def _canvas(text):
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
-        str, typer.Option(help="of train, settings, infer, nms, data, memory, eval; commas between")
+        str, typer.Option(help="of train, settings, infer, nms, heads, data, memory, eval; commas between")
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,
