@@ -86,10 +86,20 @@ def test_the_tables_of_the_paper_are_complete():
             assert bool(row.reported) != name.startswith(("schedule.", "text.", "base.")), name
 
 
+def kind_of(model):
+    """A model's settings; of Double-Head's many lambda only whether a head does one task, or both."""
+    focus = (model.get("roi_head") or {}).get("focus")
+    if focus is None:
+        return model
+    return {**model, "roi_head": {**model["roi_head"], "focus": [int(share) or share > 0 for share in focus]}}
+
+
 @pytest.mark.parametrize("stem", STEMS + OTHERS)
 def test_every_model_of_a_row_is_built_or_refused_in_one_line(stem):
     recipes = {row: load_recipe(stem, row=row) for row in load_recipe(stem).rows}
-    models = {json.dumps(r.model.model_dump(), sort_keys=True): (row, r) for row, r in recipes.items()}
+    models = {
+        json.dumps(kind_of(r.model.model_dump()), sort_keys=True): (row, r) for row, r in recipes.items()
+    }
     for row, recipe in models.values():
         settings = recipe.model.model_dump(exclude={"num_classes"})
         if settings["backbone"]["name"].endswith("_dcn"):
