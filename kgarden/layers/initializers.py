@@ -18,6 +18,11 @@ def xavier_fan_in():
     return keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
 
 
+def msra_fan_out():
+    """N(0, sqrt(2 / fan_out)): "c2_msra" in detectron2.   He et al. 2015, arXiv:1502.01852, Eq. 14."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
 def prior_bias(probability=0.01):
     """The bias with which a sigmoid starts at `probability`.   Lin et al. 2017, arXiv:1708.02002, 4.1."""
     return keras.initializers.Constant(-math.log((1 - probability) / probability))

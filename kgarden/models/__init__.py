@@ -12,6 +12,7 @@ from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
+from kgarden.models.mask_rcnn import mask_rcnn
 from kgarden.models.pss import pss
 from kgarden.models.retinanet import retinanet
 from kgarden.schema import UserError
@@ -27,6 +28,7 @@ MODELS = {
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "gfl": gfl,
+    "mask_rcnn": mask_rcnn,
     "one_stage": one_stage,
     "pss": pss,
     "retinanet": retinanet,

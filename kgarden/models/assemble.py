@@ -3,7 +3,7 @@
 model: {name: one_stage, backbone, neck, dense_head: {name: fcos, ...}, selection,
         mask_head: {name: condinst, ...}}
 model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}, train: {...}, test: {...}},
-        roi_head: {name: cascade, ...}, selection}
+        roi_head: {name: cascade, ...}, selection, mask_head: {name: mask_rcnn, ...}}
 """
 
 from kgarden.backbones import make_backbone
@@ -12,11 +12,12 @@ from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead
-from kgarden.models.condinst import mask_head_on
+from kgarden.models.condinst import mask_head_on as condinst_on
 from kgarden.models.defcn import DeFCNHead
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
+from kgarden.models.mask_rcnn import mask_head_on as mask_rcnn_on
 from kgarden.models.one_stage import OneStage
 from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
@@ -35,7 +36,8 @@ DENSE_HEADS = {
     "pss": PSSHead,
     "retinanet": RetinaNetHead,
 }
-MASK_HEADS = {"condinst": mask_head_on}
+MASK_HEADS = {"condinst": condinst_on}  # of a dense head
+MASK_HEADS_OF_ROIS = {"mask_rcnn": mask_rcnn_on}
 ROI_HEADS = {"cascade": CascadeHead, "faster": FasterHead}
 PROPOSALS = {"score_threshold": 1e-4, "iou": 0.9, "class_wise": False}
 
@@ -66,7 +68,7 @@ def one_stage(
     )
     return OneStage(
         dense_head=head,
-        mask_head=_mask_head(mask_head, head, neck),
+        mask_head=_mask_head(MASK_HEADS, mask_head, head, neck.channels),
         selection=fill(Selection, selection or {}, "model.selection"),
         **_trunk(backbone, neck, pixels),
         num_classes=num_classes,
@@ -76,7 +78,15 @@ def one_stage(
 
 
 def two_stage(
-    num_classes, proposer, roi_head, seed=0, backbone="resnet50", neck=None, selection=None, pixels=None
+    num_classes,
+    proposer,
+    roi_head,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    selection=None,
+    mask_head=None,
+    pixels=None,
 ):
     """Any dense head as the first stage of any RoI head.
 
@@ -85,21 +95,18 @@ def two_stage(
         proposer:    {head: {name: "rpn" or a key of DENSE_HEADS, and its settings},
                      train, test: settings of the Selection of proposals}.
         roi_head:    {name: a key of ROI_HEADS, and its settings}.
+        mask_head:   {name: mask_rcnn, and its settings}; None: boxes alone.
         seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
     Returns:
         TwoStage.
     """
     neck = make_neck(neck or "fpn")
+    made = dict(strides=neck.strides, num_classes=num_classes, name="roi_head")
+    roi_head = _by_name(ROI_HEADS, roi_head, "model.roi_head", **made)
     return TwoStage(
         proposer=fill(_proposer, proposer, "model.proposer", neck=neck, seed=seed),
-        roi_head=_by_name(
-            ROI_HEADS,
-            roi_head,
-            "model.roi_head",
-            strides=neck.strides,
-            num_classes=num_classes,
-            name="roi_head",
-        ),
+        roi_head=roi_head,
+        mask_head=_mask_head(MASK_HEADS_OF_ROIS, mask_head, roi_head, neck.strides),
         selection=fill(Selection, {"per_level": None, "pool": 4096, **(selection or {})}, "model.selection"),
         **_trunk(backbone, neck, pixels),
         num_classes=num_classes,
@@ -128,14 +135,11 @@ def _proposer(neck, seed, head, train=None, test=None):
     )
 
 
-def _mask_head(settings, dense_head, neck):
+def _mask_head(known, settings, head, of_pyramid):
     if settings is None:
         return None
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", None)
-    if name not in MASK_HEADS:
-        raise UserError(f"model.mask_head.name {name!r}: one of {', '.join(MASK_HEADS)}")
-    return MASK_HEADS[name](dense_head, neck.channels, settings)
+    name, settings = _name_and_rest(settings, "model.mask_head", known)
+    return known[name](head, of_pyramid, settings)
 
 
 def _trunk(backbone, neck, pixels):

@@ -11,11 +11,15 @@ never a subclass.
     proposer     as a dense head                           proposals(raw, training)
     RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
     selection    (candidates) -> detections
-    mask head    (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw),
+    mask head    of a dense head:
+                 (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw),
                                                            masks(raw, detections)
+                 of a RoI head:                            losses(pyramid, sampled, y),
+                                                           masks(pyramid, detections)
 
-A mask head may be missing. It draws after the selection, for the detections that are left, and reads from
-`source` where each came from; its raw outputs are raw["masks"].
+A mask head may be missing. It draws after the selection, for the detections that are left. That of a dense
+head reads from `source` where each came from, and its raw outputs are raw["masks"]; that of a RoI head looks
+at the pyramid again, under the boxes that are left, and learns from the RoIs that were sampled.
 
 `step` is the number of the step in training and None while evaluating; only a head whose losses remember
 earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are heads of one form (kgarden/heads/dense.py):
@@ -75,6 +79,10 @@ class Detector(PerCanvas):
         """Everything that the model proposes as an answer, before selection."""
         raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
 
+    def masks(self, raw, detections):
+        """What the mask head draws for detections.   (B, K, S, S) float32, as in kgarden.schema."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
     # What Keras asks for.
 
     def build(self, input_shape=None):
@@ -128,7 +136,7 @@ class Detector(PerCanvas):
         boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
         found = {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
         if self.mask_head is not None:
-            found[MASKS] = self.mask_head.masks(raw[MASKS], found)
+            found[MASKS] = self.masks(raw, found)
         return found
 
     def inference_model(self):

@@ -44,6 +44,9 @@ class OneStage(Detector):
     def candidates(self, x, raw):
         return self.dense_head.candidates(raw, x["size_hw"])
 
+    def masks(self, raw, detections):
+        return self.mask_head.masks(raw[MASKS], detections)
+
 
 def dense_detector(name, head, num_classes, seed, backbone, neck, dense_head, selection, pixels):
     """A paper's dense head with its neck and selection: the frame of builders.

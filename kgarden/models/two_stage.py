@@ -1,4 +1,4 @@
-"""A detector in two stages: backbone, neck, proposer, RoI head, selection."""
+"""A detector in two stages: backbone, neck, proposer, RoI head, selection, and maybe a mask head."""
 
 import keras
 from keras import ops
@@ -57,16 +57,19 @@ class TwoStage(Detector):
         proposer:  AsProposer, or anything with its methods.
         roi_head:  see kgarden/models/detector.py.
         selection: kgarden.heads.selection.Selection of the final detections.
+        mask_head: see there; None: boxes alone.
     """
 
-    def __init__(self, *, proposer, roi_head, selection, **kwargs):
+    def __init__(self, *, proposer, roi_head, selection, mask_head=None, **kwargs):
         super().__init__(**kwargs)
         self.proposer = proposer
         self.roi_head = roi_head
         self.selection = selection
+        self.mask_head = mask_head
 
     def parts(self):
-        return {**super().parts(), "proposer": self.proposer, "roi_head": self.roi_head}
+        parts = {**super().parts(), "proposer": self.proposer, "roi_head": self.roi_head}
+        return parts if self.mask_head is None else {**parts, "mask_head": self.mask_head}
 
     def call(self, x, training=False):
         pyramid = self.pyramid(x, training)
@@ -81,9 +84,15 @@ class TwoStage(Detector):
         refined = self.roi_head(raw["pyramid"], sampled, x[SIZE_HW], training=True)
         step = self.step if training else None
         y = {**y, SIZE_HW: x[SIZE_HW]}  # RPN may leave out anchors that reach out of the picture
-        return self.proposer.losses(raw["proposer"], y, step=step) | self.roi_head.losses(refined, y)
+        terms = self.proposer.losses(raw["proposer"], y, step=step) | self.roi_head.losses(refined, y)
+        if self.mask_head is None:
+            return terms
+        return terms | self.mask_head.losses(raw["pyramid"], sampled, y)
 
     def candidates(self, x, raw):
         proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
         refined = self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
         return self.roi_head.candidates(refined, proposals, x[SIZE_HW])
+
+    def masks(self, raw, detections):
+        return self.mask_head.masks(raw["pyramid"], detections)

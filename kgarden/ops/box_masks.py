@@ -22,6 +22,46 @@ def on_grid(bitmaps, boxes, size, stride):
     return bits & row_known[..., :, None] & column_known[..., None, :]
 
 
+def over_boxes(bitmaps, boxes, others, size):
+    """How much of every cell of other boxes' frames is set: exactly, by area.
+
+    A bitmap is taken for what it is, cells that are full or empty, with nothing outside of its box. The area
+    that it has in common with a cell is a sum over its rows and columns of what each has in common with the
+    cell along its own axis.
+
+    Args:
+        bitmaps: (..., S, S) bool over the boxes.
+        boxes:   (..., 4) px.
+        others:  (..., 4) px, whose frames are asked for.
+        size:    T, cells of their sides.
+    Returns:
+        (..., T, T) float32 in [0, 1].
+    """
+    side = bitmaps.shape[-1]
+    rows = _in_common(boxes[..., 1::2], others[..., 1::2], side, size)
+    columns = _in_common(boxes[..., 0::2], others[..., 0::2], side, size)
+    covered = ops.matmul(rows, ops.cast(bitmaps, "float32"))
+    return ops.matmul(covered, ops.swapaxes(columns, -1, -2))
+
+
+def _in_common(own, other, side, size):
+    """Lengths that a box's rows have in common with those of another, in rows of the other.
+
+    Args:
+        own, other: (..., 2) where each begins and ends, px.
+    Returns:
+        (..., size, side) float32.
+    """
+    (begin, end), (other_begin, other_end) = ((x[..., :1], x[..., 1:]) for x in (own, other))
+    scale = size / ops.maximum(other_end - other_begin, 1e-6)
+    edges = (begin - other_begin) * scale + ops.arange(side + 1, dtype="float32") * (
+        (end - begin) * scale / side
+    )
+    cells = ops.arange(size, dtype="float32")[:, None]
+    reached = ops.clip(edges[..., None, :] - cells, 0.0, 1.0)  # of each cell, up to each edge
+    return reached[..., 1:] - reached[..., :-1]
+
+
 def _cells_at(begin, end, length, stride, side):
     """Which of a box's cells along an axis hold the grid's centres, and if one does.   (B, N, length)."""
     centre = (ops.arange(length, dtype="float32") + 0.5) * stride

@@ -6,6 +6,8 @@ from kgarden.ops import boxes as box_ops
 from kgarden.ops.matching import match, sample
 from kgarden.schema import BOXES, LABELS, VALID, truth_is_valid
 
+OBJECT = "object"  # row of the ground truth that a RoI answers for, -1: none
+
 
 def label_rois(boxes, valid, y, iou, num_classes):
     """Classes and boxes that RoIs must predict.
@@ -20,17 +22,24 @@ def label_rois(boxes, valid, y, iou, num_classes):
         labels:   (B, S) int32, 0..C, or -1 where not valid.
         gt_boxes: (B, S, 4) of the best object, meaningful on foreground.
     """
-    gt_valid = truth_is_valid(y)
-    overlap = box_ops.iou(y[BOXES], boxes)  # (B, M, S)
-    matched, kind = match(overlap, gt_valid, thresholds=[iou], labels=[0, 1], low_quality=False)
+    matched, is_foreground = _objects_of(boxes, y, iou)
     labels = ops.take_along_axis(y[LABELS], matched, axis=1)
-    labels = ops.where(kind == 1, labels, num_classes)
+    labels = ops.where(is_foreground, labels, num_classes)
     gt_boxes = ops.take_along_axis(y[BOXES], matched[..., None], axis=1)
     return ops.where(valid, ops.cast(labels, "int32"), -1), gt_boxes
 
 
+def _objects_of(boxes, y, iou):
+    """The object that each RoI overlaps most, and if that is enough.   (B, S) int32, (B, S) bool."""
+    overlap = box_ops.iou(y[BOXES], boxes)  # (B, M, S)
+    matched, kind = match(overlap, truth_is_valid(y), thresholds=[iou], labels=[0, 1], low_quality=False)
+    return matched, kind == 1
+
+
 def sample_rois(proposals, y, iou, count, positive_fraction, random):
     """A fixed number of RoIs of each image, foreground first; objects themselves join the proposals.
+
+    Foreground fills the first rows, at most int(count * positive_fraction) of them.
 
     Args:
         proposals:         as in kgarden.schema.
@@ -40,15 +49,14 @@ def sample_rois(proposals, y, iou, count, positive_fraction, random):
         positive_fraction: at most this share is foreground.
         random:            function n -> (B, n) uniform numbers.
     Returns:
-        {"boxes": (B, S, 4), "valid": (B, S) bool}, without gradient.
+        {"boxes": (B, S, 4), "valid": (B, S) bool, "object": (B, S) int32 row of the ground truth that a
+        foreground RoI answers for, -1 for all others}, without gradient.
     """
     boxes = ops.concatenate([proposals[BOXES], y[BOXES]], axis=1)
     valid = ops.concatenate([proposals[VALID], truth_is_valid(y)], axis=1)
-    labels, _ = label_rois(boxes, valid, y, iou, num_classes=_BACKGROUND)
-    kind = ops.where(labels < 0, -1, ops.cast(labels != _BACKGROUND, "int32"))
-    rows, kept, _ = sample(kind, count, positive_fraction, random(kind.shape[1]))
+    matched, is_foreground = _objects_of(boxes, y, iou)
+    kind = ops.where(valid, ops.cast(is_foreground, "int32"), -1)
+    rows, kept, is_foreground = sample(kind, count, positive_fraction, random(kind.shape[1]))
     chosen = ops.take_along_axis(boxes, rows[..., None], axis=1)
-    return {BOXES: ops.stop_gradient(chosen), VALID: kept}
-
-
-_BACKGROUND = 2**30  # larger than any label, where the number of classes does not matter
+    object_ = ops.where(is_foreground, ops.take_along_axis(matched, rows, axis=1), -1)
+    return {BOXES: ops.stop_gradient(chosen), VALID: kept, OBJECT: object_}
