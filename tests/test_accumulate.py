@@ -45,6 +45,7 @@ def trained(variant, parts, steps=3):
         ("fcos_pss", 2),
         ("two_stage", 4),
         pytest.param("condinst_pss", 2, marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", 2, marks=pytest.mark.slow),
     ],
 )
 def test_micro_batches_train_as_the_big_batch(variant, parts):

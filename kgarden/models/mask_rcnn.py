@@ -80,8 +80,8 @@ class MaskHead(keras.layers.Layer):
         num_convs:      of 3x3 convolutions.
         norm, norm_groups: of them; see kgarden/layers/norm.py.
         class_agnostic: one mask for a RoI instead of one for each class.
-        roi_levels, pool_size, sampling_ratio, aligned, plus_one: see kgarden/heads/roi_features.py. A mask has
-                        twice as many cells along a side as `pool_size`.
+        roi_levels, pool_size, sampling_ratio, aligned, plus_one: see kgarden/heads/roi_features.py. A mask
+                        has twice as many cells along a side as `pool_size`.
         count:          N, how many RoIs of a picture may learn masks: foreground of the sample that is left
                         over learns none. Builders give the number of foreground RoIs that there can be.
         weight:         of the term.

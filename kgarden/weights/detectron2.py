@@ -23,6 +23,9 @@ TABLE = (
     (HEAD + "agn_hm", "centernet/objectness"),
     (HEAD + "cls_logits", "centernet/classes"),
     (HEAD + r"scales\.(\d+)", r"centernet/scales[\1]"),
+    (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
+    (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/code"),
     # second stage: cascade heads are numbered, a single one is not
     (r"roi_heads\.box_head\.(\d)\.(fc\d)", r"roi_head/box_head\1/features/\2"),
     (r"roi_heads\.box_predictor\.(\d)\.cls_score", r"roi_head/box_head\1/classes"),
@@ -30,6 +33,10 @@ TABLE = (
     (r"roi_heads\.box_head\.(fc\d)", r"roi_head/box_head/features/\1"),
     (r"roi_heads\.box_predictor\.cls_score", "roi_head/box_head/classes"),
     (r"roi_heads\.box_predictor\.bbox_pred", "roi_head/box_head/boxes"),
+    # masks
+    (r"roi_heads\.mask_head\.mask_fcn(\d)", r"mask_head/conv\1"),
+    (r"roi_heads\.mask_head\.deconv", "mask_head/deconv"),
+    (r"roi_heads\.mask_head\.predictor", "mask_head/classes"),
 )
 
 IGNORE = (r"pixel_(mean|std)", r"roi_heads\.box_predictor\.\d\.freq_weight")

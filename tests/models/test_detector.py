@@ -92,6 +92,14 @@ VARIANTS = {
             "num_samples": 32,
         },
     },
+    "mask_rcnn": {
+        "name": "mask_rcnn",
+        **TINY,
+        "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        "roi_head": {"width": 16, "num_samples": 32},
+        "mask_head": {"width": 16, "num_convs": 1, "pool_size": 7},
+    },
     "two_stage": {
         "name": "two_stage",
         **TINY,
@@ -181,7 +189,7 @@ def every_variant():
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
 TRAINED += ["condinst_pss", "faster_rcnn"]
-SLOW = ("atss", "centernet2_gfl", "double_head", "pss_two_stages")
+SLOW = ("atss", "centernet2_gfl", "double_head", "mask_rcnn", "pss_two_stages")
 TRAINED += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.tensorflow
 HERE = pathlib.Path(__file__).parent
 
 
-SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn", "condinst_pss"]
+SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn", "condinst_pss", "mask_rcnn"]
 
 
 def run(program, *arguments):

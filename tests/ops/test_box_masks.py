@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kgarden.ops.box_masks import on_grid
+from kgarden.ops.box_masks import on_grid, over_boxes
 from kgarden.schema import MASK_SIDE
 
 
@@ -47,3 +47,41 @@ def test_a_disc_comes_back_where_it_was():
     assert (got & disc).sum() / (got | disc).sum() > 0.985
     shifted = np.roll(got, 1, axis=1)
     assert (shifted & disc).sum() / (shifted | disc).sum() < 0.975  # half a cell would be seen
+
+
+def slow_shares(bitmap, box, other, size):
+    """Areas that each cell of the other box has in common with every set cell of the bitmap."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = (np.float64(one) for one in (box, other))
+    height, width = (y1 - y0) / len(bitmap), (x1 - x0) / len(bitmap)
+    tall, wide = (bottom - top) / size, (right - left) / size
+    share = np.zeros((size, size))
+    for row, column in np.ndindex(size, size):
+        at_y, at_x = top + row * tall, left + column * wide
+        for r, c in zip(*np.nonzero(bitmap), strict=True):
+            y = min(y0 + (r + 1) * height, at_y + tall) - max(y0 + r * height, at_y)
+            x = min(x0 + (c + 1) * width, at_x + wide) - max(x0 + c * width, at_x)
+            share[row, column] += max(x, 0) * max(y, 0) / (tall * wide)
+    return share
+
+
+def test_shares_of_another_box_s_cells_agree_with_loops():
+    rng = np.random.default_rng(2)
+    bitmaps = rng.random((2, 3, 10, 10)) < 0.6
+    boxes = np.float32(rng.uniform(0, 30, (2, 3, 4)) + [0, 0, 45, 45])
+    others = boxes + np.float32(rng.uniform(-7, 7, (2, 3, 4)))
+    others[1, 2] = [500, 500, 510, 520]  # nothing in common
+    got = ops.convert_to_numpy(over_boxes(bitmaps, boxes, others, 7))
+    for image, one in np.ndindex(2, 3):
+        want = slow_shares(bitmaps[image, one], boxes[image, one], others[image, one], 7)
+        np.testing.assert_allclose(got[image, one], want, atol=2e-5)
+    assert got.max() > 0.9 and not got[1, 2].any()
+
+
+def test_a_box_s_own_cells_and_empty_boxes():
+    bitmap = np.random.default_rng(0).random((1, 12, 12)) < 0.5
+    box = np.float32([[1000.3, 7.1, 1013.9, 90.2]])
+    got = ops.convert_to_numpy(over_boxes(bitmap, box, box, 12))
+    np.testing.assert_allclose(got, bitmap, atol=1e-5)
+    for empty in ([5, 5, 5, 5], [9, 9, 2, 2]):
+        for one, other in ((box, np.float32([empty])), (np.float32([empty]), box)):
+            assert np.isfinite(ops.convert_to_numpy(over_boxes(bitmap, one, other, 12))).all()
