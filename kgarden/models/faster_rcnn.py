@@ -320,7 +320,6 @@ def rcnn(
     selection,
     pixels,
     convention,
-    mask_head=None,
 ):
     """RPN and a RoI head on a pyramid: the frame of builders.
 
@@ -329,21 +328,24 @@ def rcnn(
         head:     class of the RoI head.
         defaults: settings of the head, laid over those of the convention.
         num_classes, ..., convention: see `faster_rcnn`.
-        mask_head: function (neck, RoI head) -> mask head; None: boxes alone.
     Returns:
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
     neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
     settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **defaults, **(roi_head or {})}
-    made = dict(strides=neck.strides, num_classes=num_classes, name="roi_head")
-    roi_head = fill(head, settings, "model.roi_head", **made)
     return TwoStage(
         backbone=make_backbone(backbone),
         neck=neck,
         proposer=first_stage.make_proposer(neck, seed, convention, rpn, proposals),
-        roi_head=roi_head,
-        mask_head=mask_head and mask_head(neck, roi_head),
+        roi_head=fill(
+            head,
+            settings,
+            "model.roi_head",
+            strides=neck.strides,
+            num_classes=num_classes,
+            name="roi_head",
+        ),
         selection=fill(
             Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
         ),

@@ -253,12 +253,7 @@ def mask_rcnn(
     name = roi_head.pop("name")
     one_of("roi_head.name", name, ROI_HEADS)
 
-    def made(neck, roi_head):
-        of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in SAMPLING}
-        settings = {"roi_levels": [2, 5], **of_pool, **(mask_head or {})}
-        return mask_head_on(roi_head, neck.strides, settings)
-
-    return rcnn(
+    detector = rcnn(
         "mask_rcnn",
         ROI_HEADS[name],
         {},
@@ -272,5 +267,8 @@ def mask_rcnn(
         selection,
         pixels,
         convention,
-        mask_head=made,
     )
+    of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in SAMPLING}
+    settings = {"roi_levels": [2, 5], **of_pool, **(mask_head or {})}
+    detector.mask_head = mask_head_on(detector.roi_head, detector.neck.strides, settings)
+    return detector

@@ -23,9 +23,6 @@ TABLE = (
     (HEAD + "agn_hm", "centernet/objectness"),
     (HEAD + "cls_logits", "centernet/classes"),
     (HEAD + r"scales\.(\d+)", r"centernet/scales[\1]"),
-    (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
-    (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),
-    (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/code"),
     # second stage: cascade heads are numbered, a single one is not
     (r"roi_heads\.box_head\.(\d)\.(fc\d)", r"roi_head/box_head\1/features/\2"),
     (r"roi_heads\.box_predictor\.(\d)\.cls_score", r"roi_head/box_head\1/classes"),

@@ -349,6 +349,25 @@ def test_it_draws_in_the_final_boxes_of_any_roi_head(roi_head):
     assert detector.mask_head.count == 8 and detector.loss_names[-1] == "roi/mask"
 
 
+@pytest.mark.parametrize("roi_head", [pytest.param(FASTER, marks=[pytest.mark.slow] * ON_JAX), *SLOW_ON_JAX])
+def test_it_learns_from_the_sample_of_any_roi_head(roi_head):
+    """From the RoIs that the first box head classifies, on the whole pyramid."""
+    detector = built(roi_head=roi_head)
+    y = {**truth(), "image_id": np.arange(2, dtype="int32")}
+    seen, sample, losses = {}, detector.roi_head.sample, detector.mask_head.losses
+
+    def sampled(*arguments):
+        seen["sampled"] = sample(*arguments)
+        return seen["sampled"]
+
+    object.__setattr__(detector.roi_head, "sample", sampled)
+    raw = detector(X, training=True)
+    term = detector.loss_terms(X, y, raw, True)["roi/mask"]
+    assert {0, 2} <= set(numpy_of(seen["sampled"]["object"])[0]) and seen["sampled"]["boxes"].shape[1] == 32
+    wanted = losses(raw["pyramid"], seen["sampled"], y)["roi/mask"]
+    np.testing.assert_allclose(numpy_of(term), numpy_of(wanted), rtol=1e-5)
+
+
 def test_it_is_a_slot_of_the_frame_of_two_stages():
     settings = {
         "name": "two_stage",
@@ -424,10 +443,7 @@ def test_masks_and_loss_stay_float32_under_mixed_precision():
 
 # --- weights and recipes ------------------------------------------------------------------------------------
 
-NAMES_OF_DETECTRON2 = {  # second stage and RPN of Mask R-CNN on a pyramid, without their layers' leaves
-    "proposal_generator.rpn_head.conv": "proposer/rpn/box_tower/conv0",
-    "proposal_generator.rpn_head.objectness_logits": "proposer/rpn/classes",
-    "proposal_generator.rpn_head.anchor_deltas": "proposer/rpn/code",
+NAMES_OF_DETECTRON2 = {  # second stage of Mask R-CNN on a pyramid, without its layers' leaves
     "roi_heads.box_head.fc1": "roi_head/box_head/features/fc1",
     "roi_heads.box_head.fc2": "roi_head/box_head/features/fc2",
     "roi_heads.box_predictor.cls_score": "roi_head/box_head/classes",
