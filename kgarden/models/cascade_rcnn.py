@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from kgarden.heads.roi_features import RoIFeatures
+from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
     FUSIONS,
     BoxHead,
@@ -36,7 +37,7 @@ class CascadeHead(keras.layers.Layer):
 
     Args:
         strides, num_classes, num_samples, positive_fraction, fuse, roi_levels, pool_size,
-        sampling_ratio, width, num_fcs, sigmoid, box_beta: see FasterHead.
+        sampling_ratio, width, num_fcs, sigmoid, box_beta, box_loss: see FasterHead.
         ious:          foreground threshold of each stage; as many stages as thresholds.
         delta_weights: factors on the deltas of each stage.
     """
@@ -57,6 +58,7 @@ class CascadeHead(keras.layers.Layer):
         num_fcs=2,
         sigmoid=False,
         box_beta=0.0,
+        box_loss="smooth_l1",
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
@@ -71,7 +73,7 @@ class CascadeHead(keras.layers.Layer):
         self.positive_fraction = positive_fraction
         self.fuse = fuse
         self.sigmoid = sigmoid
-        self.box_beta = box_beta
+        self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, roi_levels, pool_size, sampling_ratio, name="pool")
         self.box_heads = [
             BoxHead(num_classes, width, num_fcs, True, sigmoid, name=f"box_head{stage}")
@@ -112,7 +114,7 @@ class CascadeHead(keras.layers.Layer):
         """Terms stage<k>/class and stage<k>/box; every stage matches its own boxes anew."""
         terms = []
         for stage, iou, coder in zip(raw["stages"], self.ious, self.coders, strict=True):
-            terms += stage_losses(stage, y, iou, coder, self.num_classes, self.sigmoid, self.box_beta)
+            terms += stage_losses(stage, y, iou, coder, self.num_classes, self.sigmoid, self.box_loss)
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
