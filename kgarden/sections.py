@@ -244,6 +244,13 @@ class Row(Section):
     reported: dict[str, float] = {}
     evaluates: str | None = None  # scores that row's run again, nothing is trained
     recipe: str | None = None  # the row's system stands in this other recipe
+    row: str | None = None  # of that one; None: as it stands
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.row is not None and self.recipe is None:
+            raise ValueError("row names one of another recipe: give recipe too, or evaluates for one of this")
+        return self
 
 
 class Recipe(Section):

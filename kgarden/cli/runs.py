@@ -61,7 +61,8 @@ def _rows(recipe):
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
         reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
         origin = f"  [scores {row.evaluates} again]" if row.evaluates else ""
-        other = f"  [recipe {row.recipe}]" if row.recipe else ""
+        place = " ".join(filter(None, (row.recipe, row.row)))
+        other = f"  [recipe {place}]" if place else ""
         yield f"{row_id:20} {reported:28} {changes or 'as it stands'}{origin}{other}"
 
 
@@ -137,7 +138,7 @@ def train(
 ):
     """Train a recipe, or go on with a run that was stopped."""
     chosen = load_recipe(recipe, settings_of(set_), row)
-    if chosen.rows and row and chosen.rows[row].evaluates:
+    if row in chosen.rows and chosen.rows[row].evaluates:  # a row may lead to another recipe, with other rows
         raise UserError(
             f"row {row} scores {chosen.rows[row].evaluates} again: train that row, then evaluate its run "
             f"with --set"

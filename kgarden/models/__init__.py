@@ -10,6 +10,7 @@ from kgarden.models.condinst import condinst
 from kgarden.models.defcn import defcn
 from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
+from kgarden.models.faster_rcnn_c4 import faster_rcnn_c4
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
 from kgarden.models.pss import pss
@@ -25,6 +26,7 @@ MODELS = {
     "defcn": defcn,
     "double_head": double_head,
     "faster_rcnn": faster_rcnn,
+    "faster_rcnn_c4": faster_rcnn_c4,
     "fcos": fcos,
     "gfl": gfl,
     "one_stage": one_stage,

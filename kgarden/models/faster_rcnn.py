@@ -53,6 +53,7 @@ class BoxHead(keras.layers.Layer):
         class_agnostic: one box for a RoI instead of one for each class.
         sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
         num_convs:      see FCHead.
+        features:       a layer (B, P, S, S, D) -> (B, P, `width` of it) in place of FCHead.
     Call:
         roi_features: (B, P, S, S, D).
     Returns:
@@ -67,11 +68,12 @@ class BoxHead(keras.layers.Layer):
         class_agnostic=True,
         sigmoid=False,
         num_convs=0,
+        features=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.groups = 1 if class_agnostic else num_classes
-        self.features = FCHead(width, num_fcs, num_convs, name="features")
+        self.features = features or FCHead(width, num_fcs, num_convs, name="features")
         bias = prior_bias(0.01) if sigmoid else "zeros"
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
@@ -86,7 +88,7 @@ class BoxHead(keras.layers.Layer):
             output.build((None, None, self.features.width))
 
     def call(self, roi_features):
-        x = self.features(roi_features)
+        x = self.features(roi_features)  # Keras hands `training` on
         logits, deltas = (ops.cast(output(x), "float32") for output in (self.classes, self.boxes))
         return logits, ops.reshape(deltas, (*ops.shape(deltas)[:2], self.groups, 4))
 
@@ -109,9 +111,11 @@ class FasterHead(keras.layers.Layer):
         num_convs:         3x3 convolutions in front of the fully connected layers, see FCHead.
         clamp_below:       see `decode_deltas`.
         plus_one:          see `encode_deltas`.
+        features:          see BoxHead.
     """
 
     loss_names = ("roi/class", "roi/box")
+    settled = ("features",)
 
     def __init__(
         self,
@@ -135,6 +139,7 @@ class FasterHead(keras.layers.Layer):
         clamp_below=False,
         plus_one=False,
         box_loss="smooth_l1",
+        features=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
@@ -151,7 +156,7 @@ class FasterHead(keras.layers.Layer):
             strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
         )
         self.box_head = BoxHead(
-            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, name="box_head"
+            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, features, name="box_head"
         )
 
     def build(self, pyramid_shapes):
@@ -323,6 +328,7 @@ def rcnn(
     selection,
     pixels,
     convention,
+    **of_head,
 ):
     """RPN and a RoI head on a pyramid: the frame of builders.
 
@@ -330,12 +336,15 @@ def rcnn(
         name:     of the model.
         head:     class of the RoI head.
         defaults: settings of the head, laid over those of the convention.
-        num_classes, ..., convention: see `faster_rcnn`.
+        num_classes, ..., convention: see `faster_rcnn`; backbone and neck may be layers already.
+        of_head:  arguments of the head that are no settings.
     Returns:
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
-    neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
+    if not isinstance(neck, keras.layers.Layer):
+        of_pyramid = {"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample"}
+        neck = make_neck({**of_pyramid, **(neck or {})})
     settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **defaults, **(roi_head or {})}
     return TwoStage(
         backbone=make_backbone(backbone),
@@ -348,6 +357,7 @@ def rcnn(
             strides=neck.strides,
             num_classes=num_classes,
             name="roi_head",
+            **of_head,
         ),
         selection=fill(
             Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"

@@ -80,6 +80,13 @@ VARIANTS = {
         "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
         "roi_head": {"width": 16, "num_samples": 32},
     },
+    "faster_rcnn_c4": {
+        "name": "faster_rcnn_c4",
+        "backbone": TINY["backbone"],
+        "rpn": {"sizes": [[8, 16, 32, 64]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        "roi_head": {"num_samples": 32},
+    },
     "double_head": {
         "name": "double_head",
         **TINY,
@@ -181,7 +188,7 @@ def every_variant():
 # Tracing a step takes seconds; these have every part.
 TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
 TRAINED += ["condinst_pss", "faster_rcnn"]
-SLOW = ("atss", "centernet2_gfl", "double_head", "pss_two_stages")
+SLOW = ("atss", "centernet2_gfl", "double_head", "faster_rcnn_c4", "pss_two_stages")
 TRAINED += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 
