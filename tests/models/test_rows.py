@@ -12,7 +12,16 @@ from kgarden.recipe import load_recipe, stage_recipes
 from kgarden.schema import UserError
 
 STEMS = ("fcos_pss", "atss_pss", "defcn", "condinst", "condinst_pss")
-OTHERS = ("fcos", "atss", "gfl", "retinanet", "faster_rcnn", "faster_rcnn_c4", "double_head")
+OTHERS = (
+    "fcos",
+    "atss",
+    "gfl",
+    "retinanet",
+    "faster_rcnn",
+    "faster_rcnn_c4",
+    "double_head",
+    "double_head_voc07",
+)
 AT_INFERENCE = {"model.prediction", "model.roi_head.answer", "model.roi_head.fusion"}
 TINY = {
     "model.backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
