@@ -4,6 +4,7 @@ import difflib
 
 from kgarden.models.assemble import one_stage, two_stage
 from kgarden.models.atss import atss
+from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.condinst import condinst
@@ -20,6 +21,7 @@ from kgarden.settings import fill
 
 MODELS = {
     "atss": atss,
+    "cascade_rcnn": cascade_rcnn,
     "centernet": centernet,
     "centernet2": centernet2,
     "condinst": condinst,

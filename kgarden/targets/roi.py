@@ -51,4 +51,10 @@ def sample_rois(proposals, y, iou, count, positive_fraction, random):
     return {BOXES: ops.stop_gradient(chosen), VALID: kept}
 
 
+def are_objects(boxes, y):
+    """Which boxes are an object's own, to the last bit.   (B, S, 4) -> (B, S) bool."""
+    same = ops.all(boxes[:, :, None] == y[BOXES][:, None], axis=-1)  # (B, S, M)
+    return ops.any(same & truth_is_valid(y)[:, None], axis=2)
+
+
 _BACKGROUND = 2**30  # larger than any label, where the number of classes does not matter

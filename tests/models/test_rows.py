@@ -19,6 +19,7 @@ OTHERS = (
     "retinanet",
     "faster_rcnn",
     "faster_rcnn_c4",
+    "cascade_rcnn",
     "double_head",
     "double_head_voc07",
 )
