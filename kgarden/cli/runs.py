@@ -112,10 +112,12 @@ def describe(
 
     from kgarden.build import build_model, canvases
     from kgarden.describe import describe as measure
+    from kgarden.describe import published
 
     chosen = load_recipe(recipe, settings_of(set_), row)
     canvas = canvases(chosen)[0]
-    rows = measure(build_model(chosen, num_classes=classes), canvas)
+    detector = build_model(chosen, num_classes=classes)
+    rows = measure(detector, canvas)
     table = Table(title=f"{chosen.name}, one picture of {canvas[0]}x{canvas[1]} px", title_justify="left")
     for column in ("part", "class", "file", "output", "parameters", "trained", "GMACs"):
         numeric = column in ("parameters", "trained", "GMACs")
@@ -124,6 +126,8 @@ def describe(
         numbers = (f"{one['parameters']:,}", f"{one['trained']:,}", f"{one['gmacs']:.2f}")
         table.add_row(one["part"], one["class"], one["file"], one["output"], *numbers)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for one in published(detector):
+        print(f"{one['what']}: {one['here']} here, {one['published']} published ({one['source']})")
 
 
 @runs_app.command()
