@@ -142,15 +142,14 @@ def test_factors_on_losses_and_on_the_gradient_into_the_features():
         return found[0], found[2:]
 
     plain_features, plain_own = gradients(feature_gradient=1.0)
-    for stage in range(3):
-        one = tuple(float(number == stage) for number in range(3))
-        alone, _ = gradients(feature_gradient=one)
-        weighed, own = gradients(feature_gradient=1.0, stage_weights=one)
-        np.testing.assert_allclose(
-            alone, weighed, atol=1e-6
-        )  # the way to halve what the trunk sees of a stage
-        for number, (gradient, plain) in enumerate(zip(own, plain_own, strict=True)):
-            np.testing.assert_allclose(gradient, plain * one[number], atol=1e-6)
+    factors = (1.0, 0.5, 0.25)
+    authors, of_authors = gradients(feature_gradient=factors)
+    weighed, of_weighed = gradients(feature_gradient=1.0, stage_weights=factors)
+    np.testing.assert_allclose(authors, weighed, atol=1e-6)  # what the trunk sees is the same
+    for number, plain in enumerate(plain_own):
+        np.testing.assert_allclose(of_authors[number], plain, atol=1e-6)
+        np.testing.assert_allclose(of_weighed[number], plain * factors[number], atol=1e-6)
+    assert np.abs(authors - plain_features).max() > 1e-3
     thirds, own = gradients()
     np.testing.assert_allclose(thirds, plain_features / 3, atol=1e-6)
     for gradient, plain in zip(own, plain_own, strict=True):
