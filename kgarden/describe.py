@@ -1,13 +1,20 @@
-"""What a detector is made of: for each part its file, output shapes, parameters and multiplications."""
+"""What a detector is made of: for each part its file, output shapes, parameters and multiplications.
+
+And the sizes that papers print, beside those here: PUBLISHED, an entry for each kind of layer.
+"""
 
 import collections
 import contextlib
 import inspect
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from kgarden.heads.conv_head import ConvHead
+from kgarden.heads.fc_head import FCHead
 from kgarden.schema import IMAGES, SIZE_HW
 
 HOME = pathlib.Path(__file__).parent.parent
@@ -50,6 +57,74 @@ def describe(detector, canvas):
     total = round(sum(macs.values()) / 1e9, 3)
     whole = {"part": "whole", "class": type(detector).__name__, "file": file_of(detector), "output": ""}
     return [*rows, {**whole, **_sizes(detector), "gmacs": total}]
+
+
+class Sizes(NamedTuple):
+    """Sizes of one kind of layer in one paper.
+
+    Attributes:
+        layer:  its class.
+        name:   function of a layer -> what the paper calls it; None: its settings are not the paper's.
+        count:  function of a layer -> what the paper counts.
+        sizes:  {name: the paper's number}.
+        source: which paper, and what is counted.
+    """
+
+    layer: type
+    name: Callable
+    count: Callable
+    sizes: dict
+    source: str
+
+
+def published(detector):
+    """Sizes that papers print, beside those here; nothing of layers that no paper has.
+
+    Returns:
+        [{"what", "here": number, "published": number, "source"}, ...].
+    """
+    layers = [layer for part in detector.parts().values() for layer in part._flatten_layers()]
+    return [
+        {
+            "what": f"{layer.path.split('/', 1)[-1]}, {entry.name(layer)}",
+            "here": entry.count(layer),
+            "published": entry.sizes[entry.name(layer)],
+            "source": entry.source,
+        }
+        for layer in layers
+        for entry in PUBLISHED
+        if type(layer) is entry.layer and entry.name(layer) in entry.sizes
+    ]
+
+
+def _kernels_in_2_20(layer):
+    """Weights without biases and norms in units of 2^20, two decimals, halves upwards."""
+    count = sum(int(np.prod(v.shape)) for v in layer.weights if v.name == "kernel")
+    return float(np.floor(count / 2**20 * 100 + 0.5) / 100)
+
+
+def _conv_head(head):
+    """Blocks with settings of their own are not the paper's."""
+    reads = head.raise_.conv1.filters
+    if (reads, head.width, head.middle) != (256, 1024, 256) or not isinstance(head.non_local, bool):
+        return None
+    return f"K = {head.count}{', non-local' if head.non_local else ''}"
+
+
+def _fc_head(head):
+    shapes = [tuple(layer.kernel.shape) for layer in head.layers]
+    return "fc-head" if shapes == [(7 * 7 * 256, 1024), (1024, 1024)] and not head.num_convs else None
+
+
+TABLE_2 = "Wu et al. 2020, arXiv:1904.06493, Table 2: kernels, in units of 2^20"
+RESIDUAL = (1.06, 2.13, 3.19, 4.25, 5.31, 6.38, 7.44)
+NON_LOCAL = {3: 4.13, 5: 7.19, 7: 10.25}
+BLOCKS = {f"K = {k}": size for k, size in enumerate(RESIDUAL, start=1)}
+BLOCKS |= {f"K = {k}, non-local": size for k, size in NON_LOCAL.items()}
+PUBLISHED = [
+    Sizes(ConvHead, _conv_head, _kernels_in_2_20, BLOCKS, TABLE_2),
+    Sizes(FCHead, _fc_head, _kernels_in_2_20, {"fc-head": 13.25}, TABLE_2),
+]
 
 
 def _sizes(layer):

@@ -97,6 +97,7 @@ def load_recipe(path_or_stem, overrides=None, row=None):
             return load_recipe(
                 other if other.is_file() else chosen["recipe"],
                 {**(chosen.get("set") or {}), **(overrides or {})},
+                chosen.get("row"),
             )
         overrides = {**(chosen.get("set") or {}), **(overrides or {})}
     for dotted, value in (overrides or {}).items():

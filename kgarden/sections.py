@@ -81,7 +81,7 @@ class Model(Section):
 SOURCE_KEYS = {
     None: ({"glob"}, {"labels"}),
     "coco": ({"images", "annotations"}, set()),
-    "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based"}),
+    "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based", "ignore_difficult"}),
     "csv": ({"images", "annotations"}, {"classes"}),
     "shapes": ({"count", "seed"}, {"size_hw"}),
 }
@@ -102,6 +102,7 @@ class Source(Section):
     split: str | None = None  # voc: a list in ImageSets/Main, or a file of names; None: all
     classes: str | None = None  # voc, csv: file with the classes in label order; None: by alphabet
     one_based: bool | None = None  # voc: the first pixel has the number 1; None: 0
+    ignore_difficult: bool | None = None  # voc: such objects are not learned, nor judged by COCO
     count: PositiveInt | None = None  # shapes: how many pictures
     seed: NonNegativeInt | None = None  # shapes: another seed, other pictures
     size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px of the pictures
@@ -244,6 +245,13 @@ class Row(Section):
     reported: dict[str, float] = {}
     evaluates: str | None = None  # scores that row's run again, nothing is trained
     recipe: str | None = None  # the row's system stands in this other recipe
+    row: str | None = None  # of that one; None: as it stands
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.row is not None and self.recipe is None:
+            raise ValueError("row names one of another recipe: give recipe too, or evaluates for one of this")
+        return self
 
 
 class Recipe(Section):

@@ -158,6 +158,17 @@ def test_a_row_may_stand_for_another_recipe(write):
     assert (recipe.name, recipe.seed) == ("other", 5)
 
 
+def test_a_row_may_stand_for_a_row_of_another_recipe(write):
+    write(TEXT.replace("name: little", "name: other"), "other.yaml")
+    path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.b, set: {seed: 5}}\n")
+    recipe = load_recipe(path, {"schedule.base_lr": 0.5}, row="table1.d")
+    assert (recipe.name, recipe.schedule.steps, recipe.seed) == ("other", 45, 5)
+    assert recipe.schedule.base_lr == 0.5
+    path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.x}\n")
+    assert "no row 'table1.x'" in refusal(path, row="table1.d")
+    assert "give recipe too" in refusal(write(TEXT + "  table1.d: {row: table1.b}\n"))
+
+
 def test_files_are_looked_for_beside_the_recipe_then_in_the_working_directory(write, tmp_path, monkeypatch):
     beside, working = tmp_path / "shards", tmp_path / "elsewhere" / "shards"
     for folder in (beside, working):

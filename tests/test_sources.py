@@ -8,8 +8,11 @@ from PIL import Image
 
 tf = pytest.importorskip("tensorflow")
 
+from kgarden.build import prepare_data  # noqa: E402
 from kgarden.data.sources import dataset_of, open_dataset  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
+from kgarden.metrics.scores import measure  # noqa: E402
+from kgarden.recipe import load_recipe  # noqa: E402
+from kgarden.schema import UserError, truth_is_valid  # noqa: E402
 from kgarden.sections import Source  # noqa: E402
 
 XML = """<annotation><object><name>cat</name>
@@ -114,3 +117,24 @@ def test_our_own_shards_say_themselves_what_the_classes_are(world):
     (world / "names.txt").write_text("dog\n")
     with pytest.raises(UserError, match="leave labels out"):
         opened(world, glob=str(folder), labels=str(world / "names.txt"))
+
+
+def test_the_recipe_of_voc_2007_leaves_difficult_objects_out(tmp_path):
+    root = str(real_data.folder("voc100"))
+    places = {"data.train.root": root, "data.train.split": "train", "data.val.root": root}
+    recipe = load_recipe("double_head_voc07", {**places, "data.val.split": "val", "data.batch_size": 1})
+    assert recipe.evaluate.metrics == ("coco",)
+    data = prepare_data(recipe, tmp_path)
+    tree = json.loads(data.annotations.read_text())
+    difficult = [bool(one["difficult"]) for one in tree["annotations"]]
+    assert len(data.categories) == 20 and len(difficult) == 69 and 0 < sum(difficult) < 38
+    # Found objects alone are a perfect answer; so are those with every difficult one beside them.
+    for kept in ([one for one in tree["annotations"] if not one["difficult"]], tree["annotations"]):
+        results = [{**{k: one[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5} for one in kept]
+        assert measure(recipe.evaluate.metrics, tree, results)["metrics"]["ap"] == pytest.approx(100)
+    [path] = data.train[0].annotations
+    learned = [one for one in json.loads(path.read_text())["annotations"] if not one["difficult"]]
+    assert len(learned) == 204 - (38 - sum(difficult))
+    pictures = {one["image_id"] for one in learned}
+    seen = [truth_is_valid(y).numpy().sum() for _, y in data.train_batches().take(len(pictures))]
+    assert sum(seen) == len(learned) and min(seen) > 0

@@ -25,6 +25,7 @@ def build(
     split=None,
     classes=None,
     one_based=False,
+    ignore_difficult=False,
     shards=None,
     workers=None,
     strict=False,
@@ -47,6 +48,9 @@ def build(
         one_based:   the first pixel is number 1 and xmax, ymax are inside the box, as Pascal wrote it: 1 is
                      subtracted from xmin and ymin. False: the numbers are px from 0, as LabelImg and most
                      other tools write them.
+        ignore_difficult: objects marked difficult become crowds: not learned, and by COCO's measures
+                     neither asked for nor wrong to find. False: objects like others, but for VOC's
+                     measures.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.report.Report
@@ -69,7 +73,7 @@ def build(
             "id": number,
             "file_name": _picture_of(name, trees[name], files),
             "hw": as_hw(trees[name].findtext("size/height"), trees[name].findtext("size/width")),
-            "objects": _objects(name, trees[name], number_of, one_based, faults),
+            "objects": _objects(name, trees[name], number_of, one_based, ignore_difficult, faults),
         }
         for name, number in _numbered(trees)
     ]
@@ -78,7 +82,12 @@ def build(
         jobs,
         [{"id": number, "name": name} for name, number in number_of.items()],
         folder=images,
-        source={"format": "voc", "split": split.name if split else None, "one_based": one_based},
+        source={
+            "format": "voc",
+            "split": split.name if split else None,
+            "one_based": one_based,
+            "ignore_difficult": ignore_difficult,
+        },
         boxes_total=sum(len(tree.findall("object")) for tree in trees.values()),
         before=faults,
         shards=shards,
@@ -202,7 +211,7 @@ def _numbered(names):
     return zip(names, numbers if plain else range(1, len(numbers) + 1), strict=True)
 
 
-def _objects(name, tree, number_of, one_based, faults):
+def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
     """The objects of an XML file as `objects` has them; those that cannot be used become faults."""
     found = []
     for count, thing in enumerate(tree.findall("object"), 1):
@@ -223,6 +232,7 @@ def _objects(name, tree, number_of, one_based, faults):
                     "category_id": number_of[category],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "difficult": difficult,
+                    "iscrowd": int(difficult and ignore_difficult),
                 }
             )
     return found

@@ -1,5 +1,7 @@
 """Backbones by name: image -> C2..C5."""
 
+import keras
+
 from kgarden.backbones.resnet import ResNet
 from kgarden.schema import UserError
 from kgarden.settings import fill
@@ -8,11 +10,13 @@ BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 
 
 
 def make_backbone(settings):
-    """A backbone by its name, or by {name: ..., and arguments of its class}.
+    """A backbone by its name, or by {name: ..., and arguments of its class}; a layer is one already.
 
     Raises:
         UserError: unknown name or argument.
     """
+    if isinstance(settings, keras.layers.Layer):
+        return settings
     settings = {"name": settings} if isinstance(settings, str) else dict(settings)
     name = settings.pop("name", None)
     if name not in BACKBONES:

@@ -34,10 +34,11 @@ class ResNet(keras.layers.Layer):
         stride_in_1x1:   bottlenecks only: where the stride of a stage sits.
         groups, width_per_group: ResNeXt: 32 and 8, say; their product is the width of the 3x3 in res2.
         stem_channels, res2_channels: 64 and 64 (basic) or 256 (bottleneck) in the papers.
+        last_stage:      4 leaves res5 out, for a second stage that has it.
     Call:
         x: (B, H, W, 3), normalised; H and W divisible by 32.
     Returns:
-        [C2, C3, C4, C5], strides 4, 8, 16, 32.
+        [C2, C3, C4, C5], strides 4, 8, 16, 32; up to the last stage.
     Attributes:
         remat: whether features between C2..C5 are computed again on the way back instead of being kept.
     """
@@ -54,6 +55,7 @@ class ResNet(keras.layers.Layer):
         width_per_group=64,
         stem_channels=64,
         res2_channels=None,
+        last_stage=5,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -61,33 +63,41 @@ class ResNet(keras.layers.Layer):
             raise UserError(f"ResNet has no depth {depth}: one of {', '.join(map(str, DEPTHS))}")
         if freeze_at not in range(6):
             raise UserError(f"freeze_at is {freeze_at}: 0 freezes nothing, 5 the whole backbone")
-        kind, blocks = DEPTHS[depth]
-        res2_channels = res2_channels or (64 if kind == "basic" else 256)
-        self.strides = [4, 8, 16, 32]
-        self.channels = [res2_channels * 2**index for index in range(4)]
+        if last_stage not in range(2, 6):
+            raise UserError(f"last_stage is {last_stage}: one of 2, 3, 4, 5")
+        self.kind, self.counts = DEPTHS[depth]
+        res2_channels = res2_channels or (64 if self.kind == "basic" else 256)
+        self.widths = [stem_channels, *(res2_channels * 2**index for index in range(4))]  # stem, C2..C5
+        self.strides = [4, 8, 16, 32][: last_stage - 1]
+        self.channels = self.widths[1:last_stage]
+        self.norm, self.freeze_at = norm, freeze_at
+        self.stride_in_1x1, self.groups, self.width_per_group = stride_in_1x1, groups, width_per_group
         gamma = first_gamma(norm, 0.02)
         self.stem = Conv(stem_channels, 7, 2, norm=norm, norm_gamma=gamma, activation="relu", name="stem")
-        self.stages = [
-            [
-                self._block(kind, index, number, norm, stride_in_1x1, groups, width_per_group, stem_channels)
-                for number in range(blocks[index])
-            ]
-            for index in range(4)
-        ]
-        for part in [[self.stem], *self.stages][:freeze_at]:
-            for layer in part:
-                layer.trainable = False
+        if freeze_at > 0:
+            self.stem.trainable = False
+        self.stages = [self.stage(number) for number in range(2, last_stage + 1)]
 
-    def _block(self, kind, index, number, norm, stride_in_1x1, groups, width_per_group, stem_channels):
-        filters = self.channels[index]
-        strides = 2 if number == 0 and index > 0 else 1
-        before = self.channels[index - 1] if index else stem_channels
-        project = number == 0 and (strides > 1 or before != filters)
-        name = f"res{index + 2}_{number}"
-        if kind == "basic":
-            return BasicBlock(filters, strides, norm, project, name=name)
-        width = groups * width_per_group * 2**index
-        return Bottleneck(filters, width, strides, norm, project, stride_in_1x1, groups, name=name)
+    def stage(self, number):
+        """New blocks of res<number>, 2 to 5, as this ResNet has or would have them, frozen like its own."""
+        blocks = [
+            self._block(number, first=block == 0, name=f"res{number}_{block}")
+            for block in range(self.counts[number - 2])
+        ]
+        for block in blocks if number <= self.freeze_at else ():
+            block.trainable = False
+        return blocks
+
+    def _block(self, number, first, name):
+        before, filters = self.widths[number - 2], self.widths[number - 1]
+        strides = 2 if first and number > 2 else 1
+        project = first and (strides > 1 or before != filters)
+        if self.kind == "basic":
+            return BasicBlock(filters, strides, self.norm, project, name=name)
+        width = self.groups * self.width_per_group * 2 ** (number - 2)
+        return Bottleneck(
+            filters, width, strides, self.norm, project, self.stride_in_1x1, self.groups, name=name
+        )
 
     def build(self, input_shape):
         self.stem.build(input_shape)

@@ -122,6 +122,9 @@ def build_voc(
     one_based: Annotated[
         bool, typer.Option("--one-based", help="the first pixel has the number 1, as Pascal wrote it")
     ] = False,
+    ignore_difficult: Annotated[
+        bool, typer.Option("--ignore-difficult", help="difficult objects are not learned, nor judged")
+    ] = False,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
@@ -129,7 +132,7 @@ def build_voc(
 ):
     """Pascal VOC: an XML file for every picture."""
     given = {"root": root, "images": images, "annotations": annotations, "split": split}
-    given |= {"classes": classes, "one_based": one_based}
+    given |= {"classes": classes, "one_based": one_based, "ignore_difficult": ignore_difficult}
     _build("voc", verbose, to, **given, shards=shards, workers=workers, strict=strict)
 
 

@@ -61,7 +61,8 @@ def _rows(recipe):
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
         reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
         origin = f"  [scores {row.evaluates} again]" if row.evaluates else ""
-        other = f"  [recipe {row.recipe}]" if row.recipe else ""
+        place = " ".join(filter(None, (row.recipe, row.row)))
+        other = f"  [recipe {place}]" if place else ""
         yield f"{row_id:20} {reported:28} {changes or 'as it stands'}{origin}{other}"
 
 
@@ -111,10 +112,12 @@ def describe(
 
     from kgarden.build import build_model, canvases
     from kgarden.describe import describe as measure
+    from kgarden.describe import published
 
     chosen = load_recipe(recipe, settings_of(set_), row)
     canvas = canvases(chosen)[0]
-    rows = measure(build_model(chosen, num_classes=classes), canvas)
+    detector = build_model(chosen, num_classes=classes)
+    rows = measure(detector, canvas)
     table = Table(title=f"{chosen.name}, one picture of {canvas[0]}x{canvas[1]} px", title_justify="left")
     for column in ("part", "class", "file", "output", "parameters", "trained", "GMACs"):
         numeric = column in ("parameters", "trained", "GMACs")
@@ -123,6 +126,8 @@ def describe(
         numbers = (f"{one['parameters']:,}", f"{one['trained']:,}", f"{one['gmacs']:.2f}")
         table.add_row(one["part"], one["class"], one["file"], one["output"], *numbers)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for one in published(detector):
+        print(f"{one['what']}: {one['here']} here, {one['published']} published ({one['source']})")
 
 
 @runs_app.command()
@@ -137,7 +142,7 @@ def train(
 ):
     """Train a recipe, or go on with a run that was stopped."""
     chosen = load_recipe(recipe, settings_of(set_), row)
-    if chosen.rows and row and chosen.rows[row].evaluates:
+    if row in chosen.rows and chosen.rows[row].evaluates:  # a row may lead to another recipe, with other rows
         raise UserError(
             f"row {row} scores {chosen.rows[row].evaluates} again: train that row, then evaluate its run "
             f"with --set"

@@ -54,7 +54,8 @@ class ConvHead(keras.layers.Layer):
         super().__init__(**kwargs)
         if blocks < 1 or (non_local and blocks % 2 == 0):
             raise UserError(f"conv_head.blocks {blocks}: 1 or more; with non_local blocks an odd number")
-        self.width = width
+        self.count, self.non_local = blocks, non_local
+        self.width, self.middle = width, middle
         self.raise_ = ChannelRaise(width, norm, name="up")
         self.blocks = []
         for number in range(1, blocks):

@@ -4,12 +4,14 @@ import difflib
 
 from kgarden.models.assemble import one_stage, two_stage
 from kgarden.models.atss import atss
+from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.condinst import condinst
 from kgarden.models.defcn import defcn
 from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
+from kgarden.models.faster_rcnn_c4 import faster_rcnn_c4
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
 from kgarden.models.mask_rcnn import mask_rcnn
@@ -20,12 +22,14 @@ from kgarden.settings import fill
 
 MODELS = {
     "atss": atss,
+    "cascade_rcnn": cascade_rcnn,
     "centernet": centernet,
     "centernet2": centernet2,
     "condinst": condinst,
     "defcn": defcn,
     "double_head": double_head,
     "faster_rcnn": faster_rcnn,
+    "faster_rcnn_c4": faster_rcnn_c4,
     "fcos": fcos,
     "gfl": gfl,
     "mask_rcnn": mask_rcnn,

@@ -26,6 +26,7 @@ from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.layers.initializers import normal
+from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
     Coder,
     box_loss_of,
@@ -117,7 +118,7 @@ class DoubleHead(keras.layers.Layer):
                         trained: both branches' classes, fused, and the boxes of the one whose task they are.
         fusion:         of the probabilities of two branches.
         iou, delta_weights, num_samples, positive_fraction, roi_levels, pool_size, sampling_ratio, aligned,
-        class_agnostic, box_beta, clamp_below, plus_one: see FasterHead.
+        class_agnostic, box_beta, clamp_below, plus_one, box_loss: see FasterHead.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class DoubleHead(keras.layers.Layer):
         box_beta=1.0,
         clamp_below=False,
         plus_one=False,
+        box_loss="smooth_l1",
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
@@ -155,7 +157,8 @@ class DoubleHead(keras.layers.Layer):
             raise UserError(f"model.roi_head.branches: {len(branches)} of them; give one or two")
         self.num_classes = num_classes
         self.iou, self.num_samples, self.positive_fraction = iou, num_samples, positive_fraction
-        self.coder, self.box_beta = Coder(tuple(delta_weights), clamp_below, plus_one), box_beta
+        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
+        self.box_loss = make_box_loss(box_loss, box_beta)
         self.fusion = fusion
         self.names = names_of(branches)
         self.weights_of_terms = weights_of_terms(self.names, focus, weights)
@@ -236,7 +239,7 @@ class DoubleHead(keras.layers.Layer):
             if what == "class":
                 loss = class_loss_of(outputs["logits"], labels)
             else:
-                target = (raw[BOXES], labels, gt_boxes, self.coder, self.num_classes, self.box_beta)
+                target = (raw[BOXES], labels, gt_boxes, self.coder, self.num_classes, self.box_loss)
                 loss = box_loss_of(outputs["deltas"], *target)
             terms[f"roi/{term}"] = loss * weight
         return terms

@@ -26,7 +26,7 @@ from kgarden.heads.roi_features import RoIFeatures
 from kgarden.heads.selection import Selection
 from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
-from kgarden.losses.roi import sigmoid_class_loss, smooth_l1, softmax_class_loss
+from kgarden.losses.roi import make_box_loss, sigmoid_class_loss, smooth_l1, softmax_class_loss
 from kgarden.models import rpn as first_stage
 from kgarden.models.detector import per_global
 from kgarden.models.two_stage import TwoStage
@@ -53,6 +53,7 @@ class BoxHead(keras.layers.Layer):
         class_agnostic: one box for a RoI instead of one for each class.
         sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
         num_convs:      see FCHead.
+        features:       a layer (B, P, S, S, D) -> (B, P, `width` of it) in place of FCHead.
     Call:
         roi_features: (B, P, S, S, D).
     Returns:
@@ -67,11 +68,12 @@ class BoxHead(keras.layers.Layer):
         class_agnostic=True,
         sigmoid=False,
         num_convs=0,
+        features=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.groups = 1 if class_agnostic else num_classes
-        self.features = FCHead(width, num_fcs, num_convs, name="features")
+        self.features = features or FCHead(width, num_fcs, num_convs, name="features")
         bias = prior_bias(0.01) if sigmoid else "zeros"
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
@@ -86,7 +88,7 @@ class BoxHead(keras.layers.Layer):
             output.build((None, None, self.features.width))
 
     def call(self, roi_features):
-        x = self.features(roi_features)
+        x = self.features(roi_features)  # Keras hands `training` on
         logits, deltas = (ops.cast(output(x), "float32") for output in (self.classes, self.boxes))
         return logits, ops.reshape(deltas, (*ops.shape(deltas)[:2], self.groups, 4))
 
@@ -104,13 +106,16 @@ class FasterHead(keras.layers.Layer):
                            with a score that is sqrt(P(O)) already; "product" P(C|O) * P(O); "off".
         roi_levels, pool_size, sampling_ratio, aligned: see kgarden/heads/roi_features.py.
         width, num_fcs, class_agnostic, sigmoid: see BoxHead.
-        box_beta:          of the smooth L1; 0 is L1.
+        box_loss:          "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
+        box_beta:          of the box loss; smooth L1 with 0 is L1.
         num_convs:         3x3 convolutions in front of the fully connected layers, see FCHead.
         clamp_below:       see `decode_deltas`.
         plus_one:          see `encode_deltas`.
+        features:          see BoxHead.
     """
 
     loss_names = ("roi/class", "roi/box")
+    settled = ("features",)
 
     def __init__(
         self,
@@ -133,6 +138,8 @@ class FasterHead(keras.layers.Layer):
         aligned=True,
         clamp_below=False,
         plus_one=False,
+        box_loss="smooth_l1",
+        features=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
@@ -144,12 +151,12 @@ class FasterHead(keras.layers.Layer):
         self.positive_fraction = positive_fraction
         self.fuse = fuse
         self.sigmoid = sigmoid
-        self.box_beta = box_beta
+        self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(
             strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
         )
         self.box_head = BoxHead(
-            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, name="box_head"
+            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, features, name="box_head"
         )
 
     def build(self, pyramid_shapes):
@@ -166,7 +173,7 @@ class FasterHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms roi/class and roi/box."""
-        terms = stage_losses(raw, y, self.iou, self.coder, self.num_classes, self.sigmoid, self.box_beta)
+        terms = stage_losses(raw, y, self.iou, self.coder, self.num_classes, self.sigmoid, self.box_loss)
         return dict(zip(self.loss_names, terms, strict=True))
 
     def candidates(self, raw, proposals, size_hw):
@@ -221,10 +228,10 @@ def fuse_scores(probability, proposals, how):
     return probability * proposals["probability"][..., None]
 
 
-def stage_losses(raw, y, iou, coder, num_classes, sigmoid=False, box_beta=0.0):
+def stage_losses(raw, y, iou, coder, num_classes, sigmoid=False, loss=smooth_l1):
     """Class and box loss of one box head on one set of RoIs.   (), () float32."""
     labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou, num_classes)
-    box_loss = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, coder, num_classes, box_beta)
+    box_loss = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, coder, num_classes, loss)
     return class_loss_of(raw["logits"], labels, sigmoid), box_loss
 
 
@@ -239,13 +246,14 @@ def class_loss_of(logits, labels, sigmoid=False):
     return per_global(ops.sum(loss), _count(labels))
 
 
-def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, box_beta=0.0):
-    """Smooth L1 summed over foreground, over the number of *all* RoIs.   () float32.
+def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, loss=smooth_l1):
+    """Loss of deltas summed over foreground, over the number of *all* RoIs.   () float32.
 
     Args:
         predicted: (B, P, 1 or C, 4) deltas.
         rois:      (B, P, 4) px.
         labels, gt_boxes: of `label_rois`.
+        loss:      of `kgarden.losses.roi.box_loss`.
     """
     foreground = (labels >= 0) & (labels < num_classes)
     if predicted.shape[2] == 1:
@@ -256,8 +264,8 @@ def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, box_beta=
     # Background and padding rows encode themselves: finite numbers, masked below.
     target_boxes = ops.where(foreground[..., None], gt_boxes, rois)
     target = box_ops.encode_deltas(rois, target_boxes, coder.weights, coder.plus_one)
-    loss = ops.sum(smooth_l1(predicted, target, box_beta), axis=-1)
-    return per_global(ops.sum(ops.where(foreground, loss, 0.0)), _count(labels))
+    loss_of_roi = ops.sum(loss(predicted, target), axis=-1)
+    return per_global(ops.sum(ops.where(foreground, loss_of_roi, 0.0)), _count(labels))
 
 
 def _count(labels):
@@ -320,6 +328,7 @@ def rcnn(
     selection,
     pixels,
     convention,
+    **of_head,
 ):
     """RPN and a RoI head on a pyramid: the frame of builders.
 
@@ -327,12 +336,15 @@ def rcnn(
         name:     of the model.
         head:     class of the RoI head.
         defaults: settings of the head, laid over those of the convention.
-        num_classes, ..., convention: see `faster_rcnn`.
+        num_classes, ..., convention: see `faster_rcnn`; backbone and neck may be layers already.
+        of_head:  arguments of the head that are no settings.
     Returns:
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
-    neck = make_neck({"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample", **(neck or {})})
+    if not isinstance(neck, keras.layers.Layer):
+        of_pyramid = {"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample"}
+        neck = make_neck({**of_pyramid, **(neck or {})})
     settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **defaults, **(roi_head or {})}
     return TwoStage(
         backbone=make_backbone(backbone),
@@ -345,6 +357,7 @@ def rcnn(
             strides=neck.strides,
             num_classes=num_classes,
             name="roi_head",
+            **of_head,
         ),
         selection=fill(
             Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"

@@ -59,6 +59,8 @@ class FPN(keras.layers.Layer):
         return Conv(self.channels, kernel_size, strides, kernel_initializer=xavier_fan_in(), name=name)
 
     def build(self, input_shape):
+        if len(input_shape) < 4:
+            raise UserError(f"FPN reads C2..C5; the backbone ends at C{len(input_shape) + 1}")
         pyramid_shape = (None, None, None, self.channels)
         for lateral, shape in zip(self.laterals, input_shape[self.levels[0] - 2 :], strict=True):
             lateral.build(shape)

@@ -60,3 +60,9 @@ def sample_rois(proposals, y, iou, count, positive_fraction, random):
     chosen = ops.take_along_axis(boxes, rows[..., None], axis=1)
     object_ = ops.where(is_foreground, ops.take_along_axis(matched, rows, axis=1), -1)
     return {BOXES: ops.stop_gradient(chosen), VALID: kept, OBJECT: object_}
+
+
+def are_objects(boxes, y):
+    """Which boxes are an object's own, to the last bit.   (B, S, 4) -> (B, S) bool."""
+    same = ops.all(boxes[:, :, None] == y[BOXES][:, None], axis=-1)  # (B, S, M)
+    return ops.any(same & truth_is_valid(y)[:, None], axis=2)

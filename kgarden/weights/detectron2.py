@@ -3,13 +3,17 @@
 HEAD = r"proposal_generator\.centernet_head\."
 
 TABLE = (
-    # backbone
-    (r"backbone\.bottom_up\.stem\.conv1", "backbone/stem"),
-    (r"backbone\.bottom_up\.(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
+    # backbone, below a pyramid or alone
+    (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
+    (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
     # neck
     (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
     (r"backbone\.top_block\.(p\d)", r"neck/\1"),
-    # first stage: towers are conv, norm, ReLU in a row
+    # RPN
+    (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
+    (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/code"),
+    # CenterNet2's first stage: towers are conv, norm, ReLU in a row
     *[
         entry
         for theirs, ours in (("bbox", "box"), ("cls", "class"))
@@ -27,6 +31,7 @@ TABLE = (
     (r"roi_heads\.box_head\.(\d)\.(fc\d)", r"roi_head/box_head\1/features/\2"),
     (r"roi_heads\.box_predictor\.(\d)\.cls_score", r"roi_head/box_head\1/classes"),
     (r"roi_heads\.box_predictor\.(\d)\.bbox_pred", r"roi_head/box_head\1/boxes"),
+    (r"roi_heads\.res5\.(\d+)\.(conv\d|shortcut)", r"roi_head/box_head/features/res5_\1/\2"),
     (r"roi_heads\.box_head\.(fc\d)", r"roi_head/box_head/features/\1"),
     (r"roi_heads\.box_predictor\.cls_score", "roi_head/box_head/classes"),
     (r"roi_heads\.box_predictor\.bbox_pred", "roi_head/box_head/boxes"),
@@ -36,4 +41,8 @@ TABLE = (
     (r"roi_heads\.mask_head\.predictor", "mask_head/classes"),
 )
 
-IGNORE = (r"pixel_(mean|std)", r"roi_heads\.box_predictor\.\d\.freq_weight")
+IGNORE = (
+    r"pixel_(mean|std)",
+    r"proposal_generator\.anchor_generator\.cell_anchors\.\d",
+    r"roi_heads\.box_predictor\.\d\.freq_weight",
+)

@@ -4,6 +4,7 @@ from golden import assert_agrees, goldens, params
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.layers.norm import EPSILON
 from kgarden.layers.residual import Bottleneck
 from kgarden.schema import UserError
 from kgarden.weights.detectron2 import TABLE
@@ -28,6 +29,39 @@ def test_bottleneck_agrees_with_the_reference(golden):
     block.build(golden["x"].shape)
     load_state_dict(block, golden.state_dict(), TABLE, prefix="backbone.bottom_up.res2.0.")
     assert_agrees(golden, {"y": ops.convert_to_numpy(block(golden["x"]))})
+
+
+# The same blocks with torchvision's names, as mmdetection has them.
+TORCHVISION = [
+    (r"(conv\d)", r"\1"),
+    (r"bn(\d)", r"conv\1/norm"),
+    (r"downsample\.0", "shortcut"),
+    (r"downsample\.1", "shortcut/norm"),
+]
+
+
+@pytest.mark.parametrize("golden", goldens("mmdet_resnet_blocks"), ids=str)
+def test_bottlenecks_agree_with_mmdetection(golden):
+    s = params(golden)
+    assert s["bn_eps"] == EPSILON
+    got = {}
+    for case, settings in s["cases"].items():
+        block = Bottleneck(
+            settings["planes"] * settings["expansion"],
+            settings["width"],
+            settings["stride"],
+            "bn",
+            project=settings["downsample"] is not None,
+            stride_in_1x1=settings["stride_in"] == "conv1",
+            groups=settings["groups"],
+            name="block",
+        )
+        x = golden[f"{case}/x"]
+        block.build(x.shape)
+        load_state_dict(block, golden.state_dict(f"{case}/param/"), TORCHVISION)
+        got[f"{case}/y"] = ops.convert_to_numpy(block(x))
+        got[f"{case}/y_train"] = ops.convert_to_numpy(block(x, training=True))
+    assert_agrees(golden, got)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,19 @@ def test_a_folder_becomes_records(root):
     assert [a["difficult"] for a in truth(root)["a.jpg"]] == [0, 1]
 
 
+def test_difficult_objects_may_be_ignored(root):
+    write(root, "a", thing([2, 3, 12, 23]), thing([1, 1, 40, 30], extra="<difficult>1</difficult>"))
+    for ignore, crowd in ((False, [0, 0]), (True, [0, 1])):
+        to = root / f"to{ignore}"
+        report = voc.build(to, root=root, shards=1, ignore_difficult=ignore)
+        tree = json.loads((to / "annotations.json").read_text())
+        assert [a["iscrowd"] for a in tree["annotations"]] == crowd and report.difficult == 1
+        assert [a["difficult"] for a in tree["annotations"]] == [0, 1]
+        [record] = tf.data.TFRecordDataset(str(next(to.glob("*.tfrecord"))))
+        np.testing.assert_array_equal(parse(record)["crowd"], crowd)
+        assert read_manifest(to)["source"]["ignore_difficult"] is ignore
+
+
 def test_pixels_counted_from_one(root):
     """Pascal: a box of the whole picture is 1, 1, width, height, its last pixel inside."""
     write(root, "a", thing([1, 1, 40, 30]), thing([5, 5, 5, 5]))

@@ -1,0 +1,123 @@
+"""Faster R-CNN as it was before pyramids: RPN and RoIs on C4, the last stage of the ResNet on every RoI.
+
+Ren, He, Girshick, Sun 2015, arXiv:1506.01497, with a ResNet: He et al. 2015, arXiv:1512.03385, appendix A.
+The backbone ends at C4, stride 16, where RPN's one level has anchors of all sizes. RoIAlign cuts 14 x 14
+cells of 1024 channels out of it, res5 makes 7 x 7 cells of 2048 channels of them, and the predictors read
+their mean.
+
+    paper / detectron2                          here
+    conv1 to conv4                              backbone, `last_stage` 4
+    9 anchors of a cell; 15 by now              SIZES x three ratios
+    conv5 on RoIs, global average pool          Res5, in the place of BoxHead.features
+    12000 / 6000 before NMS, 2000 / 1000 after  PROPOSALS, the same with all three conventions
+"""
+
+import keras
+from keras import ops
+
+from kgarden.backbones import make_backbone
+from kgarden.layers.remat import recomputed
+from kgarden.models.faster_rcnn import FasterHead, rcnn
+from kgarden.necks.last_level import LastLevel
+from kgarden.settings import overlaid
+
+SIZES = [[32, 64, 128, 256, 512]]
+PROPOSALS = {
+    "train": {"per_level": 12_000, "pool": 12_000, "total": 2000},
+    "test": {"per_level": 6000, "total": 1000},
+}
+
+
+class Res5(keras.layers.Layer):
+    """The last stage of a ResNet on the cells of each RoI, and their mean.
+
+    Args:
+        blocks: of kgarden.backbones.resnet.ResNet.stage.
+    Call:
+        roi_features: (B, P, S, S, D).
+    Returns:
+        (B, P, 2 D).
+    Attributes:
+        width: 2 D, once it is built.
+        remat: whether the blocks are computed again on the way back instead of being kept.
+    """
+
+    remat = False
+
+    def __init__(self, blocks, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = blocks
+
+    def build(self, input_shape):
+        shape = (None, *input_shape[-3:])
+        for block in self.blocks:
+            block.build(shape)
+            shape = block.compute_output_shape(shape)
+        self.width = shape[-1]
+
+    def call(self, roi_features, training=False):
+        x = ops.reshape(roi_features, (-1, *roi_features.shape[-3:]))
+        if self.remat:
+            x = recomputed(self.blocks, x, training)
+        else:
+            for block in self.blocks:
+                x = block(x, training=training)
+        return ops.reshape(ops.mean(x, axis=(1, 2)), (*ops.shape(roi_features)[:2], self.width))
+
+
+class C4Head(FasterHead):
+    """FasterHead whose features are those of a ResNet's last stage; has no layers of its own before that.
+
+    Args:
+        features:  Res5.
+        pool_size: S, twice the cells that the mean is taken over.
+        others:    see FasterHead.
+    """
+
+    settled = ("features", "width", "num_fcs", "num_convs")
+
+    def __init__(self, strides, num_classes, features, pool_size=14, sampling_ratio=0, **kwargs):
+        own = dict(features=features, pool_size=pool_size, sampling_ratio=sampling_ratio)
+        super().__init__(strides, num_classes, **own, **kwargs)
+
+
+def faster_rcnn_c4(
+    num_classes,
+    seed=0,
+    backbone="resnet50",
+    rpn=None,
+    proposals=None,
+    roi_head=None,
+    selection=None,
+    pixels=None,
+    convention="detectron2",
+):
+    """Faster R-CNN on C4 (35.7 AP on COCO with detectron2, ResNet-50, 1x).
+
+    Args:
+        num_classes: C.
+        backbone:    a ResNet, whose last stage is the RoI head's; "bn" there is over all RoIs of a replica.
+        roi_head:    settings of C4Head.
+        seed, rpn, proposals, selection, pixels, convention: see `faster_rcnn`.
+    Returns:
+        TwoStage.
+    """
+    backbone = {"name": backbone} if isinstance(backbone, str) else backbone
+    trunk = make_backbone({**backbone, "last_stage": 4})
+    given = overlaid({"train": {}, "test": {}}, proposals, "model.proposals")
+    return rcnn(
+        "faster_rcnn_c4",
+        C4Head,
+        {"sampling_ratio": 0},
+        num_classes,
+        seed,
+        trunk,
+        LastLevel(trunk.strides[-1], trunk.channels[-1], name="neck"),
+        {"sizes": SIZES, **(rpn or {})},
+        {when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
+        roi_head,
+        selection,
+        pixels,
+        convention,
+        features=Res5(trunk.stage(5), name="features"),
+    )
