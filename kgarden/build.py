@@ -209,14 +209,18 @@ class Data:
         )
 
     def val_batches(self, limit=None):
-        """tf.data of (x, meta), every picture once, or the first `limit` of them."""
-        data = self.recipe.data
+        """tf.data of (x, meta), every picture once, or the first `limit` of them, at the test size."""
+        return self._val_batches(test_sizes(self.recipe), limit=limit)
+
+    def view_batches(self, limit=None, divisor=32):
+        """As `val_batches`, with all views of `evaluate.views`; see `view_sizes`."""
+        first, *further = view_sizes(self.recipe, divisor)
+        return self._val_batches(first, limit=limit, further=further, flip=self.recipe.evaluate.flip)
+
+    def _val_batches(self, size, **more):
+        batch_size, scaled_decode = self.recipe.evaluate.batch_size, self.recipe.data.scaled_decode
         return _pipeline().val_batches(
-            self.val,
-            **test_sizes(self.recipe),
-            batch_size=self.recipe.evaluate.batch_size,
-            scaled_decode=data.scaled_decode,
-            limit=limit,
+            self.val, **size, batch_size=batch_size, scaled_decode=scaled_decode, **more
         )
 
 
@@ -286,6 +290,38 @@ def test_sizes(recipe):
         "canvases": canvases(recipe),
         "antialias": data.antialias,
     }
+
+
+def view_sizes(recipe, divisor=32):
+    """Arguments of `resize_to_canvas` for each size of `evaluate.views`; without views, `test_sizes` alone.
+
+    At the test size the canvases are the recipe's. At another they are these, scaled as the short side is and
+    rounded up, and behind them a landscape and a portrait one that hold what is too long for them.
+
+    Args:
+        divisor: of the detector: canvases are divisible by it.
+    """
+    test, views = test_sizes(recipe), recipe.evaluate.views
+    if views is None:
+        return [test]
+    long = views.long_side_px or test["long_side_px"]
+    return [
+        _size_of_view(test, short, long, divisor) for short in views.short_side_px or [test["short_side_px"]]
+    ]
+
+
+def _size_of_view(test, short, long, divisor):
+    if (short, long) == (test["short_side_px"], test["long_side_px"]):
+        return test
+
+    def rounded(side, over=1):
+        return -(-side // (over * divisor)) * divisor
+
+    scaled = [[rounded(side * short, test["short_side_px"]) for side in one] for one in test["canvases"]]
+    low, high = rounded(min(short, long)), rounded(long)
+    found = [tuple(one) for one in (*scaled, [low, high], [high, low])]
+    canvases = [list(one) for one in dict.fromkeys(found)]
+    return {**test, "short_side_px": short, "long_side_px": long, "canvases": canvases}
 
 
 def canvases(recipe):

@@ -1,5 +1,6 @@
 """Numbers of a detector: every picture once, boxes in px of the original picture."""
 
+import functools
 import math
 import pathlib
 import time
@@ -11,7 +12,7 @@ from keras import ops
 from kgarden.build import best_weights, load_run, prepare_data
 from kgarden.draw import draw_detections
 from kgarden.masks import run_lengths_of
-from kgarden.predict import compiled_inference, to_original
+from kgarden.predict import inference_of, to_original
 from kgarden.schema import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
 from kgarden.scoring import analysed, judged, judged_masks, read_json, write_folder
 
@@ -22,7 +23,7 @@ def detect(model, batches, categories, on_batch=None):
     """Run an InferenceModel over all pictures.
 
     Args:
-        model:      of `compiled_inference`.
+        model:      of `inference_of`.
         batches:    of (x, meta), as `build_datasets` yields them for validation; a negative image_id marks
                     padding.
         categories: [{"id", "name"}, ...] in label order.
@@ -34,11 +35,10 @@ def detect(model, batches, categories, on_batch=None):
     """
     results, image_ids, size, masked = [], [], None, False
     for x, meta in batches:
-        x = {key: np.asarray(value) for key, value in x.items()}
         ids = np.asarray(meta[IMAGE_ID])
         size = size or len(ids)
         # the last batch of a canvas may be short: filled up, nothing is traced again
-        x = {key: np.concatenate([v, v[-1:].repeat(size - len(ids), axis=0)]) for key, v in x.items()}
+        x = keras.tree.map_structure(functools.partial(_filled, size=size), x)
         found = model.predict_on_batch(x)
         found = {key: value[: len(ids)] for key, value in found.items()}
         original_hw = np.asarray(meta[ORIGINAL_HW])
@@ -50,6 +50,12 @@ def detect(model, batches, categories, on_batch=None):
         if on_batch:
             on_batch(len(image_ids))
     return results, image_ids, masked
+
+
+def _filled(array, size):
+    """The last row again until there are `size` of them."""
+    array = np.asarray(array)
+    return np.concatenate([array, array[-1:].repeat(size - len(array), axis=0)])
 
 
 def _results(found, ids, original_hw, categories):
@@ -69,6 +75,18 @@ def _results(found, ids, original_hw, categories):
     return results
 
 
+def batches_of(data, recipe, detector, limit=None):
+    """Validation batches as the recipe's evaluation sees them: of one view, or of several.
+
+    Args:
+        data:  kgarden.build.Data.
+        limit: only the first so many pictures.
+    """
+    if recipe.evaluate.views is None:
+        return data.val_batches(limit)
+    return data.view_batches(limit, detector.divisor)
+
+
 def evaluate(
     detector,
     recipe,
@@ -84,16 +102,16 @@ def evaluate(
 
     Args:
         detector, recipe: what is evaluated.
-        batches:          of (x, meta), see `detect`.
+        batches:          of (x, meta), see `detect` and `batches_of`.
         categories:       [{"id", "name"}, ...] in label order.
         annotations:      path of the ground truth in COCO form.
-        model:            of `compiled_inference(detector)`, to use one again.
+        model:            of `inference_of(detector, recipe)`, to use one again.
         folder:           for the analysis and its figures, which are left out without it.
         explained:        a headline of nearly 0 comes with the cause.
     Returns:
         (evaluation, results): what `evaluation.json` and `detections.json` hold.
     """
-    model = model or compiled_inference(detector)
+    model = model or inference_of(detector, recipe)
     started = time.perf_counter()
     results, image_ids, masked = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
@@ -103,6 +121,7 @@ def evaluate(
         "recipe_sha256": recipe.digest(),
         "step": int(ops.convert_to_numpy(detector.step.value)),
         **judged(truth, results, image_ids, recipe.evaluate.metrics, explained=explained),
+        **({"views": views.number} if (views := recipe.evaluate.views) else {}),
         **({"masks": judged_masks(truth, results, image_ids, recipe.evaluate.metrics)} if masked else {}),
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),
@@ -134,7 +153,7 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None, fo
     evaluation, results = evaluate(
         detector,
         recipe,
-        prepared.val_batches(),
+        batches_of(prepared, recipe, detector),
         categories,
         prepared.annotations,
         on_batch=on_batch,
@@ -146,23 +165,21 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None, fo
 def first_pictures(model, batches, count):
     """The first pictures of validation batches: (image_id, x of one picture, detections of one picture)."""
     for x, meta in batches:
-        x = {key: np.asarray(value) for key, value in x.items()}
+        x = keras.tree.map_structure(np.asarray, x)
         found = {key: ops.convert_to_numpy(value) for key, value in model.predict_on_batch(x).items()}
         for row in np.flatnonzero(np.asarray(meta[IMAGE_ID]) >= 0):
             if count == 0:
                 return
             count -= 1
-            x_of_row, found_of_row = ({key: value[row] for key, value in part.items()} for part in (x, found))
-            yield int(meta[IMAGE_ID][row]), x_of_row, found_of_row
+            alone = keras.tree.map_structure(lambda value, row=row: value[row], (x, found))
+            yield int(meta[IMAGE_ID][row]), *alone
 
 
-def draw_examples(inference, data, count, folder):
-    """Detections painted on the first pictures of the validation data, one PNG each."""
-    if count == 0:
-        return
+def draw_examples(inference, batches, categories, count, folder):
+    """Detections painted on the first pictures of validation batches, one PNG each."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [category["name"] for category in data.categories]
-    for image_id, x, found in first_pictures(inference, data.val_batches(limit=count), count):
+    names = [category["name"] for category in categories]
+    for image_id, x, found in first_pictures(inference, batches, count):
         height, width = (int(side) for side in x[SIZE_HW])
         factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
         image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)

@@ -9,15 +9,17 @@ import collections
 import glob
 import pathlib
 
-import keras
 import numpy as np
 from keras import ops
 from PIL import Image, ImageOps
 
-from kgarden.build import load_run, test_sizes
+from kgarden.build import load_run, view_sizes
 from kgarden.draw import draw_detections
 from kgarden.masks import run_lengths_of
-from kgarden.schema import BOXES, IMAGES, MASKS, SIZE_HW, UserError
+from kgarden.models.per_canvas import ready_to_predict
+from kgarden.models.views import MergedViews
+from kgarden.ops import boxes as box_ops
+from kgarden.schema import BOXES, IMAGES, MASKS, MIRRORED, SIZE_HW, VIEWS, UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
@@ -35,19 +37,24 @@ def to_original(detections, size_hw, original_hw):
     Returns:
         the same dictionary with other boxes.
     """
-    original = ops.cast(ops.flip(original_hw, axis=-1), "float32")[:, None, :]  # (B, 1, 2) xy
-    scale = original / ops.cast(ops.flip(size_hw, axis=-1), "float32")[:, None, :]
-    limit = ops.concatenate([original, original], axis=-1)
-    boxes = detections[BOXES] * ops.concatenate([scale, scale], axis=-1)
-    return {**detections, BOXES: ops.minimum(ops.maximum(boxes, 0.0), limit)}
+    boxes = box_ops.rescale(detections[BOXES], size_hw, original_hw)
+    return {**detections, BOXES: box_ops.clip(boxes, original_hw)}
 
 
 def compiled_inference(detector):
     """The detector's InferenceModel, ready for `predict_on_batch` on this backend."""
-    model = detector.inference_model()
-    # XLA on a CPU is slower than a graph for these networks, and JAX without it runs op by op.
-    model.compile(jit_compile=keras.backend.backend() == "jax")
-    return model
+    return ready_to_predict(detector.inference_model())
+
+
+def inference_of(detector, recipe):
+    """What answers pictures as the recipe says: `compiled_inference`, or the same of several views merged.
+
+    Asked by `predict_on_batch` with an x that holds the views of `kgarden.build.view_sizes`.
+    """
+    views, merge = recipe.evaluate.views, recipe.evaluate.merge
+    if views is None or views.number == 1:
+        return compiled_inference(detector)
+    return MergedViews(detector, **merge.model_dump())
 
 
 def read_picture(source):
@@ -104,12 +111,18 @@ class Predictor:
         self.recipe = recipe
         self.categories = categories or [{"id": n, "name": str(n)} for n in range(detector.num_classes)]
         self.batch_size = batch_size
-        self.model = compiled_inference(detector)
+        self.sizes = view_sizes(recipe, detector.divisor)
+        self.flip = recipe.evaluate.flip
+        self.model = inference_of(detector, recipe)
 
     @classmethod
-    def from_run(cls, run, batch_size=1):
-        """The predictor of a finished or running training, with its best weights."""
-        recipe, detector, categories = load_run(run)
+    def from_run(cls, run, batch_size=1, overrides=None):
+        """The predictor of a finished or running training, with its best weights.
+
+        Args:
+            overrides: other settings at inference, {"evaluate.views.flip": True, ...}.
+        """
+        recipe, detector, categories = load_run(run, overrides=overrides)
         return cls(detector, recipe, categories, batch_size)
 
     @property
@@ -133,32 +146,56 @@ class Predictor:
 
     def stream(self, sources):
         """(picture (H, W, 3), detections) of each source in order, never more than a batch in memory."""
-        waiting = []  # [(picture, canvas, size_hw)], all of one canvas
+        waiting = []  # [(picture, its views)], all of the same canvases
         for source in sources:
             picture = read_picture(source)
-            canvas, size_hw = self._to_canvas(picture)
-            if waiting and (len(waiting) == self.batch_size or waiting[0][1].shape != canvas.shape):
+            views = self._views(picture)
+            if waiting and (len(waiting) == self.batch_size or _canvases(waiting[0][1]) != _canvases(views)):
                 yield from self._answer(waiting)
                 waiting = []
-            waiting.append((picture, canvas, size_hw))
+            waiting.append((picture, views))
         if waiting:
             yield from self._answer(waiting)
 
-    def _to_canvas(self, picture):
+    def _views(self, picture):
+        """[x of one picture], the first one not mirrored."""
         from kgarden.data.pipeline import resize_to_canvas  # needs TensorFlow
 
-        canvas, size_hw = resize_to_canvas(picture, **test_sizes(self.recipe))
-        return np.asarray(canvas), np.asarray(size_hw)
+        views = []
+        for size in self.sizes:
+            canvas, size_hw = (np.asarray(one) for one in resize_to_canvas(picture, **size))
+            views.append({IMAGES: canvas, SIZE_HW: size_hw, MIRRORED: np.array(False)})
+            if self.flip:
+                views.append({IMAGES: mirrored(canvas, size_hw), SIZE_HW: size_hw, MIRRORED: np.array(True)})
+        return views
 
     def _answer(self, waiting):
-        pictures, laid, sizes = zip(*waiting, strict=True)
+        pictures, views = zip(*waiting, strict=True)
         filled = self.batch_size - len(waiting)  # always one batch size: nothing is traced again
-        x = {IMAGES: np.stack(laid + laid[-1:] * filled), SIZE_HW: np.stack(sizes + sizes[-1:] * filled)}
+        first, *others = [_stacked(view) for view in zip(*views, *views[-1:] * filled, strict=True)]
+        x = {IMAGES: first[IMAGES], SIZE_HW: first[SIZE_HW]} | ({VIEWS: tuple(others)} if others else {})
         original_hw = np.array([p.shape[:2] for p in pictures + pictures[-1:] * filled], "int32")
         detections = to_original(self.model.predict_on_batch(x), x[SIZE_HW], original_hw)
         detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
         for row, picture in enumerate(pictures):
             yield picture, {key: value[row] for key, value in detections.items()}
+
+
+def mirrored(canvas, size_hw):
+    """The canvas with its picture mirrored left to right; the padding stays where it is."""
+    height, width = size_hw
+    canvas = canvas.copy()
+    canvas[:height, :width] = canvas[:height, :width][:, ::-1].copy()
+    return canvas
+
+
+def _canvases(views):
+    return [view[IMAGES].shape for view in views]
+
+
+def _stacked(views):
+    """x of several pictures, of one view each."""
+    return {key: np.stack([view[key] for view in views]) for key in views[0]}
 
 
 def find_pictures(places):

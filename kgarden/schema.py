@@ -7,7 +7,9 @@ Boxes are xyxy corners in px of the network input, continuous (no "+1"), float32
 0..C-1 with -1 on padding. Everything of variable length is padded and carries a mask.
 
     x           {"images": (B, H, W, 3) uint8 RGB, "size_hw": (B, 2) int32 height and width
-                 of the picture inside the canvas; the rest of the canvas is padding}
+                 of the picture inside the canvas; the rest of the canvas is padding}; with several views
+                 "views": tuple of further {"images", "size_hw", "mirrored": (B,) bool}, which show the same
+                 pictures at other sizes or in a mirror
     y           {"boxes": (B, M, 4) float32, "labels": (B, M) int32, "crowd": (B, M) bool,
                  "image_id": (B,) int64}, with `data.masks` "masks": (B, M, 112, 112) bool, bitmaps over the
                  boxes, sampled at the centres of their cells; none set: no mask is known
@@ -33,6 +35,8 @@ SOURCE = "source"
 IMAGE_ID = "image_id"
 MASKS = "masks"
 ORIGINAL_HW = "original_hw"
+VIEWS = "views"
+MIRRORED = "mirrored"
 
 PAD_LABEL = -1
 MASK_SIDE = 112  # cells of a mask along each side of its box

@@ -54,6 +54,10 @@ def _named(value):
     return {"name": value} if isinstance(value, str) else value
 
 
+def _convention(value):
+    return {"convention": value} if isinstance(value, str) else value
+
+
 def _as_augment(value):
     """Names, and names with settings -> tuple of {name: settings}."""
     entries = [{one: {}} if isinstance(one, str) else one for one in _as_tuple(value)]
@@ -218,12 +222,56 @@ class Schedule(Section):
 Metric = Literal["coco", "voc07", "voc_area", "open_images"]
 
 
+class Views(Section):
+    """Test-time augmentation: every picture at each size, with `flip` also in a mirror at each."""
+
+    short_side_px: Sides | None = None  # None: data.test_short_side_px
+    long_side_px: PositiveInt | None = None  # None: data.test_long_side_px
+    flip: bool = False
+
+    @property
+    def number(self):
+        """How many views of each picture there are."""
+        return len(self.short_side_px or (None,)) * (1 + self.flip)
+
+    @model_validator(mode="after")
+    def _whole(self):
+        sides = self.short_side_px or ()
+        if len(set(sides)) < len(sides):
+            raise ValueError("short_side_px names a size twice")
+        return self
+
+
+class Merge(Section):
+    """How several views become one answer; None: as the model's own selection has it."""
+
+    convention: Literal["detectron2", "maskrcnn_benchmark"] = "detectron2"
+    method: Literal["nms", "soft_nms"] | None = None  # None: the model's, nms where it has none
+    iou: Annotated[float, Field(ge=0, le=1)] | None = None
+    soft: Literal["linear", "gaussian"] | None = None  # soft_nms
+    sigma: PositiveFloat | None = None  # soft_nms, gaussian
+    min_score: NonNegativeFloat | None = None  # soft_nms
+
+
 class Evaluate(Section):
     every: PositiveInt | None = None  # steps; None: at the end
     batch_size: PositiveInt = 1
     limit: PositiveInt | None = None  # pictures of data.val, for evaluation while training
     pictures: NonNegativeInt = 8  # drawn at the end
     metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = ("coco",)  # the first chooses
+    views: Views | None = None  # of each picture; None: one, at the test size of data
+    merge: Annotated[Merge, BeforeValidator(_convention)] = Merge()  # of several views
+
+    @property
+    def flip(self):
+        """Whether each picture is seen in a mirror too."""
+        return self.views is not None and self.views.flip
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.merge != Merge() and (self.views is None or self.views.number == 1):
+            raise ValueError("merge means nothing to one view: give views several sizes, or flip: true")
+        return self
 
 
 class Init(Section):

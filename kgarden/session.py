@@ -26,10 +26,10 @@ from kgarden.checkpoint import (
 )
 from kgarden.clock import Clock, timed
 from kgarden.diagnosis import Diagnosis
-from kgarden.evaluate import draw_examples, evaluate
+from kgarden.evaluate import batches_of, draw_examples, evaluate
 from kgarden.loggers import make_loggers
 from kgarden.ops.compiled import compiled
-from kgarden.predict import compiled_inference
+from kgarden.predict import inference_of
 from kgarden.schema import IMAGE_ID, TrainingFailed, UserError
 from kgarden.scoring import numbers_of, read_json, write_json
 
@@ -65,7 +65,7 @@ class Session(keras.callbacks.Callback):
         ema = recipe.schedule.ema
         with team.strategy.scope():
             self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
-        self.inference = compiled_inference(detector)  # outside of the scope: the chief's own work
+        self.inference = inference_of(detector, recipe)  # outside of the scope: the chief's own work
         self.clock, self.interrupted, self.loggers = Clock(), False, []
 
     # --- before and after -------------------------------------------------------------------------
@@ -138,7 +138,9 @@ class Session(keras.callbacks.Callback):
             "train_s": round(self.train_s),
         }
         write_json(self.run / "evaluation.json", evaluation)
-        draw_examples(self.inference, self.data, self.recipe.evaluate.pictures, self.run / "pictures")
+        if count := self.recipe.evaluate.pictures:
+            batches, categories = self._batches(count), self.data.categories
+            draw_examples(self.inference, batches, categories, count, self.run / "pictures")
         self.reporter.evaluation(evaluation)
 
     # --- at each step -----------------------------------------------------------------------------
@@ -265,12 +267,15 @@ class Session(keras.callbacks.Callback):
         return evaluate(
             self.detector,
             self.recipe,
-            self.data.val_batches(limit),
+            self._batches(limit),
             self.data.categories,
             self.data.annotations,
             model=self.inference,
             **more,
         )
+
+    def _batches(self, limit):
+        return batches_of(self.data, self.recipe, self.detector, limit)
 
     def _save(self):
         state = {

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgarden.heads.selection import Selection
 from kgarden.models.detector import InferenceModel
 from kgarden.models.per_canvas import PerCanvas
 from kgarden.models.watch import FirstBadStep
@@ -22,6 +23,7 @@ class StandIn(PerCanvas):
     """Class of the square by a small network with a normalisation; its box from the brightest cell."""
 
     divisor = 32
+    selection = Selection(total=2)  # for several views, merged
 
     def __init__(self, num_classes, seed=0):
         super().__init__()

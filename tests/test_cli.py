@@ -124,6 +124,40 @@ def test_from_pictures_to_drawn_pictures(world, call):
     assert predictor.names == [category["name"] for category in sorted(CATEGORIES, key=lambda c: c["id"])]
 
 
+def test_several_views_by_keys(world, call):
+    """In a training, for `evaluate`, for `predict`; an export says that it has one."""
+    for split in ("train", "val"):
+        given = ["--images", split, "--annotations", f"{split}.json", "--to", f"shards/{split}"]
+        assert call("data", "build", "coco", *given)[0] == 0
+    code, _, err = call("train", "standin.yaml", "--set", "evaluate.views.flip=true", "--run", "seen_twice")
+    assert code == 0, err
+    measured = json.loads((world / "seen_twice/evaluation.json").read_text())
+    assert measured["views"] == 2 and measured["metrics"]["ap50"] == 100.0 and measured["detections"] == 6
+    assert len(list((world / "seen_twice/pictures").iterdir())) == 2
+
+    assert call("train", "standin.yaml", "--run", "seen_once")[0] == 0
+    run, numbers = world / "seen_once", world / "numbers.json"
+    assert "views" not in json.loads((run / "evaluation.json").read_text())
+    flip = ["--set", "evaluate.views.flip=true"]
+    assert call("evaluate", run, *flip, "--json", numbers)[0] == 0
+    assert json.loads(numbers.read_text())["metrics"]["ap"] == 100.0
+    soft = ["--set", "evaluate.merge={convention: maskrcnn_benchmark, soft: linear}"]
+    code, _, err = call("evaluate", run, *flip, *soft)
+    assert code == 2 and "evaluate.merge.soft means nothing to method nms" in err and err.count("\n") == 1
+
+    assert call("predict", run, "val/0.png", "--to", "once")[0] == 0
+    assert call("predict", run, "val/0.png", "--to", "twice", *flip)[0] == 0
+    once, twice = (json.loads((world / f"{name}/detections.json").read_text()) for name in ("once", "twice"))
+    assert len(twice[0]["detections"]) == 1
+    assert once[0]["detections"][0]["box"] == twice[0]["detections"][0]["box"]
+
+    code, out, _ = call("export", world / "seen_twice", "--to", "served")
+    assert code == 0 and "evaluate.views: the model answers from one view" in out and "not from 2" in out
+    assert "one view" in json.loads((world / "served/1/metadata.json").read_text())["views"]
+    code, out, _ = call("export", run, "--to", "plain")
+    assert code == 0 and "views" not in out + (world / "plain/1/metadata.json").read_text()
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [

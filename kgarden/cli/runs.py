@@ -243,6 +243,7 @@ def predict(
     to: Annotated[pathlib.Path, typer.Option(help="folder for drawn pictures and detections.json")],
     min_score: Annotated[float, typer.Option(help="draw detections from this score on")] = 0.3,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    set_: SetOption = None,
 ):
     """Draw a run's detections on pictures."""
     start_tensorflow()
@@ -250,7 +251,8 @@ def predict(
     from kgarden.scoring import write_json
 
     paths = find_pictures(images)
-    found, faults = draw_files(Predictor.from_run(run, batch_size), paths, to, min_score)
+    predictor = Predictor.from_run(run, batch_size, settings_of(set_))
+    found, faults = draw_files(predictor, paths, to, min_score)
     if not found:
         raise UserError(faults[0])
     write_json(to / "detections.json", found)
@@ -275,7 +277,8 @@ def export(
     start_tensorflow()
     from kgarden.export import export_run
 
-    print(f"written {export_run(run, to, form, [_canvas(text) for text in canvas or []], batch)}")
+    written = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch, say=print)
+    print(f"written {written}")
 
 
 def _canvas(text):

@@ -81,6 +81,12 @@ def resize(image, size_hw, antialias=True):
     return resample(image, size_hw, scale, antialias=antialias)
 
 
+def resized(image, size_hw, antialias=True):
+    """`resize`, or the picture itself where it has that size."""
+    same = tf.reduce_all(tf.shape(image)[:2] == size_hw)
+    return tf.cond(same, lambda: image, lambda: resize(image, size_hw, antialias))
+
+
 def pad_to_canvas(image, canvas_hw):
     """(h, w, 3) -> (H, W, 3), zeros below and to the right."""
     missing = tf.cast(canvas_hw, tf.int32) - tf.shape(image)[:2]
@@ -102,8 +108,7 @@ def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialia
     hw = tf.shape(image)[:2]
     canvas_hw = tf.gather(canvases, canvas_of(hw, canvases, short_side_px, long_side_px))
     size_hw = fitted_hw(hw, short_side_px, long_side_px, canvas_hw)
-    image = tf.cond(tf.reduce_all(hw == size_hw), lambda: image, lambda: resize(image, size_hw, antialias))
-    canvas = pad_to_canvas(image, canvas_hw)
+    canvas = pad_to_canvas(resized(image, size_hw, antialias), canvas_hw)
     static = canvases[0] if len(canvases) == 1 else (None, None)
     return tf.ensure_shape(canvas, (*static, 3)), size_hw
 

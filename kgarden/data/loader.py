@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from kgarden.data.canvas import fitted_hw, resize
+from kgarden.data.canvas import fitted_hw, resized
 from kgarden.data.transforms import masks as bitmaps
 from kgarden.data.transforms.geometry import FRAMES
 from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
@@ -142,12 +142,7 @@ class Loader:
         def pixels(place):
             row, choice = place // choices, place % choices
             image = self.image(row, choice, parse(self.records[row])["encoded"])
-            if not at_all_sizes:
-                return image
-            same = tf.reduce_all(tf.shape(image)[:2] == self.sizes[row, choice])
-            return tf.cond(
-                same, lambda: image, lambda: resize(image, self.sizes[row, choice], self.antialias)
-            )
+            return resized(image, self.sizes[row, choice], self.antialias) if at_all_sizes else image
 
         places = tf.data.Dataset.range(len(self.index) * choices)
         images = list(places.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())

@@ -9,6 +9,7 @@ Pictures that are only resized and mirrored, the usual case, go a shorter way, `
 them is drawn for a thousand at once, and the truth of a batch is moved as a whole.
 """
 
+import dataclasses
 import functools
 import itertools
 import warnings
@@ -23,8 +24,8 @@ from kgarden.data.canvas import (
     default_canvases,
     fitted_hw,
     pad_to_canvas,
-    resize,
     resize_to_canvas,
+    resized,
 )
 from kgarden.data.loader import Loader, ratios
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
@@ -33,7 +34,18 @@ from kgarden.data.stored import check_masks, objects_of
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
 from kgarden.data.truth import in_rows, in_rows_of_one
-from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, ORIGINAL_HW, SIZE_HW, UserError
+from kgarden.schema import (
+    BOXES,
+    CROWD,
+    IMAGE_ID,
+    IMAGES,
+    LABELS,
+    MIRRORED,
+    ORIGINAL_HW,
+    SIZE_HW,
+    VIEWS,
+    UserError,
+)
 from tfrecords.pictures import decode
 from tfrecords.schema import DataError, parse
 
@@ -188,7 +200,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
     def prepared(plan):
         record = parse(load.record(plan["row"]))
         image = load.image(plan["row"], plan["choice"], record["encoded"])
-        image = _resized(image, plan[SIZE_HW], load.antialias)
+        image = resized(image, plan[SIZE_HW], load.antialias)
         if augmentation.settings:
             image = mirrored_pixels(image, *tf.unstack(plan["mirrors"]))
         kept = {key: record[key] for key in ("boxes", "category_ids", "crowd")}
@@ -221,6 +233,8 @@ def val_batches(
     antialias=True,
     scaled_decode=False,
     limit=None,
+    further=(),
+    flip=False,
     parallel=tf.data.AUTOTUNE,
 ):
     """Batches to evaluate: every picture once, those of the first canvas first.
@@ -230,6 +244,9 @@ def val_batches(
     Args:
         short_side_px: one number.
         limit:         only the first so many pictures.
+        further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], sizes at which x has
+                       the same pictures again, under "views". A batch has one canvas for each size.
+        flip:          "views" has them in a mirror too, at every size behind the picture itself.
         others:        see `train_batches`.
     Returns:
         tf.data.Dataset of (x, meta), of known length.
@@ -238,24 +255,56 @@ def val_batches(
     _check("none", batch_size)
     index = data.index.take(slice(limit))
     data = Dataset(index, data.categories, data.annotations)
-    canvases, canvas = _canvases(index, canvases, short_side_px, long_side_px)
-    load = Loader(data, np.array(canvases)[canvas], (short_side_px,), long_side_px, antialias, scaled_decode)
-    static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
-    steps = samplers.in_order(canvas, batch_size).reshape(-1, 3)
+    first = {"short_side_px": short_side_px, "long_side_px": long_side_px, "canvases": canvases}
+    sizes = [
+        _size(data, scaled_decode=scaled_decode, **size)
+        for size in ({**first, "antialias": antialias}, *further)
+    ]
+    group = np.unique(np.stack([size.canvas for size in sizes], 1), axis=0, return_inverse=True)[1]
+    steps = samplers.in_order(group, batch_size).reshape(-1, 3)
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
+    load = sizes[0].load
 
     def prepare(plan):
         row = plan["row"]
-        image = load.image(row, 0, parse(load.record(row))["encoded"])
-        image = _resized(image, load.sizes[row, 0], antialias)
+        encoded = parse(load.record(row))["encoded"]
+        x, *views = _views(sizes, row, encoded, flip)
         image_id = tf.where(plan["real"], load.image_id[row], -1)
         meta = {IMAGE_ID: image_id, ORIGINAL_HW: load.original_hw[row]}
-        return _input_of(image, load.canvas_hw[row], static_hw), meta
+        return x | ({VIEWS: tuple(views)} if views else {}), meta
 
     plans = tf.data.Dataset.from_tensor_slices({"real": real, "row": steps[last_real, 1]})
     batches = plans.map(prepare, parallel, deterministic=True).batch(batch_size, drop_remainder=True)
     return _handed_out(batches, len(steps) // batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """One size of all pictures: Loader, canvas of each picture (N,), shape of the canvas if it is one."""
+
+    load: Loader
+    canvas: np.ndarray
+    static_hw: tuple
+
+
+def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode):
+    canvases, canvas = _canvases(data.index, canvases, short_side_px, long_side_px)
+    load = Loader(data, np.array(canvases)[canvas], (short_side_px,), long_side_px, antialias, scaled_decode)
+    return _Size(load, canvas, tuple(canvases[0]) if len(canvases) == 1 else (None, None))
+
+
+def _views(sizes, row, encoded, flip):
+    """[x of one picture], at each size, and in a mirror behind it; all but the first say which they are."""
+    views = []
+    for size in sizes:
+        load = size.load
+        image = resized(load.image(row, 0, encoded), load.sizes[row, 0], load.antialias)
+        for is_mirrored in (False, True) if flip else (False,):
+            shown = tf.reverse(image, [1]) if is_mirrored else image
+            x = _input_of(shown, load.canvas_hw[row], size.static_hw)
+            views.append({**x, MIRRORED: tf.constant(is_mirrored)} if views else x)
+    return views
 
 
 def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
@@ -287,11 +336,6 @@ def _handed_out(batches, count):
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
     return batches.apply(tf.data.experimental.assert_cardinality(count))
-
-
-def _resized(image, size_hw, antialias):
-    same = tf.reduce_all(tf.shape(image)[:2] == size_hw)
-    return tf.cond(same, lambda: image, lambda: resize(image, size_hw, antialias))
 
 
 def _input_of(image, canvas_hw, static_hw):

@@ -5,18 +5,21 @@ around it, from bytes of files to boxes in the photo; ONNX and LiteRT files are 
 each canvas, compared with the model when they are written.
 """
 
+import warnings
+
 import keras
 
 from kgarden.build import canvases as canvases_of
 from kgarden.build import load_run
 from kgarden.export.portable import write_portable
 from kgarden.export.saved_model import write_saved_model
+from kgarden.export.version import views_left_out
 from kgarden.schema import UserError
 
 FORMATS = ("saved_model", "onnx", "litert")
 
 
-def export_run(run, to, form="saved_model", canvases=None, batch=None):
+def export_run(run, to, form="saved_model", canvases=None, batch=None, say=warnings.warn):
     """Write TO/1/, or the next free number, whole or not at all.
 
     Args:
@@ -25,6 +28,7 @@ def export_run(run, to, form="saved_model", canvases=None, batch=None):
         form:     one of FORMATS.
         canvases: [(height, width), ...] of ONNX and LiteRT files; none: all of the recipe.
         batch:    pictures at once in ONNX and LiteRT files; None: 1.
+        say:      called with a line on what the model leaves out, if it leaves something out.
     Returns:
         path of the version directory.
     Raises:
@@ -41,6 +45,8 @@ def export_run(run, to, form="saved_model", canvases=None, batch=None):
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"export runs on the TensorFlow backend, KERAS_BACKEND is {keras.backend.backend()}")
     recipe, detector, categories = load_run(run)
+    if line := views_left_out(recipe):
+        say(line)
     if form == "saved_model":
         return write_saved_model(detector, recipe, categories, to)
     known = [tuple(canvas) for canvas in canvases_of(recipe)]

@@ -53,6 +53,17 @@ def _form_of(version):
         return "not of kgarden"
 
 
+def views_left_out(recipe):
+    """A line on the views that an exported model does without, or None where there is one view anyway."""
+    views = recipe.evaluate.views
+    if views is None or views.number == 1:
+        return None
+    return (
+        f"evaluate.views: the model answers from one view, at the test size, not from {views.number}; "
+        f"`kgarden predict` merges them"
+    )
+
+
 def write_beside(folder, recipe, categories, metadata):
     """labels.txt, recipe.yaml and metadata.json: what a client has to know.
 
@@ -69,6 +80,7 @@ def write_beside(folder, recipe, categories, metadata):
         "recipe_sha256": recipe.digest(),
         "classes": categories,
         **metadata,
+        **({"views": line} if (line := views_left_out(recipe)) else {}),
         "tensorflow": tf.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

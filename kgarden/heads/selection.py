@@ -14,6 +14,7 @@ from kgarden.ops.nms import nms
 from kgarden.ops.soft_nms import soft_nms
 from kgarden.schema import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
 
+GROUP = "group"
 METHODS = ("nms", "soft_nms", "peaks", "none")
 
 
@@ -61,6 +62,16 @@ class Selection:
         """Select.
 
         Args:
+            candidates: see `pick`.
+        Returns:
+            detections as in kgarden.schema, K = `total`; invalid rows hold zeros and label -1.
+        """
+        return self.suppress(self.pick(candidates))
+
+    def pick(self, candidates):
+        """The (box, class) pairs that go on, before any suppresses another.
+
+        Args:
             candidates: {"boxes": (B, A, 4), or (B, A, C, 4) where each class has its own box,
                          "scores": (B, A, C)} and, optionally,
                          "gate" (B, A, C): what the threshold looks at instead of the score,
@@ -70,7 +81,9 @@ class Selection:
                          "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
                          it, one level.
         Returns:
-            detections as in kgarden.schema, K = `total`; invalid rows hold zeros and label -1.
+            {"boxes": (B, N, 4), "scores": (B, N), "labels": (B, N), "source": (B, N)}; a pair that is out has
+            a score below 0. Where not all boxes may suppress each other also "group" (B, N) int32: those of
+            different groups never do.
         """
         scores = self._gated(candidates)
         rank = scores if candidates.get("rank") is None else ops.where(scores > 0, candidates["rank"], -1.0)
@@ -81,7 +94,33 @@ class Selection:
         if candidates.get("standing") is not None:
             standing = ops.take_along_axis(candidates["standing"], picked[SOURCE], axis=1)
             picked[SCORES] = ops.where(standing, picked[SCORES], -1.0)
-        return self._suppress(picked, self._groups(picked, scores.shape[-1], candidates.get("levels")))
+        group = self._groups(picked, scores.shape[-1], candidates.get("levels"))
+        return picked if group is None else {**picked, GROUP: group}
+
+    def suppress(self, picked):
+        """The `total` best of pairs, their duplicates suppressed.
+
+        Args:
+            picked: of `pick`, or the rows of several in one; of more than `pool` the best.
+        Returns:
+            detections, see `__call__`.
+        """
+        if picked[SCORES].shape[1] > self.pool:
+            best = ops.top_k(picked[SCORES], self.pool)[1]
+            picked = {key: _rows(value, best) for key, value in picked.items()}
+        total = min(self.total, picked[SCORES].shape[1])
+        boxes, scores, groups = picked[BOXES], picked[SCORES], picked.get(GROUP)
+        valid = scores > 0
+        if self.method == "nms":
+            rows, valid = nms(boxes, scores, valid, self.iou, total, labels=groups)
+        elif self.method == "soft_nms":
+            how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
+            rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
+            return _padded(picked, rows, valid, self.total, left)
+        else:
+            rows = ops.top_k(scores, total)[1]
+            valid = ops.take_along_axis(valid, rows, axis=1)
+        return _padded(picked, rows, valid, self.total)
 
     def _gated(self, candidates):
         """Scores (B, A, C), -1 where a candidate is out."""
@@ -114,25 +153,15 @@ class Selection:
         level = ops.sum(ops.cast(picked[SOURCE][..., None] >= starts, "int32"), axis=-1)
         return level if labels is None else level * classes + labels
 
-    def _suppress(self, picked, groups):
-        total = min(self.total, picked[SCORES].shape[1])
-        valid = picked[SCORES] > 0
-        if self.method == "nms":
-            rows, valid = nms(picked[BOXES], picked[SCORES], valid, self.iou, total, labels=groups)
-        elif self.method == "soft_nms":
-            how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
-            boxes, scores = picked[BOXES], picked[SCORES]
-            rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
-            return _padded(picked, rows, valid, self.total, left)
-        else:
-            rows = ops.top_k(picked[SCORES], total)[1]
-            valid = ops.take_along_axis(valid, rows, axis=1)
-        return _padded(picked, rows, valid, self.total)
-
 
 def _at(scores, pairs):
     flat = ops.reshape(scores, (-1, scores.shape[1] * scores.shape[2]))
     return ops.take_along_axis(flat, pairs, axis=1)
+
+
+def _rows(array, rows):
+    """Rows (B, K) of an array (B, N) or (B, N, 4)."""
+    return ops.take_along_axis(array, rows[..., None] if len(array.shape) == 3 else rows, axis=1)
 
 
 def _gather(boxes, scores, pairs):
@@ -157,8 +186,8 @@ def _padded(picked, rows, valid, total, scores=None):
     missing = total - rows.shape[1]
     rows = ops.pad(rows, ((0, 0), (0, missing)))
     valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)
-    boxes = ops.take_along_axis(picked[BOXES], rows[..., None], axis=1)
-    flat = {key: ops.take_along_axis(picked[key], rows, axis=1) for key in (SCORES, LABELS, SOURCE)}
+    boxes = _rows(picked[BOXES], rows)
+    flat = {key: _rows(picked[key], rows) for key in (SCORES, LABELS, SOURCE)}
     if scores is not None:
         flat[SCORES] = ops.pad(scores, ((0, 0), (0, missing)))
     return {

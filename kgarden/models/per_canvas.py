@@ -48,3 +48,10 @@ class PerCanvas(keras.Model):
         elif getattr(self, "optimizer", None) is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
+
+
+def ready_to_predict(model):
+    """The model, compiled for `predict_on_batch` on this backend."""
+    # XLA on a CPU is slower than a graph for these networks, and JAX without it runs op by op.
+    model.compile(jit_compile=keras.backend.backend() == "jax")
+    return model

@@ -60,6 +60,34 @@ def clip(boxes, size_hw):
     return ops.clip(boxes, 0.0, limit)
 
 
+def mirror(boxes, size_hw):
+    """Boxes in the picture seen in a mirror: x becomes width - x, continuous (no "+1").
+
+    Args:
+        boxes:   (B, N, 4) xyxy, px.
+        size_hw: (B, 2) height and width of the picture inside the canvas, px, any dtype.
+    Returns:
+        (B, N, 4).
+    """
+    width = ops.cast(size_hw, boxes.dtype)[:, None, 1]
+    return ops.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], axis=-1)
+
+
+def rescale(boxes, size_hw, other_hw):
+    """Boxes of a picture -> the same in px of the picture at another size.
+
+    Args:
+        boxes:    (B, N, 4) xyxy, px of the picture at `size_hw`.
+        size_hw:  (B, 2) height and width, px, any dtype.
+        other_hw: (B, 2) likewise.
+    Returns:
+        (B, N, 4) float32.
+    """
+    size_xy, other_xy = (ops.cast(ops.flip(hw, axis=-1), "float32")[:, None] for hw in (size_hw, other_hw))
+    scale = other_xy / size_xy  # (B, 1, 2)
+    return boxes * ops.concatenate([scale, scale], axis=-1)
+
+
 def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0), plus_one=False):
     """How far, and how much larger, the targets are than the boxes: dx, dy, dw, dh.
 

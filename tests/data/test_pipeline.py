@@ -293,6 +293,41 @@ def test_validation_has_every_picture_once(painted, batch_size, limit):
     assert_equal_batches(take(batches, 3), take(batches, 3))
 
 
+def test_views_are_what_each_size_alone_would_give(painted):
+    """Two sizes and their mirrors; a batch has one canvas for each size, and every picture comes once."""
+    sizes = [
+        {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]], "antialias": True},
+        {
+            "short_side_px": 30,
+            "long_side_px": 90,
+            "canvases": [[32, 64], [64, 32], [32, 96]],
+            "antialias": True,
+        },
+    ]
+    alone = [{}, {}]
+    for size, pictures_of in zip(sizes, alone, strict=True):
+        for x, meta in take(pipeline.val_batches([painted], batch_size=1, **size), -1):
+            pictures_of[int(meta["image_id"][0])] = x["images"][0], x["size_hw"][0]
+    first, *further = sizes
+    batches = pipeline.val_batches([painted], batch_size=3, **first, further=further, flip=True)
+    ids, combinations = [], set()
+    for x, meta in take(batches, -1):
+        views = [x, *x["views"]]
+        assert len(views) == 4 and "mirrored" not in x
+        assert [bool(view["mirrored"].all()) for view in x["views"]] == [True, False, True]
+        combinations.add(tuple(view["images"].shape[1:3] for view in views[::2]))
+        for row, image_id in enumerate(meta["image_id"].tolist()):
+            for number, view in enumerate(views if image_id >= 0 else []):
+                image, (height, width) = alone[number // 2][image_id]
+                shown = image.copy()
+                if number % 2:
+                    shown[:height, :width] = image[:height, :width][:, ::-1]
+                np.testing.assert_array_equal(view["images"][row], shown)
+                np.testing.assert_array_equal(view["size_hw"][row], (height, width))
+        ids += [image_id for image_id in meta["image_id"].tolist() if image_id >= 0]
+    assert sorted(ids) == list(range(1, 11)) and len(combinations) > 2
+
+
 def test_boxes_lead_back_to_the_photos(tmp_path):
     """Real photos: what the pipeline gives, led back, is what the annotations say."""
     bccd = real_data.folder("bccd")
