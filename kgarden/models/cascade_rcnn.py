@@ -17,9 +17,11 @@ from keras import ops
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.models.faster_rcnn import (
     FUSIONS,
+    OWN,
     BoxHead,
     Coder,
     class_probability,
+    clip_groups,
     decode,
     fuse_scores,
     stage_losses,
@@ -115,13 +117,18 @@ class CascadeHead(keras.layers.Layer):
             terms += stage_losses(stage, y, iou, coder, self.num_classes, self.sigmoid, self.box_beta)
         return dict(zip(self.loss_names, terms, strict=True))
 
+    def answers(self, raw, size_hw):
+        """{OWN: {"boxes": (B, P, 4) of the last stage, "scores": (B, P, C) mean of all stages}}."""
+        stages = raw["stages"]
+        boxes = clip_groups(decode(stages[-1], self.coders[-1]), size_hw)
+        probability = sum(class_probability(stage["logits"], self.sigmoid) for stage in stages) / len(stages)
+        return {OWN: {BOXES: boxes, SCORES: probability}}
+
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) of the last stage; mean probability of all, fused with the proposal's."""
-        stages = raw["stages"]
-        boxes = box_ops.clip(decode(stages[-1], self.coders[-1])[:, :, 0], size_hw)
-        probability = sum(class_probability(stage["logits"], self.sigmoid) for stage in stages) / len(stages)
-        scores = fuse_scores(probability, proposals, self.fuse)
-        return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
+        own = self.answers(raw, size_hw)[OWN]
+        scores = fuse_scores(own[SCORES], proposals, self.fuse)
+        return {BOXES: own[BOXES], SCORES: scores, VALID: proposals[VALID][..., None]}
 
 
 def scale_gradient(x, factor):
