@@ -41,10 +41,14 @@ def analyze_compare(runs, to, pictures=6, ids=None, min_score=0.3, weights=None,
     Raises:
         UserError: no such picture, or runs on different ones.
     """
-    subjects = _columns(runs, weights)
-    first = next(iter(subjects.values()))
-    names = [category["name"] for category in first.categories]
-    drawn, rows, in_all = {}, [], len(subjects) * (len(ids) if ids else min(pictures, first.known()))
+    opened = open_runs(runs, weights)
+    missing = [str(one) for one in ids or [] if one not in opened[0].image_ids()]
+    if missing:
+        raise UserError(f"--ids {','.join(missing)}: no such picture in data.val of {runs[0]}")
+    subjects = _columns(opened, runs, weights)
+    names = [category["name"] for category in opened[0].categories]
+    drawn, rows, done = {}, [], 0
+    in_all = len(subjects) * (len(ids) if ids else min(pictures, opened[0].known()))
     for column, subject in subjects.items():
         model = compiled_inference(subject.detector)
         for x, image_id, objects, boxes in _chosen(subject, pictures, ids):
@@ -57,19 +61,16 @@ def analyze_compare(runs, to, pictures=6, ids=None, min_score=0.3, weights=None,
                 cells["ground truth"] = draw_truth(*scaled(image, truth, CELL), names)
             cells[column] = draw_detections(*scaled(image, _boxes_alone(found), CELL), names, min_score)
             rows += _rows(image_id, column, found, names, min_score)
+            done += 1
             if progress:
-                progress(len(rows) and sum(len(one) - 1 for one in drawn.values()), in_all)
-    missing = [str(one) for one in ids or [] if one not in drawn]
-    if missing:
-        raise UserError(f"--ids {','.join(missing)}: no such picture in data.val of {runs[0]}")
+                progress(done, in_all)
     head = ("image_id", "column", "class", "score", "x0", "y0", "x1", "y1")
     write_analysis(to, READING, {"compare": (head, rows)}, {"compare": figure(drawn)})
     return {"rows": rows, "reading": READING}
 
 
-def _columns(runs, weights):
+def _columns(subjects, runs, weights):
     """{what a column shows: Subject}."""
-    subjects = open_runs(runs, weights)
     if len(subjects) > 1:
         return {subject.name: subject for subject in subjects}
     head = getattr(subjects[0].detector, "roi_head", None)

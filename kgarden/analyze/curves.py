@@ -20,15 +20,18 @@ def named_curves(values):
     Args:
         values: {(run, answer): array, NaN where nothing is; None: not trained}.
     Returns:
-        {(run, answer): (label, colour, line style)}; a run's own answer is named after the branches that it
-        is made of, where it equals one of them.
+        {(run, answer): (label, colour, line style)}: a colour for each run, or for each answer of one run; a
+        run's own answer is named after a branch where it equals that branch's.
     """
     runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
-        own, color = values[run, OWN], COLORS[number % len(COLORS)]
+        own = values[run, OWN]
         branches = [name for name in answers_of(values, run) if name != OWN and values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
-        drawn[run, OWN] = (f"{run} ({', '.join(same)})" if same else run, color, STYLES[0])
-        for style, name in zip(STYLES[1:], [name for name in branches if name not in same], strict=False):
-            drawn[run, name] = (f"{run}: {name} alone", color, style)
+        alone = [name for name in branches if name not in same]
+        labels = {OWN: f"{run} ({', '.join(same)})" if same else run}
+        labels |= {name: f"{run}: {name} alone" for name in alone}
+        for place, (name, label) in enumerate(labels.items()):
+            color = COLORS[(place if len(runs) == 1 else number) % len(COLORS)]
+            drawn[run, name] = (label, color, STYLES[place])
     return drawn

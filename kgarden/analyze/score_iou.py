@@ -221,6 +221,7 @@ def figure(joint, places):
         ax.set_xlabel("IoU", color=INK)
     bar = below.colorbar(panels[0, 0].images[0], ax=panels, shrink=0.8, aspect=30)
     bar.set_label("boxes", color=INK)
+    bar.outline.set_visible(False)
     return drawn
 
 

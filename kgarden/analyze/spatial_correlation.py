@@ -139,7 +139,7 @@ def figure(maps):
     """A panel for each map, and one of curves over the distance between cells."""
     columns = min(4, len(maps) + 1)
     lines = -(-(len(maps) + 1) // columns)
-    drawn = figure_of(3.3 * columns + 0.8, 3.5 * lines)
+    drawn = figure_of(3.2 * columns + 1.6, 3.3 * lines)
     panels = drawn.subplots(lines, columns, squeeze=False).ravel()
     lowest = min(0.0, min(cosines.min() for cosines in maps.values()))
     for ax, ((run, name), cosines) in zip(panels, maps.items(), strict=False):
@@ -157,8 +157,6 @@ def figure(maps):
         )
         for edge in ax.spines.values():
             edge.set_visible(False)
-    bar = drawn.colorbar(shown, ax=panels[: len(maps)].tolist(), location="bottom", shrink=0.5, aspect=40)
-    bar.set_label("cosine of two cells", color=INK)
     curves = panels[len(maps)]
     for number, ((run, name), cosines) in enumerate(maps.items()):
         distances, means, _ = by_distance(cosines, int(len(cosines) ** 0.5))
@@ -166,8 +164,14 @@ def figure(maps):
         curves.plot(distances, means, "o-", color=color, markersize=3, linewidth=1.6, label=f"{run}: {name}")
     curves.set_xlabel("distance of two cells, in cells", color=INK)
     curves.set_ylabel("mean cosine", color=INK)
-    curves.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1))
+    curves.legend(fontsize=8.5, frameon=False, loc="upper right")
+    curves.set_ylim(lowest - 0.02, 1.45)  # room for the names
+    curves.set_yticks(np.arange(0, 1.1, 0.2))
     plain(curves)
+    curves.set_box_aspect(1)
     for ax in panels[len(maps) + 1 :]:
         ax.set_axis_off()
+    bar = drawn.colorbar(shown, ax=panels.tolist(), location="right", shrink=0.8, aspect=30)
+    bar.set_label("cosine of two cells", color=INK)
+    bar.outline.set_visible(False)
     return drawn

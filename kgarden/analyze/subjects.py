@@ -45,6 +45,10 @@ class Subject:
                 objects = self.objects.get(int(ids[row]), [])
                 yield one, int(ids[row]), objects, _boxes(objects, x[SIZE_HW][row], original_hw[row])
 
+    def image_ids(self):
+        """Of all pictures, a set."""
+        return {int(one) for dataset in self.data.val for one in dataset.index.image_id}
+
     def known(self, limit=None):
         """How many pictures `pictures` will give."""
         count = sum(len(dataset.index) for dataset in self.data.val)
