@@ -217,8 +217,10 @@ def figure(joint, places):
             plain(ax)
             ax.set_title(f"{_name(*curve)}: {one.pearson['all'].count:,} {source}", fontsize=9, color=INK)
         row[0].set_ylabel("score", color=INK)
-    for ax in panels[-1]:
-        ax.set_xlabel("IoU", color=INK)
+    for column in panels.T:
+        lowest = [ax for ax in column if ax.axison][-1]
+        lowest.set_xlabel("IoU", color=INK)
+        lowest.tick_params(labelbottom=True)
     bar = below.colorbar(panels[0, 0].images[0], ax=panels, shrink=0.8, aspect=30)
     bar.set_label("boxes", color=INK)
     bar.outline.set_visible(False)

@@ -7,6 +7,7 @@ its first kernel cell by cell (FCHead.cells).
 import numpy as np
 from keras import ops
 
+from kgarden.analyze.curves import STYLES
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.subjects import need_objects, need_roi_heads, open_runs
 from kgarden.analyze.windows import Pyramid, ready
@@ -158,10 +159,14 @@ def figure(maps):
         for edge in ax.spines.values():
             edge.set_visible(False)
     curves = panels[len(maps)]
-    for number, ((run, name), cosines) in enumerate(maps.items()):
+    runs, names = (list(dict.fromkeys(key[place] for key in maps)) for place in (0, 1))
+    for (run, name), cosines in maps.items():  # a colour for each kind of map, a line style for each run
         distances, means, _ = by_distance(cosines, int(len(cosines) ** 0.5))
-        color = COLORS[number % len(COLORS)]
-        curves.plot(distances, means, "o-", color=color, markersize=3, linewidth=1.6, label=f"{run}: {name}")
+        color, style = COLORS[names.index(name) % len(COLORS)], STYLES[runs.index(run) % len(STYLES)]
+        label = f"{run}: {name}"
+        curves.plot(
+            distances, means, style, color=color, marker="o", markersize=3, linewidth=1.6, label=label
+        )
     curves.set_xlabel("distance of two cells, in cells", color=INK)
     curves.set_ylabel("mean cosine", color=INK)
     curves.legend(fontsize=8.5, frameon=False, loc="upper right")
