@@ -8,10 +8,13 @@ from kgarden.models.faster_rcnn import OWN
 STYLES = ("-", "--", ":", "-.")
 
 
-def answers_of(found, run):
-    """Names of a run's answers, its own first, in the keys (run, answer, ...) of what was found."""
-    names = dict.fromkeys(key[1] for key in found if key[0] == run)
-    return sorted(names, key=lambda name: name != OWN)
+def curves_of(found):
+    """[(run, answer)] in the keys (run, answer, ...) of what was found: runs as given, own answers first.
+
+    The others by name: backends hand out dictionaries in different orders.
+    """
+    runs = list(dict.fromkeys(key[0] for key in found))
+    return sorted({key[:2] for key in found}, key=lambda key: (runs.index(key[0]), key[1] != OWN, key[1]))
 
 
 def named_curves(values):
@@ -26,7 +29,8 @@ def named_curves(values):
     runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
         own = values[run, OWN]
-        branches = [name for name in answers_of(values, run) if name != OWN and values[run, name] is not None]
+        alone = [name for one, name in curves_of(values) if one == run and name != OWN]
+        branches = [name for name in alone if values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
         alone = [name for name in branches if name not in same]
         labels = {OWN: f"{run} ({', '.join(same)})" if same else run}

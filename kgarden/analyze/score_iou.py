@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from matplotlib.colors import LogNorm
 
-from kgarden.analyze.curves import answers_of
+from kgarden.analyze.curves import curves_of
 from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.subjects import (
     EVERY,
@@ -181,21 +181,18 @@ def _add_own_boxes(joint, subject, limit):
 def table(joint, places):
     """A row for each run, answer, source and group, all boxes and those that overlap."""
     rows = []
-    for run in dict.fromkeys(key[0] for key in joint):
-        for answer in answers_of(joint, run):
-            for source, group in places:
-                if (run, answer, source, group) in joint:
-                    for which, one in joint[run, answer, source, group].pearson.items():
-                        row = {"run": run, "answer": answer, "boxes": source, "group": group, "which": which}
-                        rows.append({**row, "n": one.count, "r": rounded(one.r)})
+    for run, answer in curves_of(joint):
+        for source, group in places:
+            if (run, answer, source, group) in joint:
+                for which, one in joint[run, answer, source, group].pearson.items():
+                    row = {"run": run, "answer": answer, "boxes": source, "group": group, "which": which}
+                    rows.append({**row, "n": one.count, "r": rounded(one.r)})
     return rows
 
 
 def figure(joint, places):
     """r as bars; below, a row of histograms for each run and answer."""
-    curves = [
-        (run, answer) for run in dict.fromkeys(k[0] for k in joint) for answer in answers_of(joint, run)
-    ]
+    curves = curves_of(joint)
     sources = [("windows", EVERY), ("proposals", EVERY), ("detections", EVERY)]
     drawn = figure_of(11.5, 3.4 + 2.7 * len(curves))
     above, below = drawn.subfigures(2, 1, height_ratios=[3.4, 2.7 * len(curves)])
@@ -218,9 +215,9 @@ def figure(joint, places):
             ax.set_title(f"{_name(*curve)}: {one.pearson['all'].count:,} {source}", fontsize=9, color=INK)
         row[0].set_ylabel("score", color=INK)
     for column in panels.T:
-        lowest = [ax for ax in column if ax.axison][-1]
-        lowest.set_xlabel("IoU", color=INK)
-        lowest.tick_params(labelbottom=True)
+        for lowest in [ax for ax in column if ax.axison][-1:]:
+            lowest.set_xlabel("IoU", color=INK)
+            lowest.tick_params(labelbottom=True)
     bar = below.colorbar(panels[0, 0].images[0], ax=panels, shrink=0.8, aspect=30)
     bar.set_label("boxes", color=INK)
     bar.outline.set_visible(False)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from kgarden.analyze.curves import named_curves
+from kgarden.analyze.curves import curves_of, named_curves
 from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
 from kgarden.analyze.subjects import (
     counted,
@@ -80,7 +80,7 @@ def analyze_sliding_window(
 def table(moments, names):
     """A row for each run, answer, group and bin."""
     rows = []
-    for run, answer in dict.fromkeys(key[:2] for key in moments):
+    for run, answer in curves_of(moments):
         for group in names:
             of_what = {what: moments.get((run, answer, what, group)) for what in WHATS}
             count = next(one for one in of_what.values() if one is not None).count
@@ -104,7 +104,7 @@ def figure(moments, names, objects):
             (run, answer): moments[run, answer, what, names[-1]].mean()
             if (run, answer, what, names[-1]) in moments
             else None
-            for run, answer in dict.fromkeys(key[:2] for key in moments)
+            for run, answer in curves_of(moments)
         }
         curves = named_curves(means)
         for ax, group in zip(row, names, strict=True):
