@@ -71,6 +71,23 @@ def draw_truth(image, truth, names):
     return _painted(image, boxes, labels, texts)
 
 
+def scaled(image, objects, longest):
+    """A picture whose longer side is so many px, with its boxes, before names are written on it.
+
+    Args:
+        image:   (H, W, 3) uint8 RGB.
+        objects: {"boxes": (N, 4) xyxy px of this picture, ...}.
+        longest: px.
+    Returns:
+        (image, objects)
+    """
+    factor = longest / max(image.shape[:2])
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    kind = Image.LANCZOS if factor < 1 else Image.BILINEAR if factor < 2 else Image.NEAREST
+    image = np.asarray(Image.fromarray(image).resize(size, kind))
+    return image, {**objects, "boxes": np.asarray(objects["boxes"]) * factor}
+
+
 def _painted(image, boxes, labels, texts):
     """Frames in the given order, names so that the last ones choose their place first."""
     picture = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")

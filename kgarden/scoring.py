@@ -93,9 +93,9 @@ def write_folder(folder, evaluation, analysis):
     """analysis.json, its three figures and a table by class, each written aside and renamed."""
     folder = pathlib.Path(folder)
     write_json(folder / "analysis.json", analysis)
-    _replace(folder / "per_class.csv", table_by_class(evaluation, analysis).encode())
+    replace_file(folder / "per_class.csv", table_by_class(evaluation, analysis).encode())
     for name, content in all_figures(analysis).items():
-        _replace(folder / name, content)
+        replace_file(folder / name, content)
 
 
 def table_by_class(evaluation, analysis):
@@ -118,12 +118,13 @@ def table_by_class(evaluation, analysis):
 
 
 def write_json(path, content):
-    """Written aside and renamed: a reader never sees half a file."""
+    """A json file, whole at any time."""
     text = json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n"
-    _replace(pathlib.Path(path), text.encode())
+    replace_file(pathlib.Path(path), text.encode())
 
 
-def _replace(path, content):
+def replace_file(path, content):
+    """Write bytes aside, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

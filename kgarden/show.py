@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgarden.draw import draw_truth
+from kgarden.draw import draw_truth, scaled
 from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW, UserError
 
 CELL = 480  # px, longer side of a picture on a sheet
@@ -64,7 +64,7 @@ def _stored(dataset, row, names):
     from kgarden.data.stored import stored_example
 
     example = stored_example(dataset, row)
-    return draw_truth(*_scaled(example["image"], example), names)
+    return draw_truth(*scaled(example["image"], example, CELL), names)
 
 
 def _prepared(x, y, names):
@@ -72,19 +72,10 @@ def _prepared(x, y, names):
     image, (height, width) = x[IMAGES].copy(), x[SIZE_HW]
     image[height:], image[:, width:] = PADDING, PADDING
     truth = {key: y[key] for key in (BOXES, LABELS, CROWD, MASKS) if key in y}
-    picture = draw_truth(*_scaled(image, truth), names)
+    picture = draw_truth(*scaled(image, truth, CELL), names)
     factor = CELL / max(image.shape[:2])
     ImageDraw.Draw(picture).rectangle((0, 0, width * factor - 1, height * factor - 1), outline=RIM)
     return picture
-
-
-def _scaled(image, truth):
-    """Picture and boxes at the size of a cell, before names are written: (image, truth)."""
-    factor = CELL / max(image.shape[:2])
-    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
-    kind = Image.LANCZOS if factor < 1 else Image.BILINEAR if factor < 2 else Image.NEAREST
-    image = np.asarray(Image.fromarray(image).resize(size, kind))
-    return image, {**truth, BOXES: np.asarray(truth[BOXES]) * factor}
 
 
 def _write_sheets(to, pictures, columns):

@@ -21,7 +21,6 @@ NOT_YET = {
     "d2_bottleneck",  # all but the deformable block
     "d2_deform_conv",
     "mmdet_deform_roi_pool",
-    "mmdet_double_head_analysis_own",
     "mmdet_fscascade_head_own",
     "mmdet_mobilenetv2_blocks",
     "mmdet_res2net_blocks",

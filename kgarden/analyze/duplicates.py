@@ -6,15 +6,13 @@ left. Counted here as well: pairs of detections of one class that overlap.
 """
 
 import collections
-import csv
-import io
-import os
 import pathlib
 
 import keras
 import numpy as np
 from keras import ops
 
+from kgarden.analyze.writing import write_analysis
 from kgarden.build import load_run, prepare_data
 from kgarden.heads.dense import DenseHead
 from kgarden.heads.selection import Selection
@@ -23,6 +21,7 @@ from kgarden.models.one_stage import OneStage
 from kgarden.models.per_canvas import PerCanvas
 from kgarden.ops.boxes import iou
 from kgarden.schema import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.scoring import replace_file
 
 OVERLAP = 0.7  # IoU above which two detections of a class are duplicates,
 SCORE = 0.3  # if both have more than this score
@@ -128,7 +127,6 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
         raise UserError(f"{run}: {recipe.model.name} has no dense head whose scores could be shown")
     data = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
     to = pathlib.Path(to)
-    to.mkdir(parents=True, exist_ok=True)
     model = Ways(detector)
     model.compile(jit_compile=keras.backend.backend() == "jax")
     totals, images = collections.Counter(), 0
@@ -139,7 +137,7 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
         real = np.flatnonzero(ids >= 0)
         totals.update({key: int(answer[key][real].sum()) for key in answer if not key.startswith("maps/")})
         for row in real[: max(pictures - images, 0)]:
-            _write_bytes(to / f"maps_{ids[row]}.png", _drawn(x, answer, row))
+            replace_file(to / f"maps_{ids[row]}.png", png_of(_drawn(x, answer, row)))
         images += len(real)
     rows = [
         {
@@ -150,8 +148,7 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
         }
         for way in model.ways
     ]
-    _write_bytes(to / "duplicates.csv", _table(rows).encode())
-    _write_bytes(to / "reading.txt", (READING + "\n").encode())
+    write_analysis(to, READING, {"duplicates": rows})
     return rows
 
 
@@ -160,23 +157,8 @@ def _base_of(detector):
     return getattr(detector.dense_head, "base", detector.dense_head)
 
 
-def _table(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _write_bytes(path, content):
-    """Aside, then renamed."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
-
-
 def _drawn(x, answer, row):
-    """The picture, and a row of score maps for each way, as PNG bytes."""
+    """The picture, and a row of score maps for each way."""
     ways = [key for key in answer if key.startswith("maps/")]
     levels = len(answer[ways[0]])
     height, width = x[IMAGES][row].shape[:2]
@@ -192,4 +174,4 @@ def _drawn(x, answer, row):
             cell.set_title(f"level {number + 1}: {scores.max():.2f} at most", fontsize=8, loc="left")
         for cell in cells:
             cell.set_axis_off()
-    return png_of(figure)
+    return figure

@@ -45,13 +45,29 @@ class FCHead(keras.layers.Layer):
             width = self.width
 
     def call(self, roi_features):
-        batch, proposals = ops.shape(roi_features)[:2]
-        x = roi_features
-        if self.convs:
-            x = ops.reshape(x, (-1, *roi_features.shape[-3:]))
-            for conv in self.convs:
-                x = conv(x)
-        x = ops.reshape(x, (batch, proposals, math.prod(roi_features.shape[-3:])))
+        x = self._convolved(roi_features)
+        x = ops.reshape(x, (*ops.shape(x)[:2], math.prod(roi_features.shape[-3:])))
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def cells(self, roi_features):
+        """What each cell adds to the first dense layer: their sum and the bias are what its ReLU gets.
+
+        Wu et al. 2020, arXiv:1904.06493, section 3.4.   (B, P, S, S, D) -> (B * P, S, S, width).
+        """
+        x = self._convolved(roi_features)
+        x = ops.reshape(x, (-1, *roi_features.shape[-3:]))
+        return ops.einsum("rijd,ijdw->rijw", x, self.weights_of_cells(roi_features.shape[-3:]))
+
+    def weights_of_cells(self, shape):
+        """The first dense kernel, cell by cell.   (S, S, D) of the RoI features -> (S, S, D, width)."""
+        return ops.reshape(self.layers[0].kernel, (*shape, self.width))
+
+    def _convolved(self, roi_features):
+        if not self.convs:
+            return roi_features
+        x = ops.reshape(roi_features, (-1, *roi_features.shape[-3:]))
+        for conv in self.convs:
+            x = conv(x)
+        return ops.reshape(x, (*ops.shape(roi_features)[:2], *roi_features.shape[-3:]))

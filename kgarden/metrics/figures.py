@@ -2,6 +2,7 @@
 
 import io
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -55,7 +56,7 @@ def pr_curves(analysis):
         if len(ids) > NAMED_CURVES:
             ax.plot([], [], color=FAINT, label=f"{len(ids) - NAMED_CURVES} other classes")
         ax.set(title=title, xlabel="recall, %", xlim=(0, 100), ylim=(0, 102))
-        _plain(ax)
+        plain(ax)
         if ids:
             ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
         else:
@@ -164,7 +165,7 @@ def _bars(ax, values, colors, texts):
         ax.text(max(value, 0) + 0.02 * most, place, text, va="center", fontsize=9, color=INK)
     ax.set_yticks(places, KINDS, fontsize=9.5)
     ax.set_xlim(min([0, *values]) * 1.1, 1.22 * most)
-    _plain(ax)
+    plain(ax)
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
 
@@ -184,7 +185,7 @@ def _score_bars(ax, scores, best):
         ax.legend(fontsize=8.5, frameon=False, loc="upper center", ncols=3)
     else:
         _say(ax, "no detections")
-    _plain(ax)
+    plain(ax)
 
 
 # --- what they share --------------------------------------------------------------------------------------
@@ -197,7 +198,8 @@ def figure_of(width, height):
     return figure
 
 
-def _plain(ax):
+def plain(ax):
+    """Faint grid, two quiet axes."""
     ax.grid(True, color="#eceff1", linewidth=0.8)
     ax.set_axisbelow(True)
     for name, side in ax.spines.items():
@@ -218,6 +220,16 @@ def _short(name, most):
 
 def png_of(figure):
     """The figure as bytes of a PNG file."""
+    return _saved(figure, "png")
+
+
+def svg_of(figure):
+    """The figure as bytes of an SVG file, equal for equal figures."""
+    with matplotlib.rc_context({"svg.hashsalt": "kgarden"}):
+        return _saved(figure, "svg", metadata={"Date": None})
+
+
+def _saved(figure, form, **settings):
     held = io.BytesIO()
-    figure.savefig(held, format="png")
+    figure.savefig(held, format=form, **settings)
     return held.getvalue()

@@ -30,9 +30,11 @@ from kgarden.heads.roi_features import RoIFeatures
 from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
     FUSIONS,
+    OWN,
     BoxHead,
     Coder,
     class_probability,
+    clip_groups,
     decode,
     fuse_scores,
     rcnn,
@@ -230,11 +232,16 @@ class CascadeHead(keras.layers.Layer):
             terms += [term * self.stage_weights[number] for term in stage_losses(stage, y, *how)]
         return dict(zip(self.loss_names, terms, strict=True))
 
+    def answers(self, raw, size_hw):
+        """{OWN: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}."""
+        boxes = clip_groups(decode(raw["stages"][-1], self.coders[-1]), size_hw)
+        return {OWN: {BOXES: boxes, SCORES: self.probability(raw)}}
+
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) of the last stage; `probability` (B, P, C), fused with the proposal's."""
-        boxes = box_ops.clip(decode(raw["stages"][-1], self.coders[-1])[:, :, 0], size_hw)
-        scores = fuse_scores(self.probability(raw), proposals, self.fuse)
-        return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
+        own = self.answers(raw, size_hw)[OWN]
+        scores = fuse_scores(own[SCORES], proposals, self.fuse)
+        return {BOXES: own[BOXES], SCORES: scores, VALID: proposals[VALID][..., None]}
 
     def probability(self, raw):
         """P(C | O) by `ensemble`.   (B, P, C)."""

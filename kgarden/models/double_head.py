@@ -28,14 +28,15 @@ from kgarden.heads.roi_features import RoIFeatures
 from kgarden.layers.initializers import normal
 from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
+    OWN,
     Coder,
     box_loss_of,
     class_loss_of,
     class_probability,
+    clip_groups,
     decode,
     rcnn,
 )
-from kgarden.ops import boxes as box_ops
 from kgarden.schema import BOXES, SCORES, VALID, UserError
 from kgarden.settings import fill
 from kgarden.targets.roi import label_rois, sample_rois
@@ -50,7 +51,12 @@ CONFIGURATIONS = {
     "double_head_ext": {"branches": ("fc", "conv"), "focus": (0.7, 0.8)},
 }
 KINDS = ("fc", "conv")
-ANSWERS = ("conv", "fc", "crossed", "fused")
+ANSWERS = {  # branches whose classes count, branch whose boxes do
+    "conv": (["conv"], "conv"),
+    "fc": (["fc"], "fc"),
+    "crossed": (["fc"], "conv"),
+    "fused": (["fc", "conv"], "conv"),
+}
 FUSIONS = ("complementary", "max", "average")
 
 
@@ -189,24 +195,27 @@ class DoubleHead(keras.layers.Layer):
 
     def _answer(self, answer):
         """(names of the branches whose classes count, name of the one whose boxes do)."""
-        classify, regress = (
-            [name for name in self.names if f"{name}_{what}" in self.weights_of_terms]
-            for what in ("class", "box")
-        )
         if answer is None:
-            return classify, regress[-1]
-        wanted = {
-            "conv": (["conv"], "conv"),
-            "fc": (["fc"], "fc"),
-            "crossed": (["fc"], "conv"),
-            "fused": (["fc", "conv"], "conv"),
-        }[answer]
-        if not set(wanted[0]) <= set(classify) or wanted[1] not in regress:
+            return self._trained("class"), self._trained("box")[-1]
+        if not self.can_answer(answer):
+            classes, boxes = (", ".join(self._trained(what)) for what in ("class", "box"))
             raise UserError(
-                f"model.roi_head.answer {answer!r}: classes are trained in {', '.join(classify)}, "
-                f"boxes in {', '.join(regress)}; see branches and focus"
+                f"model.roi_head.answer {answer!r}: classes are trained in {classes}, boxes in {boxes}; "
+                "see branches and focus"
             )
-        return wanted
+        return ANSWERS[answer]
+
+    def can_answer(self, answer):
+        """Whether the outputs that this answer needs are trained."""
+        classes, boxes = ANSWERS[answer]
+        return set(classes) <= set(self._trained("class")) and boxes in self._trained("box")
+
+    def _trained(self, what):
+        return [name for name in self.names if f"{name}_{what}" in self.weights_of_terms]
+
+    def pool_of(self, name):
+        """What cuts out the RoI features that a branch reads.   RoIFeatures"""
+        return next(pool for pool in self.pools if pool.settings["enlarged"] == self.scale_of[name])
 
     @property
     def loss_names(self):
@@ -244,17 +253,29 @@ class DoubleHead(keras.layers.Layer):
             terms[f"roi/{term}"] = loss * weight
         return terms
 
+    def answers(self, raw, size_hw):
+        """What the detections are made of, and what each of two branches says by itself.
+
+        Returns:
+            {OWN or a branch's name: {"boxes": (B, P, 4) or (B, P, C, 4), clipped; "scores": (B, P, C)}}, of a
+            branch what it was trained for.
+        """
+        said = {}
+        for name, outputs in raw["branches"].items():
+            said[name] = {}
+            if "logits" in outputs:
+                said[name][SCORES] = class_probability(outputs["logits"], sigmoid=False)
+            if "deltas" in outputs:
+                said[name][BOXES] = clip_groups(decode({**raw, **outputs}, self.coder), size_hw)
+        classify, regress = self.answer
+        scores = [said[name][SCORES] for name in classify]
+        scores = fuse(*scores, self.fusion) if len(scores) == 2 else scores[0]
+        own = {BOXES: said[regress][BOXES], SCORES: scores}
+        return {OWN: own, **said} if len(said) == 2 else {OWN: own}
+
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C)."""
-        classify, regress = self.answer
-        outputs = raw["branches"]
-        decoded = decode({**raw, **outputs[regress]}, self.coder)
-        rows, groups = decoded.shape[1:3]
-        boxes = box_ops.clip(ops.reshape(decoded, (-1, rows * groups, 4)), size_hw)
-        boxes = ops.reshape(boxes, (-1, rows, groups, 4)) if groups > 1 else boxes
-        scores = [class_probability(outputs[name]["logits"], sigmoid=False) for name in classify]
-        scores = fuse(*scores, self.fusion) if len(scores) == 2 else scores[0]
-        return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
+        return {**self.answers(raw, size_hw)[OWN], VALID: proposals[VALID][..., None]}
 
 
 def names_of(branches):

@@ -37,6 +37,7 @@ from kgarden.settings import fill
 from kgarden.targets.roi import label_rois, sample_rois
 
 FUSIONS = ("released", "product", "off")
+OWN = "own"  # among the answers of a RoI head: the one that becomes detections
 CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/rpn.py
     "detectron2": {},
     "mmdetection": {"clamp_below": True},
@@ -176,14 +177,16 @@ class FasterHead(keras.layers.Layer):
         terms = stage_losses(raw, y, self.iou, self.coder, self.num_classes, self.sigmoid, self.box_loss)
         return dict(zip(self.loss_names, terms, strict=True))
 
+    def answers(self, raw, size_hw):
+        """{OWN: {"boxes": those of `candidates`, "scores": (B, P, C) without a proposal's}}."""
+        probability = class_probability(raw["logits"], self.sigmoid)
+        return {OWN: {BOXES: clip_groups(decode(raw, self.coder), size_hw), SCORES: probability}}
+
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C), fused with the proposal's."""
-        decoded = decode(raw, self.coder)
-        rows, groups = decoded.shape[1:3]
-        boxes = box_ops.clip(ops.reshape(decoded, (-1, rows * groups, 4)), size_hw)
-        boxes = ops.reshape(boxes, (-1, rows, groups, 4)) if groups > 1 else boxes
-        scores = fuse_scores(class_probability(raw["logits"], self.sigmoid), proposals, self.fuse)
-        return {BOXES: boxes, SCORES: scores, VALID: proposals[VALID][..., None]}
+        own = self.answers(raw, size_hw)[OWN]
+        scores = fuse_scores(own[SCORES], proposals, self.fuse)
+        return {BOXES: own[BOXES], SCORES: scores, VALID: proposals[VALID][..., None]}
 
 
 # What Cascade R-CNN does once for each stage.
@@ -206,6 +209,13 @@ def decode(raw, coder):
         clamp_below=coder.clamp_below,
         plus_one=coder.plus_one,
     )
+
+
+def clip_groups(boxes, size_hw):
+    """Boxes of all groups, cut off at the picture.   (B, P, G, 4) -> the same, (B, P, 4) where G is 1."""
+    rows, groups = boxes.shape[1:3]
+    clipped = box_ops.clip(ops.reshape(boxes, (-1, rows * groups, 4)), size_hw)
+    return ops.reshape(clipped, (-1, rows, groups, 4)) if groups > 1 else clipped
 
 
 def class_probability(logits, sigmoid):
