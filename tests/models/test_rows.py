@@ -5,6 +5,8 @@ import functools
 import itertools
 import json
 
+import keras
+import numpy as np
 import pytest
 
 from kgarden.models import build_detector
@@ -126,6 +128,55 @@ def test_every_model_of_a_row_is_built_or_refused_in_one_line(stem):
             assert "\n" not in str(refusal.value)
         else:
             build_small(stem, row)
+
+
+def made_of(stem, row):
+    """(shapes of all weights, factors of all terms, function -> boxes and scores of two RoIs)."""
+    keras.utils.set_random_seed(0)
+    detector = build_small(stem, row)
+    shapes = [(variable.path, tuple(variable.shape)) for variable in detector.variables]
+
+    def answers():
+        rng = np.random.default_rng(1)
+        pyramid = [
+            rng.normal(size=(1, 64 // s, 64 // s, 32)).astype("float32") for s in detector.neck.strides
+        ]
+        boxes = np.float32([[[4, 4, 40, 50], [10, 0, 60, 30]]])
+        proposals, size_hw = {"boxes": boxes, "valid": np.ones((1, 2), bool)}, np.int32([[64, 64]])
+        found = detector.roi_head.candidates(
+            detector.roi_head(pyramid, proposals, size_hw), proposals, size_hw
+        )
+        return [keras.ops.convert_to_numpy(found[key]) for key in ("boxes", "scores")]
+
+    return shapes, detector.roi_head.weights_of_terms, functools.cache(answers)
+
+
+@pytest.mark.slow
+def test_every_row_of_double_head_changes_what_is_built():
+    """Weights, factors of the loss, or answers of the same weights; else the backbone or the training."""
+    recipe, made = load_recipe("double_head"), functools.cache(functools.partial(made_of, "double_head"))
+    [as_it_stands] = [row for row in recipe.rows if is_trained(recipe, row) and not recipe.rows[row].set]
+    by = collections.Counter()
+    for row, settings in recipe.rows.items():
+        other = settings.evaluates or as_it_stands
+        changed = differing(resolved("double_head", other), resolved("double_head", row))
+        if not changed or settings.recipe:
+            continue
+        (shapes, factors, answers), (others, other_factors, other_answers) = made(row), made(other)
+        if shapes != others:
+            by["weights"] += 1
+        elif factors != other_factors:
+            by["losses"] += 1
+        elif any(key.startswith("model.") and not key.startswith("model.backbone.") for key in changed):
+            pairs = zip(answers(), other_answers(), strict=True)
+            differ = any(np.abs(one - another).max() > 1e-3 for one, another in pairs)
+            assert differ == (row != "fig8.d"), (
+                row
+            )  # that one names the answer that an extended model has anyway
+            by["answers"] += 1
+        else:
+            by["backbone or training"] += 1
+    assert by.keys() >= {"weights", "answers", "backbone or training"}, by
 
 
 def test_two_step_training_freezes_all_but_the_branch():
