@@ -11,11 +11,6 @@ from kgarden.schema import UserError
 analyze_app = typer.Typer(help="Look into a run as the papers do: figures, numbers, how to read them.")
 
 
-@analyze_app.callback()
-def _group():
-    """A group even while it has one command."""
-
-
 @analyze_app.command()
 def duplicates(
     run: RunArgument,
