@@ -12,6 +12,7 @@ import sys
 
 import keras
 import numpy as np
+from rounding import beyond_rounding
 from test_detector import CLASSES, VARIANTS, batch
 
 from kgarden.models import build_detector
@@ -63,7 +64,7 @@ def main(variant, canvases):
     again, many, terms_of_many, devices = trained(variant, canvases, data_parallel(DEVICES, DEVICES).scope())
     assert all(map(np.array_equal, before, again))
     moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]
-    apart = [np.abs(b - a).max() / m for a, b, m in zip(one, many, moved, strict=True)]
+    apart = [beyond_rounding(a, b) / m for a, b, m in zip(one, many, moved, strict=True)]
     terms = [abs(terms_of_many[name] - value) / max(abs(value), 1e-3) for name, value in terms_of_one.items()]
     changed = np.mean([not np.array_equal(a, b) for a, b in zip(before, one, strict=True)])
     print(max(apart), max(terms), changed, *devices)

@@ -15,6 +15,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
+from rounding import beyond_rounding  # noqa: E402
 from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
 
 from kgarden.accumulate import accumulated  # noqa: E402
@@ -81,7 +82,7 @@ def main(variant, *more):
     again, two, terms_of_two = trained(variant, two_replicas(), more=more, **shared)
     assert all(map(np.array_equal, before, again))
     moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]
-    apart = [np.abs(b - a).max() / m for a, b, m in zip(one, two, moved, strict=True)]
+    apart = [beyond_rounding(a, b) / m for a, b, m in zip(one, two, moved, strict=True)]
     terms = [abs(terms_of_two[name] - value) / max(abs(value), 1e-3) for name, value in terms_of_one.items()]
     print(
         max(apart), max(terms), np.mean([not np.array_equal(a, b) for a, b in zip(before, one, strict=True)])

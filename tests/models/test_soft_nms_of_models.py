@@ -58,7 +58,7 @@ def test_every_detector_ends_in_soft_nms_if_asked_to(name):
     assert compare(detector.selection, candidates)
     compare(dataclasses.replace(detector.selection, soft="linear", class_wise=True), candidates)
     answer = detector.detect(x, raw)
-    assert ("masks" in answer) == name.startswith("condinst")
+    assert ("masks" in answer) == name.startswith(("condinst", "mask_rcnn"))
     inside = ops.convert_to_numpy(answer["boxes"]) <= x["size_hw"][:, None, [1, 0, 1, 0]]
     assert inside.all()
 
