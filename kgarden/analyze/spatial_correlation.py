@@ -19,6 +19,7 @@ from kgarden.models.per_canvas import PerCanvas
 from kgarden.schema import BOXES, VALID, UserError
 
 MOST = 64  # objects that go through the heads together
+MOST_NAMES = 4  # of curves that have room in their panel
 
 READING = (
     "Each panel is a grid of S x S cells with a small map in each: how alike that cell is to all others, "
@@ -138,45 +139,60 @@ def _maps_of(subject, limit, told):
 
 def figure(maps):
     """A panel for each map, and one of curves over the distance between cells."""
-    columns = min(4, len(maps) + 1)
-    lines = -(-(len(maps) + 1) // columns)
+    many = len(maps) > MOST_NAMES
+    count = len(maps) + (2 if many else 1)
+    columns = min(4, count)
+    lines = -(-count // columns)
     drawn = figure_of(3.2 * columns + 1.6, 3.3 * lines)
     panels = drawn.subplots(lines, columns, squeeze=False).ravel()
     lowest = min(0.0, min(cosines.min() for cosines in maps.values()))
     for ax, ((run, name), cosines) in zip(panels, maps.items(), strict=False):
-        side = int(len(cosines) ** 0.5)
-        shown = ax.imshow(tiled(cosines, side), cmap=BLUES, vmin=lowest, vmax=1, interpolation="nearest")
-        for line in np.arange(1, side) * side - 0.5:
-            ax.axhline(line, color="white", linewidth=1.4)
-            ax.axvline(line, color="white", linewidth=1.4)
-        ticks = np.arange(side) * side + (side - 1) / 2
-        ax.set_xticks(ticks, range(1, side + 1))
-        ax.set_yticks(ticks, range(1, side + 1))
-        ax.tick_params(length=0, labelsize=8, colors=GRAY)
+        shown = _draw_map(ax, cosines, lowest)
         ax.set_title(
             f"{run}: {name}\n{off_diagonal(cosines):.2f} between different cells", fontsize=10, color=INK
         )
-        for edge in ax.spines.values():
-            edge.set_visible(False)
     curves = panels[len(maps)]
-    runs, names = (list(dict.fromkeys(key[place] for key in maps)) for place in (0, 1))
-    for (run, name), cosines in maps.items():  # a colour for each kind of map, a line style for each run
-        distances, means, _ = by_distance(cosines, int(len(cosines) ** 0.5))
-        color, style = COLORS[names.index(name) % len(COLORS)], STYLES[runs.index(run) % len(STYLES)]
-        label = f"{run}: {name}"
-        curves.plot(
-            distances, means, style, color=color, marker="o", markersize=3, linewidth=1.6, label=label
-        )
-    curves.set_xlabel("distance of two cells, in cells", color=INK)
-    curves.set_ylabel("mean cosine", color=INK)
-    curves.legend(fontsize=8.5, frameon=False, loc="upper right")
-    curves.set_ylim(lowest - 0.02, 1.45)  # room for the names
-    curves.set_yticks(np.arange(0, 1.1, 0.2))
-    plain(curves)
-    curves.set_box_aspect(1)
+    _draw_curves(curves, maps)
     for ax in panels[len(maps) + 1 :]:
         ax.set_axis_off()
+    look = dict(fontsize=8.5, frameon=False)
+    if many:  # a panel of their own
+        panels[len(maps) + 1].legend(*curves.get_legend_handles_labels(), **look, loc="upper left")
+    else:
+        curves.legend(**look, loc="upper right")
+    curves.set_ylim(lowest - 0.02, 1.02 if many else 1.45)  # room for the names
     bar = drawn.colorbar(shown, ax=panels.tolist(), location="right", shrink=0.8, aspect=30)
     bar.set_label("cosine of two cells", color=INK)
     bar.outline.set_visible(False)
     return drawn
+
+
+def _draw_map(ax, cosines, lowest):
+    """The small maps of all cells, each where its cell lies.   The image."""
+    side = int(len(cosines) ** 0.5)
+    shown = ax.imshow(tiled(cosines, side), cmap=BLUES, vmin=lowest, vmax=1, interpolation="nearest")
+    for line in np.arange(1, side) * side - 0.5:
+        ax.axhline(line, color="white", linewidth=1.4)
+        ax.axvline(line, color="white", linewidth=1.4)
+    ticks = np.arange(side) * side + (side - 1) / 2
+    ax.set_xticks(ticks, range(1, side + 1))
+    ax.set_yticks(ticks, range(1, side + 1))
+    ax.tick_params(length=0, labelsize=8, colors=GRAY)
+    for edge in ax.spines.values():
+        edge.set_visible(False)
+    return shown
+
+
+def _draw_curves(ax, maps):
+    """Mean cosine over distance: a colour for each kind of map, a line style for each run."""
+    runs, names = (list(dict.fromkeys(key[place] for key in maps)) for place in (0, 1))
+    for (run, name), cosines in maps.items():
+        distances, means, _ = by_distance(cosines, int(len(cosines) ** 0.5))
+        color, style = COLORS[names.index(name) % len(COLORS)], STYLES[runs.index(run) % len(STYLES)]
+        look = dict(color=color, marker="o", markersize=3, linewidth=1.6)
+        ax.plot(distances, means, style, **look, label=f"{run}: {name}")
+    ax.set_xlabel("distance of two cells, in cells", color=INK)
+    ax.set_ylabel("mean cosine", color=INK)
+    ax.set_yticks(np.arange(0, 1.1, 0.2))
+    plain(ax)
+    ax.set_box_aspect(1)
