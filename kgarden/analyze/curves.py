@@ -29,13 +29,14 @@ def named_curves(values):
     runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
         own = values[run, OWN]
-        alone = [name for one, name in curves_of(values) if one == run and name != OWN]
-        branches = [name for name in alone if values[run, name] is not None]
+        names = [name for one, name in curves_of(values) if one == run]  # the place of each is its look
+        branches = [name for name in names if name != OWN and values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
         alone = [name for name in branches if name not in same]
         labels = {OWN: f"{run} ({', '.join(same)})" if same else run}
         labels |= {name: f"{run}: {name} alone" for name in alone}
-        for place, (name, label) in enumerate(labels.items()):
+        for name, label in labels.items():
+            place = names.index(name)
             color = COLORS[(place if len(runs) == 1 else number) % len(COLORS)]
             drawn[run, name] = (label, color, STYLES[place])
     return drawn
