@@ -32,7 +32,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
                  pictures), "eval" (COCO evaluation of made-up detections).
         repeats: timed runs of each, after one that is not counted.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
-        report:  called with one line of text as each figure arrives.
+        report:  called with one line of text for each figure, when all of a kind are there.
     Returns:
         {"machine": {...}, "train": {...}, ...}: medians in seconds, ratios, peak memory in GiB.
     Raises:
@@ -54,10 +54,18 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     found = {"recipe": recipe.name, "recipe_sha256": recipe.digest(), "machine": machine()}
     for kind in what:
         found[kind] = measures[kind](recipe, repeats, data)
-        for key, value in found[kind].items():
-            if report and not isinstance(value, dict):
-                report(f"{kind}: {key} {value}")
+        for line in _lines(found[kind]) if report else ():
+            report(f"{kind}: {line}")
     return found
+
+
+def _lines(tree, prefix=""):
+    """ "parts.neck.s 0.16": one for each figure."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} {value}"
 
 
 def machine():
