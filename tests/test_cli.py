@@ -167,6 +167,7 @@ def test_several_views_by_keys(world, call):
         (["train", "standin.yaml", "--row", "t.c"], "no row 't.c'"),
         (["train", "standin.yaml", "--row", "t.b"], "scores t.a again"),
         (["train", "standin.yaml"], "shards/train"),
+        (["train", "double_head", "--row", "table5.c4_r50"], "data/coco/train2017"),  # of another recipe
         (["evaluate", "nowhere"], "not a run directory"),
         (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no picture there"),
         (["list", "nothing"], "list nothing"),

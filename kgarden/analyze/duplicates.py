@@ -18,7 +18,7 @@ from kgarden.heads.dense import DenseHead
 from kgarden.heads.selection import Selection
 from kgarden.metrics.figures import BLUES, figure_of, png_of
 from kgarden.models.one_stage import OneStage
-from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.per_canvas import PerCanvas, ready_to_predict
 from kgarden.ops.boxes import iou
 from kgarden.schema import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
 from kgarden.scoring import replace_file
@@ -127,8 +127,7 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
         raise UserError(f"{run}: {recipe.model.name} has no dense head whose scores could be shown")
     data = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
     to = pathlib.Path(to)
-    model = Ways(detector)
-    model.compile(jit_compile=keras.backend.backend() == "jax")
+    model = ready_to_predict(Ways(detector))
     totals, images = collections.Counter(), 0
     for x, meta in data.val_batches(limit):
         x = {key: np.asarray(value) for key, value in x.items()}

@@ -21,11 +21,11 @@ from kgarden.analyze.subjects import (
     need_roi_heads,
     open_runs,
 )
-from kgarden.analyze.windows import Windows, over_runs, ready, score_of
+from kgarden.analyze.windows import Windows, over_runs, score_of
 from kgarden.analyze.writing import rounded, write_analysis
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
 from kgarden.models.faster_rcnn import OWN
-from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.per_canvas import PerCanvas, ready_to_predict
 from kgarden.ops.boxes import iou as iou_of
 from kgarden.schema import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
@@ -157,7 +157,7 @@ def analyze_score_iou(
 
 
 def _add_own_boxes(joint, subject, limit):
-    model = ready(OwnBoxes(subject.detector))
+    model = ready_to_predict(OwnBoxes(subject.detector))
     most = max(map(len, subject.objects.values()))
     for x, _, objects, boxes in subject.pictures(limit):
         missing = most - len(objects)

@@ -10,12 +10,12 @@ from keras import ops
 from kgarden.analyze.curves import STYLES
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.subjects import need_objects, need_roi_heads, open_runs
-from kgarden.analyze.windows import Pyramid, ready
+from kgarden.analyze.windows import Pyramid
 from kgarden.analyze.writing import rounded, write_analysis
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.fc_head import FCHead
 from kgarden.metrics.figures import BLUES, COLORS, GRAY, INK, figure_of, plain
-from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.per_canvas import PerCanvas, ready_to_predict
 from kgarden.schema import BOXES, VALID, UserError
 
 MOST = 64  # objects that go through the heads together
@@ -115,7 +115,8 @@ def _told(progress, number, subjects, limit):
 def _maps_of(subject, limit, told):
     """({"<head> output" or "<head> weights": (S², S²) float64}, number of objects) of one run."""
     readers = readers_of(subject.detector.roi_head)
-    features, alike = ready(Pyramid(subject.detector)), ready(CellsAlike(readers))
+    features = ready_to_predict(Pyramid(subject.detector))
+    alike = ready_to_predict(CellsAlike(readers))
     rows = min(MOST, max(map(len, subject.objects.values())))
     totals, count = dict.fromkeys(readers, 0.0), 0
     for done, (x, _, objects, boxes) in enumerate(subject.pictures(limit), start=1):

@@ -5,11 +5,10 @@ not say which; here nine widths times nine heights at 13 x 13 offsets, thirteen 
 object's centre, so that every interval of IoU has some (the object itself is one of them).
 """
 
-import keras
 import numpy as np
 from keras import ops
 
-from kgarden.models.per_canvas import PerCanvas
+from kgarden.models.per_canvas import PerCanvas, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.schema import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
@@ -107,12 +106,6 @@ def box_of(boxes, labels):
     return ops.take_along_axis(boxes, labels[..., None, None], axis=2)[:, :, 0]
 
 
-def ready(model):
-    """A model compiled for `predict_on_batch` on this backend."""
-    model.compile(jit_compile=keras.backend.backend() == "jax")
-    return model
-
-
 class Windows:
     """Slides windows over the objects of a run's pictures.
 
@@ -135,7 +128,8 @@ class Windows:
             limit:    only the first so many pictures.
             progress: function of (pictures done, pictures in all).
         """
-        features, head = ready(Pyramid(subject.detector)), ready(AskedHead(subject.detector.roi_head))
+        features = ready_to_predict(Pyramid(subject.detector))
+        head = ready_to_predict(AskedHead(subject.detector.roi_head))
         for done, (x, image_id, objects, boxes) in enumerate(subject.pictures(limit), start=1):
             if objects:
                 size_hw = x[SIZE_HW][0]

@@ -27,9 +27,9 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
         recipe:  kgarden.recipe.Recipe.
         what:    some of "train" (a step on made-up pictures), "settings" (the same under other settings of
                  precision and memory), "infer" (whole and by part), "nms" (PSS with and without), "heads"
-                 (Double-Head R-CNN over a single fc-head),
-                 "data" (the input pipeline over decoding alone), "memory" (of the input pipeline over 20,000
-                 pictures), "eval" (COCO evaluation of made-up detections).
+                 (Double-Head R-CNN over a single fc-head), "data" (the input pipeline over decoding alone),
+                 "memory" (of the input pipeline over 20,000 pictures), "eval" (COCO evaluation of made-up
+                 detections).
         repeats: timed runs of each, after one that is not counted.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with one line of text for each figure, when all of a kind are there.
@@ -60,7 +60,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
 
 
 def _lines(tree, prefix=""):
-    """ "parts.neck.s 0.16": one for each figure."""
+    """A line for each figure, as `parts.neck.s 0.16`."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{key}.")

@@ -37,6 +37,7 @@ from kgarden.settings import fill
 from kgarden.targets.roi import label_rois, sample_rois
 
 FUSIONS = ("released", "product", "off")
+ROI_LEVELS = (2, 5)  # of a pyramid, first and last, that RoIs are cut out of
 OWN = "own"  # among the answers of a RoI head: the one that becomes detections
 CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/rpn.py
     "detectron2": {},
@@ -355,7 +356,7 @@ def rcnn(
     if not isinstance(neck, keras.layers.Layer):
         of_pyramid = {"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample"}
         neck = make_neck({**of_pyramid, **(neck or {})})
-    settings = {"roi_levels": [2, 5], **CONVENTIONS[convention], **defaults, **(roi_head or {})}
+    settings = {"roi_levels": ROI_LEVELS, **CONVENTIONS[convention], **defaults, **(roi_head or {})}
     return TwoStage(
         backbone=make_backbone(backbone),
         neck=neck,

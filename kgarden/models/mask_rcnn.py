@@ -29,7 +29,7 @@ from kgarden.layers.initializers import msra_fan_out, normal
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.detector import per_global
 from kgarden.models.double_head import DoubleHead
-from kgarden.models.faster_rcnn import CONVENTIONS, FasterHead, rcnn
+from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
 from kgarden.ops.box_masks import over_boxes
 from kgarden.schema import BOXES, LABELS, MASKS, VALID, UserError
 from kgarden.settings import fill
@@ -269,6 +269,6 @@ def mask_rcnn(
         convention,
     )
     of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in SAMPLING}
-    settings = {"roi_levels": [2, 5], **of_pool, **(mask_head or {})}
+    settings = {"roi_levels": ROI_LEVELS, **of_pool, **(mask_head or {})}
     detector.mask_head = mask_head_on(detector.roi_head, detector.neck.strides, settings)
     return detector

@@ -112,7 +112,7 @@ class OfView(PerCanvas):
 
     def rows(self, x, raw):
         """What this view hands on, in its own px."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is a frame: a convention says what goes on")
 
 
 class Detected(OfView):

@@ -7,6 +7,7 @@ import pytest
 from known_runs import CATEGORIES, known_subject
 
 from kgarden.analyze import sliding_window, subjects
+from kgarden.analyze.curves import named_curves
 from kgarden.analyze.sliding_window import analyze_sliding_window
 from kgarden.analyze.statistics import bin_of
 from kgarden.analyze.subjects import difficulties, evaluation_for, grouping, open_runs, size_of
@@ -72,6 +73,15 @@ def two_runs(monkeypatch):
     monkeypatch.setattr(sliding_window, "open_runs", lambda *_: runs)
     monkeypatch.setattr(sliding_window, "need_roi_heads", lambda _: None)
     return runs
+
+
+def test_a_branch_looks_the_same_in_every_panel():
+    """Where it is not drawn, because it is the run's own answer, no other takes its colour."""
+    own, conv, fc = np.array([0.1, np.nan]), np.array([0.2, np.nan]), np.array([0.3, np.nan])
+    scores = named_curves({("r", "own"): own, ("r", "conv"): conv, ("r", "fc"): fc})
+    boxes = named_curves({("r", "own"): conv, ("r", "conv"): conv, ("r", "fc"): fc})
+    assert boxes["r", "fc"] == scores["r", "fc"] and boxes["r", "own"][0] == "r (conv)"
+    assert set(boxes) == {("r", "own"), ("r", "fc")} and len({look[1] for look in scores.values()}) == 3
 
 
 def test_known_heads_give_known_curves(two_runs, tmp_path):
