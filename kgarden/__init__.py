@@ -19,17 +19,17 @@ __version__ = "0.1.0"
 WINDOW = {"keras": "3.15", "tensorflow": "2.21"}  # the versions that are tested
 
 _HOMES = {
-    "load_recipe": "kgarden.recipe",
-    "Recipe": "kgarden.sections",
+    "load_recipe": "kgarden.config.loading",
+    "Recipe": "kgarden.config.recipe",
     "build_model": "kgarden.build",
     "build_datasets": "kgarden.build",
     "build_optimizer": "kgarden.build",
     "load_run": "kgarden.build",
-    "Detector": "kgarden.models.detector",
-    "InferenceModel": "kgarden.models.detector",
+    "Detector": "kgarden.models.base.detector",
+    "InferenceModel": "kgarden.models.base.detector",
     "Predictor": "kgarden.predict",
-    "paste_masks": "kgarden.masks",
-    "UserError": "kgarden.schema",
+    "paste_masks": "kgarden.inference.paste_masks",
+    "UserError": "kgarden.structures",
 }
 __all__ = [*_HOMES, "__version__"]
 

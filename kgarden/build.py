@@ -7,10 +7,10 @@ import pathlib
 
 import keras
 
+from kgarden.config.loading import load_recipe
 from kgarden.models import build_detector
-from kgarden.optimizers import SGD, AdamW, LossScaled, learning_rate
-from kgarden.recipe import load_recipe
-from kgarden.schema import UserError
+from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled, learning_rate
+from kgarden.structures import UserError
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # converted data of datasets that belong to no run
 
@@ -25,7 +25,7 @@ def build_model(recipe, num_classes=None):
         recipe:      of `load_recipe`.
         num_classes: of the data; None: read from the training data where the recipe names none.
     Returns:
-        kgarden.models.detector.Detector, not compiled.
+        kgarden.models.base.detector.Detector, not compiled.
     """
     if num_classes is None and recipe.model.num_classes is None:
         num_classes = len(prepare_data(recipe, splits=("train",)).categories)

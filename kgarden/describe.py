@@ -15,7 +15,7 @@ import numpy as np
 
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.fc_head import FCHead
-from kgarden.schema import IMAGES, SIZE_HW
+from kgarden.structures import IMAGES, SIZE_HW
 
 HOME = pathlib.Path(__file__).parent.parent
 

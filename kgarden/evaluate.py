@@ -10,11 +10,11 @@ import numpy as np
 from keras import ops
 
 from kgarden.build import best_weights, load_run, prepare_data
-from kgarden.draw import draw_detections
-from kgarden.masks import run_lengths_of
+from kgarden.inference.paste_masks import run_lengths_of
+from kgarden.metrics.report import analysed, judged, judged_masks, read_json, write_folder
 from kgarden.predict import inference_of, to_original
-from kgarden.schema import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
-from kgarden.scoring import analysed, judged, judged_masks, read_json, write_folder
+from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
+from kgarden.visualization.draw import draw_detections
 
 SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
 

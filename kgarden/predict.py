@@ -14,12 +14,12 @@ from keras import ops
 from PIL import Image, ImageOps
 
 from kgarden.build import load_run, view_sizes
-from kgarden.draw import draw_detections
-from kgarden.masks import run_lengths_of
-from kgarden.models.per_canvas import ready_to_predict
-from kgarden.models.views import MergedViews
+from kgarden.inference.paste_masks import run_lengths_of
+from kgarden.inference.test_time_augmentation import MergedViews
+from kgarden.models.base.static_shapes import ready_to_predict
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import BOXES, IMAGES, MASKS, MIRRORED, SIZE_HW, VIEWS, UserError
+from kgarden.structures import BOXES, IMAGES, MASKS, MIRRORED, SIZE_HW, VIEWS, UserError
+from kgarden.visualization.draw import draw_detections
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
@@ -31,7 +31,7 @@ def to_original(detections, size_hw, original_hw):
     the canvas, so clipping takes no more than what rounding adds, and a mask keeps its frame.
 
     Args:
-        detections:  as kgarden.schema has them, boxes (B, K, 4).
+        detections:  as kgarden.structures has them, boxes (B, K, 4).
         size_hw:     (B, 2) size of the picture inside the canvas.
         original_hw: (B, 2) size of the original picture.
     Returns:

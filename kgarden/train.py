@@ -10,13 +10,13 @@ import keras
 from rich.console import Console
 
 from kgarden import build
-from kgarden.accumulate import accumulated
-from kgarden.distribute import be_deterministic, team_of
-from kgarden.progress import Reporter, progress_of
-from kgarden.recipe import load_recipe, stage_recipes
-from kgarden.schema import UserError
-from kgarden.scoring import write_json
-from kgarden.session import Session
+from kgarden.config.loading import load_recipe, stage_recipes
+from kgarden.metrics.report import write_json
+from kgarden.structures import UserError
+from kgarden.training.distribution import be_deterministic, team_of
+from kgarden.training.gradient_accumulation import accumulated
+from kgarden.training.trainer import Session
+from kgarden.utils.progress import Reporter, progress_of
 
 # What may differ when a run is continued. With more steps the learning rate follows the longer schedule from
 # the present step on.
@@ -37,7 +37,7 @@ def train(recipe, run, fresh=False, reporter=None):
         recipe:   of `load_recipe`.
         run:      directory; made if missing, refused if it holds another recipe.
         fresh:    move what the directory holds aside and start anew.
-        reporter: kgarden.progress.Reporter; None: to standard output.
+        reporter: kgarden.utils.progress.Reporter; None: to standard output.
     Returns:
         the final evaluation, as in `evaluation.json`; None if it was stopped before the end.
     Raises:

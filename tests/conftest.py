@@ -17,8 +17,7 @@ if ON_JAX:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-import golden  # noqa: E402
-import not_yet  # noqa: E402
+from support import golden, not_yet  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from stand_in import CATEGORIES, ground_truth, pictures
+from support.fake_detector import CATEGORIES, ground_truth, pictures
 
 from kgarden.evaluate import detect, first_pictures
 from kgarden.metrics.coco import METRICS, coco_metrics
+from kgarden.metrics.report import write_json
 from kgarden.predict import to_original
-from kgarden.scoring import write_json
 
 
 class Scripted:

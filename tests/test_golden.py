@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 
-import golden
 import numpy as np
 import pytest
+from support import golden
 
 HERE = pathlib.Path(__file__).parent
 
@@ -301,15 +301,19 @@ def run_suite(tmp_path, body, not_yet, *arguments, backend="tensorflow"):
     """Run the real conftest.py over one test file and one golden; returns (exit code, output)."""
     suite = tmp_path / "suite"
     (suite / "tests" / "goldens").mkdir(parents=True)
-    for name in ("conftest.py", "golden.py"):
+    (suite / "tests" / "support").mkdir()
+    for name in ("conftest.py", "support/golden.py"):
         shutil.copy(HERE / name, suite / "tests" / name)
     shutil.copy(HERE.parent / "pyproject.toml", suite)
     entry = {"prefix": "toy", "inputs": [], "outputs": [".*"], "tolerance": {".*": {"exact": True}}}
     (suite / "tests" / "goldens" / "index.json").write_text(json.dumps([entry | {"layout": "none"}]))
     np.savez(suite / "tests" / "goldens" / "toy.npz", params=np.array("{}"), a=np.ones(1), b=np.ones(1))
-    (suite / "tests" / "not_yet.py").write_text(f"NOT_YET = {not_yet}\nNEED_TENSORFLOW = {{'toy'}}\n")
+    (suite / "tests" / "support" / "not_yet.py").write_text(
+        f"NOT_YET = {not_yet}\nNEED_TENSORFLOW = {{'toy'}}\n"
+    )
     (suite / "tests" / "test_toy.py").write_text(
-        "import golden, numpy as np, pytest\n\ndef test_toy():\n    [g] = golden.goldens('toy')\n"
+        "import numpy as np, pytest\nfrom support import golden\n\n"
+        "def test_toy():\n    [g] = golden.goldens('toy')\n"
         f"    {body}\n\ndef test_other():\n    pass\n"
     )
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("KGARDEN_", "PYTEST_", "KERAS_"))}

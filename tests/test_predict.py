@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgarden.draw import color_of, draw_detections, line_width, text_height
 from kgarden.predict import read_picture
-from kgarden.schema import UserError
+from kgarden.structures import UserError
+from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 
 def painted():

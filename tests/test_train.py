@@ -16,16 +16,17 @@ from rich.console import Console
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
-from stand_in import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
+from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
 
-from kgarden import build, session, train  # noqa: E402
-from kgarden.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
-from kgarden.loggers import JsonLines  # noqa: E402
-from kgarden.ops.compiled import compiled  # noqa: E402
+from kgarden import build, train  # noqa: E402
+from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.ops.jit import compiled  # noqa: E402
 from kgarden.predict import compiled_inference  # noqa: E402
-from kgarden.progress import Reporter  # noqa: E402
-from kgarden.recipe import load_recipe  # noqa: E402
-from kgarden.schema import TrainingFailed, UserError  # noqa: E402
+from kgarden.structures import TrainingFailed, UserError  # noqa: E402
+from kgarden.training import trainer  # noqa: E402
+from kgarden.training.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.training.loggers import JsonLines  # noqa: E402
+from kgarden.utils.progress import Reporter  # noqa: E402
 
 
 class Lines(Reporter):
@@ -136,14 +137,14 @@ def test_terms_are_means_since_the_last_report(recipe_of, tmp_path):
 
 def stop_at(step, monkeypatch):
     """The process gets SIGTERM in the middle of this step."""
-    whole = session.Session.on_train_batch_end
+    whole = trainer.Session.on_train_batch_end
 
     def hit(self, batch, logs=None):
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
         whole(self, batch, logs)
 
-    monkeypatch.setattr(session.Session, "on_train_batch_end", hit)
+    monkeypatch.setattr(trainer.Session, "on_train_batch_end", hit)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -223,14 +224,14 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of,
 def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
     """AP rises, then falls: the weights of the second evaluation are kept and evaluated at the end."""
     scores = iter([10.0, 30.0, 20.0])
-    real = session.evaluate
+    real = trainer.evaluate
 
     def scripted(*args, **kwargs):
         evaluation, results = real(*args, **kwargs)
         evaluation["metrics"]["ap"] = next(scores, evaluation["metrics"]["ap"])
         return evaluation, results
 
-    monkeypatch.setattr(session, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate", scripted)
     lines = Lines()
     assert train.train(recipe_of(), tmp_path / "run", reporter=lines)["step"] == 8
     assert "best 30.0 at 8" in lines.text
@@ -267,14 +268,14 @@ def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeyp
 def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypatch):
     """VOC rises and falls while COCO's AP only rises."""
     scores = iter([10.0, 30.0, 20.0])
-    real = session.evaluate
+    real = trainer.evaluate
 
     def scripted(*args, **kwargs):
         evaluation, results = real(*args, **kwargs)
         evaluation["metrics"]["voc07_map"] = next(scores, 30.0)
         return evaluation, results
 
-    monkeypatch.setattr(session, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate", scripted)
     lines = Lines()
     recipe = recipe_of(evaluate__metrics=["voc07", "coco"])
     evaluation = train.train(recipe, tmp_path / "run", reporter=lines)
@@ -425,8 +426,8 @@ def test_waiting_for_data_is_measured(slow, expected):
     batches = tf.data.Dataset.range(100).batch(1)
     if slow == "data":
         batches = batches.map(lambda x: tf.numpy_function(pause, [x], tf.int64))
-    clock = session.Clock()
-    iterator = iter(session.timed(batches.prefetch(2), clock))
+    clock = trainer.Clock()
+    iterator = iter(trainer.timed(batches.prefetch(2), clock))
     next(iterator)
     clock.taken()
     started = time.perf_counter()
@@ -469,14 +470,14 @@ def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
 
 def test_best_weights_that_cannot_be_written_end_no_training(recipe_of, tmp_path, monkeypatch):
     """The first evaluation keeps nothing, the second does; the last weights cannot be kept either."""
-    real, calls = session.save_weights, iter(range(1, 100))
+    real, calls = trainer.save_weights, iter(range(1, 100))
 
     def full(detector, path):
         if next(calls) == 1 or path.name == "model.weights.h5":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(detector, path)
 
-    monkeypatch.setattr(session, "save_weights", full)
+    monkeypatch.setattr(trainer, "save_weights", full)
     lines, run = Lines(), tmp_path / "run"
     assert train.train(recipe_of(), run, reporter=lines)["weights"] == "best.weights.h5"
     assert "best.weights.h5 could not be written (No space left on device)" in lines.text

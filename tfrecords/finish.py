@@ -5,8 +5,8 @@ import json
 import shutil
 
 from tfrecords import shard as shard_files
+from tfrecords.conversion_report import Fault
 from tfrecords.index import COLUMNS
-from tfrecords.report import Fault
 from tfrecords.schema import DataError
 
 

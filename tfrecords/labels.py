@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 
-from tfrecords.objects import as_int, text
+from tfrecords.converters.common import as_int, text
 from tfrecords.schema import DataError
 
 TOKEN = re.compile(

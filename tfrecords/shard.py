@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 
+from tfrecords.conversion_report import Fault
 from tfrecords.index import record_bytes
-from tfrecords.report import Fault
 from tfrecords.schema import DataError
 
 

@@ -17,9 +17,9 @@ import shutil
 import time
 
 from tfrecords import shard as shard_files
+from tfrecords.conversion_report import Faults, Report, report_of
 from tfrecords.finish import finish
 from tfrecords.pool import make_all
-from tfrecords.report import Faults, Report, report_of
 from tfrecords.schema import DataError
 from tfrecords.shard import Unfinished
 

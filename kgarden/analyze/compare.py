@@ -5,12 +5,12 @@ Wu et al. 2020, arXiv:1904.06493, Figs. A.4 and A.5: fc-head, conv-head and both
 
 import numpy as np
 
-from kgarden.analyze.subjects import open_runs
-from kgarden.analyze.writing import rounded, write_analysis
-from kgarden.draw import draw_detections, draw_truth, scaled
+from kgarden.analyze.loaded_runs import open_runs
+from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.metrics.figures import INK, figure_of
 from kgarden.predict import compiled_inference
-from kgarden.schema import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.visualization.draw import draw_detections, draw_truth, scaled
 
 CELL = 440  # px of a picture's longer side in the figure
 DPI = 110  # of figures

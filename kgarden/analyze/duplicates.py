@@ -12,16 +12,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgarden.analyze.writing import write_analysis
+from kgarden.analyze.outputs import write_analysis
 from kgarden.build import load_run, prepare_data
 from kgarden.heads.dense import DenseHead
 from kgarden.heads.selection import Selection
 from kgarden.metrics.figures import BLUES, figure_of, png_of
-from kgarden.models.one_stage import OneStage
-from kgarden.models.per_canvas import PerCanvas, ready_to_predict
+from kgarden.metrics.report import replace_file
+from kgarden.models.base.one_stage import OneStage
+from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
 from kgarden.ops.boxes import iou
-from kgarden.schema import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
-from kgarden.scoring import replace_file
+from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
 
 OVERLAP = 0.7  # IoU above which two detections of a class are duplicates,
 SCORE = 0.3  # if both have more than this score
@@ -85,7 +85,7 @@ def duplicates(found):
     """Pairs of detections of one class whose boxes overlap.
 
     Args:
-        found: detections as kgarden.schema has them, all above SCORE.
+        found: detections as kgarden.structures has them, all above SCORE.
     Returns:
         (B,) int32.
     """

@@ -9,9 +9,8 @@ import numpy as np
 from keras import ops
 from matplotlib.colors import LogNorm
 
-from kgarden.analyze.curves import curves_of
-from kgarden.analyze.statistics import Pearson, bin_of
-from kgarden.analyze.subjects import (
+from kgarden.analyze.curve_styles import curves_of
+from kgarden.analyze.loaded_runs import (
     EVERY,
     counted,
     evaluation_for,
@@ -21,13 +20,14 @@ from kgarden.analyze.subjects import (
     need_roi_heads,
     open_runs,
 )
+from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.windows import Windows, over_runs, score_of
-from kgarden.analyze.writing import rounded, write_analysis
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
+from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
 from kgarden.models.faster_rcnn import OWN
-from kgarden.models.per_canvas import PerCanvas, ready_to_predict
 from kgarden.ops.boxes import iou as iou_of
-from kgarden.schema import BOXES, LABELS, SCORES, SIZE_HW, VALID
+from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
 CELLS = 40  # of the histograms, along each side
 WHICH = ("all", "overlapping")  # every box, and those with IoU > 0

@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 
-from kgarden.analyze.curves import curves_of, named_curves
-from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
-from kgarden.analyze.subjects import (
+from kgarden.analyze.curve_styles import curves_of, named_curves
+from kgarden.analyze.loaded_runs import (
     counted,
     evaluation_for,
     grouped_by,
@@ -19,8 +18,9 @@ from kgarden.analyze.subjects import (
     need_roi_heads,
     open_runs,
 )
+from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
 from kgarden.analyze.windows import Windows, over_runs
-from kgarden.analyze.writing import rounded, write_analysis
 from kgarden.metrics.figures import FAINT, INK, figure_of, plain
 
 WHATS = {"score": "score of the object's class", "iou": "IoU of the refined box"}

@@ -7,16 +7,16 @@ its first kernel cell by cell (FCHead.cells).
 import numpy as np
 from keras import ops
 
-from kgarden.analyze.curves import STYLES
+from kgarden.analyze.curve_styles import STYLES
+from kgarden.analyze.loaded_runs import need_objects, need_roi_heads, open_runs
+from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
-from kgarden.analyze.subjects import need_objects, need_roi_heads, open_runs
 from kgarden.analyze.windows import Pyramid
-from kgarden.analyze.writing import rounded, write_analysis
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.fc_head import FCHead
 from kgarden.metrics.figures import BLUES, COLORS, GRAY, INK, figure_of, plain
-from kgarden.models.per_canvas import PerCanvas, ready_to_predict
-from kgarden.schema import BOXES, VALID, UserError
+from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
+from kgarden.structures import BOXES, VALID, UserError
 
 MOST = 64  # objects that go through the heads together
 MOST_NAMES = 4  # of curves that have room in their panel

@@ -8,9 +8,9 @@ object's centre, so that every interval of IoU has some (the object itself is on
 import numpy as np
 from keras import ops
 
-from kgarden.models.per_canvas import PerCanvas, ready_to_predict
+from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import BOXES, LABELS, SCORES, SIZE_HW, VALID
+from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
 SIDES = (0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0)  # of a window, in sides of the object
 OFFSETS = tuple(np.sign(u) * abs(u) ** 2.5 for u in np.linspace(-1.0, 1.0, 13))  # of its centre

@@ -3,8 +3,8 @@
 import keras
 
 from kgarden.backbones.resnet import ResNet
-from kgarden.schema import UserError
-from kgarden.settings import fill
+from kgarden.config.instantiate import fill
+from kgarden.structures import UserError
 
 BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101)}
 

@@ -10,7 +10,7 @@ import keras
 from kgarden.layers.conv import Conv, max_pool_3x3
 from kgarden.layers.remat import recomputed
 from kgarden.layers.residual import BasicBlock, Bottleneck, first_gamma
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 DEPTHS = {
     18: ("basic", (2, 2, 2, 2)),

@@ -9,12 +9,12 @@ import platform
 
 import keras
 
-from kgarden.bench.heads import heads_over_base
 from kgarden.bench.inference import inference
-from kgarden.bench.nms import without_nms
-from kgarden.bench.pipeline import data_memory, data_rates, evaluation
+from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
+from kgarden.bench.pss_nms import without_nms
+from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.steps import training, training_settings
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 KINDS = ("train", "settings", "infer", "nms", "heads", "data", "memory", "eval")
 REPEATS = 5
@@ -24,7 +24,7 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
     """Measure a recipe.
 
     Args:
-        recipe:  kgarden.recipe.Recipe.
+        recipe:  kgarden.config.loading.Recipe.
         what:    some of "train" (a step on made-up pictures), "settings" (the same under other settings of
                  precision and memory), "infer" (whole and by part), "nms" (PSS with and without), "heads"
                  (Double-Head R-CNN over a single fc-head), "data" (the input pipeline over decoding alone),

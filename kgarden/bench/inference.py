@@ -2,10 +2,10 @@
 
 import keras
 
-from kgarden.bench.clock import alternate, compiled, peak_memory
 from kgarden.bench.steps import made_up_batch, num_classes_of
+from kgarden.bench.timing import alternate, compiled, peak_memory
 from kgarden.models.double_head import DoubleHead
-from kgarden.schema import BOXES, IMAGES, SIZE_HW
+from kgarden.structures import BOXES, IMAGES, SIZE_HW
 
 
 def inference(recipe, repeats, data):

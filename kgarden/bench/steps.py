@@ -11,9 +11,9 @@ import time
 import keras
 import numpy as np
 
-from kgarden.bench.clock import median, peak_memory
-from kgarden.recipe import load_recipe
-from kgarden.schema import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, UserError
+from kgarden.bench.timing import median, peak_memory
+from kgarden.config.loading import load_recipe
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, UserError
 
 SETTINGS = {  # over the recipe
     "float32": {},
@@ -31,7 +31,7 @@ def made_up_batch(recipe, num_classes, batch_size, objects=8, seed=0):
     """A batch of noise with plausible boxes on the recipe's first canvas; content hardly changes times.
 
     Returns:
-        x, y as in kgarden.schema, numpy.
+        x, y as in kgarden.structures, numpy.
     """
     from kgarden.build import canvases
 
@@ -88,7 +88,7 @@ def training(recipe, repeats, data):
 def _in_micro_batches(detector, parts):
     if keras.backend.backend() != "tensorflow":
         raise UserError("schedule.micro_batches: needs the TensorFlow backend")
-    from kgarden.accumulate import accumulated
+    from kgarden.training.gradient_accumulation import accumulated
 
     return accumulated(detector, parts)
 

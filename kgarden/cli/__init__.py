@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.analyze import analyze_app
+from kgarden.cli.commands import runs_app
 from kgarden.cli.data import data_app
-from kgarden.cli.runs import runs_app
-from kgarden.schema import TrainingFailed, UserError
+from kgarden.structures import TrainingFailed, UserError
 
 app = typer.Typer(
     help="An object-detection model garden: train, measure, serve.",

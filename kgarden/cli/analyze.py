@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.options import RunArgument, start_tensorflow
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 analyze_app = typer.Typer(help="Look into a run as the papers do: figures, numbers, how to read them.")
 
@@ -68,7 +68,7 @@ def sliding_window(
     start_tensorflow()
     from kgarden.analyze.sliding_window import analyze_sliding_window
     from kgarden.analyze.windows import Windows
-    from kgarden.progress import progress_of
+    from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
         windows = Windows(per_object, seed)
@@ -92,7 +92,7 @@ def score_iou(
     start_tensorflow()
     from kgarden.analyze.score_iou import analyze_score_iou
     from kgarden.analyze.windows import Windows
-    from kgarden.progress import progress_of
+    from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
         windows = Windows(per_object, seed)
@@ -109,7 +109,7 @@ def spatial_correlation(
     """How alike the cells of a RoI are after a conv-head, after an fc-head, and in its weights."""
     start_tensorflow()
     from kgarden.analyze.spatial_correlation import analyze_spatial_correlation
-    from kgarden.progress import progress_of
+    from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
         found = analyze_spatial_correlation(runs, to, weights, limit, progress)
@@ -131,7 +131,7 @@ def compare(
     chosen = _ids(ids)
     start_tensorflow()
     from kgarden.analyze.compare import analyze_compare
-    from kgarden.progress import progress_of
+    from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
         found = analyze_compare(runs, to, pictures, chosen, min_score, weights, progress)

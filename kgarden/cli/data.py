@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.options import JsonOption, RowOption, SetOption, settings_of, start_tensorflow
-from kgarden.recipe import load_recipe, packaged_recipes
-from kgarden.schema import UserError
+from kgarden.config.loading import load_recipe, packaged_recipes
+from kgarden.structures import UserError
 
 data_app = typer.Typer(help="Make and look at data sets.", no_args_is_help=True)
 EXAMPLES = 5  # places that are named for each kind of fault
@@ -22,8 +22,8 @@ def check_(
 ):
     """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
     start_tensorflow()
-    from kgarden.progress import progress_of
-    from kgarden.scoring import write_json
+    from kgarden.metrics.report import write_json
+    from kgarden.utils.progress import progress_of
     from tfrecords.check import check
 
     with progress_of("shards") as progress:
@@ -55,7 +55,7 @@ def show_(
     start_tensorflow()
     from kgarden.build import prepare_data
     from kgarden.data.pipeline import open_dataset
-    from kgarden.show import show_recipe, show_shards
+    from kgarden.visualization.contact_sheet import show_recipe, show_shards
 
     if _is_recipe(what):
         chosen = load_recipe(what, settings_of(set_), row)
@@ -166,7 +166,7 @@ def build_shapes(
 
 def _build(name, verbose, to, **arguments):
     start_tensorflow()
-    from tfrecords.formats import FORMATS
+    from tfrecords.converters.formats import FORMATS
 
     with _bar() as progress:
         report = FORMATS[name](to, progress=progress, **arguments)
@@ -174,7 +174,7 @@ def _build(name, verbose, to, **arguments):
 
 
 def _bar():
-    from kgarden.progress import progress_of
+    from kgarden.utils.progress import progress_of
 
     return progress_of("pictures")
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kgarden.recipe import parse_value
-from kgarden.schema import UserError
+from kgarden.config.loading import parse_value
+from kgarden.structures import UserError
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="path of a recipe, or the name of one")]
 RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="run directory")]

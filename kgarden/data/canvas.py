@@ -8,7 +8,7 @@ functions; they are TensorFlow alone, so that a SavedModel holds them.
 
 import tensorflow as tf
 
-from kgarden.data.resample import resample
+from kgarden.data.resize import resample
 
 
 def default_canvases(short_side_px, long_side_px, divisor=32):

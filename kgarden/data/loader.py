@@ -6,7 +6,7 @@ import tensorflow as tf
 from kgarden.data.canvas import fitted_hw, resized
 from kgarden.data.transforms import masks as bitmaps
 from kgarden.data.transforms.geometry import FRAMES
-from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
+from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 

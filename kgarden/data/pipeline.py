@@ -1,4 +1,4 @@
-"""Data sets -> batches of one canvas, as `kgarden.schema` has them.
+"""Data sets -> batches of one canvas, as `kgarden.structures` has them.
 
     order of the pictures -> records -> parse -> decode -> transforms -> canvas -> batch
 
@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from kgarden.data import chance, samplers
+from kgarden.data import order, rng
 from kgarden.data.canvas import (
     boxes_to_original,
     canvas_of,
@@ -27,14 +27,14 @@ from kgarden.data.canvas import (
     resize_to_canvas,
     resized,
 )
+from kgarden.data.examples import check_masks, objects_of
 from kgarden.data.loader import Loader, ratios
+from kgarden.data.padding import in_rows, in_rows_of_one
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
-from kgarden.data.stored import check_masks, objects_of
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
-from kgarden.data.truth import in_rows, in_rows_of_one
-from kgarden.schema import (
+from kgarden.structures import (
     BOXES,
     CROWD,
     IMAGE_ID,
@@ -144,9 +144,9 @@ def train_batches(
 
     def order():
         sizes, partners = [len(part.index) for part in parts], augmentation.partners
-        rows = samplers.endless_rows(sizes, weights, seed, streams)
-        others = samplers.endless_rows(sizes, weights, (seed, PARTNERS), streams)
-        steps = samplers.batches(rows, canvas, batch_size, start_step, others, partners)
+        rows = order.endless_rows(sizes, weights, seed, streams)
+        others = order.endless_rows(sizes, weights, (seed, PARTNERS), streams)
+        steps = order.batches(rows, canvas, batch_size, start_step, others, partners)
         parts_of_steps = (np.array_split(step, share[1])[share[0]] for step in steps)
         while True:
             chunk = np.concatenate(list(itertools.islice(parts_of_steps, max(1, CHUNK // batch_size))))
@@ -169,7 +169,7 @@ def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size,
         canvas_hw = load.canvas_hw[rows[0]]
 
         def example(k):
-            draw = chance.uniform(chance.another(key, SIZES + k))[0]
+            draw = rng.uniform(rng.another(key, SIZES + k))[0]
             return load(rows[k], load.choice(draw), canvas_hw if k else None)
 
         example = augmentation(example, key)
@@ -186,7 +186,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
     def planned(numbers):
         """What is drawn for each picture, and what the index knows of it."""
         key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
-        choice = load.choice(chance.uniform(chance.another(key, SIZES))[:, 0])
+        choice = load.choice(rng.uniform(rng.another(key, SIZES))[:, 0])
         row = numbers[:, 1]
         return {
             "row": row,
@@ -261,7 +261,7 @@ def val_batches(
         for size in ({**first, "antialias": antialias}, *further)
     ]
     group = np.unique(np.stack([size.canvas for size in sizes], 1), axis=0, return_inverse=True)[1]
-    steps = samplers.in_order(group, batch_size).reshape(-1, 3)
+    steps = order.in_order(group, batch_size).reshape(-1, 3)
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
     load = sizes[0].load

@@ -13,9 +13,9 @@ import warnings
 
 import numpy as np
 
-from kgarden.schema import UserError
-from tfrecords.foreign import adopt
-from tfrecords.formats import FORMATS
+from kgarden.structures import UserError
+from tfrecords.adopt import adopt
+from tfrecords.converters.formats import FORMATS
 from tfrecords.index import Index, index_of, open_index, shards_of
 from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
@@ -45,7 +45,7 @@ def dataset_of(source, cache, *, workers=None, progress=None):
 
     Args:
         source:   {"glob": str, "labels": str}, or {"format": str} with the arguments of the converter of that
-                  name, see `tfrecords.formats`; and "weight". None counts as not given.
+                  name, see `tfrecords.converters`; and "weight". None counts as not given.
         cache:    directory for converted data.
         workers:  see `tfrecords.write.write`.
         progress: function of (pictures done, pictures in all), called while converting.

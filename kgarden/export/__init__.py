@@ -14,7 +14,7 @@ from kgarden.build import load_run
 from kgarden.export.portable import write_portable
 from kgarden.export.saved_model import write_saved_model
 from kgarden.export.version import views_left_out
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 FORMATS = ("saved_model", "onnx", "litert")
 

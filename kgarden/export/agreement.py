@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from kgarden.export.network import COUNT
-from kgarden.schema import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, TrainingFailed
+from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, TrainingFailed
 
 TOLERANCE = 1e-4  # of a box: over the longer side of the canvas; of a score: over the score
 MASK_TOLERANCE = 1e-3  # of the probabilities of masks

@@ -14,7 +14,7 @@ A detector without NMS has no loop, no NMS and no overlap of pairs of boxes in h
 
 import tensorflow as tf
 
-from kgarden.schema import IMAGES, LABELS, PAD_LABEL, SCORES, SIZE_HW, SOURCE, VALID
+from kgarden.structures import IMAGES, LABELS, PAD_LABEL, SCORES, SIZE_HW, SOURCE, VALID
 
 COUNT = "num_detections"
 
@@ -54,7 +54,7 @@ class Network(tf.Module):
 
 
 def ranked(detections):
-    """Detections of kgarden.schema with the valid rows in front, best first, and their number."""
+    """Detections of kgarden.structures with the valid rows in front, best first, and their number."""
     scores = tf.where(detections[VALID], detections[SCORES], -1.0)
     order = tf.math.top_k(scores, scores.shape[1])[1]
     valid = tf.gather(detections[VALID], order, batch_dims=1)

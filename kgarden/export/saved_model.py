@@ -10,9 +10,9 @@ from kgarden.build import test_sizes
 from kgarden.data.canvas import canvas_of, resize_to_canvas
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
-from kgarden.masks import THRESHOLD
+from kgarden.inference.paste_masks import THRESHOLD
 from kgarden.predict import to_original
-from kgarden.schema import BOXES, LABELS, MASKS, SCORES
+from kgarden.structures import BOXES, LABELS, MASKS, SCORES
 from tfrecords.pictures import decode
 
 WARMUP_SIDE = 64  # px of the grey picture in the warm-up requests

@@ -9,7 +9,7 @@ import shutil
 
 import tensorflow as tf
 
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ Wu et al. 2020, arXiv:1904.06493, section 3.1 and Fig. 5.
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import fill
 from kgarden.layers.conv import Conv
 from kgarden.layers.non_local import NonLocal
 from kgarden.layers.residual import Bottleneck
-from kgarden.schema import UserError
-from kgarden.settings import fill
+from kgarden.structures import UserError
 
 NON_LOCAL = {"mode": "dot_product", "groups": 4, "post_relu": True, "out_bias": True}  # the authors' block
 

@@ -21,8 +21,8 @@ from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import BOXES, LABELS, SCORES, VALID, UserError
-from kgarden.targets.assigned import truth_at
+from kgarden.structures import BOXES, LABELS, SCORES, VALID, UserError
+from kgarden.targets.assign_result import truth_at
 
 
 class DenseHead(keras.layers.Layer):
@@ -172,7 +172,7 @@ class DenseHead(keras.layers.Layer):
     # What each place is to learn.
 
     def assign(self, raw, y):
-        """Which object each place must predict.   (B, A) int32, see kgarden/targets/assigned.py."""
+        """Which object each place must predict.   (B, A) int32, see kgarden/targets/assign_result.py."""
         raise NotImplementedError(f"{type(self).__name__} is a frame: a head says how places are assigned")
 
     def possible(self, raw, y, rule="candidates"):

@@ -3,7 +3,7 @@
 import keras
 
 from kgarden.ops.roi_align import roi_align
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 
 class RoIFeatures(keras.layers.Layer):

@@ -12,7 +12,7 @@ from keras import ops
 
 from kgarden.ops.nms import nms
 from kgarden.ops.soft_nms import soft_nms
-from kgarden.schema import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
+from kgarden.structures import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
 
 GROUP = "group"
 METHODS = ("nms", "soft_nms", "peaks", "none")
@@ -64,7 +64,7 @@ class Selection:
         Args:
             candidates: see `pick`.
         Returns:
-            detections as in kgarden.schema, K = `total`; invalid rows hold zeros and label -1.
+            detections as in kgarden.structures, K = `total`; invalid rows hold zeros and label -1.
         """
         return self.suppress(self.pick(candidates))
 

@@ -12,7 +12,7 @@ from keras import ops
 
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kgarden.ops.normalization import normalize_batch
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 EPSILON = 1e-5
 KINDS = ("frozen_bn", "bn", "sync_bn", "gn")

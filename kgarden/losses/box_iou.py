@@ -10,7 +10,7 @@ import math
 from keras import ops
 
 from kgarden.losses.roi import smooth_l1
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 EPSILON = 1e-6
 

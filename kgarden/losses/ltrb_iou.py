@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 
 def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):

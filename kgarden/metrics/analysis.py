@@ -3,9 +3,9 @@
 import numpy as np
 
 from kgarden.metrics import curves
-from kgarden.metrics.errors import KINDS, confusion, judge, prices, split
+from kgarden.metrics.arrays import pairs
 from kgarden.metrics.matching import ranks
-from kgarden.metrics.table import pairs
+from kgarden.metrics.tide import KINDS, confusion, judge, prices, split
 
 CURVE_IOUS = (0.5, 0.75)
 BINS = 20  # of the score histograms, over 0..1

@@ -9,9 +9,9 @@ from collections import Counter
 
 import numpy as np
 
+from kgarden.metrics.arrays import image_sizes, neighbours, overlap, tabulate
+from kgarden.metrics.box_formats import BOX_READINGS, scalings
 from kgarden.metrics.coco import complete
-from kgarden.metrics.readings import BOX_READINGS, scalings
-from kgarden.metrics.table import image_sizes, neighbours, overlap, tabulate
 
 NEARLY_ZERO = 1.0  # percent; below it, AP is answered with a cause
 LOW_SCORE = 0.05  # detectors drop what is below

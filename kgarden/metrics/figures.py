@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
-from kgarden.metrics.errors import KINDS
+from kgarden.metrics.tide import KINDS
 
 NAMED_CURVES = 8  # classes with a line of their own colour; the others are thin and grey
 NAMED_CLASSES = 24  # rows of the confusion matrix; the others are put together

@@ -9,8 +9,8 @@ the rules of the Open Images Challenge, without the hierarchy of classes.
 import numpy as np
 
 from kgarden.metrics import curves
+from kgarden.metrics.arrays import overlap, pairs
 from kgarden.metrics.matching import best_of, first_claims, ranks
-from kgarden.metrics.table import overlap, pairs
 
 
 def open_images_ap(table, iou=0.5, inside=0.5, kept=None):

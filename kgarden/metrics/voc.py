@@ -9,8 +9,8 @@ part 4.2.
 import numpy as np
 
 from kgarden.metrics import curves
+from kgarden.metrics.arrays import pairs
 from kgarden.metrics.matching import best_of, first_claims, ranks
-from kgarden.metrics.table import pairs
 
 RULES = {"11 points": curves.ap_eleven, "area": curves.ap_area}
 

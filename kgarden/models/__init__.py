@@ -2,12 +2,13 @@
 
 import difflib
 
-from kgarden.models.assemble import one_stage, two_stage
+from kgarden.config.instantiate import fill
 from kgarden.models.atss import atss
 from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
 from kgarden.models.condinst import condinst
+from kgarden.models.custom import one_stage, two_stage
 from kgarden.models.defcn import defcn
 from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
@@ -17,8 +18,7 @@ from kgarden.models.gfl import gfl
 from kgarden.models.mask_rcnn import mask_rcnn
 from kgarden.models.pss import pss
 from kgarden.models.retinanet import retinanet
-from kgarden.schema import UserError
-from kgarden.settings import fill
+from kgarden.structures import UserError
 
 MODELS = {
     "atss": atss,
@@ -48,7 +48,7 @@ def build_detector(settings, num_classes, seed=0):
         num_classes: C.
         seed:        of random choices in training.
     Returns:
-        kgarden.models.detector.Detector, built.
+        kgarden.models.base.detector.Detector, built.
     Raises:
         UserError: unknown name or setting.
     """

@@ -18,16 +18,16 @@ centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not h
 
 from keras import ops
 
+from kgarden.config.instantiate import overlaid
 from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import dense_detector
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import anchor_grid
-from kgarden.schema import BOXES, truth_is_valid
-from kgarden.settings import overlaid
-from kgarden.targets.assigned import IGNORED, one_hot, under_crowd
+from kgarden.structures import BOXES, truth_is_valid
+from kgarden.targets.assign_result import IGNORED, one_hot, under_crowd
 from kgarden.targets.atss import assign_anchors, atss_candidates
 from kgarden.targets.fcos import centerness as centerness_of
 

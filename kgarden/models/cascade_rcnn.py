@@ -25,6 +25,7 @@ What the public implementations do differently, CONVENTIONS:
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import overlaid
 from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.losses.roi import make_box_loss
@@ -41,8 +42,7 @@ from kgarden.models.faster_rcnn import (
     stage_losses,
 )
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import BOXES, CROWD, LABELS, SCORES, VALID, UserError, truth_is_valid
-from kgarden.settings import overlaid
+from kgarden.structures import BOXES, CROWD, LABELS, SCORES, VALID, UserError, truth_is_valid
 from kgarden.targets.roi import are_objects, sample_rois
 
 DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))

@@ -25,6 +25,7 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import fill
 from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
@@ -32,12 +33,11 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.heatmap import heatmap_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import OneStage
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import OneStage
 from kgarden.necks import make_neck
-from kgarden.ops.cells import cells_of
-from kgarden.schema import BOXES, LABELS, SCORES, UserError, truth_is_valid
-from kgarden.settings import fill
+from kgarden.ops.points import cells_of
+from kgarden.structures import BOXES, LABELS, SCORES, UserError, truth_is_valid
 from kgarden.targets.centernet import SIZE_RANGES, center_targets, more_positives
 
 MIN_SIDE = 0.01  # px: no box is narrower

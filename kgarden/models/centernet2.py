@@ -19,18 +19,18 @@ Where paper and release disagree the release is the default: it produced the pub
 """
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import fill
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
+from kgarden.models.base.two_stage import AsProposer, TwoStage
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
-from kgarden.models.two_stage import AsProposer, TwoStage
 from kgarden.necks import make_neck
-from kgarden.schema import UserError
-from kgarden.settings import fill
+from kgarden.structures import UserError
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 

@@ -25,6 +25,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import fill, overlaid
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.heads.mask_branch import MaskBranch, SemanticBranch
 from kgarden.layers.conv import Conv
@@ -32,16 +33,15 @@ from kgarden.layers.initializers import normal
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.dice import dice_loss
 from kgarden.losses.focal import sigmoid_focal_loss
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import OneStage
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import OneStage
 from kgarden.models.pss import BASES, PREDICTIONS, PSSHead, name_and_rest, selection_for
 from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 from kgarden.ops.box_masks import on_grid
-from kgarden.ops.cells import cells, cells_of
-from kgarden.schema import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, UserError, truth_is_valid
-from kgarden.settings import fill, overlaid
-from kgarden.targets.assigned import IGNORED, one_hot
+from kgarden.ops.points import cells, cells_of
+from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, UserError, truth_is_valid
+from kgarden.targets.assign_result import IGNORED, one_hot
 from kgarden.targets.instances import best_of_each, semantic_labels
 
 SIZES = (64, 128, 256, 512, 1024)  # px that the levels are for: AdelaiDet's sizes of interest
@@ -279,8 +279,8 @@ class CondInst(keras.layers.Layer):
 
         Args:
             raw:        of `call`.
-            detections: as in kgarden.schema; boxes cut off at the picture, "source" a row of the dense head's
-                        places.
+            detections: as in kgarden.structures; boxes cut off at the picture, "source" a row of
+                        the dense head's places.
         Returns:
             (B, K, S, S) float32 probabilities, zeros where not valid.
         """

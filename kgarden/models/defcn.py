@@ -19,17 +19,17 @@ The release gives an object without a point of its own the first free cell of th
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import fill, overlaid
 from kgarden.heads.dense import flatten, one_of
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.layers.norm import GroupNorm
 from kgarden.losses.box_iou import box_iou_loss
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
-from kgarden.models.detector import per_global
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.models.fcos import FCOSHead
-from kgarden.models.one_stage import dense_detector
-from kgarden.schema import BOXES, LABELS, UserError, truth_is_valid
-from kgarden.settings import fill, overlaid
+from kgarden.structures import BOXES, LABELS, UserError, truth_is_valid
 from kgarden.targets.fcos import FAR
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, chosen, quality
 
@@ -100,7 +100,7 @@ def auxiliary_labels(quality, gt_boxes, gt_labels, gt_valid, cells, top_k=9):
     Args:
         quality:  (B, M, A), of `kgarden.targets.one_to_one.quality` without the filter.
         gt_boxes, gt_labels, gt_valid: (B, M, 4), (B, M), (B, M).
-        cells:    kgarden.ops.cells.Cells.
+        cells:    kgarden.ops.points.Cells.
     Returns:
         (B, A) int32 class, or -1 for background.
     """

@@ -21,6 +21,7 @@ nothing: `conv_roi_scale`. It rests on maskrcnn-benchmark, whose settings are th
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import fill
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
@@ -37,8 +38,7 @@ from kgarden.models.faster_rcnn import (
     decode,
     rcnn,
 )
-from kgarden.schema import BOXES, SCORES, VALID, UserError
-from kgarden.settings import fill
+from kgarden.structures import BOXES, SCORES, VALID, UserError
 from kgarden.targets.roi import label_rois, sample_rois
 
 CONFIGURATIONS = {

@@ -20,6 +20,7 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import fill
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures
@@ -28,12 +29,11 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.roi import make_box_loss, sigmoid_class_loss, smooth_l1, softmax_class_loss
 from kgarden.models import rpn as first_stage
-from kgarden.models.detector import per_global
-from kgarden.models.two_stage import TwoStage
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.two_stage import TwoStage
 from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import BOXES, SCORES, VALID, UserError
-from kgarden.settings import fill
+from kgarden.structures import BOXES, SCORES, VALID, UserError
 from kgarden.targets.roi import label_rois, sample_rois
 
 FUSIONS = ("released", "product", "off")

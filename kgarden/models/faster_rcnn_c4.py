@@ -16,10 +16,10 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import overlaid
 from kgarden.layers.remat import recomputed
 from kgarden.models.faster_rcnn import FasterHead, rcnn
 from kgarden.necks.last_level import LastLevel
-from kgarden.settings import overlaid
 
 SIZES = [[32, 64, 128, 256, 512]]
 PROPOSALS = {

@@ -26,17 +26,17 @@ sources have differently, as arguments:
 
 from keras import ops
 
+from kgarden.config.instantiate import overlaid
 from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import dense_detector
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
-from kgarden.ops.cells import cells_of
-from kgarden.schema import BOXES, UserError, truth_is_valid
-from kgarden.settings import overlaid
-from kgarden.targets.assigned import one_hot
+from kgarden.ops.points import cells_of
+from kgarden.structures import BOXES, UserError, truth_is_valid
+from kgarden.targets.assign_result import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
 

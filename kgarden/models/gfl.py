@@ -18,16 +18,16 @@ ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are th
 
 from keras import ops
 
+from kgarden.config.instantiate import overlaid
 from kgarden.heads.dense import flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import distribution_focal_loss, expectation, quality_focal_loss
 from kgarden.models.atss import ATSSAssigned
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import dense_detector
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import UserError
-from kgarden.settings import overlaid
-from kgarden.targets.assigned import IGNORED, one_hot
+from kgarden.structures import UserError
+from kgarden.targets.assign_result import IGNORED, one_hot
 
 BELOW_LAST = 0.1  # targets stay this far below the largest distance, so that there is always a next one
 

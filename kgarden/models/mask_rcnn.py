@@ -22,17 +22,17 @@ draws in the boxes of the last; mmdetection has one for each stage and averages.
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import fill
 from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import msra_fan_out, normal
+from kgarden.models.base.detector import per_global
 from kgarden.models.cascade_rcnn import CascadeHead
-from kgarden.models.detector import per_global
 from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
 from kgarden.ops.box_masks import over_boxes
-from kgarden.schema import BOXES, LABELS, MASKS, VALID, UserError
-from kgarden.settings import fill
+from kgarden.structures import BOXES, LABELS, MASKS, VALID, UserError
 from kgarden.targets.roi import OBJECT
 
 ROI_HEADS = {"cascade": CascadeHead, "double_head": DoubleHead, "faster": FasterHead}
@@ -178,7 +178,7 @@ class MaskHead(keras.layers.Layer):
         """Masks of detections over their boxes.
 
         Args:
-            detections: as in kgarden.schema; boxes cut off at the picture.
+            detections: as in kgarden.structures; boxes cut off at the picture.
         Returns:
             (B, K, S, S) float32 probabilities, zeros where not valid.
         """

@@ -10,7 +10,7 @@ may be left out again.
     PSS head (Fig. 1, sections 4.2.3, 4.2.4) Selector; `selector` {num_convs, branch, stop_gradient, ...}
     P (Eq. 4)                               PSSHead.probability
     Q, alpha, Omega (Eq. 3), Table 8        kgarden/targets/one_to_one.py; `assignment`
-    Hungarian or top-one (section 3.3)      kgarden/ops/assignment.py; `assignment.matching`
+    Hungarian or top-one (section 3.3)      kgarden/ops/linear_assignment.py; `assignment.matching`
     L_pss (3.1.1), lambda_1                 kgarden/losses/product_focal.py; term pss/class, `weights.class`
     L_rank (Eq. 2), lambda_2, gamma, n_-    kgarden/losses/ranking.py; term pss/rank, `weights`, `ranking`
     end-to-end, one-to-many prediction      `prediction`
@@ -25,6 +25,7 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.config.instantiate import fill, overlaid
 from kgarden.heads.dense import flatten, one_of
 from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
@@ -34,15 +35,14 @@ from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
 from kgarden.models.atss import ATSSHead
-from kgarden.models.detector import per_global
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import OneStage
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
-from kgarden.models.one_stage import OneStage
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks import make_neck
-from kgarden.ops.assignment import OUTSIDE
-from kgarden.schema import BOXES, LABELS, SCORES, UserError
-from kgarden.settings import fill, overlaid
+from kgarden.ops.linear_assignment import OUTSIDE
+from kgarden.structures import BOXES, LABELS, SCORES, UserError
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, quality
 
 PREDICTIONS = ("end_to_end", "one_to_many")
@@ -144,7 +144,7 @@ class PSSHead(keras.layers.Layer):
         selector:      settings of Selector.
         assignment:    {"matching": "hungarian" or "top_one", "form": "mul" or "add", "alpha",
                        "omega": places that an object may have, see DenseHead.possible; by the base,
-                       "outside": see kgarden/ops/assignment.py}.
+                       "outside": see kgarden/ops/linear_assignment.py}.
         weights:       {"class": lambda_1, "rank": lambda_2}; of the base's terms, see there.
         ranking:       {"margin", "num_negatives", "negatives"}, see kgarden/losses/ranking.py.
         focal:         {"alpha", "gamma"}.

@@ -25,18 +25,18 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import overlaid
 from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.roi import smooth_l1
-from kgarden.models.detector import per_global
-from kgarden.models.one_stage import dense_detector
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import shares
 from kgarden.ops.anchors import anchor_grid
-from kgarden.schema import BOXES, truth_is_valid
-from kgarden.settings import overlaid
-from kgarden.targets.assigned import IGNORED, one_hot
+from kgarden.structures import BOXES, truth_is_valid
+from kgarden.targets.assign_result import IGNORED, one_hot
 from kgarden.targets.retinanet import RESCUES, assign_by_iou
 
 NORMALIZERS = ("count_empty", "positives", "ema")

@@ -19,20 +19,20 @@ the scores of `candidates` rank, they are no probabilities.
 
 from keras import ops
 
+from kgarden.config.instantiate import fill, overlaid
 from kgarden.heads.dense import DenseHead, flatten, one_of
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.losses.roi import smooth_l1
-from kgarden.models.detector import per_global
-from kgarden.models.two_stage import AsProposer
+from kgarden.models.base.detector import per_global
+from kgarden.models.base.two_stage import AsProposer
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import FORMS, anchor_grid
-from kgarden.ops.matching import IGNORE, NEGATIVE, POSITIVE, sample
+from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, sample
 from kgarden.ops.random import hash_uniform
-from kgarden.schema import BOXES, IMAGE_ID, SCORES, SIZE_HW, UserError, truth_is_valid
-from kgarden.settings import fill, overlaid
-from kgarden.targets.assigned import BACKGROUND, IGNORED, truth_at
+from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, UserError, truth_is_valid
+from kgarden.targets.assign_result import BACKGROUND, IGNORED, truth_at
 from kgarden.targets.max_iou import RESCUES, MaxIoU, assign
 
 CONVENTIONS = {

@@ -1,8 +1,8 @@
 """Necks by name: C2..C5 -> pyramid."""
 
+from kgarden.config.instantiate import fill
 from kgarden.necks.fpn import FPN
-from kgarden.schema import UserError
-from kgarden.settings import fill
+from kgarden.structures import UserError
 
 NECKS = {"fpn": FPN}
 

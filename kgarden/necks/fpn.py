@@ -9,7 +9,7 @@ from keras import ops
 
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import xavier_fan_in
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 TOPS = ("p6p7_of_p5", "p6p7_of_c5", "subsample")
 

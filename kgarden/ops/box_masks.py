@@ -7,7 +7,7 @@ def on_grid(bitmaps, boxes, size, stride):
     """What bitmaps are at the centres of a grid's cells, by the bitmap's cell that holds the centre.
 
     Args:
-        bitmaps: (B, N, S, S) bool over the boxes; see "masks" in kgarden/schema.py.
+        bitmaps: (B, N, S, S) bool over the boxes; see "masks" in kgarden/structures.py.
         boxes:   (B, N, 4) px.
         size:    (H, W) of the grid.
         stride:  px for one cell of the grid, whose cell n has its centre at (n + 0.5) * stride.

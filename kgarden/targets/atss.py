@@ -9,7 +9,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.targets.assigned import BACKGROUND, IGNORED
+from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
 INSIDE = 0.01  # px: an anchor's centre must lie this far inside of the object
 TINY = 1e-12  # an IoU of 0 that is not "no candidate"
@@ -65,7 +65,7 @@ def assign_anchors(candidates, ignored=None):
         candidates: AtssCandidates.
         ignored:    as in `atss_candidates`.
     Returns:
-        (B, A) int32, see kgarden/targets/assigned.py.
+        (B, A) int32, see kgarden/targets/assign_result.py.
     """
     best = ops.cast(ops.argmax(candidates.overlap, axis=1), "int32")
     matched = ops.where(ops.any(candidates.possible, axis=1), best, BACKGROUND)

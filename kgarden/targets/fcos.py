@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.targets.assigned import smallest
+from kgarden.targets.assign_result import smallest
 
 FAR = 1e8  # px: "infinity" of the last level
 SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, FAR))  # px of the farthest side
@@ -18,7 +18,7 @@ def near_center(cells, gt_boxes, gt_valid, radius=None):
     """Points strictly inside a box and, with a radius, strictly within so many strides of its centre.
 
     Args:
-        cells:    kgarden.ops.cells.Cells of the pyramid.
+        cells:    kgarden.ops.points.Cells of the pyramid.
         gt_boxes: (B, M, 4) xyxy px.
         gt_valid: (B, M) bool.
         radius:   strides of the point's level, in x and in y; None: anywhere in the box.
@@ -59,7 +59,7 @@ def assign_points(possible, gt_boxes):
         possible: (B, M, A) bool of `possible_points`.
         gt_boxes: (B, M, 4).
     Returns:
-        (B, A) int32, see kgarden/targets/assigned.py.
+        (B, A) int32, see kgarden/targets/assign_result.py.
     """
     return smallest(possible, box_ops.area(gt_boxes)[..., None])
 

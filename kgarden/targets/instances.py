@@ -6,8 +6,8 @@ from keras import ops
 
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.box_masks import on_grid
-from kgarden.schema import BOXES, LABELS, MASKS, truth_is_valid
-from kgarden.targets.assigned import BACKGROUND, IGNORED, smallest
+from kgarden.structures import BOXES, LABELS, MASKS, truth_is_valid
+from kgarden.targets.assign_result import BACKGROUND, IGNORED, smallest
 
 
 class Instances(NamedTuple):

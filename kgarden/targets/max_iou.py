@@ -9,7 +9,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.targets.assigned import BACKGROUND, IGNORED
+from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
 RESCUES = ("all", "first", "own", None)
 
@@ -48,7 +48,7 @@ def assign(iou, gt_valid, rule, ignored=None):
         rule:     MaxIoU.
         ignored:  (B, A) bool of `in_ignore_region`, or None.
     Returns:
-        matched: (B, A) int32, see kgarden/targets/assigned.py.
+        matched: (B, A) int32, see kgarden/targets/assign_result.py.
         best:    (B, A) float32, the largest IoU of each prior; -1 where it is in an ignore region, 0 without
                  objects.
     """

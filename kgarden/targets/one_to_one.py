@@ -15,8 +15,8 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.ops.assignment import OUTSIDE, hungarian, objects_of, top_one
-from kgarden.schema import UserError
+from kgarden.ops.linear_assignment import OUTSIDE, hungarian, objects_of, top_one
+from kgarden.structures import UserError
 
 FORMS = ("mul", "add")
 MATCHINGS = ("hungarian", "top_one")
@@ -84,7 +84,7 @@ def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
         quality:   (B, M, A).
         omega:     (B, M, A) bool, candidates of each object; none for padding and crowds.
         gt_labels: (B, M) int32.
-        matching:  one of MATCHINGS; see kgarden/ops/assignment.py.
+        matching:  one of MATCHINGS; see kgarden/ops/linear_assignment.py.
         outside:   of Hungarian matching, what a pair outside omega counts.
     Returns:
         OneToOne.

@@ -5,8 +5,8 @@ Lin et al. 2017, arXiv:1708.02002, section 4. Letters: B images, M objects (padd
 
 from keras import ops
 
-from kgarden.ops.matching import IGNORE, NEGATIVE, POSITIVE, match
-from kgarden.targets.assigned import BACKGROUND, IGNORED
+from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, match
+from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
 RESCUES = ("keep", "overwrite", None)
 
@@ -23,7 +23,7 @@ def assign_by_iou(iou, gt_valid, thresholds=(0.4, 0.5), rescue="overwrite"):
                     "overwrite" (mmdetection): positive, for the last such object. None: nothing.
     Returns:
         best:    (B, A) int32, the object that each anchor overlaps most, good enough or not.
-        matched: (B, A) int32, see kgarden/targets/assigned.py.
+        matched: (B, A) int32, see kgarden/targets/assign_result.py.
     """
     labels = [NEGATIVE, IGNORE, POSITIVE]
     best, label = match(iou, gt_valid, list(thresholds), labels, low_quality=rescue == "keep")

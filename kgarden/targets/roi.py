@@ -3,8 +3,8 @@
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.ops.matching import match, sample
-from kgarden.schema import BOXES, LABELS, VALID, truth_is_valid
+from kgarden.ops.matcher import match, sample
+from kgarden.structures import BOXES, LABELS, VALID, truth_is_valid
 
 OBJECT = "object"  # row of the ground truth that a RoI answers for, -1: none
 
@@ -15,7 +15,7 @@ def label_rois(boxes, valid, y, iou, num_classes):
     Args:
         boxes:       (B, S, 4) px.
         valid:       (B, S) bool.
-        y:           ground truth as in kgarden.schema.
+        y:           ground truth as in kgarden.structures.
         iou:         a RoI is foreground from this IoU on; no rescue for objects without a RoI.
         num_classes: C; background is C.
     Returns:
@@ -42,7 +42,7 @@ def sample_rois(proposals, y, iou, count, positive_fraction, random):
     Foreground fills the first rows, at most int(count * positive_fraction) of them.
 
     Args:
-        proposals:         as in kgarden.schema.
+        proposals:         as in kgarden.structures.
         y:                 ground truth.
         iou:               foreground threshold.
         count:             S.

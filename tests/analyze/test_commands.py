@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from known_runs import make_run
+from support.fake_runs import make_run
 
 from kgarden import cli
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from keras import ops
-from known_runs import known_subject
+from support.fake_runs import known_subject
 
 from kgarden.analyze import score_iou
 from kgarden.analyze.score_iou import JointCounts, analyze_score_iou, of_detections, of_proposals

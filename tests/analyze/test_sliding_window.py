@@ -4,15 +4,15 @@ import csv
 
 import numpy as np
 import pytest
-from known_runs import CATEGORIES, known_subject
+from support.fake_runs import CATEGORIES, known_subject
 
-from kgarden.analyze import sliding_window, subjects
-from kgarden.analyze.curves import named_curves
+from kgarden.analyze import loaded_runs, sliding_window
+from kgarden.analyze.curve_styles import named_curves
+from kgarden.analyze.loaded_runs import difficulties, evaluation_for, grouping, open_runs, size_of
 from kgarden.analyze.sliding_window import analyze_sliding_window
 from kgarden.analyze.statistics import bin_of
-from kgarden.analyze.subjects import difficulties, evaluation_for, grouping, open_runs, size_of
 from kgarden.analyze.windows import Windows, window_grid, windows_around
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 HISTOGRAM = [3224, 1008, 1016, 1032, 696, 938, 990, 864, 1034, 792]  # of one object away from the border
 HISTOGRAM += [426, 424, 482, 222, 256, 136, 68, 60, 12, 9]
@@ -161,7 +161,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         open_runs(["a", "b"], "w.h5")
     with pytest.raises(UserError, match="given twice"):
         open_runs(["a", "a"])
-    monkeypatch.setattr(subjects, "_open", lambda run, name, *_: known_subject(name, abs))
+    monkeypatch.setattr(loaded_runs, "_open", lambda run, name, *_: known_subject(name, abs))
     assert [one.name for one in open_runs(["here/a", "there/a"])] == ["here/a", "there/a"]
 
     def other(run, name, *_):
@@ -170,6 +170,6 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
             subject.objects.pop(9)
         return subject
 
-    monkeypatch.setattr(subjects, "_open", other)
+    monkeypatch.setattr(loaded_runs, "_open", other)
     with pytest.raises(UserError, match="b: its data.val are not those of a"):
         open_runs(["a", "b"])

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, flattened_hwc, goldens, params
 from keras import ops
+from support.golden import assert_agrees, flattened_hwc, goldens, params
 
 from kgarden.analyze.statistics import (
     BINS,

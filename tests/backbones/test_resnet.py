@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.backbones import make_backbone
 from kgarden.layers.norm import EPSILON
 from kgarden.layers.residual import Bottleneck
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 from kgarden.weights.detectron2 import TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 PLAIN = [golden for golden in goldens("d2_bottleneck") if "deform" not in golden.name]
 

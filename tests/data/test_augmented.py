@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 tf = pytest.importorskip("tensorflow")
 
-import paint  # noqa: E402
+from support import painted_images  # noqa: E402
 
 from kgarden.data import pipeline  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
-from tfrecords import coco  # noqa: E402
+from kgarden.structures import UserError  # noqa: E402
+from tfrecords.converters import coco  # noqa: E402
 
 SIZES = [(60, 80), (80, 60), (50, 70), (40, 100), (60, 80), (90, 70), (64, 64), (60, 80)]
 OPTIONS = {"short_side_px": (40, 48), "long_side_px": 64, "canvases": [[48, 64], [64, 48]], "batch_size": 4}
@@ -135,7 +135,7 @@ def test_masks_are_where_the_paint_is(drawn, augment):
         ):
             for box, label, bits in zip(boxes, labels, masks, strict=True):
                 if label >= 0 and (box[2:] - box[:2]).min() > 12:
-                    seen = paint.mask_on_picture(bits, box, size_hw)
+                    seen = painted_images.mask_on_picture(bits, box, size_hw)
                     there = image[: size_hw[0], : size_hw[1], label] > 127
                     ious.append((seen & there).sum() / (seen | there).sum())
     assert (

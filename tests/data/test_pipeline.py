@@ -4,14 +4,14 @@ import warnings
 
 import numpy as np
 import pytest
-import real_data
 from PIL import Image
+from support import real_data
 
 tf = pytest.importorskip("tensorflow")
 
 from kgarden.data import pipeline  # noqa: E402
-from kgarden.schema import UserError, truth_is_valid  # noqa: E402
-from tfrecords import coco  # noqa: E402
+from kgarden.structures import UserError, truth_is_valid  # noqa: E402
+from tfrecords.converters import coco  # noqa: E402
 
 SIZES = [(60, 80), (80, 60), (50, 70), (40, 100), (60, 80), (90, 70), (64, 64), (60, 80), (60, 80), (33, 91)]
 FLIPS = ("horizontal_flip", "vertical_flip")

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.data import sampling
 

@@ -5,15 +5,15 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-import paint  # noqa: E402
-from golden import assert_agrees, goldens  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from support import painted_images  # noqa: E402
+from support.golden import assert_agrees, goldens  # noqa: E402
 
-from kgarden.data import chance  # noqa: E402
+from kgarden.data import rng  # noqa: E402
 from kgarden.data.transforms import TRANSFORMS, Augmentation, describe  # noqa: E402
 from kgarden.data.transforms.sizes import placement  # noqa: E402
-from kgarden.schema import UserError  # noqa: E402
+from kgarden.structures import UserError  # noqa: E402
 
 SEEDS = range(60)
 ALWAYS = {"probability": 1.0}
@@ -27,9 +27,9 @@ def check_boxes(result, exact=False):
     for box, label in zip(result["boxes"], result["labels"], strict=True):
         if label < 0 or (box[2:] - box[:2]).min() < MEASURABLE:
             continue
-        extent = paint.measured(image[..., label])
+        extent = painted_images.measured(image[..., label])
         assert extent is not None, "a box where no paint is"
-        found.append(paint.iou(box, extent))
+        found.append(painted_images.iou(box, extent))
         assert box.min() >= 0 and box[2] <= image.shape[1] and box[3] <= image.shape[0]
         if exact:
             np.testing.assert_allclose(box, extent, atol=1e-4)
@@ -42,9 +42,9 @@ def check_scores(ious, least=30):
 
 
 def test_resizing():
-    run, ious = paint.runner([]), []
+    run, ious = painted_images.runner([]), []
     for seed in SEEDS:
-        example = paint.painted(seed)
+        example = painted_images.painted(seed)
         result = run([example], seed)
         np.testing.assert_array_equal(result["image"].shape[:2], example["target_hw"])
         np.testing.assert_array_equal(result["labels"], [0, 1, 2])
@@ -55,9 +55,9 @@ def test_resizing():
 @pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip"])
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_flips(name, probability):
-    run, flipped = paint.runner([{name: {"probability": probability}}]), 0
+    run, flipped = painted_images.runner([{name: {"probability": probability}}]), 0
     for seed in SEEDS:
-        example = paint.painted(seed, hw=paint.CANVAS)
+        example = painted_images.painted(seed, hw=painted_images.CANVAS)
         result = run([example], seed)
         assert len(check_boxes(result, exact=True)) == 3
         axis = {"horizontal_flip": 1, "vertical_flip": 0}[name]
@@ -71,14 +71,18 @@ def test_flips(name, probability):
 @pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("name", ["random_crop", "random_iou_crop"])
 def test_crops(name, ellipses):
-    run, ious, sizes, gone = paint.runner([{name: ALWAYS}], with_masks=ellipses), [], set(), 0
+    run, ious, sizes, gone = painted_images.runner([{name: ALWAYS}], with_masks=ellipses), [], set(), 0
     for seed in SEEDS:
-        example = paint.painted(seed, ellipses=ellipses)
+        example = painted_images.painted(seed, ellipses=ellipses)
         result = run([example], seed)
         height, width = result["image"].shape[:2]
         sizes.add((height, width))
-        assert height <= paint.CANVAS[0] and width <= paint.CANVAS[1]
-        assert min(height, width) == paint.SHORT or height == paint.CANVAS[0] or width == paint.CANVAS[1]
+        assert height <= painted_images.CANVAS[0] and width <= painted_images.CANVAS[1]
+        assert (
+            min(height, width) == painted_images.SHORT
+            or height == painted_images.CANVAS[0]
+            or width == painted_images.CANVAS[1]
+        )
         gone += (result["labels"] < 0).sum()
         ious += check_boxes(result)
         assert (result["labels"] >= 0).any()
@@ -91,12 +95,17 @@ def test_crops(name, ellipses):
 @pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("name", ["scale_and_crop", "large_scale_jitter"])
 def test_scales(name, ellipses):
-    run, ious, smaller, gone = paint.runner([{name: {"scale": [0.3, 2.0]}}], with_masks=ellipses), [], 0, 0
+    run, ious, smaller, gone = (
+        painted_images.runner([{name: {"scale": [0.3, 2.0]}}], with_masks=ellipses),
+        [],
+        0,
+        0,
+    )
     for seed in SEEDS:
-        result = run([paint.painted(seed, ellipses=ellipses)], seed)
+        result = run([painted_images.painted(seed, ellipses=ellipses)], seed)
         hw = np.array(result["image"].shape[:2])
-        assert (hw <= paint.CANVAS).all()
-        smaller += (hw < paint.CANVAS).all()
+        assert (hw <= painted_images.CANVAS).all()
+        smaller += (hw < painted_images.CANVAS).all()
         gone += (result["labels"] < 0).sum()
         ious += check_boxes(result)
         if ellipses:
@@ -109,16 +118,16 @@ def test_scales(name, ellipses):
 def test_mosaic(ellipses):
     """Four pictures, three of them with an object; the fourth has none."""
     settings = {"fill": 0, "min_visible": 0.5}
-    run, ious, gone = paint.runner([{"mosaic": settings}], pictures=4, with_masks=ellipses), [], 0
+    run, ious, gone = painted_images.runner([{"mosaic": settings}], pictures=4, with_masks=ellipses), [], 0
     for seed in SEEDS:
         empty = seed % 4
         channels = [() if k == empty else ((k - (k > empty)),) for k in range(4)]
         pictures = [
-            paint.painted(10 * seed + k, channel, side=(60, 120), ellipses=ellipses)
+            painted_images.painted(10 * seed + k, channel, side=(60, 120), ellipses=ellipses)
             for k, channel in enumerate(channels)
         ]
         result = run(pictures, seed)
-        assert result["image"].shape == (*paint.CANVAS, 3)
+        assert result["image"].shape == (*painted_images.CANVAS, 3)
         assert len(result["labels"]) == 3
         gone += (result["labels"] < 0).sum()
         ious += check_boxes(result)
@@ -129,10 +138,12 @@ def test_mosaic(ellipses):
 
 
 def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
-    run = paint.runner(["mosaic"], pictures=4)
+    run = painted_images.runner(["mosaic"], pictures=4)
     seen = np.zeros(4)
     for seed in SEEDS:
-        pictures = [paint.example_of(np.full((90, 120, 3), 50 * k + 3, "uint8"), [], []) for k in range(4)]
+        pictures = [
+            painted_images.example_of(np.full((90, 120, 3), 50 * k + 3, "uint8"), [], []) for k in range(4)
+        ]
         image = run(pictures, seed)["image"].astype(int)
         values = np.array([3, 53, 103, 153, 114])
         near = np.abs(image[..., :1] - values).min(axis=-1)
@@ -145,9 +156,9 @@ def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
 
 
 def test_mixup():
-    run, ious = paint.runner([{"mixup": ALWAYS}], pictures=2), []
+    run, ious = painted_images.runner([{"mixup": ALWAYS}], pictures=2), []
     for seed in SEEDS:
-        pictures = [paint.painted(2 * seed, (0,)), paint.painted(2 * seed + 1, (1, 2))]
+        pictures = [painted_images.painted(2 * seed, (0,)), painted_images.painted(2 * seed + 1, (1, 2))]
         result = run(pictures, seed)
         hw = np.max([one["target_hw"].numpy() for one in pictures], axis=0)
         np.testing.assert_array_equal(result["image"].shape[:2], hw)
@@ -162,7 +173,7 @@ def test_mixup():
 def test_shares_of_mixup_are_beta_distributed():
     """Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1))."""
     for alpha in (1, 3, 8):
-        draws = chance.uniform(
+        draws = rng.uniform(
             tf.stack([tf.zeros(20000, tf.int64), tf.range(20000, dtype=tf.int64)], 1), 2 * alpha
         )
         share = np.sort(draws[:, 1:], axis=1)[:, alpha - 1]
@@ -176,7 +187,7 @@ def check_masks(result, least=0.85):
     for bits, box, label in zip(result["masks"], result["boxes"], result["labels"], strict=True):
         if label < 0 or (box[2:] - box[:2]).min() < 2 * MEASURABLE:
             continue
-        drawn = paint.mask_on_picture(bits, box, result["image"].shape[:2])
+        drawn = painted_images.mask_on_picture(bits, box, result["image"].shape[:2])
         there = result["image"][..., label] > 127
         ious.append((drawn & there).sum() / (drawn | there).sum())
     assert not ious or min(ious) >= least, min(ious)
@@ -185,11 +196,13 @@ def check_masks(result, least=0.85):
 
 def test_copy_paste():
     """Objects in red and green below, in blue from above; black around what is pasted is not pasted."""
-    run = paint.runner([{"copy_paste": {"probability": 1.0, "share": 0.7}}], pictures=2, with_masks=True)
+    run = painted_images.runner(
+        [{"copy_paste": {"probability": 1.0, "share": 0.7}}], pictures=2, with_masks=True
+    )
     ious, masks, gone, pasted = [], [], 0, 0
     for seed in SEEDS:
-        below = paint.painted(3 * seed, (0, 1), hw=(192, 256), ellipses=True)
-        above = paint.painted(3 * seed + 1, (2,), hw=(150, 200), side=(60, 140), ellipses=True)
+        below = painted_images.painted(3 * seed, (0, 1), hw=(192, 256), ellipses=True)
+        above = painted_images.painted(3 * seed + 1, (2,), hw=(150, 200), side=(60, 140), ellipses=True)
         result = run([below, above], seed)
         assert result["image"].shape == (192, 256, 3)
         pasted += len(result["labels"]) == 3
@@ -206,10 +219,10 @@ def test_copy_paste():
 
 
 def test_colours_change_and_nothing_else():
-    run = paint.runner(["color_jitter"])
-    example = paint.painted(0, hw=paint.CANVAS)
+    run = painted_images.runner(["color_jitter"])
+    example = painted_images.painted(0, hw=painted_images.CANVAS)
     rng = np.random.default_rng(0)
-    example["image"] = tf.constant(rng.integers(60, 190, (*paint.CANVAS, 3), dtype="uint8"))
+    example["image"] = tf.constant(rng.integers(60, 190, (*painted_images.CANVAS, 3), dtype="uint8"))
     results = [run([example], seed) for seed in range(20)]
     for result in results:
         for key in ("boxes", "labels", "crowd"):
@@ -229,9 +242,9 @@ def test_colours_change_and_nothing_else():
 )
 def test_each_colour_setting_does_what_it_says(setting, value, expected):
     off = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
-    run = paint.runner([{"color_jitter": off | {setting: value}}])
-    image = np.random.default_rng(1).integers(100, 140, (*paint.CANVAS, 3), dtype="uint8")
-    example, grey = paint.example_of(image, [], []), np.array([0.299, 0.587, 0.114])
+    run = painted_images.runner([{"color_jitter": off | {setting: value}}])
+    image = np.random.default_rng(1).integers(100, 140, (*painted_images.CANVAS, 3), dtype="uint8")
+    example, grey = painted_images.example_of(image, [], []), np.array([0.299, 0.587, 0.114])
     before = image.astype(float)
     for seed in range(10):
         after = run([example], seed)["image"].astype(float)
@@ -252,11 +265,11 @@ def test_each_colour_setting_does_what_it_says(setting, value, expected):
 def test_crowds_stay_crowds_and_no_object_stays_none(name):
     """A crowd over the whole picture is one after every transform; label -1 never comes back to life."""
     pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
-    run = paint.runner([name], pictures, with_masks=True)
+    run = painted_images.runner([name], pictures, with_masks=True)
     for seed in range(8):
         image = np.full((150, 200, 3), 255, "uint8")
         boxes = [[0, 0, 200, 150], [20, 20, 150, 130], [30, 30, 160, 120]]
-        example = paint.example_of(image, boxes, [1, -1, 2], [True, False, False], pngs=["", "", ""])
+        example = painted_images.example_of(image, boxes, [1, -1, 2], [True, False, False], pngs=["", "", ""])
         result = run([example] * pictures, seed)
         assert result["crowd"][0] and result["labels"][0] == 1 and result["labels"][1] == -1
         assert (result["labels"][result["crowd"]] == 1).all()
@@ -269,8 +282,8 @@ def test_crowds_stay_crowds_and_no_object_stays_none(name):
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_pictures_without_objects(name):
     pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
-    run = paint.runner([name], pictures, with_masks=True)
-    example = paint.example_of(np.full((60, 90, 3), 7, "uint8"), [], [], pngs=[])
+    run = painted_images.runner([name], pictures, with_masks=True)
+    example = painted_images.example_of(np.full((60, 90, 3), 7, "uint8"), [], [], pngs=[])
     for seed in range(4):
         result = run([example] * pictures, seed)
         assert result["boxes"].shape == (0, 4) and result["masks"].shape == (0, 112, 112)
@@ -280,8 +293,8 @@ def test_many_objects_at_once():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 150, (400, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(2, 45, (400, 2))], axis=1)
-    example = paint.example_of(np.zeros((200, 200, 3), "uint8"), boxes, rng.integers(0, 9, 400))
-    run = paint.runner(["random_iou_crop", "mosaic", "mixup", "vertical_flip"], 5)
+    example = painted_images.example_of(np.zeros((200, 200, 3), "uint8"), boxes, rng.integers(0, 9, 400))
+    run = painted_images.runner(["random_iou_crop", "mosaic", "mixup", "vertical_flip"], 5)
     for seed in range(5):
         result = run([example] * 5, seed)
         assert len(result["labels"]) in (1600, 2000)
@@ -316,7 +329,7 @@ def test_boxes_of_which_too_little_is_left_are_none():
     from kgarden.data.transforms.geometry import cut
 
     boxes = [[40, 0, 60, 20], [45, 0, 55.5, 20], [0, 0, 52, 50], [0, 60, 50.5, 100], [60, 60, 60.5, 60.5]]
-    example = paint.example_of(np.zeros((100, 100, 3), "uint8"), boxes, [0, 1, 2, 3, 4])
+    example = painted_images.example_of(np.zeros((100, 100, 3), "uint8"), boxes, [0, 1, 2, 3, 4])
     result = cut(example, tf.constant([0, 50, 100, 100]), 0.25)
     np.testing.assert_array_equal(result["labels"], [0, 1, -1, -1, 4])
     np.testing.assert_allclose(result["boxes"][:2], [[0, 0, 10, 20], [0, 0, 5.5, 20]])
@@ -329,12 +342,13 @@ def test_a_crop_is_resized_as_a_picture_of_its_size_would_be():
     from kgarden.data.canvas import fitted_hw
     from kgarden.data.transforms.geometry import cut
 
-    example = paint.example_of(np.zeros((300, 200, 3), "uint8"), [], [])
+    example = painted_images.example_of(np.zeros((300, 200, 3), "uint8"), [], [])
     for window in ([0, 0, 300, 100], [10, 20, 60, 190], [0, 0, 1, 200]):
         result = cut(example, tf.constant(window), 0.0)
         hw = (window[2] - window[0], window[3] - window[1])
         np.testing.assert_array_equal(
-            result["target_hw"], fitted_hw(hw, paint.SHORT, paint.LONG, paint.CANVAS)
+            result["target_hw"],
+            fitted_hw(hw, painted_images.SHORT, painted_images.LONG, painted_images.CANVAS),
         )
         assert tuple(result["image"].shape[:2]) == hw
 
@@ -343,7 +357,7 @@ def test_iou_crops_keep_their_promise():
     """With IoU 0.9 asked for alone, what is seen of some object is nearly the whole window."""
     from kgarden.data.transforms import crops
 
-    example = paint.example_of(np.zeros((100, 100, 3), "uint8"), [[10, 10, 90, 90]], [0])
+    example = painted_images.example_of(np.zeros((100, 100, 3), "uint8"), [[10, 10, 90, 90]], [0])
     windows = tf.constant(
         [[10, 10, 90, 90], [0, 0, 50, 50], [10, 10, 90, 82], [20, 20, 80, 80], [91, 91, 99, 99]]
     )
@@ -358,8 +372,8 @@ def test_iou_crops_keep_their_promise():
 
 def test_a_transform_is_a_function_of_example_and_seed():
     entries = ["random_crop", "horizontal_flip", "vertical_flip", "color_jitter"]
-    run, again = paint.runner(entries), paint.runner(entries)
-    example, results = paint.painted(0), {}
+    run, again = painted_images.runner(entries), painted_images.runner(entries)
+    example, results = painted_images.painted(0), {}
     for seed in range(40):
         one, other = run([example], seed), again([example], seed)
         for key in one:
@@ -394,12 +408,12 @@ def test_every_transform_says_what_it_is():
 
 def test_chance_is_even_and_independent():
     seeds = tf.stack([tf.fill([50_000], tf.constant(3, tf.int64)), tf.range(50_000, dtype=tf.int64)], axis=1)
-    draws = chance.uniform(seeds, 3).numpy()
+    draws = rng.uniform(seeds, 3).numpy()
     assert draws.min() >= 0 and draws.max() < 1
     counts = np.stack([np.histogram(column, 20, (0, 1))[0] for column in draws.T])
     chi2 = ((counts - 2500) ** 2 / 2500).sum(axis=1)
     assert (chi2 < 45).all()  # 19 degrees of freedom: p = 0.0007
-    others = chance.uniform(chance.another(seeds, 1), 1).numpy()[:, 0]
+    others = rng.uniform(rng.another(seeds, 1), 1).numpy()[:, 0]
     lines = [*draws.T, others, np.roll(draws[:, 0], 1)]
     assert np.abs(np.corrcoef(lines) - np.eye(5)).max() < 0.02
-    np.testing.assert_array_equal(chance.uniform(seeds[7], 3), draws[7])
+    np.testing.assert_array_equal(rng.uniform(seeds[7], 3), draws[7])

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gradients import value_and_gradients
 from keras import ops
+from support.gradients import value_and_gradients
 
 from kgarden.layers.conv import Conv
 

@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.layers.non_local import NonLocal
-from kgarden.schema import UserError
-from kgarden.weights.table import load_state_dict
+from kgarden.structures import UserError
+from kgarden.weights.state_dict import load_state_dict
 
 # g, theta, phi and the output; where a pooling follows, the convolution is the first of two.
 TABLE = [

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.losses.box_iou import KINDS, bounded_iou_loss, box_iou_loss
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 NAMES = {
     "iou_log": "iou",

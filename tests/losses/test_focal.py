@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.losses.focal import (
     distribution_focal_loss,

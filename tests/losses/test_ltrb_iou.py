@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 
 @pytest.mark.parametrize("golden", goldens("cn2_ltrb_iou_losses"), ids=str)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.losses.product_focal import (
     focal_loss,
@@ -13,7 +13,7 @@ from kgarden.losses.product_focal import (
     sigmoid_product,
 )
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 CASES = {"target0": focal_of_negative, "target1": focal_of_positive}
 WORDS = {"locmax": "best_class", "pairs": "other_pairs", "locpairs": "pairs_of_negatives"}

@@ -8,14 +8,14 @@ import re
 
 import numpy as np
 import pytest
-import real_data
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support import real_data
 
 from kgarden.metrics.coco import METRICS, coco_metrics, complete
-from kgarden.metrics.results import read_results
-from kgarden.metrics.scores import HEADLINES, measure
-from kgarden.schema import UserError
+from kgarden.metrics.coco_json import read_results
+from kgarden.metrics.registry import HEADLINES, measure
+from kgarden.structures import UserError
 
 
 def directly(truth_file, results, iou_type):

@@ -7,7 +7,7 @@ import pytest
 
 from kgarden.metrics.coco import coco_metrics
 from kgarden.metrics.explain import explain, needs_explaining, unknown_classes, unknown_pictures
-from kgarden.metrics.scores import measure
+from kgarden.metrics.registry import measure
 
 NAMES = ["cup", "lid", "pot", "pan", "jar"]
 IDS = [1, 2, 3, 5, 6]

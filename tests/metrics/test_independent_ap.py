@@ -8,11 +8,11 @@ import collections
 import json
 
 import numpy as np
-import real_data
 from pycocotools import mask as mask_tools
+from support import real_data
 
+from kgarden.metrics.arrays import run_lengths
 from kgarden.metrics.coco import coco_metrics
-from kgarden.metrics.table import run_lengths
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)

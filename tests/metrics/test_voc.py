@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens
-from tables import table
+from support.golden import assert_agrees, goldens
+from support.metric_tables import table
 
 from kgarden.metrics.open_images import of_present_classes, open_images_ap
 from kgarden.metrics.voc import voc_ap

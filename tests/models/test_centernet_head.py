@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.heads.selection import Selection
 from kgarden.models.centernet import CenterNetHead
-from kgarden.ops.cells import cells
+from kgarden.ops.points import cells
 from kgarden.weights.detectron2 import HEAD, TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 
 def head_of(settings, num_classes):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.models.centernet import CenterNetHead
-from kgarden.ops.cells import cells
+from kgarden.ops.points import cells
 from kgarden.targets.centernet import CenterTargets, center_targets, more_positives
 
 SIGNS = {"positive": "pos", "negative": "neg"}

@@ -1,29 +1,21 @@
 """CondInst: its network, losses and masks against loops over objects, written from the formulas."""
 
 import functools
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from gradients import value_and_gradients
 from keras import ops
+from support import reference_loops as loops
+from support.gradients import value_and_gradients
+from support.mask_scenes import mask_overlap, scenes
 
+from kgarden.config.loading import load_recipe
 from kgarden.models import build_detector
 from kgarden.models.condinst import CondInst, dynamic_masks, relative_coordinates, widths_of
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.pss import PSSHead
-from kgarden.recipe import load_recipe
-from kgarden.schema import UserError
-
-sys.path.append(str(Path(__file__).parents[1] / "ops"))
-sys.path.append(str(Path(__file__).parents[1] / "losses"))
-sys.path.append(str(Path(__file__).parents[1] / "targets"))
-from test_bilinear import enlarged, over_boxes  # noqa: E402
-from test_box_masks import slow as laid_out  # noqa: E402
-from test_dice import slow as dice  # noqa: E402
-from test_instances import slow_choice  # noqa: E402
+from kgarden.structures import UserError
 
 STRIDES = [8, 16, 32, 64, 128]
 SIZES = [64, 128, 256, 512, 1024]
@@ -150,13 +142,15 @@ def slow_loss(raw, dense, matched, y, count, upsampling):
             bool(y["masks"][image, m].any()) and y["labels"][image, m] >= 0 and not y["crowd"][image, m]
             for m in range(6)
         ]
-        for place, m in sorted(slow_choice(matched[image], score[image], np.array(has_mask), count)):
+        for place, m in sorted(loops.best_of_each(matched[image], score[image], np.array(has_mask), count)):
             level, *xy = places[place]
             small = slow_mask(raw["maps"][image], parameters[image, place], xy, SIZES[level])
-            probability = 1 / (1 + np.exp(-enlarged(small, upsampling)))
+            probability = 1 / (1 + np.exp(-loops.upsampled(small, upsampling)))
             one = (slice(image, image + 1), slice(m, m + 1))
-            target = laid_out(y["masks"][one], y["boxes"][one], probability.shape, 8 / upsampling)[0, 0]
-            total, number = total + dice(probability, target), number + 1
+            target = loops.masks_on_grid(y["masks"][one], y["boxes"][one], probability.shape, 8 / upsampling)[
+                0, 0
+            ]
+            total, number = total + loops.dice_loss(probability, target), number + 1
     return total, number
 
 
@@ -245,7 +239,7 @@ def test_the_semantic_loss_is_focal_over_cells_with_a_class():
     logits = rng.normal(size=(2, *LEVELS[0], 3)).astype("float32")
     dense = dense_outputs(rng)
     terms = head.losses({**raw_outputs(rng), "semantic": logits}, y, heads(upsampling=2, count=16)[1], dense)
-    laid = laid_out(y["masks"], y["boxes"], LEVELS[0], 8)
+    laid = loops.masks_on_grid(y["masks"], y["boxes"], LEVELS[0], 8)
     area = (y["boxes"][..., 2] - y["boxes"][..., 0]) * (y["boxes"][..., 3] - y["boxes"][..., 1])
     area = area * y["masks"].mean((2, 3))
     total = count = 0
@@ -281,7 +275,9 @@ def test_masks_of_detections_agree_with_loops():
         row, column = divmod(place - (ends[level] - LEVELS[level][0] * LEVELS[level][1]), LEVELS[level][1])
         xy = (column + 0.5) * STRIDES[level], (row + 0.5) * STRIDES[level]
         small = slow_mask(raw["maps"][image], parameters[image, place], xy, SIZES[level])
-        want = over_boxes(small[None, None], boxes[image : image + 1, one : one + 1], 8, 4, 7)[0, 0]
+        want = loops.sigmoid_over_boxes(small[None, None], boxes[image : image + 1, one : one + 1], 8, 4, 7)[
+            0, 0
+        ]
         np.testing.assert_allclose(got[image, one], want, atol=5e-5)
 
 
@@ -449,52 +445,6 @@ def test_rows_of_the_recipes_build_what_they_say():
 
 
 # --- learning -----------------------------------------------------------------------------------------------
-
-
-def scenes(images=4, height=96, width=128):
-    """Discs and squares, each with its mask, on grey; a disc may cover a square's corner."""
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(90, 110, (images, height, width, 3)).astype("uint8")
-    boxes, labels = np.zeros((images, 4, 4), "float32"), np.full((images, 4), -1, "int32")
-    masks, whole = np.zeros((images, 4, 112, 112), bool), np.zeros((images, 4, height, width), bool)
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    part = (np.arange(112) + 0.5) / 112 * 2 - 1
-    disc = np.hypot(part[:, None], part[None]) < 1
-    for image in range(images):
-        for one, center in enumerate([(24, 26), (66, 34), (100, 62), (36, 70)][: 3 + image % 2]):
-            center = np.add(center, rng.uniform(-4, 4, 2))
-            radius, round_ = rng.uniform(12, 22), (one + image) % 2
-            there = np.hypot(x - center[0], y - center[1]) < radius
-            if not round_:
-                there = np.maximum(abs(x - center[0]), abs(y - center[1])) < radius
-            whole[image, :one] &= ~there
-            whole[image, one] = there
-            pictures[image][there] = [(200, 60, 60), (60, 60, 200)][round_] + rng.integers(-20, 20, 3)
-            boxes[image, one] = [*center - radius, *center + radius]
-            masks[image, one] = disc if round_ else True
-            labels[image, one] = round_
-    hidden = {"boxes": boxes, "labels": labels, "crowd": np.zeros((images, 4), bool)}
-    size = np.tile(np.int32([height, width]), (images, 1))
-    y = {**hidden, "masks": masks, "image_id": np.arange(images, dtype="int32")}
-    return {"images": pictures, "size_hw": size}, y
-
-
-def mask_overlap(detector, x, y):
-    """Mask IoU of every object with the detection of its class that overlaps it most, in its own frame."""
-    found = {key: numpy_of(value) for key, value in detector.inference_model()(x).items()}
-    overlaps, answers = [], int((found["scores"] > 0.3).sum())
-    for image, one in zip(*np.nonzero(y["labels"] >= 0), strict=True):
-        grid = x["images"].shape[1:3]
-        truth_here = laid_out(y["masks"][image, None, [one]], y["boxes"][image, None, [one]], grid, 1)[0, 0]
-        best = 0.0
-        for row in np.flatnonzero(
-            (found["scores"][image] > 0.3) & (found["labels"][image] == y["labels"][image, one])
-        ):
-            mask = found["masks"][image, row][None, None] > 0.5
-            mask = laid_out(mask, found["boxes"][image, row][None, None], grid, 1)[0, 0]
-            best = max(best, (mask & truth_here).sum() / max((mask | truth_here).sum(), 1))
-        overlaps.append(best)
-    return np.array(overlaps), answers
 
 
 @pytest.mark.slow

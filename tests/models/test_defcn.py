@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from dense import labels_of, maps_of, truth_of
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
 from scipy.optimize import linear_sum_assignment
+from support.dense_goldens import labels_of, maps_of, truth_of
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv

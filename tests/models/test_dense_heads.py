@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from gradients import value_and_gradients
 from keras import ops
+from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
@@ -13,7 +13,7 @@ from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks.fpn import FPN
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 HEADS = {"atss": ATSSHead, "fcos": FCOSHead, "gfl": GFLHead, "retinanet": RetinaNetHead}
 STRIDES = [8, 16, 32, 64, 128]

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.heads.conv_head import ConvHead
 from kgarden.losses.roi import smooth_l1, softmax_class_loss
@@ -15,8 +15,8 @@ from kgarden.models.double_head import (
     names_of,
     weights_of_terms,
 )
-from kgarden.schema import UserError
-from kgarden.weights.table import load_state_dict
+from kgarden.structures import UserError
+from kgarden.weights.state_dict import load_state_dict
 
 numpy = ops.convert_to_numpy
 MMDETECTION = [

@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.models import build_detector
 from kgarden.weights.detectron2 import IGNORE, TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 
 def recipe_of(s):
@@ -182,7 +182,7 @@ def is_analytically_zero(name, s):
 
 def gradient_named(name, gradient_of):
     """The gradient of the variable that carries a reference's name, in our layout."""
-    from kgarden.weights.table import our_name
+    from kgarden.weights.state_dict import our_name
 
     module, suffix = our_name(name, TABLE).rsplit(".", 1)
     if module.endswith("]"):

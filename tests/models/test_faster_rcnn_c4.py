@@ -7,9 +7,9 @@ from keras import ops
 from kgarden.backbones import make_backbone
 from kgarden.models import build_detector
 from kgarden.models.faster_rcnn import CONVENTIONS
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 from kgarden.weights.detectron2 import IGNORE, TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 numpy = ops.convert_to_numpy
 SMALL = {"name": "resnet50", "stem_channels": 8, "res2_channels": 16, "width_per_group": 4}

@@ -1,10 +1,10 @@
 """FCOS' losses, gradients and detections against mmdetection."""
 
 import pytest
-from dense import detections_of, raw_of, truth_of
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.dense_goldens import detections_of, raw_of, truth_of
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.models.fcos import FCOSHead
 from kgarden.ops.boxes import to_ltrb

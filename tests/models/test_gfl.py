@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from dense import detections_of, raw_of, truth_of
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.dense_goldens import detections_of, raw_of, truth_of
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.losses.box_iou import pairwise_iou
 from kgarden.models.gfl import GFLHead

@@ -1,27 +1,21 @@
 """Mask R-CNN: its network, targets, loss and masks against loops and numbers by hand."""
 
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
-from gradients import value_and_gradients
 from keras import ops
+from support import reference_loops as loops
+from support.gradients import value_and_gradients
+from support.mask_scenes import mask_overlap, scenes
 
+from kgarden.config.loading import load_recipe
 from kgarden.models import build_detector
 from kgarden.models.mask_rcnn import MaskHead, targets
 from kgarden.ops.roi_align import roi_align
-from kgarden.recipe import load_recipe
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 from kgarden.targets.roi import sample_rois
 from kgarden.weights.detectron2 import TABLE
-from kgarden.weights.table import load_state_dict, our_name
-
-sys.path.append(str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1] / "ops"))
-from test_box_masks import slow_shares  # noqa: E402
-from test_condinst import mask_overlap, scenes  # noqa: E402
+from kgarden.weights.state_dict import load_state_dict, our_name
 
 STRIDES = [4, 8]
 LEVELS = [(16, 24), (8, 12)]  # of a canvas of 64 x 96
@@ -157,7 +151,7 @@ def test_targets_agree_with_loops():
         bitmap = rng.random((10, 10)) < 0.6
         box = np.float32([20, 10, 20 + rng.uniform(5, 60), 10 + rng.uniform(5, 60)])
         roi = box + np.float32(rng.uniform(-4, 4, 4))
-        share = slow_shares(bitmap, box, roi, 7)
+        share = loops.covered_area(bitmap, box, roi, 7)
         clear = abs(share - 0.5) > 1e-3
         got = target_of(roi, one_truth(bitmap, box), 7)
         np.testing.assert_array_equal(got[clear], (share >= 0.5)[clear])

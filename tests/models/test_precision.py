@@ -4,20 +4,17 @@ import contextlib
 import functools
 import inspect
 import sys
-from pathlib import Path
 
 import keras
 import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
+from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
-from kgarden.optimizers import SGD, AdamW, LossScaled, learning_rate
-
-sys.path.append(str(Path(__file__).parent))
-from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
+from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled, learning_rate
 
 ON_JAX = keras.backend.backend() == "jax"
 POLICIES = ("mixed_bfloat16", "mixed_float16")

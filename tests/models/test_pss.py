@@ -3,19 +3,19 @@
 import keras
 import numpy as np
 import pytest
-from dense import maps_of, raw_of, truth_of
-from golden import HERE, Golden, assert_agrees, goldens, params
-from gradients import value_and_gradients
-from jitted import jitted
 from keras import ops
+from support.dense_goldens import maps_of, raw_of, truth_of
+from support.golden import HERE, Golden, assert_agrees, goldens, params
+from support.gradients import value_and_gradients
+from support.jit import jitted
 
 from kgarden.heads.dense import flatten
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead, selection_for
-from kgarden.ops.assignment import hungarian, objects_of, top_one
 from kgarden.ops.boxes import clip, iou
-from kgarden.schema import UserError
+from kgarden.ops.linear_assignment import hungarian, objects_of, top_one
+from kgarden.structures import UserError
 from kgarden.targets.one_to_one import at_labels, choose, quality
 
 

@@ -1,25 +1,19 @@
 """Features that are computed again instead of kept: the same training with less memory."""
 
 import contextlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.programs import run
+from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.backbones import make_backbone, resnet
 from kgarden.build import build_model
-from kgarden.optimizers import SGD
-from kgarden.recipe import load_recipe
-from kgarden.schema import UserError
-
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-from test_detector import CLASSES, VARIANTS, batch  # noqa: E402
+from kgarden.config.loading import load_recipe
+from kgarden.optimizers.optimizers import SGD
+from kgarden.structures import UserError
 
 ON_JAX = keras.backend.backend() == "jax"
 SMALL = {"stem_channels": 8, "res2_channels": 8}
@@ -147,11 +141,7 @@ def test_jax_keeps_less():
 @pytest.mark.tensorflow
 def test_the_largest_memory_of_a_process_falls():
     def peak(remat):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": "tensorflow"}
-        command = [sys.executable, str(HERE / "remat_program.py"), str(remat)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        before, after = map(float, done.stdout.split()[-2:])
+        before, after = map(float, run("remat", remat).split()[-2:])
         return after - before
 
     assert peak(1) < 0.85 * peak(0)

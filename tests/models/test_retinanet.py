@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from dense import labels_of, maps_of, raw_of, truth_of
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.dense_goldens import labels_of, maps_of, raw_of, truth_of
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.ops.boxes import encode_deltas, iou
-from kgarden.schema import truth_is_valid
+from kgarden.structures import truth_is_valid
 from kgarden.targets.retinanet import assign_by_iou
 
 PYRAMID = [(None, None, None, 8)]

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.faster_rcnn import BoxHead, Coder, FasterHead
 from kgarden.models.faster_rcnn import decode as decode_boxes
 from kgarden.weights.detectron2 import TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 
 def padded(golden, stem, images):

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 
+from kgarden.config.loading import load_recipe, stage_recipes
 from kgarden.models import build_detector
-from kgarden.recipe import load_recipe, stage_recipes
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 STEMS = ("fcos_pss", "atss_pss", "defcn", "condinst", "condinst_pss")
 OTHERS = (

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from dense import maps_of
-from golden import assert_agrees, goldens, params
-from gradients import value_and_gradients
 from keras import ops
+from support.dense_goldens import maps_of
+from support.golden import assert_agrees, goldens, params
+from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.models.rpn import CONVENTIONS, OF_EACH_LEVEL, RPNHead, ranking, sums_of_losses
 from kgarden.ops import boxes as box_ops
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 
 numpy = ops.convert_to_numpy
 

@@ -1,11 +1,11 @@
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.necks.fpn import FPN
-from kgarden.schema import UserError
+from kgarden.structures import UserError
 from kgarden.weights.detectron2 import TABLE
-from kgarden.weights.table import load_state_dict
+from kgarden.weights.state_dict import load_state_dict
 
 
 @pytest.mark.parametrize("golden", goldens("d2_fpn"), ids=str)

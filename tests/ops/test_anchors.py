@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.anchors import anchor_grid, templates
 

@@ -3,21 +3,10 @@
 import numpy as np
 import pytest
 from keras import ops
+from support import reference_loops as loops
 
 from kgarden.ops.box_masks import on_grid, over_boxes
-from kgarden.schema import MASK_SIDE
-
-
-def slow(bitmaps, boxes, size, stride):
-    found = np.zeros((*bitmaps.shape[:2], *size), bool)
-    for image, one, row, column in np.ndindex(*found.shape):
-        x0, y0, x1, y1 = boxes[image, one].astype("float64")
-        x, y = (column + 0.5) * stride, (row + 0.5) * stride
-        if x0 <= x < x1 and y0 <= y < y1:
-            cell_x = int((x - x0) / (x1 - x0) * bitmaps.shape[3])
-            cell_y = int((y - y0) / (y1 - y0) * bitmaps.shape[2])
-            found[image, one, row, column] = bitmaps[image, one, cell_y, cell_x]
-    return found
+from kgarden.structures import MASK_SIDE
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 2.5])
@@ -31,12 +20,12 @@ def test_it_agrees_with_loops(stride):
         ]
     )
     got = ops.convert_to_numpy(on_grid(bitmaps, boxes, (9, 13), stride))
-    np.testing.assert_array_equal(got, slow(bitmaps, boxes, (9, 13), stride))
+    np.testing.assert_array_equal(got, loops.masks_on_grid(bitmaps, boxes, (9, 13), stride))
     assert got.any() and not got[0, 2].any()
 
 
 def test_a_disc_comes_back_where_it_was():
-    """A bitmap sampled at the centres of its cells, see kgarden/schema.py, and laid back on the pixels."""
+    """A bitmap sampled at the centres of its cells, see kgarden.structures, and laid back on the pixels."""
     y, x = np.mgrid[0:96, 0:128] + 0.5
     center, radius = (70.3, 41.8), 27.4
     box = np.float32([center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius])
@@ -49,21 +38,6 @@ def test_a_disc_comes_back_where_it_was():
     assert (shifted & disc).sum() / (shifted | disc).sum() < 0.975  # half a cell would be seen
 
 
-def slow_shares(bitmap, box, other, size):
-    """Areas that each cell of the other box has in common with every set cell of the bitmap."""
-    (x0, y0, x1, y1), (left, top, right, bottom) = (np.float64(one) for one in (box, other))
-    height, width = (y1 - y0) / len(bitmap), (x1 - x0) / len(bitmap)
-    tall, wide = (bottom - top) / size, (right - left) / size
-    share = np.zeros((size, size))
-    for row, column in np.ndindex(size, size):
-        at_y, at_x = top + row * tall, left + column * wide
-        for r, c in zip(*np.nonzero(bitmap), strict=True):
-            y = min(y0 + (r + 1) * height, at_y + tall) - max(y0 + r * height, at_y)
-            x = min(x0 + (c + 1) * width, at_x + wide) - max(x0 + c * width, at_x)
-            share[row, column] += max(x, 0) * max(y, 0) / (tall * wide)
-    return share
-
-
 def test_shares_of_another_box_s_cells_agree_with_loops():
     rng = np.random.default_rng(2)
     bitmaps = rng.random((2, 3, 10, 10)) < 0.6
@@ -72,7 +46,7 @@ def test_shares_of_another_box_s_cells_agree_with_loops():
     others[1, 2] = [500, 500, 510, 520]  # nothing in common
     got = ops.convert_to_numpy(over_boxes(bitmaps, boxes, others, 7))
     for image, one in np.ndindex(2, 3):
-        want = slow_shares(bitmaps[image, one], boxes[image, one], others[image, one], 7)
+        want = loops.covered_area(bitmaps[image, one], boxes[image, one], others[image, one], 7)
         np.testing.assert_allclose(got[image, one], want, atol=2e-5)
     assert got.max() > 0.9 and not got[1, 2].any()
 

@@ -3,8 +3,8 @@ import re
 import keras
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops import nms as module
 from kgarden.ops.nms import nms

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops import roi_align as module
 from kgarden.ops.boxes import enlarge

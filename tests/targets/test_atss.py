@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.anchors import anchor_grid
 from kgarden.ops.boxes import iou
-from kgarden.targets.assigned import under_crowd
+from kgarden.targets.assign_result import under_crowd
 from kgarden.targets.atss import assign_anchors, atss_candidates
 
 
 def truth(boxes, labels, crowd=()):
-    """One picture's ground truth as in kgarden.schema, with a row of padding."""
+    """One picture's ground truth as in kgarden.structures, with a row of padding."""
     rows = np.zeros((1, len(boxes) + len(crowd) + 1, 4), "float32")
     rows[0, : len(boxes)] = boxes
     is_crowd = np.zeros(rows.shape[:2], bool)

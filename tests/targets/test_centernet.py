@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
-from kgarden.ops.cells import cells
+from kgarden.ops.points import cells
 from kgarden.targets.centernet import center_targets, levels_of
 
 

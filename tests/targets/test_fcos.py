@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from dense import labels_of
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.dense_goldens import labels_of
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.boxes import to_ltrb
-from kgarden.ops.cells import cells
+from kgarden.ops.points import cells
 from kgarden.targets.fcos import assign_points, centerness, near_center, possible_points
 
 

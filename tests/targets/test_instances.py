@@ -3,23 +3,10 @@
 import numpy as np
 import pytest
 from keras import ops
+from support import reference_loops as loops
 
-from kgarden.targets.assigned import BACKGROUND, IGNORED
+from kgarden.targets.assign_result import BACKGROUND, IGNORED
 from kgarden.targets.instances import best_of_each, semantic_labels
-
-
-def slow_choice(matched, score, wanted, count):
-    """One picture: {(place, object)}."""
-    places = {m: [] for m in np.flatnonzero(wanted)}
-    for place, m in enumerate(matched):
-        if m in places:
-            places[m].append((-score[place], place))
-    places = {m: sorted(found) for m, found in places.items() if found}
-    share = max(count // max(len(places), 1), 1)
-    if len(places) > count:
-        best = sorted((found[0], m) for m, found in places.items())[:count]
-        return {(place, m) for (_, place), m in best}
-    return {(place, m) for m, found in places.items() for _, place in found[:share]}
 
 
 def chosen(*arguments):
@@ -42,7 +29,7 @@ def test_it_agrees_with_loops(count):
     wanted = rng.random((4, 6)) < 0.8
     wanted[3] = True
     got = chosen(matched, score, wanted, count)
-    assert got == [slow_choice(*one, count) for one in zip(matched, score, wanted, strict=True)]
+    assert got == [loops.best_of_each(*one, count) for one in zip(matched, score, wanted, strict=True)]
     assert got[2] == set() and all(m != -2 for one in got for _, m in one)
 
 

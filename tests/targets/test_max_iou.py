@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from golden import assert_agrees, goldens, params
 from keras import ops
+from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.boxes import iou
 from kgarden.targets.max_iou import MaxIoU, assign, in_ignore_region

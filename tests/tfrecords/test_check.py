@@ -9,10 +9,10 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-import real_data  # noqa: E402
+from support import real_data  # noqa: E402
 
-from tfrecords import shapes  # noqa: E402
 from tfrecords.check import check  # noqa: E402
+from tfrecords.converters import shapes  # noqa: E402
 from tfrecords.index import record_bytes  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import real_data
 from hypothesis import strategies as st
 from PIL import Image
+from support import real_data
 
 pytest.importorskip("tensorflow")
 
-from tfrecords import check, coco, table, voc  # noqa: E402
+from tfrecords import check  # noqa: E402
+from tfrecords.converters import coco, csv_table, voc  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 
 ODD = [None, True, -1, 0, 0.5, 7.0, 1e308, -1e308, float("nan"), float("inf"), 2**63, 10**400]
@@ -265,7 +266,7 @@ def test_csv(origin):
     def holds(changed):
         with scratch() as folder:
             (folder / "a.csv").write_text(changed, encoding="utf-8", errors="replace", newline="")
-            report = build(table.build, folder, images=pictures, annotations=folder / "a.csv")
+            report = build(csv_table.build, folder, images=pictures, annotations=folder / "a.csv")
             outcomes.append(report is not None)
             if report is not None:
                 lines = csv.reader(io.StringIO(changed, newline=""))

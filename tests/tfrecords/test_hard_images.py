@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-import real_data  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
+from support import real_data  # noqa: E402
 
 from tfrecords.pictures import decode, read  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402

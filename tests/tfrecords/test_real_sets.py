@@ -14,11 +14,12 @@ from PIL import Image
 
 tf = pytest.importorskip("tensorflow")
 
-import real_data  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
+from support import real_data  # noqa: E402
 
-from tfrecords import check, coco, foreign, table, voc  # noqa: E402
+from tfrecords import adopt, check  # noqa: E402
+from tfrecords.converters import coco, csv_table, voc  # noqa: E402
 from tfrecords.index import open_index  # noqa: E402
 
 
@@ -83,7 +84,7 @@ def test_raccoons_from_xml_table_json_and_shards(tmp_path):
     for split, name, images, boxes in [("train", "train", 160, 173), ("val", "test", 40, 44)]:
         listed = objects_of(root / f"coco/instances_{split}.json")
         to = tmp_path / f"csv-{split}"
-        report = table.build(to, images=pictures, annotations=root / f"data/{name}_labels.csv")
+        report = csv_table.build(to, images=pictures, annotations=root / f"data/{name}_labels.csv")
         assert (report.images, report.boxes, report.faulty_pictures) == (images, boxes, 0)
         assert objects_of(to / "annotations.json") == listed
         to = tmp_path / f"json-{split}"
@@ -96,7 +97,7 @@ def test_raccoons_from_xml_table_json_and_shards(tmp_path):
     assert (report.images, report.boxes) == (200, 217)
     both = [objects_of(root / f"coco/instances_{split}.json") for split in ("train", "val")]
     assert objects_of(tmp_path / "xml/annotations.json") == sorted(sum(both, []))
-    shards = foreign.adopt([root / "data/test.record"], tmp_path / "cache")
+    shards = adopt.adopt([root / "data/test.record"], tmp_path / "cache")
     found = objects_of(shards / "annotations.json")
     assert [one[:2] for one in found] == [one[:2] for one in both[1]]
     np.testing.assert_allclose([one[2:] for one in found], [one[2:] for one in both[1]], atol=1e-3)

@@ -227,7 +227,7 @@ def test_importing_the_package_does_not_import_tensorflow():
     import sys
 
     code = (
-        "import sys; import tfrecords.coco, tfrecords.shapes; "
+        "import sys; import tfrecords.converters.coco, tfrecords.converters.shapes; "
         "assert not {'tensorflow', 'keras', 'kgarden'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from tfrecords import shapes  # noqa: E402
+from tfrecords.converters import shapes  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 from tfrecords.write import read_manifest  # noqa: E402
 
@@ -101,7 +101,8 @@ def test_shards_of_other_settings_are_not_taken_over(tmp_path, whole):
 def test_a_picture_that_changed_is_read_again(tmp_path):
     from PIL import Image
 
-    from tfrecords import coco, pool
+    from tfrecords import pool
+    from tfrecords.converters import coco
 
     (tmp_path / "images").mkdir()
     names = [f"{n}.png" for n in range(4)]

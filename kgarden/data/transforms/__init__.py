@@ -16,8 +16,9 @@ import difflib
 
 import tensorflow as tf
 
-from kgarden.data import chance
-from kgarden.data.chance import another
+from kgarden.config.instantiate import arguments, fill
+from kgarden.data import rng
+from kgarden.data.rng import another
 from kgarden.data.transforms import masks
 from kgarden.data.transforms.base import CROP, FINISH, SIZE
 from kgarden.data.transforms.colour import color_jitter
@@ -27,8 +28,7 @@ from kgarden.data.transforms.geometry import FRAMES, aimed, resize
 from kgarden.data.transforms.mixing import mixup, mosaic
 from kgarden.data.transforms.paste import copy_paste
 from kgarden.data.transforms.sizes import large_scale_jitter, scale_and_crop
-from kgarden.schema import BOXES, MASKS, UserError
-from kgarden.settings import arguments, fill
+from kgarden.structures import BOXES, MASKS, UserError
 
 TRANSFORMS = {
     "random_crop": random_crop,
@@ -88,7 +88,7 @@ class Augmentation:
         done = [tf.zeros_like(seeds[:, 0], tf.bool)] * 2
         for index, one in self.stages[FINISH]:
             axis, probability = one.mirror
-            done[axis] ^= chance.uniform(another(seeds, index))[:, 0] < probability
+            done[axis] ^= rng.uniform(another(seeds, index))[:, 0] < probability
         return tf.stack(done, axis=-1)
 
     @property

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from kgarden.data import chance
+from kgarden.data import rng
 from kgarden.data.transforms.base import FINISH, Transform, check_part
 from kgarden.data.transforms.geometry import IMAGE
 
@@ -30,7 +30,7 @@ def color_jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, probabi
     probability = check_part("color_jitter.probability", probability)
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 5)
+        draws = rng.uniform(seed, 5)
         bright, contrasted, saturated, turn = tf.unstack((2 * draws[:4] - 1) * reach)
 
         def jittered():

@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from kgarden.data import chance
+from kgarden.data import rng
 from kgarden.data.transforms.base import CROP, Transform, check_part, check_range
 from kgarden.data.transforms.geometry import area_of, cut, hw_of
-from kgarden.schema import BOXES, CROWD, LABELS
+from kgarden.structures import BOXES, CROWD, LABELS
 
 IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; a seventh choice is the whole picture
 TRIALS = 50
@@ -27,8 +27,8 @@ def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
     min_visible = check_part("random_crop.min_visible", min_visible)
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 5)
-        window = _windows(hw_of(example), chance.between(low, high, draws[:2]), draws[2:4])
+        draws = rng.uniform(seed, 5)
+        window = _windows(hw_of(example), rng.between(low, high, draws[:2]), draws[2:4])
         left = _box_share(example[BOXES], window)
         objects = (example[LABELS] >= 0) & ~example[CROWD]
         useful = tf.reduce_any(objects & (left >= min_visible)) | ~tf.reduce_any(objects)
@@ -56,9 +56,9 @@ def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
     min_visible = check_part("random_iou_crop.min_visible", min_visible)
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 2 + 5 * TRIALS)
+        draws = rng.uniform(seed, 2 + 5 * TRIALS)
         trials = tf.reshape(draws[2:], [TRIALS, 5])
-        fractions = chance.between(low, high, trials[:, :2])
+        fractions = rng.between(low, high, trials[:, :2])
         windows = _windows(hw_of(example), fractions, trials[:, 2:4])
         wanted = tf.gather(tf.constant(IOUS), tf.cast(trials[:, 4] * len(IOUS), tf.int32))
         good = _is_safe(example, windows, wanted) & (draws[1] * (len(IOUS) + 1) < len(IOUS))

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kgarden.data import chance
+from kgarden.data import rng
 from kgarden.data.transforms.base import FINISH, Transform, check_part
 from kgarden.data.transforms.geometry import flipped
 
@@ -27,7 +27,7 @@ def vertical_flip(probability=0.5):
 
 def _flip(axis, probability):
     def change(example, seed, partner):
-        done = chance.uniform(seed)[0] < probability
+        done = rng.uniform(seed)[0] < probability
         never = tf.zeros_like(done)
         return flipped(example, *((done, never) if axis == 0 else (never, done)))
 

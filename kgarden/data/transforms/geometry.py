@@ -7,9 +7,9 @@ that rows keep their places.
 import tensorflow as tf
 
 from kgarden.data.canvas import fitted_hw
-from kgarden.data.resample import resample
+from kgarden.data.resize import resample
 from kgarden.data.transforms import masks
-from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
+from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 
 IMAGE = "image"
 FRAMES = masks.FRAMES

@@ -7,7 +7,7 @@ sampled over the box that is left. A bitmap without any cell is "no mask known".
 
 import tensorflow as tf
 
-from kgarden.schema import MASK_SIDE, MASKS
+from kgarden.structures import MASK_SIDE, MASKS
 
 FRAMES = "frames"
 

@@ -2,11 +2,11 @@
 
 import tensorflow as tf
 
-from kgarden.data import chance
+from kgarden.data import rng
 from kgarden.data.transforms.base import FINISH, SIZE, Transform, check_part, check_range
 from kgarden.data.transforms.geometry import FRAMES, IMAGE, hw_of, moved, resize
 from kgarden.data.transforms.sizes import placed, placement
-from kgarden.schema import BOXES, CROWD, LABELS, MASKS, UserError
+from kgarden.structures import BOXES, CROWD, LABELS, MASKS, UserError
 
 TRUTH = (BOXES, LABELS, CROWD, MASKS, FRAMES)
 
@@ -33,10 +33,10 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
         raise UserError(f"augment: mosaic.fill: {fill} is not a grey from 0 to 255")
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 15)
+        draws = rng.uniform(seed, 15)
         height, width = tf.unstack(example["canvas_hw"])
         point = tf.cast(
-            tf.cast(example["canvas_hw"], tf.float32) * chance.between(*center, draws[1:3]), tf.int32
+            tf.cast(example["canvas_hw"], tf.float32) * rng.between(*center, draws[1:3]), tf.int32
         )
         heights, widths = (point[0], height - point[0]), (point[1], width - point[1])
 
@@ -46,7 +46,7 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
             corner = tf.stack([below * point[0], beside * point[1]])
             hw = tf.stack([heights[below], widths[beside]])
             factor, draw_y, draw_x = tf.unstack(draws[3 + 3 * number : 6 + 3 * number])
-            place = placement(hw_of(own), hw, chance.between(*scale, factor), draw_y, draw_x)
+            place = placement(hw_of(own), hw, rng.between(*scale, factor), draw_y, draw_x)
             own = placed(own, place, min_visible, antialias)
             room = hw - place[3]
             before = tf.where([below == 0, beside == 0], room, 0)  # px of grey above and to the left
@@ -81,7 +81,7 @@ def mixup(probability=0.5, alpha=8):
         raise UserError(f"augment: mixup.alpha: {alpha} is not a whole number from 1 to 100")
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 2 * alpha)
+        draws = rng.uniform(seed, 2 * alpha)
         share = tf.sort(draws[1:])[alpha - 1]  # the middle one of 2a - 1 draws is Beta(a, a)
 
         def two():

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from kgarden.data import chance
+from kgarden.data import rng
 from kgarden.data.transforms import masks
 from kgarden.data.transforms.base import FINISH, Transform, check_part
 from kgarden.data.transforms.geometry import FRAMES, IMAGE, hw_of, trimmed
 from kgarden.data.transforms.mixing import TRUTH, either, together
-from kgarden.schema import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
+from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 
 
 def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
@@ -29,11 +29,11 @@ def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
     min_visible = check_part("copy_paste.min_visible", min_visible)
 
     def change(example, seed, partner):
-        taken = chance.uniform(seed)[0] < probability
+        taken = rng.uniform(seed)[0] < probability
 
         def pasted():
             other = _on_picture(partner(0), hw_of(example), min_visible)
-            draws = chance.uniform(chance.another(seed, 0), tf.shape(other[LABELS])[0])
+            draws = rng.uniform(rng.another(seed, 0), tf.shape(other[LABELS])[0])
             chosen = (draws < share) & (other[LABELS] >= 0) & ~other[CROWD]
             chosen &= tf.reduce_any(other[MASKS], axis=[1, 2])
             objects = {key: tf.boolean_mask(other[key], chosen) for key in TRUTH}

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from kgarden.data import chance
-from kgarden.data.resample import resample
+from kgarden.data import rng
+from kgarden.data.resize import resample
 from kgarden.data.transforms.base import SIZE, Transform, check_part, check_range
 from kgarden.data.transforms.geometry import IMAGE, hw_of, moved, trimmed
 
@@ -39,8 +39,8 @@ def _placed_on_canvas(name, scale, min_visible, antialias):
     min_visible = check_part(f"{name}.min_visible", min_visible)
 
     def change(example, seed, partner):
-        draws = chance.uniform(seed, 3)
-        factor = chance.between(low, high, draws[0])
+        draws = rng.uniform(seed, 3)
+        factor = rng.between(low, high, draws[0])
         place = placement(hw_of(example), example["canvas_hw"], factor, draws[1], draws[2])
         return placed(example, place, min_visible, antialias)
 

@@ -1,0 +1,311 @@
+"""From a recipe to a served detector: list, describe, train, evaluate, predict, export, bench."""
+
+import json
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+
+from kgarden.cli.options import (
+    JsonOption,
+    RecipeArgument,
+    RowOption,
+    RunArgument,
+    SetOption,
+    settings_of,
+    start_tensorflow,
+)
+from kgarden.config.loading import load_recipe, packaged_recipes
+from kgarden.structures import UserError
+
+runs_app = typer.Typer()
+
+
+@runs_app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="recipes, rows, models, backbones, datasets or transforms")
+    ] = "all",
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="whose rows")] = None,
+):
+    """Models and recipes, one line each."""
+    listings = {"recipes": _recipes, "models": _models, "backbones": _backbones, "datasets": _datasets}
+    listings["transforms"] = _transforms
+    if what == "rows":
+        if recipe is None:
+            raise UserError("list rows: whose? `kgarden list rows RECIPE`")
+        for line in _rows(load_recipe(recipe)):
+            print(line)
+    elif what in listings:
+        for line in listings[what]():
+            print(line)
+    elif what == "all":
+        for name in ("recipes", "models"):
+            print(f"{name}:")
+            for line in listings[name]():
+                print(f"  {line}")
+    else:
+        raise UserError(
+            f"list {what}: there are recipes, rows RECIPE, models, backbones, datasets, transforms"
+        )
+
+
+def _recipes():
+    for stem, path in packaged_recipes().items():
+        yield f"{stem:24} {path.read_text().splitlines()[0].lstrip('# ')}"
+
+
+def _rows(recipe):
+    for row_id, row in recipe.rows.items():
+        changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
+        reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
+        origin = f"  [scores {row.evaluates} again]" if row.evaluates else ""
+        place = " ".join(filter(None, (row.recipe, row.row)))
+        other = f"  [recipe {place}]" if place else ""
+        yield f"{row_id:20} {reported:28} {changes or 'as it stands'}{origin}{other}"
+
+
+def _transforms():
+    start_tensorflow()
+    from kgarden.data.transforms import describe
+
+    for name, settings, summary in describe():
+        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+        yield f"{name:20} {summary}"
+        yield f"{'':20} {{{given}}}"
+
+
+def _models():
+    from kgarden.models import MODELS
+
+    return [f"{name:24} {builder.__doc__.strip().splitlines()[0]}" for name, builder in MODELS.items()]
+
+
+def _backbones():
+    from kgarden.backbones import BACKBONES
+
+    return list(BACKBONES)
+
+
+def _datasets():
+    return [
+        "coco      json of images, annotations and categories, and a folder of pictures; masks, crowds",
+        "voc       XML file for every picture, lists of the splits; difficult objects",
+        "csv       table with a line for every box, and a folder of pictures",
+        "shapes    embedded, drawn from a seed: textured backgrounds, six shapes",
+        "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, as they are",
+    ]
+
+
+@runs_app.command()
+def describe(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
+    set_: SetOption = None,
+    row: RowOption = None,
+    classes: Annotated[int | None, typer.Option(help="number of classes, where there is no data yet")] = None,
+):
+    """The assembled parts: file, output shapes, parameters, multiplications."""
+    start_tensorflow()
+    from rich.console import Console
+    from rich.table import Table
+
+    from kgarden.build import build_model, canvases
+    from kgarden.describe import describe as measure
+    from kgarden.describe import published
+
+    chosen = load_recipe(recipe, settings_of(set_), row)
+    canvas = canvases(chosen)[0]
+    detector = build_model(chosen, num_classes=classes)
+    rows = measure(detector, canvas)
+    table = Table(title=f"{chosen.name}, one picture of {canvas[0]}x{canvas[1]} px", title_justify="left")
+    for column in ("part", "class", "file", "output", "parameters", "trained", "GMACs"):
+        numeric = column in ("parameters", "trained", "GMACs")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for one in rows:
+        numbers = (f"{one['parameters']:,}", f"{one['trained']:,}", f"{one['gmacs']:.2f}")
+        table.add_row(one["part"], one["class"], one["file"], one["output"], *numbers)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for one in published(detector):
+        print(f"{one['what']}: {one['here']} here, {one['published']} published ({one['source']})")
+
+
+@runs_app.command()
+def train(
+    recipe: RecipeArgument,
+    run: Annotated[pathlib.Path | None, typer.Option(help="run directory; default runs/NAME[.ROW]")] = None,
+    row: RowOption = None,
+    set_: SetOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="move what the directory holds aside, start anew")
+    ] = False,
+):
+    """Train a recipe, or go on with a run that was stopped."""
+    chosen = load_recipe(recipe, settings_of(set_), row)
+    if row in chosen.rows and chosen.rows[row].evaluates:  # a row may lead to another recipe, with other rows
+        raise UserError(
+            f"row {row} scores {chosen.rows[row].evaluates} again: train that row, then evaluate its run "
+            f"with --set"
+        )
+    start_tensorflow()
+    from kgarden.train import train as fit
+
+    run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
+    if fit(chosen, run, fresh=fresh) is None:
+        raise typer.Exit(1)
+    print(f"left in {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
+
+
+@runs_app.command()
+def evaluate(
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|DETECTIONS.json", help="run directory, or detections")
+    ],
+    annotations: Annotated[
+        pathlib.Path | None, typer.Option(help="of detections: ground truth in COCO form")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="of a run: other shards than data.val")] = None,
+    weights: Annotated[
+        pathlib.Path | None, typer.Option(help="of a run: other weights than the best")
+    ] = None,
+    set_: SetOption = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="of coco, voc07, voc_area, open_images; commas between")
+    ] = None,
+    iou_type: Annotated[str, typer.Option(help="of detections: bbox or segm")] = "bbox",
+    to: Annotated[pathlib.Path | None, typer.Option(help="folder for figures and analysis")] = None,
+    json_: JsonOption = None,
+):
+    """Numbers, figures and errors of a run's best weights, or of detections that are at hand."""
+    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    if pathlib.Path(subject).is_file() or subject.endswith(".json"):
+        _refuse(
+            {"--data": data, "--weights": weights, "--set": set_},
+            "a run's; detections are scored as they are",
+        )
+        if annotations is None:
+            raise UserError(f"{subject}: against which ground truth? --annotations FILE")
+        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to)
+    else:
+        _refuse({"--annotations": annotations}, "detections'; a run knows its data, or --data GLOB")
+        if iou_type != "bbox":
+            raise UserError(
+                "--iou-type segm is for files of detections: a run is judged by boxes, and by masks beside "
+                "them where its model gives masks"
+            )
+        changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
+        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
+    from kgarden.metrics.report import write_json
+    from kgarden.utils.progress import Reporter
+
+    if json_ is not None:
+        write_json(json_, evaluation)
+    Reporter().evaluation(evaluation)
+
+
+def _refuse(options, reason):
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)}: an option of {reason}")
+
+
+def _evaluate_file(detections, annotations, metrics, iou_type, to):
+    """Imports neither TensorFlow nor Keras: it answers at once."""
+    from kgarden.metrics.report import score_file, write_folder
+
+    evaluation, analysis = score_file(detections, annotations, metrics, iou_type)
+    if to is not None:
+        write_folder(to, evaluation, analysis)
+    for note in evaluation.get("notes", []):
+        print(note, file=sys.stderr)
+    return evaluation
+
+
+def _evaluate_run(run, data, weights, changes, to, keep):
+    """Measured as it stands, a run keeps the answer; under other conditions only `to` and `--json` do."""
+    start_tensorflow()
+    from kgarden.evaluate import evaluate_run
+    from kgarden.metrics.report import write_json
+
+    keep = keep and not (data or weights or changes)
+    folder = to or (run / "evaluation" if keep else None)
+    evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
+    if keep:
+        write_json(run / "evaluation.json", evaluation)
+        write_json(run / "detections.json", results)
+    return evaluation
+
+
+@runs_app.command()
+def predict(
+    run: RunArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR|GLOB...")],
+    to: Annotated[pathlib.Path, typer.Option(help="folder for drawn pictures and detections.json")],
+    min_score: Annotated[float, typer.Option(help="draw detections from this score on")] = 0.3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    set_: SetOption = None,
+):
+    """Draw a run's detections on pictures."""
+    start_tensorflow()
+    from kgarden.metrics.report import write_json
+    from kgarden.predict import Predictor, draw_files, find_pictures
+
+    paths = find_pictures(images)
+    predictor = Predictor.from_run(run, batch_size, settings_of(set_))
+    found, faults = draw_files(predictor, paths, to, min_score)
+    if not found:
+        raise UserError(faults[0])
+    write_json(to / "detections.json", found)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{len(found)} pictures drawn in {to}" + (f", {len(faults)} could not be read" if faults else ""))
+    raise typer.Exit(1 if faults else 0)
+
+
+@runs_app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[pathlib.Path, typer.Option(help="folder of the model; versions are numbered below it")],
+    form: Annotated[str, typer.Option("--format", help="saved_model, onnx or litert")] = "saved_model",
+    canvas: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HxW", help="of onnx and litert: a canvas of the recipe; default all of them"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="of onnx and litert: pictures at once")] = None,
+):
+    """A SavedModel, or ONNX or LiteRT files, that serve where nothing of kgarden is."""
+    start_tensorflow()
+    from kgarden.export import export_run
+
+    written = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch, say=print)
+    print(f"written {written}")
+
+
+def _canvas(text):
+    high, _, wide = text.partition("x")
+    if not (high.isdigit() and wide.isdigit()):
+        raise UserError(f"export --canvas {text}: write it as HEIGHTxWIDTH, for example 800x1344")
+    return int(high), int(wide)
+
+
+@runs_app.command()
+def bench(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
+    what: Annotated[
+        str, typer.Option(help="of train, settings, infer, nms, heads, data, memory, eval; commas between")
+    ] = "train,infer",
+    set_: SetOption = None,
+    row: RowOption = None,
+    json_: JsonOption = None,
+):
+    """Times and peak memory on this machine."""
+    start_tensorflow()
+    from kgarden.bench import bench as measure
+    from kgarden.build import prepare_data
+    from kgarden.metrics.report import write_json
+
+    chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
+    data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None
+    found = measure(chosen, kinds, data=data, report=print)
+    if json_ is not None:
+        write_json(json_, found)

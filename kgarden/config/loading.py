@@ -1,0 +1,294 @@
+"""A recipe: flat YAML in, one frozen and checked object out.
+
+    recipe = load_recipe("recipes/centernet2.yaml", overrides={"schedule.steps": 20}, row="table6.p128")
+
+An unknown key, a wrong type or a contradiction is a UserError of one line that names the key, the line of
+the file and the nearest key. `sections.py` lists the keys.
+"""
+
+import contextlib
+import difflib
+import glob as globbing
+import json
+import pathlib
+import re
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from kgarden.config.recipe import PATH_KEYS, Recipe
+from kgarden.structures import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text, for it has no dot, and `off` as false; here they are what they seem."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":bool"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
+
+
+def parse_value(text):
+    """The value of `--set key=text`, read as YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read the value {text!r}: write it as YAML, quoted in the shell") from error
+
+
+def recipe_folders():
+    """Where recipes with names lie: in the package after installing, beside it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    return [folder for folder in (package / "_recipes", package.parent / "recipes") if folder.is_dir()]
+
+
+def packaged_recipes():
+    """Stem -> path of every recipe that has a name."""
+    return {
+        path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))
+    }
+
+
+def find_recipe(path_or_stem):
+    """The file of a recipe: a path, a run directory or the stem of a packaged recipe."""
+    path = pathlib.Path(path_or_stem)
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.is_file():
+        return path
+    packaged = packaged_recipes()
+    if str(path_or_stem) in packaged:
+        return packaged[str(path_or_stem)]
+    raise UserError(
+        f"no recipe {str(path_or_stem)!r}: neither a file, nor a run, nor a name"
+        f"{_nearest(str(path_or_stem), packaged)}; `kgarden list recipes` names them"
+    )
+
+
+def load_recipe(path_or_stem, overrides=None, row=None):
+    """Read, complete and check a recipe.
+
+    Args:
+        path_or_stem: path of a YAML file, a run directory, or the name of a packaged recipe.
+        overrides:    {"schedule.steps": 20, ...}, set last.
+        row:          id of one of the recipe's rows, whose `set` comes before the overrides.
+    Returns:
+        Recipe, frozen.
+    """
+    path = find_recipe(path_or_stem)
+    tree, lines = _read(path)
+    rows = tree.get("rows") or {}
+    if row is not None:
+        if not isinstance(rows, dict) or row not in rows:
+            raise UserError(f"{path}: no row {row!r}{_nearest(row, rows)}")
+        chosen = rows[row] or {}
+        if chosen.get("recipe"):
+            other = path.parent / chosen["recipe"]
+            return load_recipe(
+                other if other.is_file() else chosen["recipe"],
+                {**(chosen.get("set") or {}), **(overrides or {})},
+                chosen.get("row"),
+            )
+        overrides = {**(chosen.get("set") or {}), **(overrides or {})}
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+        lines = {place: line for place, line in lines.items() if ".".join(map(str, place)) != dotted}
+    recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
+    _check_rows(recipe, path, lines)
+    return recipe
+
+
+def stage_recipes(recipe):
+    """The recipes that are trained one after the other: the recipe itself, or one for each of its stages."""
+    if not recipe.stages:
+        return [recipe]
+    base = {key: value for key, value in recipe.plain().items() if key not in ("stages", "rows")}
+    found = []
+    for number, stage in enumerate(recipe.stages):
+        tree = json.loads(json.dumps(base))
+        _merge(tree, stage)
+        found.append(_validate(tree, f"{recipe.name}, stages[{number}]", {}))
+    return found
+
+
+def _read(path):
+    """(tree, {place: line}) of a YAML file; a key written twice is an error."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, _Loader)
+        lines = {}
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{path}: a recipe is a mapping of sections, this file is not")
+        _note_lines(node, (), lines, path)
+        return yaml.load(text, _Loader), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not YAML: {getattr(error, 'problem', error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8") from error
+
+
+def _note_lines(node, place, lines, path):
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*place, key.value)
+            if here in lines:
+                raise UserError(
+                    f"{path}:{key.start_mark.line + 1}: {'.'.join(here)} is written twice "
+                    f"(first in line {lines[here]}): keep one"
+                )
+            lines[here] = key.start_mark.line + 1
+            _note_lines(value, here, lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*place, str(index))] = value.start_mark.line + 1
+            _note_lines(value, (*place, str(index)), lines, path)
+
+
+def _set(tree, dotted, value):
+    *folders, last = str(dotted).split(".")
+    for depth, folder in enumerate(folders):
+        # a list is walked by number, anything else that is not a mapping yet becomes one
+        if isinstance(tree, list):
+            tree = _element(tree, folder, dotted)
+            continue
+        if not isinstance(tree.get(folder), dict | list):
+            if isinstance(tree.get(folder), str) and depth and folders[0] == "model":
+                tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is {name: resnet18} in short
+            else:
+                tree[folder] = {}
+        tree = tree[folder]
+    if isinstance(tree, list):
+        _element(tree, last, dotted)
+        tree[int(last)] = value
+    else:
+        tree[last] = value
+
+
+def _element(tree, index, dotted):
+    with contextlib.suppress(ValueError, IndexError):
+        return tree[int(index)]
+    raise UserError(f"--set {dotted}: no element {index!r} in a list of {len(tree)}")
+
+
+def _merge(tree, changes):
+    for key, value in changes.items():
+        if "." in key:
+            _set(tree, key, value)
+        elif isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _resolve_paths(value, folder, key=None):
+    """Relative paths are relative to the recipe's file, then to the working directory."""
+    if isinstance(value, dict):
+        return {k: v if k == "rows" else _resolve_paths(v, folder, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve_paths(v, folder, key) for v in value]
+    names_files = key in PATH_KEYS | {"train", "val"} and isinstance(value, str)
+    if names_files and not pathlib.Path(value).is_absolute():
+        for base in (folder.resolve(), pathlib.Path.cwd()):
+            if globbing.glob(str(base / value)):
+                return str(base / value)
+    return value
+
+
+def _validate(tree, path, lines):
+    try:
+        return Recipe.model_validate(_tuples(tree))
+    except ValidationError as error:
+        # a mistyped key is also a missing one: name the typo first
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(_complaint(problems[0], path, lines) + more) from None
+
+
+def _tuples(tree):
+    """Lists outside of `model` become tuples: strict validation takes no list for a tuple."""
+    return {
+        key: _deep_tuple(value) if key in ("data", "schedule", "stages", "freeze", "init") else value
+        for key, value in tree.items()
+    }
+
+
+def _deep_tuple(value):
+    if isinstance(value, dict):
+        return {key: _deep_tuple(v) for key, v in value.items()}
+    return tuple(_deep_tuple(v) for v in value) if isinstance(value, list) else value
+
+
+def _complaint(problem, path, lines):
+    place = tuple(str(part) for part in problem["loc"])
+    known = place
+    while known and known not in lines:  # a missing key has the line of its section
+        known = known[:-1]
+    where = f"{path}:{lines[known]}" if known else f"{path}"
+    key, given = ".".join(place) or "the recipe", problem.get("input")
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key {key!r}{_nearest(place[-1], _keys_beside(place))}"
+    if kind == "missing":
+        return f"{where}: {key} is missing"
+    if kind == "value_error":
+        return f"{where}: {key}: {problem['ctx']['error']}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{where}: {key} = {given!r}: {message.replace('input should be', 'should be')}"
+
+
+def _keys_beside(place):
+    """The keys that a section knows, found by walking the models along a place."""
+    section = Recipe
+    for part in place[:-1]:
+        field = section.model_fields.get(part) if section else None
+        if field is not None:
+            section = _section_in(field.annotation)
+        elif not part.isdigit():
+            section = None
+    return list(section.model_fields) if section else []
+
+
+def _section_in(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_in(inner)
+        if found:
+            return found
+    return None
+
+
+def _nearest(word, known):
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f", the nearest is {close[0]!r}"
+    return f", known are {', '.join(known)}" if known else ""
+
+
+def _check_rows(recipe, path, lines):
+    for row_id, row in recipe.rows.items():
+        line = lines.get(("rows", row_id))
+        where = f"{path}:{line}" if line else f"{path}"
+        if row.evaluates is not None and row.evaluates not in recipe.rows:
+            raise UserError(
+                f"{where}: rows.{row_id}: no row {row.evaluates!r} to evaluate"
+                f"{_nearest(row.evaluates, recipe.rows)}"
+            )
+        if row.recipe is None:
+            tree = json.loads(json.dumps({k: v for k, v in recipe.plain().items() if k != "rows"}))
+            for dotted, value in row.set.items():
+                _set(tree, dotted, value)
+            _validate(tree, f"{where}: rows.{row_id}", {})

@@ -1,0 +1,74 @@
+"""What lies in a data set, in NumPy: to look at and to count, not to train on."""
+
+import json
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from kgarden.data.loader import reader
+from kgarden.data.transforms.masks import bitmaps
+from kgarden.structures import MASKS, UserError
+from tfrecords.pictures import decode
+from tfrecords.schema import parse
+from tfrecords.write import read_manifest
+
+
+def objects_of(dataset):
+    """Which classes are in which pictures.
+
+    Args:
+        dataset: Dataset.
+    Returns:
+        (K, 2) int64: row of the index, row of the categories; one for each annotation of annotations.json.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(dataset.index.image_id.tolist())}
+    label_of = {category["id"]: label for label, category in enumerate(dataset.categories)}
+    pairs = []
+    for path in map(pathlib.Path, dataset.annotations):
+        if not path.is_file():
+            raise UserError(f"{path}: not there; data.sampling needs it to know what is in which picture")
+        for one in json.loads(path.read_text())["annotations"]:
+            if one["image_id"] in row_of and one["category_id"] in label_of:
+                pairs.append((row_of[one["image_id"]], label_of[one["category_id"]]))
+    return np.array(pairs, "int64").reshape(-1, 2)
+
+
+def check_masks(dataset):
+    """Refuse a data set none of whose objects has a mask, as far as its manifests say."""
+    folders = [pathlib.Path(path).parent for path in dataset.annotations]
+    counts = [read_manifest(folder).get("masks") for folder in folders]
+    if counts and all(count == 0 for count in counts):
+        raise UserError(
+            f"data.masks: no object of {folders[0]} has a mask: build it from a source that has masks, "
+            "or set data.masks to false"
+        )
+
+
+def stored_example(dataset, row):
+    """A record with its objects.
+
+    Args:
+        dataset: kgarden.data.pipeline.Dataset.
+        row:     of its index.
+    Returns:
+        {"image": (H, W, 3) uint8, "boxes": (N, 4) xyxy px, "labels": (N,), -1 for a class that the data set
+        does not list, "crowd": (N,) bool, "difficult": (N,) bool, and if the record has masks "masks":
+        (N, 112, 112) bool in the frame of each box, all False where an object has none}
+    """
+    serialized = reader(dataset.index)(tf.constant(row, tf.int64))
+    record = {key: value.numpy() for key, value in parse(serialized, True).items()}
+    image = decode(record["encoded"]).numpy()
+    height, width = image.shape[:2]
+    boxes = record["boxes"] * np.array([width, height, width, height], "float32")
+    labels = {category["id"]: label for label, category in enumerate(dataset.categories)}
+    example = {
+        "image": image,
+        "boxes": boxes,
+        "labels": np.array([labels.get(int(one), -1) for one in record["category_ids"]], "int32"),
+        "crowd": record["crowd"],
+        "difficult": record["difficult"],
+    }
+    if any(record["masks"]):
+        example[MASKS] = bitmaps(record["masks"], record["boxes"]).numpy()
+    return example

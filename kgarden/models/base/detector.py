@@ -1,0 +1,194 @@
+"""What every detector of the garden is: a keras.Model that can be compiled, fitted and asked.
+
+`call` returns raw outputs; `compute_loss` turns them and the ground truth into named terms; `detect`
+turns them into detections. Parts fill slots; a paper is a choice of parts (kgarden/models/<paper>.py),
+never a subclass.
+
+    part         call                                      what it also offers
+    backbone     (images) -> [C2..C5]                      strides, channels
+    neck         ([C2..C5]) -> pyramid                     strides, levels, channels
+    dense head   (pyramid) -> raw                          losses(raw, y, step), candidates(raw, size_hw)
+    proposer     as a dense head                           proposals(raw, training)
+    RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
+    selection    (candidates) -> detections
+    mask head    of a dense head:
+                 (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw),
+                                                           masks(raw, detections)
+                 of a RoI head:                            losses(pyramid, sampled, y),
+                                                           masks(pyramid, detections)
+
+A mask head may be missing. It draws after the selection, for the detections that are left. That of a dense
+head reads from `source` where each came from, and its raw outputs are raw["masks"]; that of a RoI head looks
+at the pyramid again, under the boxes that are left, and learns from the RoIs that were sampled.
+
+`step` is the number of the step in training and None while evaluating; only a head whose losses remember
+earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are heads of one form (kgarden/heads/dense.py):
+their raw outputs carry the towers' features, and `boxes(raw)`, `score_logits(raw)`, `assign(raw, y)` and
+`possible(raw, y, rule)` tell what lies at each place, so that another head can be laid over any of them.
+
+Terms are float32 scalars named "<part>/<what>", sums over this replica divided by a normaliser over
+all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
+"""
+
+import re
+
+import keras
+from keras import ops
+
+from kgarden.layers.pixels import Normalize
+from kgarden.models.base.static_shapes import PerCanvas
+from kgarden.models.base.watch import FirstBadStep
+from kgarden.ops import boxes as box_ops
+from kgarden.ops import shares
+from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID, UserError
+
+
+class Detector(PerCanvas):
+    """Pixels, backbone, neck, and the slots that subclasses add.
+
+    Args:
+        backbone, neck: layers as above.
+        pixels:      {"mean", "std", "order"}: what the backbone was trained with.
+        num_classes: C.
+        seed:        of every random choice in training.
+        divisor:     canvases must be divisible by it.
+    """
+
+    mask_head = None
+
+    def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=32, **kwargs):
+        super().__init__(**kwargs)
+        self.pixels = Normalize(**pixels, name="pixels")
+        self.backbone = backbone
+        self.neck = neck
+        self.num_classes = num_classes
+        self.seed = seed
+        self.divisor = divisor
+
+    # The slots. OneStage and TwoStage fill them.
+
+    def parts(self):
+        """The parts in the order of the data.   dict name -> layer."""
+        return {"backbone": self.backbone, "neck": self.neck}
+
+    def loss_terms(self, x, y, raw, training):
+        """Named terms of the loss.   dict name -> () float32."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
+    def candidates(self, x, raw):
+        """Everything that the model proposes as an answer, before selection."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
+    def masks(self, raw, detections):
+        """What the mask head draws for detections.   (B, K, S, S) float32, as in kgarden.structures."""
+        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+
+    # What Keras asks for.
+
+    def build(self, input_shape=None):
+        """Create every variable, also those that only the loss uses, and the counters of the terms."""
+        self.backbone.build((None, None, None, 3))
+        self.neck.build([(None, None, None, width) for width in self.backbone.channels])
+        pyramid = [(None, None, None, self.neck.channels)] * len(self.neck.strides)
+        for name, part in self.parts().items():
+            if name not in ("backbone", "neck"):
+                part.build(pyramid)
+        # Steps trained: what random choices depend on, besides the seed and the image.
+        self.step = self.add_weight(
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            name="step",
+            aggregation="only_first_replica",
+        )
+        self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
+        self.first_bad = FirstBadStep()
+        self.built = True
+
+    @property
+    def loss_names(self):
+        """Names of all terms, in a fixed order."""
+        return [name for part in self.parts().values() for name in getattr(part, "loss_names", ())]
+
+    def pyramid(self, x, training=False):
+        """Levels of the neck, finest first."""
+        self._check_canvas(x[IMAGES])
+        pixels = self.pixels(x[IMAGES], x[SIZE_HW])
+        return self.neck(self.backbone(pixels, training=training), training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The weighted sum of all terms, divided by the number of parts of the batch, which are summed."""
+        terms = self.loss_terms(x, y, y_pred, training)
+        if terms.keys() != self.terms.keys():
+            raise RuntimeError(f"terms {sorted(terms)} are not those announced, {sorted(self.terms)}")
+        for name, term in terms.items():
+            self.terms[name].update_state(term)
+        loss = sum(terms.values())
+        if training:
+            self.step.assign_add(1)
+            self.first_bad.update_state(self.step, loss)
+        return loss / shares.num_shares()
+
+    def detect(self, x, raw):
+        """Detections in px of the network input, clipped to the picture, padded to K."""
+        found = self.selection(self.candidates(x, raw))
+        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
+        found = {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        if self.mask_head is not None:
+            found[MASKS] = self.masks(raw, found)
+        return found
+
+    def inference_model(self):
+        """This detector as a keras.Model x -> detections."""
+        return InferenceModel(self)
+
+    def freeze(self, patterns):
+        """Stop training every layer whose path fits one of the regular expressions.
+
+        Args:
+            patterns: searched in paths such as "backbone/res2_0/conv1".
+        Raises:
+            UserError: a pattern that fits nothing.
+        """
+        layers = self._flatten_layers(include_self=False)
+        paths = {(layer.path or layer.name).split("/", 1)[-1]: layer for layer in layers}
+        for pattern in patterns:
+            found = [layer for path, layer in paths.items() if re.search(pattern, path)]
+            if not found:
+                raise UserError(f"freeze: {pattern!r} fits no layer; see `kgarden describe`")
+            for layer in found:
+                layer.trainable = False
+
+    def _check_canvas(self, images):
+        height, width = images.shape[1:3]
+        if height % self.divisor or width % self.divisor:
+            raise UserError(
+                f"canvas {height}x{width}: both sides must be divisible by {self.divisor}; mend data.canvases"
+            )
+
+
+class InferenceModel(PerCanvas):
+    """{"images", "size_hw"} -> detections, in px of the network input."""
+
+    def __init__(self, detector, **kwargs):
+        super().__init__(**kwargs)
+        self.detector = detector
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.detector.detect(x, self.detector(x, training=False))
+
+
+def per_global(total, count, floor=1.0):
+    """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
+
+    Args:
+        total: () sum of losses on this part: of a replica, or of a micro-batch on one.
+        count: () what it is to be divided by, on this part.
+        floor: the least that is divided by.
+    Returns:
+        () float32, total / max(global count, floor) * parts.
+    """
+    count = shares.sum_over_shares(ops.cast(count, "float32"))
+    return total / ops.maximum(count, floor) * shares.num_shares()

@@ -1,0 +1,109 @@
+"""Benchmarks report what they measure; figures themselves belong in benchmarks/, not in tests."""
+
+import keras
+import numpy as np
+import pytest
+
+from kgarden.bench import bench
+from kgarden.bench.pss_nms import _selection_of, made_up_raw
+from kgarden.bench.steps import made_up_batch, training_settings
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
+from kgarden.structures import UserError, truth_is_valid
+
+MODEL = {
+    "name": "centernet2",
+    "num_classes": 3,
+    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "neck": {"channels": 32},
+    "proposer": {"num_convs": 1, "train": 50, "test": 30},
+    "roi_head": {"name": "faster", "width": 16},
+}
+
+
+def recipe():
+    return load_recipe("quickstart", {"model": MODEL, "data.canvases": [[64, 96]], "data.batch_size": 2})
+
+
+def test_inference_is_measured_whole_and_by_part():
+    found = bench(recipe(), ["infer"], repeats=2)["infer"]
+    assert found["canvas"] == [64, 96]
+    assert found["trunks"] == pytest.approx(found["whole_s"] / found["resnet50_trunk_s"], rel=0.05)
+    parts = found["parts"]
+    assert {"pixels", "backbone", "neck", "proposer_head", "proposals", "roi_head", "selection"} <= set(parts)
+    assert all(part["s"] > 0 for part in parts.values())
+
+
+def test_made_up_batches_are_what_the_recipe_says():
+    x, y = made_up_batch(recipe(), num_classes=3, batch_size=2, objects=4)
+    assert x["images"].shape == (2, 64, 96, 3) and x["images"].dtype == "uint8"
+    assert y["boxes"].shape == (2, 16, 4) and truth_is_valid(y).sum() == 8
+
+
+def test_settings_are_measured_in_processes_of_their_own():
+    settings = {"kept": {}, "again": {"remat": ["backbone"], "precision": "mixed_bfloat16"}}
+    found = training_settings(recipe(), 2, None, settings, rounds=1)
+    kept, again = (found["settings"][name] for name in ("kept", "again"))
+    assert (kept["precision"], kept["remat"]) == ("float32", [])
+    assert (again["precision"], again["remat"]) == ("mixed_bfloat16", ["backbone"])
+    assert kept["step_over_first"] == 1.0 and again["step_s"] > 0
+    assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
+    with pytest.raises(UserError, match="ended with code .*neck"):
+        training_settings(recipe(), 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
+
+
+def pss_recipe(base):
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    model |= {"name": "pss", "base": {"name": base, "num_convs": 1, "norm": "gn"}}
+    sizes = {"data.canvases": [[256, 320]], "data.short_side_px": 256, "data.long_side_px": 310}
+    return load_recipe("quickstart", {"model": model, **sizes})
+
+
+def test_selection_is_measured_with_and_without_nms():
+    found = bench(pss_recipe("fcos"), ["nms"], repeats=1)["nms"]
+    assert found["canvas"] == [256, 320] and found["picture"] == [256, 310]
+    assert found["places"] == 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5 + 2 * 3
+    for ratio in ("network_over_base", "no_nms_over_nms"):
+        assert 0 < found[ratio][0] <= found[ratio][1] <= found[ratio][2]
+    assert found["whole_s"] == pytest.approx(found["network_s"] + found["no_nms_s"], abs=1e-4)
+    with pytest.raises(UserError, match="is no PSS recipe"):
+        bench(recipe(), ["nms"])
+
+
+def test_heads_are_measured_beside_a_single_one():
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    model |= {"name": "double_head", "proposals": {"test": {"total": 20}}}
+    conv = {"blocks": 2, "non_local": False, "width": 16, "middle": 8}
+    model["roi_head"] = {"num_samples": 8, "fc_head": {"width": 16}, "conv_head": conv}
+    small = {"model": model, "data.canvases": [[64, 96]], "data.batch_size": 1}
+    found = bench(load_recipe("quickstart", small), ["heads"], repeats=1)["heads"]
+    base, both = (found["infer"][name] for name in ("single_fc", "double_head"))
+    assert base["over_base"] == [1.0, 1.0, 1.0] and found["proposals"] == 20
+    assert both["over_base"][1] == pytest.approx(both["s"] / base["s"], rel=0.05)
+    assert {"fc_head", "roi_align_x1", "roi_head"} <= set(base["parts"])
+    assert set(both["parts"]) - set(base["parts"]) == {"conv_head", "roi_align_x1.3"}
+    assert found["train"]["double_head_ext"]["s"] > 0 and found["train"]["batch_size"] == 1
+    with pytest.raises(UserError, match="is no recipe of double_head"):
+        bench(recipe(), ["heads"])
+
+
+@pytest.mark.parametrize("base", ["fcos", "gfl", "retinanet"])
+def test_made_up_maps_give_nms_something_to_do(base):
+    """Many pairs for every object before NMS; after it, and by the branch, about one for each."""
+    detector = build_model(pss_recipe(base), 3)
+    x = {"images": np.zeros((1, 256, 320, 3), "uint8"), "size_hw": np.int32([[256, 310]])}
+    raw = keras.tree.map_structure(keras.ops.convert_to_numpy, detector(x))
+    raw, boxes = made_up_raw(detector.dense_head.base, raw, x["size_hw"][0])
+    assert boxes.shape == (1, sum(np.prod(level) for level in detector.dense_head.base.levels(raw)), 4)
+    sure = [1 / (1 + np.exp(-level)) > 0.05 for level in raw["classes"]]
+    assert 200 < sum(level.sum() for level in sure) < 20_000
+    found = _selection_of(detector)(x, raw, boxes, keras.ops.zeros(()))
+    scores = keras.ops.convert_to_numpy(found["scores"])[0]
+    assert (keras.ops.convert_to_numpy(found["boxes"]) <= [310, 256, 310, 256]).all()
+    assert 5 <= (scores > 0.41).sum() <= 20  # above what the other classes of a chosen place can have
+    assert detector.dense_head.base.boxes(raw).shape == boxes.shape  # it decodes as before
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(UserError, match="'speed'"):
+        bench(recipe(), ["speed"])

@@ -1,0 +1,238 @@
+"""Recipes: what they accept, what they refuse and in which words."""
+
+import pathlib
+
+import pytest
+import yaml
+
+from kgarden.config.loading import load_recipe, packaged_recipes, parse_value, stage_recipes
+from kgarden.structures import UserError
+
+TEXT = """\
+name: little
+model:
+  name: centernet2
+  backbone: resnet18
+  roi_head: {name: cascade, ious: [0.6, 0.7]}
+data:
+  train: shards/train-*.tfrecord
+  val: shards/val-*.tfrecord
+  short_side_px: [64, 80]
+  long_side_px: 96
+  batch_size: 2
+schedule:
+  optimizer: {name: sgd, weight_decay: 1e-4}
+  base_lr: 0.02
+  warmup: {steps: 10, factor: 0.1}
+  decay: {at: [60, 80], factor: 0.1}
+  steps: 90
+rows:
+  table1.b: {set: {schedule.steps: 45, model.roi_head.ious: [0.5]}, reported: {ap: 40.5}}
+  table1.c: {set: {model.score: product}, reported: {ap: 41}, evaluates: table1.b}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text, name="little.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def refusal(path, **kwargs):
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_values_and_defaults(write):
+    recipe = load_recipe(write(TEXT))
+    assert recipe.schedule.optimizer.weight_decay == 1e-4  # without a dot, as YAML 1.1 does not read it
+    assert recipe.schedule.optimizer.momentum is None and recipe.schedule.ema is None
+    assert recipe.data.short_side_px == (64, 80)
+    assert recipe.data.train[0].glob == "shards/train-*.tfrecord"
+    assert recipe.model.model_extra == {
+        "backbone": "resnet18",
+        "roi_head": {"name": "cascade", "ious": [0.6, 0.7]},
+    }
+    assert recipe.precision == "float32"
+    with pytest.raises(ValueError):
+        recipe.seed = 3
+
+
+NUMBERS = [
+    ("1e-4", 1e-4),
+    ("3E5", 3e5),
+    (".5", 0.5),
+    ("-2e3", -2000.0),
+    ("7", 7),
+    ("1.", 1.0),
+    ("e4", "e4"),
+    ("12px", "12px"),
+    ("true", True),
+    ("off", "off"),
+    ("[1, 2e-1]", [1, 0.2]),
+]
+
+
+@pytest.mark.parametrize("text,expected", NUMBERS)
+def test_numbers_are_read_as_people_write_them(text, expected):
+    got = parse_value(text)
+    assert got == expected and type(got) is type(expected)
+
+
+def test_unknown_keys_name_line_and_neighbour(write):
+    message = refusal(write(TEXT.replace("  batch_size: 2", "  batchsize: 2")))
+    assert "little.yaml:11" in message and "'data.batchsize'" in message and "'batch_size'" in message
+    message = refusal(write(TEXT.replace("weight_decay", "weightdecay")))
+    assert "little.yaml:13" in message and "'weight_decay'" in message
+    message = refusal(write("sed: 1\n" + TEXT))
+    assert "little.yaml:1:" in message and "'seed'" in message
+
+
+@pytest.mark.parametrize(
+    "old,new,line,words",
+    [
+        ("steps: 90", "steps: 9.5", 17, "schedule.steps = 9.5"),
+        ("steps: 90", "steps: true", 17, "schedule.steps = True"),
+        ("base_lr: 0.02", "base_lr: '0.02'", 14, "schedule.base_lr = '0.02'"),
+        ("base_lr: 0.02", "base_lr: -1", 14, "greater than 0"),
+        ("name: sgd", "name: adam", 13, "'sgd' or 'adamw'"),
+        ("{name: sgd,", "{name: sgd, betas: [0.9, 0.99],", 13, "betas means nothing to sgd"),
+        (
+            "decay: {at: [60, 80], factor: 0.1}",
+            "decay: {name: cosine, factor: 0.1}",
+            16,
+            "mean nothing beside",
+        ),
+        ("decay: {at: [60, 80], factor: 0.1}", "decay: {at: [60, 80]}", 16, "needs at and factor"),
+        ("train: shards/train-*.tfrecord", "train: {format: coco, images: here}", 7, "needs annotations"),
+        (
+            "train: shards/train-*.tfrecord",
+            "train: {glob: here, seed: 3}",
+            7,
+            "seed mean nothing beside glob",
+        ),
+        ("short_side_px: [64, 80]", "short_side_px: []", 9, "at least 1 item"),
+        ("evaluates: table1.b", "evaluates: table1.d", 20, "no row 'table1.d'"),
+        ("schedule.steps: 45", "schedule.stepz: 45", 19, "'steps'"),
+    ],
+)
+def test_wrong_values_name_line_and_reason(write, old, new, line, words):
+    assert old in TEXT
+    message = refusal(write(TEXT.replace(old, new)))
+    assert f"little.yaml:{line}:" in message and words in message
+
+
+def test_missing_and_double_keys(write):
+    assert "schedule.steps is missing" in refusal(write(TEXT.replace("  steps: 90\n", "")))
+    message = refusal(write(TEXT.replace("  steps: 90\n", "  steps: 90\n  steps: 91\n")))
+    assert "little.yaml:18" in message and "twice" in message
+    assert "not YAML" in refusal(write("a: [1,\nb: 2"))
+    assert "no recipe 'quickstrat'" in refusal("quickstrat")
+
+
+def test_overrides_come_last_and_rows_before_them(write):
+    path = write(TEXT)
+    assert load_recipe(path, row="table1.b").schedule.steps == 45
+    recipe = load_recipe(path, {"schedule.steps": 7, "model.backbone": "resnet34"}, row="table1.b")
+    assert recipe.schedule.steps == 7
+    assert recipe.model.model_extra == {
+        "backbone": "resnet34",
+        "roi_head": {"name": "cascade", "ious": [0.5]},
+    }
+    assert load_recipe(path, {"data.train": ["a", "b"], "data.train.1": "c"}).data.train[1].glob == "c"
+    assert "'schedule.stps'" in refusal(path, overrides={"schedule.stps": 7})
+    assert "no row 'table1.z'" in refusal(path, row="table1.z")
+
+
+def test_a_row_may_stand_for_another_recipe(write):
+    write(TEXT.replace("name: little", "name: other"), "other.yaml")
+    path = write(TEXT + "  table1.d: {recipe: other.yaml, set: {seed: 5}}\n")
+    recipe = load_recipe(path, row="table1.d")
+    assert (recipe.name, recipe.seed) == ("other", 5)
+
+
+def test_a_row_may_stand_for_a_row_of_another_recipe(write):
+    write(TEXT.replace("name: little", "name: other"), "other.yaml")
+    path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.b, set: {seed: 5}}\n")
+    recipe = load_recipe(path, {"schedule.base_lr": 0.5}, row="table1.d")
+    assert (recipe.name, recipe.schedule.steps, recipe.seed) == ("other", 45, 5)
+    assert recipe.schedule.base_lr == 0.5
+    path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.x}\n")
+    assert "no row 'table1.x'" in refusal(path, row="table1.d")
+    assert "give recipe too" in refusal(write(TEXT + "  table1.d: {row: table1.b}\n"))
+
+
+def test_files_are_looked_for_beside_the_recipe_then_in_the_working_directory(write, tmp_path, monkeypatch):
+    beside, working = tmp_path / "shards", tmp_path / "elsewhere" / "shards"
+    for folder in (beside, working):
+        folder.mkdir(parents=True)
+        (folder / "val-0.tfrecord").touch()
+    (beside / "train-0.tfrecord").touch()
+    monkeypatch.chdir(working.parent)
+    recipe = load_recipe(write(TEXT))
+    assert recipe.data.train[0].glob == str(beside / "train-*.tfrecord")
+    assert recipe.data.val[0].glob == str(beside / "val-*.tfrecord")
+    (beside / "val-0.tfrecord").unlink()
+    assert load_recipe(write(TEXT)).data.val[0].glob == str(working / "val-*.tfrecord")
+
+
+def test_the_digest_knows_the_experiment_and_not_the_machine(write, tmp_path):
+    recipe = load_recipe(write(TEXT))
+    assert len(recipe.digest()) == 64
+    before = recipe.digest()
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "train-0.tfrecord").touch()
+    found = load_recipe(write(TEXT + "  table1.e: {reported: {ap: 1.0}}\n"))
+    assert found.data.train[0].glob != recipe.data.train[0].glob
+    assert found.digest() == before
+    assert load_recipe(write(TEXT), {"data.val": "other/val-*.tfrecord"}).digest() != before
+    assert load_recipe(write(TEXT), {"schedule.warmup.factor": 0.2}).digest() != before
+    assert load_recipe(write(TEXT), {"model.roi_head.ious": [0.7, 0.6]}).digest() != before
+    spelled_out = TEXT.replace("name: little", "name: little\nseed: 0\nprecision: float32")
+    assert load_recipe(write(spelled_out)).digest() == before
+
+
+def test_a_resolved_recipe_reads_back_equal(write, tmp_path):
+    overrides = {"schedule.ema": {"decay": 0.999}, "data.canvases": [[96, 64], [64, 96]]}
+    recipe = load_recipe(write(TEXT), overrides)
+    again = load_recipe(write(recipe.to_yaml(), "resolved.yaml"))
+    assert again.plain() == {**recipe.plain(), "rows": {}}
+    assert again.digest() == recipe.digest()
+
+
+def test_stages_are_whole_recipes(write):
+    stages = "stages:\n- {schedule: {steps: 5}}\n- {schedule.base_lr: 0.5, freeze: [backbone]}\n"
+    first, second = stage_recipes(load_recipe(write(stages + TEXT)))
+    assert (first.schedule.steps, first.schedule.base_lr, first.freeze) == (5, 0.02, ())
+    assert (second.schedule.steps, second.schedule.base_lr, second.freeze) == (90, 0.5, ("backbone",))
+    assert first.data == second.data
+    with pytest.raises(UserError, match=r"stages\[0\].*stepz"):
+        stage_recipes(load_recipe(write(stages.replace("steps", "stepz") + TEXT)))
+
+
+def test_every_recipe_of_the_house_is_sound():
+    recipes = packaged_recipes()
+    assert {"quickstart", "bccd_centernet2", "centernet2"} <= recipes.keys()
+    for stem, path in recipes.items():
+        recipe = load_recipe(stem)
+        assert recipe.name == stem
+        first_lines = path.read_text().splitlines()[:3]
+        assert all(line.startswith("#") for line in first_lines), f"{path}: say first what this is"
+        tree = yaml.safe_load(pathlib.Path(path).read_text())
+        assert list(tree) == [key for key in type(recipe).model_fields if key in tree], path  # their order
+        for row in recipe.rows:
+            load_recipe(stem, row=row)
+
+
+def test_null_for_the_builder_is_not_its_default(write):
+    """A key of the model that is null was chosen: it survives the resolved recipe."""
+    recipe = load_recipe("quickstart", {"model.pixels": None, "model.neck": None})
+    again = load_recipe(write(recipe.to_yaml(), "resolved.yaml"))
+    assert again.plain()["model"] == recipe.plain()["model"] and "neck" in again.plain()["model"]

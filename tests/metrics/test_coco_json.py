@@ -1,0 +1,123 @@
+"""What is taken for ground truth and for detections, and what is refused in one line."""
+
+import copy
+import json
+
+import pytest
+from support import real_data
+
+from kgarden.metrics.coco_json import read_results, read_truth
+from kgarden.structures import UserError
+
+TRUTH = {
+    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+    "categories": [{"id": 1, "name": "cup"}, {"id": 5, "name": "lid"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 0}],
+}
+ONE = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
+
+
+def test_a_list_of_results_is_taken_as_it_is():
+    assert read_truth(TRUTH) == (TRUTH, [])
+    assert read_results([ONE], TRUTH) == ([ONE], [])
+    masked = {**ONE, "segmentation": {"size": [5, 5], "counts": "x"}}
+    masked.pop("bbox")
+    assert read_results([masked], TRUTH) == ([masked], [])
+
+
+@pytest.mark.parametrize("content,words", [
+    ([], "empty list"),
+    ({"annotations": [], "images": []}, "empty list"),
+    (TRUTH, "this is ground truth"),
+    ({"metrics": {}}, "no detections"),
+    (3, "no detections"),
+    ([{"file": "a.jpg", "detections": []}], "detection 0 has no image_id, category_id, score"),
+    ([ONE, {**ONE, "score": None}], "detection 1 has no score"),
+    ([ONE, "x"], "detection 1 has no image_id"),
+    ([{**ONE, "score": float("nan")}], "score nan"),
+    ([{**ONE, "score": "0.5"}], "score '0.5'"),
+    ([{**ONE, "score": True}], "score True"),
+    ([{**ONE, "bbox": [0, 0, 5]}], "neither a bbox of four"),
+    ([{**ONE, "bbox": [0, 0, 5, float("inf")]}], "neither a bbox of four"),
+    ([{**ONE, "bbox": []}], "neither a bbox of four"),
+    ([{**ONE, "bbox": [9, 9, -5, 5]}], "negative width or height"),
+    ([{**ONE, "image_id": 1.5}], "image_id 1.5"),
+    ([{**ONE, "category_id": [1]}], "category_id [1]"),
+    ([{**ONE, "image_id": "1"}], "turned into whole numbers"),
+    ([ONE, {**ONE, "image_id": 7}], "1 of 2 detections have image ids that are not in the ground truth"),
+    ([{**ONE, "category_id": 0}], "counted one higher"),
+    ([{**ONE, "category_id": 4}], "category ids that are not in the ground truth (theirs: 4; "),
+])  # fmt: skip
+def test_what_are_no_detections(content, words):
+    with pytest.raises(UserError, match=".") as caught:
+        read_results(content, TRUTH)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content,words", [
+    ([ONE], "list"),
+    ({"images": [], "annotations": []}, "no list of categories"),
+    ({**TRUTH, "images": [{"file_name": "a.jpg"}]}, "every entry needs an id"),
+    ("text", "no ground truth"),
+    ({**TRUTH, "images": [{"id": 1}, {"id": "2"}]}, "some ids are numbers and some are text"),
+    ({**TRUTH, "categories": [{"id": 1}, {"id": 1}]}, "1 is the id of more than one"),
+    ({**TRUTH, "images": [{"id": 1, "width": 0, "height": 5}]}, "no whole number of px"),
+])  # fmt: skip
+def test_what_is_no_ground_truth(content, words):
+    with pytest.raises(UserError, match=words):
+        read_truth(content)
+
+
+def test_single_faults_of_the_ground_truth_are_told_and_left_out():
+    (good,) = TRUTH["annotations"]
+    bad = [
+        {**good, "image_id": 9},
+        {**good, "category_id": 2},
+        {**good, "category_id": 3},
+        {**good, "bbox": [0, 0, None, 5]},
+        {"id": 4},
+        "x",
+    ]
+    truth, notes = read_truth({**TRUTH, "annotations": [*bad, good]})
+    assert truth["annotations"] == [good]
+    assert [note.split(" annotations")[0] for note in notes] == ["2", "1", "2", "1"]
+
+
+def test_masks_that_cannot_be_drawn_are_none():
+    """Such numbers would fill the memory or end the process; the boxes beside them are judged."""
+    (good,) = TRUTH["annotations"]
+    for mask in ([[0, 0, 5, 5]], [[1e300, 0, 5, 5, 0, 5]], [[]], [], "x", {"counts": "x", "size": [5, 1e9]}):
+        truth, notes = read_truth({**TRUTH, "annotations": [{**good, "segmentation": mask}]})
+        assert truth["annotations"] == [good] and not notes
+        assert read_results([{**ONE, "segmentation": mask}], TRUTH) == ([ONE], [])
+
+
+def test_a_data_set_of_detections_is_joined_by_names():
+    """The names agree, the numbers do not; a data set whose names say nothing goes by its numbers."""
+    said = {
+        "images": [{"id": 70, "file_name": "b.jpg"}, {"id": 71, "file_name": "a.jpg"}],
+        "categories": [{"id": 0, "name": "cup"}, {"id": 1, "name": "lid"}],
+        "annotations": [{**ONE, "image_id": 70, "category_id": 1}, {**ONE, "image_id": 71, "category_id": 0}],
+    }
+    before = copy.deepcopy(said)
+    results, notes = read_results(said, TRUTH)
+    assert [(one["image_id"], one["category_id"]) for one in results] == [(2, 5), (1, 1)]
+    assert len(notes) == 2 and said == before
+    same = {**TRUTH, "annotations": [ONE]}
+    assert read_results(same, TRUTH) == ([ONE], [])
+    assert read_results({"annotations": [ONE]}, TRUTH) == ([ONE], [])
+    said["images"][0]["file_name"] = "c.jpg"
+    with pytest.raises(UserError, match="1 pictures of the detections are not in the ground truth .*c.jpg"):
+        read_results(said, TRUTH)
+
+
+def test_every_real_ground_truth_is_taken():
+    seen = 0
+    for path in sorted(real_data.folder().rglob("*.json")):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+            truth, notes = read_truth(content)
+            seen += 1
+            if "edge_cases" not in str(path):
+                assert len(truth["annotations"]) == len(content["annotations"]), (path, notes)
+    assert seen >= 10

@@ -1,0 +1,268 @@
+"""Scoring given detections: from the command line, without a network, with clear refusals."""
+
+import copy
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import typing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support import real_data
+from support.metric_tables import table
+
+from kgarden import cli
+from kgarden.config import recipe
+from kgarden.metrics.analysis import analyse
+from kgarden.metrics.coco_json import read_results, read_truth
+from kgarden.metrics.figures import all_figures
+from kgarden.metrics.registry import HEADLINES
+from kgarden.metrics.report import score, score_file, write_folder, write_json
+from kgarden.structures import UserError
+
+BOX = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40]}
+TRUTH = {
+    "images": [{"id": n, "width": 200, "height": 100, "file_name": f"{n}.jpg"} for n in (1, 2)],
+    "categories": [{"id": 2, "name": "cup, small"}, {"id": 7, "name": "lid"}],
+    "annotations": [
+        {**BOX, "id": 1, "difficult": 1},
+        {**BOX, "id": 2, "image_id": 2, "bbox": [50, 50, 40, 40]},
+        {**BOX, "id": 3, "image_id": 2, "category_id": 7},
+    ],
+}
+FOUND = [{**BOX, "score": 0.9}, {**BOX, "image_id": 2, "category_id": 7, "score": 0.8}]
+FIGURES = {"pr_curves.png", "confusion_matrix.png", "errors.png"}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "found.json").write_text(json.dumps(FOUND))
+    return tmp_path
+
+
+def call(*arguments):
+    return cli.main(["evaluate", *map(str, arguments)])
+
+
+def test_numbers_figures_and_analysis(files, capsys):
+    arguments = [
+        "--annotations",
+        "truth.json",
+        "--metrics",
+        "voc_area, coco",
+        "--to",
+        "out",
+        "--json",
+        "n.json",
+    ]
+    assert call("found.json", *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "VOC mAP" in shown and "cup, small" in shown and "missed" in shown
+    numbers = json.loads((files / "n.json").read_text())
+    # cups: the difficult one is found, the other is not; lids: all
+    assert numbers["headline"] == "voc_area_map" and numbers["metrics"]["voc_area_map"] == 50.0
+    assert numbers["metrics"]["ap50"] == pytest.approx(100 * (1 + 51 / 101) / 2, abs=1e-5)
+    assert "explanation" not in numbers and numbers["errors"]["missed"]["count"] == 1
+    assert {path.name for path in (files / "out").iterdir()} == FIGURES | {"analysis.json", "per_class.csv"}
+    analysis = json.loads((files / "out/analysis.json").read_text())
+    assert analysis["right"] == 2 and analysis["errors"] == numbers["errors"]
+    rows = list(csv.DictReader(io.StringIO((files / "out/per_class.csv").read_text())))
+    assert [(row["name"], row["right"], row["missed"]) for row in rows] == [
+        ("cup, small", "1", "1"),
+        ("lid", "1", "0"),
+    ]
+
+
+def test_the_reference_numbers_from_the_command_line(tmp_path):
+    """COCO's own example, boxes and masks, to the digits that were published."""
+    folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
+    for kind, ap, small in (("bbox", 0.505, 0.586), ("segm", 0.320, 0.387)):
+        found = folder / f"instances_val2014_fake{kind}100_results.json"
+        options = ["--annotations", folder / "instances_val2014_100.json", "--iou-type", kind]
+        assert call(found, *options, "--json", tmp_path / "n.json") == 0
+        metrics = json.loads((tmp_path / "n.json").read_text())["metrics"]
+        assert round(metrics["ap"] / 100, 3) == ap and round(metrics["ap_small"] / 100, 3) == small
+
+
+def test_no_network_is_needed(files):
+    """In a process of its own: TensorFlow, Keras and JAX stay outside, and so does pyplot with its state."""
+    program = (
+        "import sys, kgarden.cli as cli\n"
+        "code = cli.main(['evaluate', 'found.json', '--annotations', 'truth.json', '--to', 'out'])\n"
+        "heavy = {'tensorflow', 'keras', 'jax', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert FIGURES < {path.name for path in (files / "out").iterdir()}
+
+
+@pytest.mark.parametrize("content,words", [
+    (json.dumps(TRUTH), "found.json: this is ground truth"),
+    ("[]", "found.json: there are no detections in it"),
+    ('[{"image_id": 1, "category', "found.json: no whole json file"),
+    ("", "found.json: no whole json file"),
+    ("[" * 100_000, "found.json: no whole json file"),
+    ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": NaN}]', "the score nan"),
+    ('[{"file": "a.jpg", "detections": []}]', "detection 0 has no image_id"),
+    (json.dumps([{**FOUND[0], "image_id": 9}]), "1 of 1 detections have image ids"),
+    (json.dumps([{**FOUND[0], "category_id": 1}]), "counted one higher, all would be"),
+    (json.dumps({"metrics": {}}), "neither a list nor a data set"),
+])  # fmt: skip
+def test_what_is_no_detections_is_one_line_and_exit_code_2(files, capsys, content, words):
+    (files / "found.json").write_text(content)
+    assert_refused(capsys, ["found.json", "--annotations", "truth.json", "--to", "out"], words)
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("arguments,words", [
+    (["found.json"], "--annotations FILE"),
+    (["nothing.json", "--annotations", "truth.json"], "nothing.json: cannot be read"),
+    (["found.json", "--annotations", "nothing.json"], "nothing.json: cannot be read"),
+    (["found.json", "--annotations", "."], ".: cannot be read"),
+    (["found.json", "--annotations", "found.json"], "found.json: this is a list, as of detections"),
+    (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map; there are coco, voc07"),
+    (["found.json", "--annotations", "truth.json", "--iou-type", "segm"], "3 of 3 annotations have no"),
+    (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "there are bbox and segm"),
+    (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: an option of a run's"),
+    (["run", "--annotations", "truth.json"], "--annotations: an option of detections'"),
+    (["run", "--iou-type", "segm"], "--iou-type segm is for files"),
+])  # fmt: skip
+def test_wrong_usage_is_one_line_and_exit_code_2(files, capsys, arguments, words):
+    assert_refused(capsys, arguments, words)
+
+
+def assert_refused(capsys, arguments, words):
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert words in err and out == "" and err.startswith("kgarden: ") and err.count("\n") == 1
+
+
+def test_faults_of_the_ground_truth_are_told(files, capsys):
+    lost = {**TRUTH["annotations"][0], "image_id": 77}
+    (files / "truth.json").write_text(json.dumps({**TRUTH, "annotations": [*TRUTH["annotations"], lost]}))
+    assert call("found.json", "--annotations", "truth.json") == 0
+    assert "1 annotations left out: each is of a picture that is not listed" in capsys.readouterr().err
+
+
+def test_nearly_nothing_comes_with_the_cause(files, capsys):
+    wrong = [{**one, "bbox": [10, 10, 500, 500]} for one in FOUND]
+    (files / "found.json").write_text(json.dumps(wrong))
+    assert call("found.json", "--annotations", "truth.json", "--json", "n.json") == 0
+    (cause,) = json.loads((files / "n.json").read_text())["explanation"]
+    assert f"why: {cause}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_folder_that_is_there_is_replaced_whole(files):
+    """Older files are replaced, foreign ones stay, nothing half-written is left."""
+    evaluation, analysis = score_file("found.json", "truth.json")
+    (files / "out").mkdir()
+    for name in ("errors.png", "mine.txt"):
+        (files / "out" / name).write_text("old")
+    write_folder("out", evaluation, analysis)
+    names = {path.name for path in (files / "out").iterdir()}
+    assert names == FIGURES | {"analysis.json", "per_class.csv", "mine.txt"}
+    assert (files / "out/errors.png").read_bytes().startswith(b"\x89PNG")
+    (files / "wall").write_text("a file where a folder should be")
+    with pytest.raises(OSError):
+        write_json(files / "wall" / "n.json", {})
+
+
+def test_recipes_know_the_same_metrics():
+    assert set(typing.get_args(recipe.Metric)) == HEADLINES.keys()
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 90])
+@pytest.mark.parametrize("num", [0, 300])
+def test_figures_are_drawn_for_any_number_of_classes(num_classes, num):
+    """They open, are not blank and stay within a page, with names that could break layouts."""
+    random = np.random.default_rng(0)
+    corner = random.integers(0, 80, (num, 2))
+    boxes = np.concatenate([corner, corner + 20], axis=1)
+    image, label = random.integers(0, 10, num), random.integers(0, num_classes, num)
+    objects = np.column_stack([image, boxes, label])
+    found = np.column_stack([image, boxes + random.integers(-6, 7, (num, 1)), random.random(num), label])
+    data = table(objects.tolist(), found, num_classes, num_images=10)
+    for category in data.categories:
+        category["name"] = f"a $ and {{a}} \\ very_long^name\n of class {category['id']} " * 2
+    figures = all_figures(analyse(data))
+    assert figures.keys() == FIGURES
+    for content in figures.values():
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        assert 400 < image.width < 2000 and 400 < image.height < 2000
+        assert (np.asarray(image) < 200).any()
+
+
+def mutated(content, draw):
+    """The content with one place in it changed: removed, doubled, or another value put there."""
+    content = copy.deepcopy(content)
+    at, steps = content, draw(st.integers(1, 5))
+    for step in range(steps):
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        if not keys:
+            break
+        key = draw(st.sampled_from(keys))
+        if step + 1 < steps and isinstance(at[key], dict | list):
+            at = at[key]
+            continue
+        change = draw(st.sampled_from(["remove", "double", "replace"]))
+        if change == "remove":
+            del at[key]
+        elif change == "double" and isinstance(at, list):
+            at.append(at[key])
+        else:
+            values = [
+                None,
+                -1,
+                0,
+                3.7,
+                float("nan"),
+                float("inf"),
+                1e300,
+                True,
+                "x",
+                "2",
+                [],
+                {},
+                [[]],
+                [1, 2],
+            ]
+            at[key] = draw(st.sampled_from(values))
+        break
+    return content
+
+
+MASKED = [{**one, "segmentation": [[10, 10, 50, 10, 50, 50]]} for one in FOUND]
+MASKED_TRUTH = {
+    **TRUTH,
+    "annotations": [{**one, "segmentation": [[10, 10, 50, 10, 50, 50]]} for one in TRUTH["annotations"]],
+}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, report_multiple_bugs=False)
+@given(data=st.data())
+def test_damaged_files_are_scored_or_refused(data):
+    """One to three places of either file changed: numbers, or one line that says what is wrong."""
+    truth, found = MASKED_TRUTH, data.draw(st.sampled_from([FOUND, MASKED, {**TRUTH, "annotations": FOUND}]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if data.draw(st.booleans()):
+            truth = mutated(truth, data.draw)
+        else:
+            found = mutated(found, data.draw)
+    try:
+        truth, _ = read_truth(truth)
+        results, _ = read_results(found, truth)
+        iou_type = data.draw(st.sampled_from(["bbox", "segm"]))
+        evaluation, analysis = score(truth, results, metrics=tuple(HEADLINES), iou_type=iou_type)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        json.dumps(evaluation, allow_nan=False), json.dumps(analysis, allow_nan=False)

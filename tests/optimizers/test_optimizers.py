@@ -1,0 +1,186 @@
+"""Learning rates against detectron2's, update rules against torch's (written out in numpy)."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from support.golden import assert_agrees, goldens, params
+
+from kgarden.optimizers.optimizers import SGD, AdamW, learning_rate
+
+
+@pytest.mark.parametrize("golden", goldens("d2_lr_schedules"), ids=str)
+def test_learning_rates_agree_with_detectron2(golden):
+    settings, got = params(golden), {}
+    for name, config in settings["configs"].items():
+        cosine = config["name"] == "WarmupCosineLR"
+        schedule = learning_rate(
+            config["base_lr"],
+            config["max_iter"],
+            cosine=cosine,
+            at=None if cosine else config["steps"],
+            factor=None if cosine else settings["gamma"],
+            warmup=(config["warmup_iters"], config["warmup_factor"]),
+        )
+        steps = golden[f"{name}/iter"]
+        got[f"{name}/lr"] = np.array([schedule(ops.convert_to_tensor(step, "int32")) for step in steps])
+    assert len(got) == len(settings["configs"]) > 0
+    assert_agrees(golden, got)
+
+
+def test_schedules_without_warmup():
+    constant, steps = learning_rate(0.5, 100), learning_rate(0.5, 100, at=[10, 20], factor=0.1)
+    assert float(constant(0)) == float(constant(99)) == 0.5
+    got = [float(steps(ops.convert_to_tensor(step))) for step in (0, 9, 10, 19, 20, 99)]
+    np.testing.assert_allclose(got, [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-6)
+    cosine = learning_rate(0.5, 100, cosine=True)
+    np.testing.assert_allclose([float(cosine(s)) for s in (0, 50, 100, 120)], [0.5, 0.25, 0, 0], atol=1e-7)
+
+
+def test_rates_change_the_step_that_reaches_them():
+    """Step 0 uses the rate of step 0: the second of two decays shows in the third update, not earlier."""
+    weight = keras.Variable(np.zeros(1, "float32"), name="kernel")
+    optimizer = SGD(learning_rate(1.0, 10, at=[2], factor=0.5), momentum=0.0)
+    seen = []
+    for _ in range(4):
+        before = ops.convert_to_numpy(weight)[0]
+        optimizer.apply([ops.ones(1)], [weight])
+        seen.append(before - ops.convert_to_numpy(weight)[0])
+    np.testing.assert_allclose(seen, [1, 1, 0.5, 0.5])
+
+
+NAMES = ["kernel", "bias", "gamma", "beta"]
+START = {"kernel": [1.0, -2.0], "bias": [0.5], "gamma": [1.5], "beta": [-0.25]}
+
+
+def gradients(step):
+    """Some numbers that no rule treats alike: large, small, of both signs."""
+    random = np.random.default_rng(step)
+    return {name: random.normal(scale=2.0, size=np.shape(START[name])) for name in NAMES}
+
+
+def run(optimizer, steps=4):
+    variables = [keras.Variable(np.array(START[name], "float32"), name=name) for name in NAMES]
+    for step in range(steps):
+        grads = [ops.convert_to_tensor(g, "float32") for g in gradients(step).values()]
+        optimizer.apply(grads, variables)
+    return {name: ops.convert_to_numpy(variable) for name, variable in zip(NAMES, variables, strict=True)}
+
+
+def by_hand(rule, rates, decays=None, bias_factor=1.0, clip_value=np.inf, clip_norm=np.inf):
+    weights = {name: np.array(START[name]) for name in NAMES}
+    state = {name: {} for name in NAMES}
+    for step, rate in enumerate(rates):
+        grads = gradients(step)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for name in NAMES:
+            gradient = np.clip(grads[name] * min(1.0, clip_norm / norm), -clip_value, clip_value)
+            own_rate = rate * (bias_factor if name == "bias" else 1.0)
+            decay = (decays or {}).get(name, 0.0)
+            weights[name] = rule(weights[name], gradient, own_rate, decay, state[name], step + 1)
+    return weights
+
+
+def torch_sgd(w, g, rate, decay, state, t):
+    g = g + decay * w
+    state["m"] = 0.9 * state["m"] + g if t > 1 else g  # torch: the first buffer is the gradient itself
+    return w - rate * state["m"]
+
+
+def torch_adamw(w, g, rate, decay, state, t):
+    w = w * (1 - rate * decay)
+    state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
+    state["v"] = 0.99 * state.get("v", 0) + 0.01 * g**2
+    return w - rate * (state["m"] / (1 - 0.9**t)) / (np.sqrt(state["v"] / (1 - 0.99**t)) + 1e-8)
+
+
+RATES = [0.1, 0.1, 0.01, 0.01]  # a fall in the middle tells torch's momentum from Keras'
+SCHEDULE = {"base_lr": 0.1, "steps": 4, "at": [2], "factor": 0.1}
+ALL = dict.fromkeys(NAMES, 0.3)
+
+CASES = {
+    "plain": ({}, {}),
+    "decay of all": ({"weight_decay": 0.3, "decay_norms": True}, {"decays": ALL}),
+    "norms do not decay": ({"weight_decay": 0.3}, {"decays": {"kernel": 0.3, "bias": 0.3}}),
+    "nor do biases": ({"weight_decay": 0.3, "decay_biases": False}, {"decays": {"kernel": 0.3}}),
+    "biases learn faster": ({"bias_lr_factor": 2.0}, {"bias_factor": 2.0}),
+    "clip by value, then decay": (
+        {"clip_value": 0.5, "weight_decay": 0.3, "decay_norms": True},
+        {"clip_value": 0.5, "decays": ALL},
+    ),
+    "clip by norm": ({"clip_norm": 1.0}, {"clip_norm": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sgd_is_that_of_torch(case):
+    settings, hand = CASES[case]
+    got = run(SGD(learning_rate(**SCHEDULE), momentum=0.9, **settings))
+    for name, expected in by_hand(torch_sgd, RATES, **hand).items():
+        np.testing.assert_allclose(got[name], expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adamw_is_that_of_torch(case):
+    settings, hand = CASES[case]
+    got = run(AdamW(learning_rate(**SCHEDULE), betas=(0.9, 0.99), **{"weight_decay": 0.0, **settings}))
+    for name, expected in by_hand(torch_adamw, RATES, **hand).items():
+        np.testing.assert_allclose(got[name], expected, rtol=1e-5, err_msg=name)
+
+
+def test_the_cases_differ():
+    """Every setting above changes some weight: a comparison of equal things would prove nothing."""
+    plain = by_hand(torch_sgd, RATES)
+    for case, (_, hand) in CASES.items():
+        changed = by_hand(torch_sgd, RATES, **hand)
+        assert (case == "plain") == all(np.allclose(plain[name], changed[name]) for name in NAMES)
+
+
+def little_model():
+    layers = [keras.layers.Dense(4), keras.layers.LayerNormalization(), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.build((None, 3))
+    return model
+
+
+@pytest.mark.parametrize("make", [SGD, AdamW])
+def test_norms_and_biases_of_keras_layers_are_recognised(make):
+    """Without gradients only the decay moves a weight, and it moves kernels alone."""
+    model = little_model()
+    for variable in model.trainable_variables:
+        variable.assign(ops.ones_like(variable.value))
+    optimizer = make(0.1, weight_decay=0.5, decay_biases=False)
+    optimizer.apply([ops.zeros_like(v.value) for v in model.trainable_variables], model.trainable_variables)
+    got = {v.path.split("/", 1)[1]: ops.convert_to_numpy(v) for v in model.trainable_variables}
+    assert len(got) == 6
+    for path, value in got.items():
+        np.testing.assert_allclose(value, 0.95 if path.endswith("kernel") else 1.0, rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_the_norm_of_the_last_gradient_is_kept_before_clipping(clip_norm):
+    optimizer = SGD(0.1, clip_norm=clip_norm)
+    run(optimizer)
+    expected = np.sqrt(sum((g**2).sum() for g in gradients(len(RATES) - 1).values()))
+    np.testing.assert_allclose(ops.convert_to_numpy(optimizer.gradient_norm), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [SGD, AdamW])
+def test_fit_learns(make):
+    model = little_model()
+    optimizer = make(learning_rate(1e-2, 100), clip_norm=5.0, clip_value=1.0, weight_decay=1e-4)
+    model.compile(optimizer, loss="mse", jit_compile=keras.backend.backend() == "jax")
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    losses = model.fit(x, x[:, :1] * 2, epochs=5, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(optimizer.iterations) == 20
+
+
+@pytest.mark.parametrize("make", [SGD, AdamW])
+def test_the_settings_survive_serialisation(make):
+    rate = learning_rate(0.1, 10, at=[5], factor=0.1, warmup=(2, 0.5))
+    optimizer = make(rate, weight_decay=0.3, clip_norm=1.0, bias_lr_factor=2.0)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    first, second = run(optimizer), run(again)
+    for name in NAMES:
+        np.testing.assert_array_equal(first[name], second[name])

@@ -1,0 +1,53 @@
+"""Micro-batches in turn train as the big batch does."""
+
+import keras
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tensorflow
+
+from support.variants import CLASSES, VARIANTS, batch  # noqa: E402
+
+from kgarden.models import build_detector  # noqa: E402
+from kgarden.optimizers.optimizers import SGD  # noqa: E402
+from kgarden.training.gradient_accumulation import accumulated  # noqa: E402
+
+
+def trained(variant, parts, steps=3):
+    """(weights, terms) after some steps on batches of four, one picture of them empty."""
+    keras.utils.set_random_seed(0)
+    settings = VARIANTS[variant]
+    settings = {**settings, "backbone": {**settings["backbone"], "norm": "frozen_bn"}}
+    detector = build_detector(settings, CLASSES)
+    detector.compile(optimizer=SGD(0.02, weight_decay=1e-4), jit_compile=False)
+    if parts > 1:
+        detector.train_step = accumulated(detector, parts)
+    terms = []
+    for step in range(steps):
+        x, y = batch(seed=step, images=4)
+        y["labels"][2] = -1
+        y["labels"][0, 1:] = -1
+        terms.append(detector.fit(x, y, batch_size=4, verbose=0, shuffle=False).history)
+    weights = [keras.ops.convert_to_numpy(variable.value).astype("float64") for variable in detector.weights]
+    return weights, {name: [one[name][0] for one in terms] for name in terms[0]}
+
+
+@pytest.mark.parametrize(
+    "variant, parts",
+    [
+        ("centernet2", 2),
+        ("retinanet", 2),
+        ("fcos_pss", 2),
+        ("two_stage", 4),
+        pytest.param("condinst_pss", 2, marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_micro_batches_train_as_the_big_batch(variant, parts):
+    whole, terms = trained(variant, 1)
+    parted, terms_parted = trained(variant, parts)
+    for one, other in zip(whole, parted, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=2e-6)
+    for name, values in terms.items():
+        np.testing.assert_allclose(terms_parted[name], values, rtol=2e-5, atol=1e-7, err_msg=name)

@@ -1,0 +1,101 @@
+"""Where the numbers of a training go."""
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kgarden.config.loading import load_recipe
+from kgarden.structures import UserError
+from kgarden.training import loggers
+from kgarden.training.loggers import JsonLines, Table
+
+
+def installed(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_grows_columns_and_drops_what_comes_again(tmp_path):
+    table = Table(tmp_path, None, after=0)
+    table.add(20, {"loss": 2.0})
+    table.add(20, {"val/ap": 10.0})
+    table.add(40, {"loss": 1.0})
+    table = Table(tmp_path, None, after=20)
+    table.add(40, {"loss": 1.5, "val/ap": 12.0})
+    assert rows_of(tmp_path / "metrics.csv") == [
+        {"step": "20", "loss": "2.0", "val/ap": ""},
+        {"step": "20", "loss": "", "val/ap": "10.0"},
+        {"step": "40", "loss": "1.5", "val/ap": "12.0"},
+    ]
+
+
+def test_half_a_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n[1]\n{"step": 2, "lo')
+    assert JsonLines(path, after=5).reports == [{"step": 1, "loss": 3.0}]
+    assert path.read_text() == '{"step": 1, "loss": 3.0}\n'
+
+
+def test_groups():
+    assert loggers.grouped({"loss": 1.0, "cls/positive": 2, "val/ap": 3.0, "what": "x"}) == {
+        "train/loss": 1.0,
+        "train/cls/positive": 2,
+        "val/ap": 3.0,
+    }
+
+
+def test_parameters_are_flat():
+    found = loggers.parameters(load_recipe("quickstart"))
+    assert found["schedule.optimizer.name"] == "adamw" and found["model.name"] == "centernet2"
+    assert all(isinstance(value, int | float | str) for value in found.values())
+    assert not any(key.startswith("rows") for key in found)
+
+
+def test_a_package_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"mlflow is not installed: pip install 'kgarden\[mlflow\]'"):
+        loggers.make_loggers(["mlflow"], tmp_path, load_recipe("quickstart"), 0)
+
+
+def test_trackers_cost_nothing_until_they_are_asked_for():
+    code = "import sys, kgarden.training.loggers; print({'mlflow', 'wandb', 'tensorflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.skipif(not installed("mlflow", "sqlalchemy"), reason="mlflow is not installed")
+def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    recipe, run = load_recipe("quickstart"), tmp_path / "run"
+    run.mkdir()
+    for after in (0, 20):
+        logger = loggers.MLflow(run, recipe, after)
+        logger.add(after + 20, {"loss": 1.0 + after, "val/ap": 3.0})
+        logger.close()
+    client = mlflow.MlflowClient()
+    [found] = client.search_runs([client.get_experiment_by_name("kgarden").experiment_id])
+    assert found.data.params["model.name"] == "centernet2"
+    history = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in history] == [(20, 1.0), (40, 21.0)]
+
+
+@pytest.mark.skipif(not installed("wandb"), reason="wandb is not installed")
+def test_wandb_keeps_a_run_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    run.mkdir()
+    logger = loggers.WandB(run, load_recipe("quickstart"), 0)
+    logger.add(20, {"loss": 1.0})
+    logger.close()
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert (run / "wandb_run.txt").read_text() == logger.run.id

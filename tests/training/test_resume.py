@@ -1,0 +1,72 @@
+"""A training that is killed at any moment ends, after the same command again, with the same bits."""
+
+import subprocess
+
+import numpy as np
+import pytest
+from support import programs
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tensorflow
+
+from support.programs.resume import MOMENTS, STEPS  # noqa: E402
+
+from tfrecords.converters import shapes  # noqa: E402
+
+KILLED = -9
+
+
+def run(*arguments):
+    command, environment = programs.command("resume", *arguments), programs.environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def state_of(folder):
+    """Weights, optimizer, averages and best result that a finished run holds."""
+    with np.load(folder / "checkpoint" / "latest.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "words"}
+    return arrays, (folder / "detections.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    shapes.build(folder / "train", count=24, seed=0, size_hw=(96, 128))
+    shapes.build(folder / "val", count=6, seed=1, size_hw=(96, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The state of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run(data, folder)
+    assert done.returncode == 0, done.stderr
+    return state_of(folder)
+
+
+def assert_ends_alike(data, folder, whole, kills):
+    for moment, number in kills:
+        killed = run(data, folder, moment, number)
+        assert killed.returncode == KILLED, killed.stderr
+    done = run(data, folder)
+    assert done.returncode == 0, done.stderr
+    arrays, detections = state_of(folder)
+    assert arrays.keys() == whole[0].keys() and len(arrays) > 100
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, whole[0][name], err_msg=name)
+    assert detections == whole[1]
+    assert not list((folder / "checkpoint").glob(".*"))  # what the dead left is cleared away
+
+
+def test_killed_in_a_checkpoint_and_after_a_step(data, whole, tmp_path):
+    kills = [("while a checkpoint is written", 2), ("after a step", 3)]
+    assert_ends_alike(data, tmp_path / "run", whole, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_random_moments(data, whole, tmp_path, moment):
+    rng = np.random.default_rng(list(MOMENTS).index(moment))
+    often = STEPS if moment == "after a step" else 2
+    assert_ends_alike(data, tmp_path / "run", whole, [(moment, int(rng.integers(1, often + 1)))])

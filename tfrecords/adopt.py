@@ -1,0 +1,197 @@
+"""Shards that others wrote, used where they lie.
+
+What our own data sets carry beside their shards (categories, index, ground truth) is found by one pass and
+kept in a folder elsewhere. Shards packed with gzip are unpacked there, because a packed file cannot be read
+in any order.
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tfrecords.conversion_report import Fault, Report
+from tfrecords.finish import Truth, add_row, write_json
+from tfrecords.index import COLUMNS, numbered
+from tfrecords.labels import read_labels
+from tfrecords.records import compression_of, unpack
+from tfrecords.scan import Unusable, scan
+from tfrecords.schema import DataError
+from tfrecords.shard import writing
+from tfrecords.write import LOCK, alone
+
+FORM = 1  # of the files; another form is made anew
+
+
+def adopt(files, cache, labels=None, progress=None):
+    """Look at all records once, or find what an earlier call has found.
+
+    Categories are those of `labels`, else every class/label that occurs, with its first class/text. A
+    record that training could not read is left out and named.
+
+    Args:
+        files:    paths of the shards.
+        cache:    directory for what is found.
+        labels:   file with a list of classes, see `tfrecords.labels.read_labels`; None: by the records.
+        progress: function of (shards done, shards in all).
+    Returns:
+        the folder with manifest.json, annotations.json and index.json about these shards, whose "files" it
+        names by path.
+    Raises:
+        DataError: no record can be used, or nothing says what the classes are.
+    """
+    files = [pathlib.Path(file).resolve() for file in files]
+    categories = read_labels(labels) if labels else None
+    to = pathlib.Path(cache) / f"shards-{_digest(files, categories)}"
+    if (to / "manifest.json").is_file():
+        return to
+    with alone(to) as aside, writing(aside):
+        try:
+            if not (to / "manifest.json").is_file():  # else another process did it while this one waited
+                plain = [_unpacked(file, aside, to) for file in files]
+                _adopt(files, plain, aside, to, categories, progress)
+                aside.rename(to)
+                (to / LOCK).unlink()
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return to
+
+
+def _digest(files, categories):
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([FORM, states, categories]).encode()).hexdigest()[:16]
+
+
+def _unpacked(file, aside, to):
+    """(path to read now, path to read later) of a shard."""
+    packed = compression_of(file)
+    if packed is None:
+        return file, file
+    if packed != "gzip":
+        raise DataError(f"{file}: is packed with {packed}: unpack it first")
+    folder = f"unpacked-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    (aside / folder).mkdir(exist_ok=True)
+    name = file.name.removesuffix(".gz")
+    unpack(file, aside / folder / name)
+    return aside / folder / name, to / folder / name
+
+
+def _adopt(files, plain, aside, to, categories, progress):
+    """Write the files into `aside`: what the records say, line by line; then, with all ids, the rest."""
+    report = Report(to, list(categories or []))
+    known, spool = _Classes(report, fixed=categories is not None), aside / "spool.jsonl"
+    source_ids, total = [], 0
+    with spool.open("w", encoding="utf-8") as lines:
+        for number, (path, _) in enumerate(plain):
+            for row in scan(path):
+                total += 1
+                found = _found(row, known, files[number].name)
+                if "left_out" not in found:
+                    source_ids.append(row.source_id)
+                print(json.dumps({"shard": number, **found}), file=lines)
+            if progress is not None:
+                progress(number + 1, len(files))
+    ids = iter(numbered(source_ids))
+    columns = {str(place): {key: [] for key in COLUMNS if key != "shard"} for _, place in plain}
+    with spool.open(encoding="utf-8") as lines, Truth(aside) as truth:
+        for found in map(json.loads, lines):
+            if "left_out" in found:
+                report.leave_out(Fault(*found["left_out"]))
+                continue
+            found["image"]["id"] = next(ids)
+            report.add(found["annotations"], found["clipped"])
+            report.drop(Fault(*fault) for fault in found["faults"])
+            report.remark(Fault(*fault) for fault in found["remarks"])
+            add_row(columns[str(plain[found["shard"]][1])], found)
+            truth.add(found["image"], found["annotations"])
+        if not report.images:
+            why = report.faults[0] if report.faults else "the shards are empty"
+            raise DataError(f"{files[0]}: not one record can be used; the first fault: {why}")
+        if not report.categories:
+            raise DataError(f"{files[0]}: no record has an object: name the classes in a file (labels)")
+        report.categories.sort(key=lambda category: category["id"])
+        report.close(total, None)
+        truth.finish(report.categories)
+    spool.unlink()
+    report.shards = [{"file": str(place), "records": len(part["offset"])} for place, part in columns.items()]
+    write_json(aside / "index.json", columns)
+    source = {"format": "shards", "files": [str(file) for file in files]}
+    write_json(aside / "manifest.json", {"source": source, **report.to_json()}, indent=1)
+
+
+class _Classes:
+    """The categories of a report: given beforehand, or collected from the records."""
+
+    def __init__(self, report, fixed):
+        self.report, self.fixed = report, fixed
+
+    def add(self, number, name):
+        """Is this a category?"""
+        if number in self.report.names:
+            return True
+        if self.fixed:
+            return False
+        name = name or str(number)
+        self.report.names[number] = name
+        self.report.categories.append({"id": number, "name": name})
+        self.report.boxes_per_category.setdefault(name, 0)
+        return True
+
+
+def _found(row, classes, file_name):
+    """What a record says -> what becomes of it, as `shard.results` has it."""
+    where = f"{file_name}, byte {row.offset}"
+    if isinstance(row, Unusable):
+        return {"left_out": [where, row.reason, row.boxes]}
+    where = f"{where} ({row.file_name})" if row.file_name else where
+    annotations, faults, remarks, clipped = [], [], [], 0
+    if row.says_another_size:
+        remarks.append([where, "image/height and image/width are not those of the picture: kept"])
+    usable = row.usable
+    for n, category in enumerate(row.category_ids):
+        if not usable[n]:
+            faults.append(
+                [f"object {n + 1} of {where}", "box without area, outside the picture or not finite"]
+            )
+        elif not classes.add(category, row.names[n] if n < len(row.names) else ""):
+            faults.append([f"object {n + 1} of {where}", "class/label is not in the list of classes"])
+        else:
+            clipped += not np.array_equal(row.boxes[n], row.boxes[n].clip(0, 1))
+            annotations.append(_annotation(row, n, remarks, where))
+    image = {"file_name": row.file_name, "height": row.height, "width": row.width}
+    parts = {"annotations": annotations, "faults": faults, "remarks": remarks, "clipped": clipped}
+    return {"offset": row.offset, "image": image, **parts}
+
+
+def _annotation(row, n, remarks, where):
+    size = np.array([row.width, row.height, row.width, row.height], "float64")
+    x0, y0, x1, y1 = (row.boxes[n].clip(0, 1) * size).tolist()
+    annotation = {"category_id": row.category_ids[n], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+    annotation["area"] = row.areas[n] if n < len(row.areas) and row.areas[n] > 0 else (x1 - x0) * (y1 - y0)
+    annotation["iscrowd"] = int(n < len(row.crowd) and row.crowd[n] > 0)
+    if row.difficult:
+        annotation["difficult"] = int(n < len(row.difficult) and row.difficult[n] > 0)
+    if n < len(row.masks) and row.masks[n]:
+        try:
+            annotation["segmentation"] = _run_lengths(row.masks[n], row.height, row.width)
+        except DataError as error:
+            remarks.append([f"object {n + 1} of {where}", f"kept without its mask: {error}"])
+    return annotation
+
+
+def _run_lengths(png, height, width):
+    """A PNG of a mask -> run-length code as JSON can hold it."""
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            mask = np.asarray(picture.convert("L")) > 0
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise DataError("the mask is no PNG") from None
+    if mask.shape != (height, width):
+        raise DataError("the mask is of another size than the picture")
+    code = coco_mask.encode(np.asfortranarray(mask.astype("uint8")))
+    return {"size": [height, width], "counts": code["counts"].decode()}

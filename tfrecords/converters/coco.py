@@ -1,0 +1,191 @@
+"""COCO: a json of images, annotations and categories, and a folder of pictures."""
+
+import collections
+import json
+import pathlib
+
+from tfrecords import segmentations
+from tfrecords.conversion_report import PICTURE_LEFT_OUT, Fault, Faults
+from tfrecords.converters import common
+from tfrecords.converters.common import as_hw, as_int, as_numbers, text
+from tfrecords.schema import DataError
+
+LARGEST_AREA = 1e12  # px^2; more is a mistake, and a record could not hold much more
+
+
+def build(
+    to, *, images, annotations, with_masks=True, shards=None, workers=None, strict=False, progress=None
+):
+    """Convert a COCO data set.
+
+    Labels follow the ids of the categories, ascending; if one of them is not an integer, all become 1, 2, ...
+    in the order of their text, and the manifest keeps the original as "source_id". Image ids that are not
+    integers become running numbers from 1. Boxes are cut at the border of the picture. A box is left out and
+    counted if nothing of it remains, if it is not four finite numbers, or if its picture or category is
+    unknown. A picture is left out and counted if it is missing, damaged, of another size than the json says,
+    or listed before.
+
+    Args:
+        to:          directory to make.
+        images:      folder that the file names in the json are relative to.
+        annotations: the json file.
+        with_masks:  put masks into the records, where the json has them.
+        shards, workers, strict, progress: see `tfrecords.write.write`.
+    Returns:
+        tfrecords.conversion_report.Report
+    """
+    path = pathlib.Path(annotations)
+    tree = _load(path)
+    categories, number_of = _categories(tree["categories"], path)
+    before = Faults()
+    listed = _listed(tree["images"], path, before)
+    of_image = _by_image(tree["annotations"], listed, number_of, before)
+    jobs = _jobs(listed, of_image, before)
+    return common.convert(
+        to,
+        jobs,
+        categories,
+        folder=images,
+        with_masks=with_masks,
+        source={"format": "coco", "annotations": path.name, "masks": with_masks},
+        boxes_total=len(tree["annotations"]),
+        before=before,
+        shards=shards,
+        workers=workers,
+        strict=strict,
+        progress=progress,
+    )
+
+
+def _load(path):
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+            raise DataError(
+                f"{path}: not COCO instances: there is no list {key!r} "
+                "(a list of detections is a result, not a data set)"
+            )
+    if any(isinstance(a, dict) and as_int(a.get("score", 1)) != 1 for a in tree["annotations"]):
+        raise DataError(f"{path}: its annotations have scores: these are detections, not a ground truth")
+    return tree
+
+
+def _categories(listed, path):
+    """([{"id", "name"}, ...] by ascending id, {id as `_key` has it: id})."""
+    found = {}
+    for category in listed:
+        if not isinstance(category, dict) or category.get("id") is None or category.get("name") is None:
+            raise DataError(f"{path}: a category needs an id and a name: {str(category)[:80]}")
+        key = _key(category["id"])
+        if key in found:
+            raise DataError(f"{path}: two categories have the id {str(key)[:80]}")
+        found[key] = text(category["name"])
+    if not found:
+        raise DataError(f"{path}: the list of categories is empty")
+    if all(isinstance(key, int) for key in found):
+        return [{"id": key, "name": found[key]} for key in sorted(found)], {key: key for key in found}
+    number_of = {key: number for number, key in enumerate(sorted(found, key=str), 1)}
+    categories = [{"id": n, "name": found[key], "source_id": text(key)} for key, n in number_of.items()]
+    return categories, number_of
+
+
+def _listed(images, path, before):
+    """{id as `_key` has it: its entry} of every image that is listed once; the others become faults."""
+    listed, files = {}, set()
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or image.get("id") is None:
+            before.pictures.append(Fault(f"image number {number}", "it has no id"))
+            continue
+        key, name = _key(image["id"]), str(image.get("file_name", ""))
+        if key in listed and str(listed[key].get("file_name", "")) != name:
+            raise DataError(f"{path}: two images have the id {str(key)[:80]}: ids must differ")
+        if key in listed or name in files:
+            before.pictures.append(Fault(name or f"image {text(key)}", "the image is listed twice"))
+        if key not in listed:
+            listed[key] = image if name not in files or not name else None
+        files.add(name)
+    return listed
+
+
+def _by_image(annotations, listed, number_of, before):
+    """{image id as `_key` has it: [object]}; annotations that cannot be used become faults."""
+    ids = collections.Counter(_key(a.get("id")) for a in annotations if isinstance(a, dict))
+    seen = {key: set() for key, count in ids.items() if count > 1}
+    of_image = collections.defaultdict(list)
+    for number, annotation in enumerate(annotations):
+        where = f"annotation number {number}"
+        try:
+            if not isinstance(annotation, dict):
+                raise DataError("annotation is not an object")
+            where = f"annotation {text(annotation['id'])}" if "id" in annotation else where
+            thing = _object(annotation, where, listed, number_of)
+            _note_id(annotation, seen, where, before)
+        except DataError as error:
+            before.boxes.append(Fault(where, str(error)))
+            continue
+        of_image[_key(annotation["image_id"])].append(thing)
+    return of_image
+
+
+def _object(annotation, where, listed, number_of):
+    """An annotation -> object as `objects` has it."""
+    image, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+    box, area = as_numbers(annotation.get("bbox"), 4), as_numbers([annotation.get("area")], 1)
+    if image not in listed:
+        raise DataError("image_id is not among the images")
+    if listed[image] is None:
+        raise DataError(PICTURE_LEFT_OUT)
+    if category not in number_of:
+        raise DataError("category_id is not among the categories")
+    if box is None:
+        raise DataError("bbox is not four finite numbers")
+    thing = {"where": where, "category_id": number_of[category], "bbox": box}
+    thing["iscrowd"] = int(bool(as_int(annotation.get("iscrowd"))))
+    if area and 0 < area[0] < LARGEST_AREA:
+        thing["area"] = area[0]
+    if segmentations.is_given(annotation.get("segmentation")):
+        thing["segmentation"] = annotation["segmentation"]
+    if "difficult" in annotation:
+        thing["difficult"] = int(bool(as_int(annotation["difficult"])))
+    return thing
+
+
+def _note_id(annotation, seen, where, before):
+    """The same annotation a second time is left out; another one of the same id gets an id of its own."""
+    contents = seen.get(_key(annotation.get("id")))
+    if contents is None or annotation.get("id") is None:
+        return
+    content = hash(repr(sorted(annotation.items())))
+    if content in contents:
+        raise DataError("the annotation is listed twice")
+    if contents:
+        before.remarks.append(Fault(where, "another annotation has the same id: kept"))
+    contents.add(content)
+
+
+def _jobs(listed, of_image, before):
+    """One job for every image that is not left out."""
+    kept = {key: image for key, image in listed.items() if image is not None}
+    numbered = all(isinstance(key, int) and key >= 0 for key in kept)
+    return [
+        {
+            "id": key if numbered else number,
+            "file_name": str(image.get("file_name", "")),
+            "hw": as_hw(image.get("height"), image.get("width")),
+            "objects": of_image[key],
+        }
+        for number, (key, image) in enumerate(kept.items(), 1)
+    ]
+
+
+def _key(identifier):
+    """An id under which references find it: some files write 7 here, "7" or 7.0 there."""
+    number = as_int(identifier)
+    return str(identifier) if number is None else number

@@ -1,0 +1,175 @@
+"""The common core of the converters: a picture and the objects that a source claims -> a Record.
+
+A converter reads its format into jobs; everything after that is here, and the same for all of them.
+
+    job     {"id": int, "file_name": str, "hw": (height, width) as claimed or None, "objects": [object, ...]}
+    object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
+            "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"
+"""
+
+import contextlib
+import functools
+import math
+import pathlib
+
+import numpy as np
+
+from tfrecords import pictures, schema, segmentations
+from tfrecords.conversion_report import Fault, Record
+from tfrecords.schema import DataError
+from tfrecords.write import write
+
+LARGEST_ID = 2**63 - 1  # ids are int64 in a record
+
+
+def convert(to, jobs, categories, *, folder, with_masks=True, **options):
+    """Read the pictures of all jobs and write the data set.
+
+    Args:
+        to:         directory to make.
+        jobs:       list of jobs.
+        categories: [{"id", "name"}, ...] in label order.
+        folder:     what the file names are relative to.
+        with_masks: put masks into the records, where the source has them.
+        options:    see `tfrecords.write.write`.
+    Returns:
+        tfrecords.conversion_report.Report
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of pictures")
+    names = {category["id"]: category["name"] for category in categories}
+    work = functools.partial(make_record, folder=folder, names=names, with_masks=with_masks)
+    return write(to, jobs, work, categories, state_of=functools.partial(_state, folder=folder), **options)
+
+
+def make_record(job, *, folder, names, with_masks=True):
+    """One job -> Record, or Fault if the picture cannot be used."""
+    if not is_safe(job["file_name"]):
+        reason = "file_name must be a relative path that stays in the folder"
+        return Fault(repr(job["file_name"]), reason, len(job["objects"]))
+    try:
+        picture = pictures.read(folder / job["file_name"], job["hw"])
+    except DataError as error:
+        return Fault(job["file_name"], str(error), len(job["objects"]))
+    kept, faults, remarks, clipped = [], [], [], 0
+    for thing in job["objects"]:
+        where = f"{thing['where']} of {job['file_name']}"
+        try:
+            annotation, code = _annotation(thing, picture, remarks, where)
+        except DataError as error:
+            faults.append(Fault(where, str(error)))
+            continue
+        clipped += annotation["bbox"] != thing["bbox"]
+        kept.append((annotation, code if with_masks else None))
+    annotations = [annotation for annotation, _ in kept]
+    pngs = [segmentations.to_png(code) if code else b"" for _, code in kept]
+    image = {"id": job["id"], "file_name": job["file_name"], "height": picture.height, "width": picture.width}
+    serialized = serialize(picture, image, annotations, names, pngs)
+    return Record(serialized, image, annotations, faults, remarks, clipped)
+
+
+def serialize(picture, image, annotations, names, pngs=()):
+    """A picture and its annotations, as annotations.json has them -> bytes of the record."""
+    has_difficult = any("difficult" in a for a in annotations)
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
+    return schema.serialize(
+        encoded=picture.encoded,
+        image_format=picture.format,
+        image_id=image["id"],
+        file_name=image["file_name"],
+        height=picture.height,
+        width=picture.width,
+        boxes=corners,
+        category_ids=[a["category_id"] for a in annotations],
+        names=[names[a["category_id"]] for a in annotations],
+        areas=[a["area"] for a in annotations],
+        crowd=[a["iscrowd"] for a in annotations],
+        difficult=[a.get("difficult", 0) for a in annotations] if has_difficult else (),
+        masks=pngs,
+    )
+
+
+def _annotation(thing, picture, remarks, where):
+    """(the object as annotations.json has it, its mask as run-length code or None).
+
+    A mask that cannot be used is remarked.
+    """
+    bbox = clip(thing["bbox"], picture.height, picture.width)
+    annotation = {"category_id": thing["category_id"], "bbox": bbox, "area": thing.get("area")}
+    annotation["iscrowd"] = thing.get("iscrowd", 0)
+    code, covered = None, None
+    if segmentations.is_given(thing.get("segmentation")):
+        try:
+            hw = picture.height, picture.width
+            annotation["segmentation"], code, covered = segmentations.encode(thing["segmentation"], *hw)
+        except DataError as error:
+            remarks.append(Fault(where, f"kept without its mask: {error}"))
+    annotation["area"] = annotation["area"] or covered or bbox[2] * bbox[3]
+    if "difficult" in thing:
+        annotation["difficult"] = thing["difficult"]
+    return annotation, code
+
+
+def clip(bbox, height, width):
+    """xywh px -> xywh px inside the picture; untouched if it is inside.
+
+    Raises:
+        DataError: nothing is left of it, or so little that a record cannot tell its sides apart.
+    """
+    x, y, w, h = bbox
+    if not (w > 0 and h > 0):
+        raise DataError("box without area")
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    left, top, right, bottom = np.float32([x0 / width, y0 / height, x1 / width, y1 / height])
+    if not (x1 > x0 and y1 > y0):
+        raise DataError("box outside the picture")
+    if not (right > left and bottom > top):
+        raise DataError("box without area")
+    return bbox if (x0, y0, x1, y1) == (x, y, x + w, y + h) else [x0, y0, x1 - x0, y1 - y0]
+
+
+def is_safe(file_name):
+    """Does a file name of a data set stay inside its folder, and can it be the name of a file?"""
+    path = pathlib.PurePosixPath(file_name.replace("\\", "/"))
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    can_be = "\0" not in file_name and file_name.encode("utf-8", "replace").decode("utf-8") == file_name
+    return inside and can_be and ":" not in path.parts[0]
+
+
+def text(value):
+    """A name as text that every file can hold: stripped, and without halves of characters."""
+    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def as_int(value):
+    """An integer written as 7, 7.0, "7" or "7.0" -> 7; anything else -> None."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if isinstance(value, str):
+            value = value.strip()
+            value = int(value) if value.lstrip("+-").isdecimal() else float(value)
+        whole = int(value)
+        return whole if not isinstance(value, bool) and whole == value and abs(whole) <= LARGEST_ID else None
+    return None
+
+
+def as_numbers(values, count):
+    """`count` finite numbers, perhaps written as text -> [float, ...]; anything else -> None."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        numbers = [float(value) for value in (values if isinstance(values, list | tuple) else ())]
+        return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+    return None
+
+
+def as_hw(height, width):
+    """A size as a source claims it -> (height, width), or None if it does not say."""
+    height, width = as_int(height), as_int(width)
+    return (height, width) if height and width and height > 0 and width > 0 else None
+
+
+def _state(job, folder):
+    """Changes when the file of the picture does."""
+    with contextlib.suppress(OSError, ValueError):
+        found = (folder / job["file_name"]).stat()
+        return [found.st_size, found.st_mtime_ns]
+    return None

@@ -1,0 +1,260 @@
+"""shapes: an embedded data set, drawn from a seed, on which a detector can learn within minutes.
+
+Six classes that only their shape tells apart: colour, size and proportions of the box are drawn without
+looking at the class. Objects overlap, backgrounds are textured, boxes go from 12 px to 60 % of the shorter
+side of the picture. A picture is a function of (seed, number) alone: two seeds make two splits.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tfrecords import pictures, schema
+from tfrecords.conversion_report import Record
+from tfrecords.converters import common
+from tfrecords.write import write
+
+NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
+SIZE_HW = (192, 256)  # px
+
+MIN_SIDE = 12  # px, shorter side of a box
+MAX_SIDE = 0.6  # of the shorter side of the picture
+SMALL = 24  # px; below it shapes are hard to tell apart, so they are rare
+SMALL_SHARE = 0.05
+MAX_OBJECTS = 8
+EMPTY_SHARE = 0.03  # of the pictures
+MAX_COVERED = 0.5  # of an object, by those painted after it
+MAX_IOU = 0.5  # between two boxes
+MIN_CONTRAST = 70.0  # distance of two RGB colours
+OVERSAMPLING = 4
+TRIES = 20  # places that are tried for an object before it is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A picture and what is in it.
+
+    image:  (H, W, 3) uint8 RGB.
+    boxes:  (N, 4) int64 xyxy px: the exact extent of each mask.
+    labels: (N,) rows of NAMES.
+    masks:  (N, H, W) bool: the whole shape, before others cover it; later ones are painted over earlier.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+
+
+def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progress=None):
+    """Draw `count` pictures into a data set.
+
+    Args:
+        to:      directory to make.
+        count:   pictures.
+        seed:    another seed, other pictures; give train and val different ones.
+        size_hw: px, at least 64 each.
+        shards, workers, progress: see `tfrecords.write.write`.
+    Returns:
+        tfrecords.conversion_report.Report
+    """
+    if min(size_hw) < 64:
+        raise schema.DataError(f"size_hw {tuple(size_hw)}: shapes needs at least 64 px on either side")
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
+    source = {"format": "shapes", "count": count, "seed": seed, "size_hw": list(size_hw)}
+    work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw))
+    return write(
+        to, range(count), work, categories, source=source, shards=shards, workers=workers, progress=progress
+    )
+
+
+def make_record(number, *, seed, size_hw):
+    """Picture `number` of a seed as a Record; its image id is number + 1."""
+    drawing = draw(seed, number, size_hw)
+    picture = pictures.encode(drawing.image, "jpeg")
+    file_name = f"shapes-{seed}-{number:06d}.jpg"
+    annotations = [
+        {
+            "category_id": int(label) + 1,
+            "bbox": [int(v) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+        }
+        for (x0, y0, x1, y1), label, mask in zip(drawing.boxes, drawing.labels, drawing.masks, strict=True)
+    ]
+    image = {"id": number + 1, "file_name": file_name, "height": picture.height, "width": picture.width}
+    serialized = common.serialize(picture, image, annotations, dict(enumerate(NAMES, 1)))
+    return Record(serialized, image, annotations)
+
+
+def draw(seed, number, size_hw=SIZE_HW):
+    """Picture `number` of a seed -> Drawing."""
+    rng = np.random.default_rng([seed, number])
+    height, width = size_hw
+    ground, ground_colors = _background(rng, height, width)
+    image = ground
+    boxes, labels, masks, colors = [], [], [], []
+    wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)
+    for _ in range(wanted):
+        placed = _place(rng, size_hw, boxes, masks)
+        if placed is None:
+            continue
+        box, label, coverage, mask = placed
+        beneath = [c for c, b in zip(colors, boxes, strict=True) if _touch(b, box)]
+        color = _contrasting(rng, ground_colors + beneath)
+        _paint(rng, image, box, coverage, color)
+        boxes.append(box)
+        labels.append(label)
+        masks.append(mask)
+        colors.append(color)
+    image = image + rng.normal(0, rng.uniform(1, 6), image.shape)
+    return Drawing(
+        image.round().clip(0, 255).astype("uint8"),
+        np.array(boxes, "int64").reshape(-1, 4),
+        np.array(labels, "int64"),
+        np.array(masks, bool).reshape(-1, height, width),
+    )
+
+
+def outline(name):
+    """The contours of a shape: [(points (P, 2) xy, painted or cut out), ...], any unit."""
+    turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    circle = np.stack([np.sin(turn), -np.cos(turn)], axis=1)
+    tips = np.arange(10) * np.pi / 5
+    spikes = np.stack([np.sin(tips), -np.cos(tips)], axis=1) * np.tile([[1.0], [0.4]], (5, 1))
+    a = 1 / 3
+    cross = [
+        (-a, -1),
+        (a, -1),
+        (a, -a),
+        (1, -a),
+        (1, a),
+        (a, a),
+        (a, 1),
+        (-a, 1),
+        (-a, a),
+        (-1, a),
+        (-1, -a),
+        (-a, -a),
+    ]
+    return {
+        "disc": [(circle, True)],
+        "square": [(np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float), True)],
+        "triangle": [(circle[::16], True)],
+        "star": [(spikes, True)],
+        "cross": [(np.array(cross, float), True)],
+        "ring": [(circle, True), (circle * 0.55, False)],
+    }[name]
+
+
+def shape_coverage(name, angle, height, width):
+    """How much of each pixel a turned shape covers that is stretched to fill height x width.   (h, w) 0..1
+
+    Pixels that are covered by less than half are left out altogether, so that the extent of the mask and
+    the extent that one sees are the same.
+    """
+    contours = outline(name)
+    spin = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    low, high = (contours[0][0] @ spin).min(axis=0), (contours[0][0] @ spin).max(axis=0)
+    canvas = Image.new("L", (width * OVERSAMPLING, height * OVERSAMPLING))
+    pen = ImageDraw.Draw(canvas)
+    for points, painted in contours:
+        filling = (points @ spin - low) / (high - low) * (canvas.width - 1, canvas.height - 1)
+        pen.polygon([tuple(p) for p in filling], fill=255 * painted)
+    coverage = np.asarray(canvas.reduce(OVERSAMPLING), "float32") / 255
+    return np.where(coverage >= 0.5, coverage, 0)
+
+
+def _place(rng, size_hw, boxes, masks):
+    """(box, label, coverage inside the box, mask of the whole picture) of a new object, or None."""
+    for _ in range(TRIES):
+        height, width = _object_hw(rng, min(size_hw))
+        label = rng.integers(len(NAMES))
+        coverage = shape_coverage(NAMES[label], np.deg2rad(rng.uniform(-20, 20)), height, width)
+        top = rng.integers(0, size_hw[0] - height + 1)
+        left = rng.integers(0, size_hw[1] - width + 1)
+        mask = np.zeros(size_hw, bool)
+        mask[top : top + height, left : left + width] = coverage > 0
+        box = extent(mask)
+        x0, y0, x1, y1 = box
+        if min(x1 - x0, y1 - y0) < MIN_SIDE:  # the tips of a star are thinner than half a pixel
+            continue
+        if all(_iou(box, other) < MAX_IOU for other in boxes) and _all_seen([*masks, mask]):
+            return box, label, coverage[y0 - top : y1 - top, x0 - left : x1 - left], mask
+    return None
+
+
+def _object_hw(rng, shorter_side):
+    """Height and width of an object, px; drawn before its class is known."""
+    largest = MAX_SIDE * shorter_side
+    low, high = (MIN_SIDE, SMALL) if rng.random() < SMALL_SHARE else (SMALL, largest)
+    side = np.exp(rng.uniform(np.log(low), np.log(high)))
+    stretch = np.exp(rng.uniform(-0.25, 0.25))
+    return tuple(int(round(min(max(s, MIN_SIDE), largest))) for s in (side * stretch, side / stretch))
+
+
+def extent(mask):
+    """xyxy px of the pixels that are True."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def _all_seen(masks):
+    """Is enough of every object left when the later ones are painted over it?"""
+    covered = np.zeros(masks[0].shape, bool)
+    for mask in reversed(masks):
+        if (mask & covered).sum() > MAX_COVERED * mask.sum():
+            return False
+        covered |= mask
+    return True
+
+
+def _touch(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _iou(a, b):
+    if not _touch(a, b):
+        return 0.0
+    inner = (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
+    outer = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
+    return inner / (outer - inner)
+
+
+def _background(rng, height, width):
+    """((H, W, 3) float64 texture between two colours, [those colours])."""
+    a = rng.uniform(0, 255, 3)
+    b = (a + rng.uniform(-60, 60, 3)).clip(0, 255)  # close to a: objects stand out, the texture does not
+    y, x = np.mgrid[:height, :width]
+    angle = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    kind = rng.integers(4)
+    if kind == 0:  # a gradient
+        mix = (along - along.min()) / np.ptp(along)
+    elif kind == 1:  # stripes
+        mix = 0.5 + 0.5 * np.sin(along * 2 * np.pi / rng.uniform(8, 48))
+    elif kind == 2:  # tiles
+        side = rng.integers(8, 40)
+        mix = ((x // side + y // side) % 2).astype(float)
+    else:  # clouds
+        coarse = rng.integers(0, 256, rng.integers(4, 20, 2), dtype="uint8")
+        mix = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)) / 255
+    return a + mix[..., None] * (b - a), [a, b]
+
+
+def _contrasting(rng, others):
+    """A colour away from all others, or the farthest that was found."""
+    tries = rng.uniform(0, 255, (50, 3))
+    distance = np.min([np.linalg.norm(tries - other, axis=1) for other in others], axis=0)
+    far = np.flatnonzero(distance >= MIN_CONTRAST)
+    return tries[far[0] if len(far) else distance.argmax()]
+
+
+def _paint(rng, image, box, coverage, color):
+    """Lay a shape over the image, a little brighter on one side than on the other."""
+    x0, y0, x1, y1 = box
+    shade = np.linspace(-1, 1, x1 - x0)[None, :, None] * rng.uniform(-20, 20)
+    alpha = coverage[..., None]
+    image[y0:y1, x0:x1] = (1 - alpha) * image[y0:y1, x0:x1] + alpha * (color + shade)
