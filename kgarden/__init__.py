@@ -27,9 +27,9 @@ _HOMES = {
     "load_run": "kgarden.build",
     "Detector": "kgarden.models.base.detector",
     "InferenceModel": "kgarden.models.base.detector",
-    "Predictor": "kgarden.predict",
+    "Predictor": "kgarden.inference.predictor",
     "paste_masks": "kgarden.inference.paste_masks",
-    "UserError": "kgarden.structures",
+    "UserError": "kgarden.errors",
 }
 __all__ = [*_HOMES, "__version__"]
 

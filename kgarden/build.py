@@ -1,16 +1,15 @@
 """From a recipe to model, optimizer and datasets: the only file that knows both sides."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 
-import keras
-
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
 from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled, learning_rate
-from kgarden.structures import UserError
+from kgarden.runs import best_weights
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # converted data of datasets that belong to no run
 
@@ -47,7 +46,7 @@ def _bare_model(recipe, num_classes, precision=None):
     wanted = recipe.model.num_classes
     if wanted and num_classes and wanted != num_classes:
         raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes: leave it out")
-    with _policy(precision or recipe.precision):
+    with dtype_policy_scope(precision or recipe.precision):
         detector = build_detector(settings, wanted or num_classes, recipe.seed)
     _rematerialise(detector, recipe.remat)
     for height, width in canvases(recipe):
@@ -80,16 +79,6 @@ def _lists(value):
     if isinstance(value, dict):
         return {key: _lists(v) for key, v in value.items()}
     return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-@contextlib.contextmanager
-def _policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def start_from(detector, weights, parts=None, donor=None):
@@ -336,14 +325,6 @@ def canvases(recipe):
 
 
 # --- runs -----------------------------------------------------------------------------------------
-
-
-def best_weights(run):
-    """The best weights that a run has so far."""
-    for name in ("best.weights.h5", "model.weights.h5"):
-        if (pathlib.Path(run) / name).is_file():
-            return pathlib.Path(run) / name
-    raise UserError(f"{run}: no weights there; is it a run directory, has it been evaluated once?")
 
 
 def load_run(run, weights=None, overrides=None):

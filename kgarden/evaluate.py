@@ -9,11 +9,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgarden.build import best_weights, load_run, prepare_data
+from kgarden.build import load_run, prepare_data
+from kgarden.errors import UserError
 from kgarden.inference.paste_masks import run_lengths_of
-from kgarden.metrics.report import analysed, judged, judged_masks, read_json, write_folder
-from kgarden.predict import inference_of, to_original
-from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID, UserError
+from kgarden.inference.postprocess import to_original
+from kgarden.inference.predictor import inference_of
+from kgarden.metrics.report import analysed, judged, judged_masks, write_folder
+from kgarden.runs import best_weights
+from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
+from kgarden.utils.files import read_json
 from kgarden.visualization.draw import draw_detections
 
 SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side

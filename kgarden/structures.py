@@ -42,18 +42,6 @@ PAD_LABEL = -1
 MASK_SIDE = 112  # cells of a mask along each side of its box
 
 
-class UserError(ValueError):
-    """A mistake of the person who called: wrong usage, recipe or input.
-
-    The message is one line that says what is wrong, where, and what to do. The command line
-    prints it and exits with code 2; Python callers see an ordinary ValueError.
-    """
-
-
-class TrainingFailed(RuntimeError):
-    """The work ran and went wrong; the message is one line that says what to do."""
-
-
 def truth_is_valid(y):
     """Which rows of the padded ground truth are objects to learn: no padding, no crowd.   (B, M) bool."""
     return (y[LABELS] >= 0) & ~y[CROWD]

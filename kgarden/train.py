@@ -3,7 +3,6 @@
 train(recipe, "runs/c2")
 """
 
-import os
 import pathlib
 
 import keras
@@ -11,23 +10,14 @@ from rich.console import Console
 
 from kgarden import build
 from kgarden.config.loading import load_recipe, stage_recipes
-from kgarden.metrics.report import write_json
-from kgarden.structures import UserError
+from kgarden.errors import UserError
+from kgarden.runs import best_weights, claim
 from kgarden.training.distribution import be_deterministic, team_of
 from kgarden.training.gradient_accumulation import accumulated
+from kgarden.training.reporter import Reporter
 from kgarden.training.trainer import Session
-from kgarden.utils.progress import Reporter, progress_of
-
-# What may differ when a run is continued. With more steps the learning rate follows the longer schedule from
-# the present step on.
-MAY_CHANGE = {
-    "schedule.steps",
-    "schedule.checkpoint_every",
-    "replicas",
-    "evaluate.pictures",
-    "loggers",
-    "remat",
-}
+from kgarden.utils.files import write_json
+from kgarden.utils.progress import progress_of
 
 
 def train(recipe, run, fresh=False, reporter=None):
@@ -37,7 +27,7 @@ def train(recipe, run, fresh=False, reporter=None):
         recipe:   of `load_recipe`.
         run:      directory; made if missing, refused if it holds another recipe.
         fresh:    move what the directory holds aside and start anew.
-        reporter: kgarden.utils.progress.Reporter; None: to standard output.
+        reporter: kgarden.training.reporter.Reporter; None: to standard output.
     Returns:
         the final evaluation, as in `evaluation.json`; None if it was stopped before the end.
     Raises:
@@ -72,36 +62,6 @@ def _train_stages(stages, run, reporter, team):
     return evaluation
 
 
-def claim(run, recipe, fresh, reporter):
-    """Make the directory this recipe's own, or say why it cannot be."""
-    held = run / "recipe.yaml"
-    if held.exists() and fresh:
-        aside = next(
-            path for n in range(1, 10_000) if not (path := run.with_name(f"{run.name}.{n}")).exists()
-        )
-        os.replace(run, aside)
-        reporter.line(f"moved the old run to {aside}")
-    elif held.exists():
-        before = load_recipe(held)
-        changed = set(differing_keys(before.plain(), {**recipe.plain(), "rows": {}})) - MAY_CHANGE
-        if recipe.schedule.steps < before.schedule.steps:
-            raise UserError(
-                f"{run}: is to have {before.schedule.steps} steps: a run can be made longer, not shorter "
-                f"(schedule.steps is {recipe.schedule.steps}); give another --run, or --fresh"
-            )
-        if changed:
-            raise UserError(
-                f"{run} holds another recipe (differs in {', '.join(sorted(changed))}): give another --run, "
-                f"or --fresh to move it aside and start anew"
-            )
-    elif run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run: give another --run")
-    run.mkdir(parents=True, exist_ok=True)
-    aside = run / ".recipe.yaml"
-    aside.write_text(recipe.to_yaml())
-    os.replace(aside, held)
-
-
 def _check_shared(run, recipe):
     """Every worker must see the directory that the chief has claimed."""
     held = run / "recipe.yaml"
@@ -110,21 +70,6 @@ def _check_shared(run, recipe):
             f"{run}: this worker does not find there what the chief wrote: all workers need the same "
             f"command, with a --run that they share"
         )
-
-
-MISSING = object()  # unlike null, which is a value
-
-
-def differing_keys(one, other, prefix=""):
-    """Dotted keys in which two plain recipes differ."""
-    found = []
-    for key in {**one, **other}:
-        first, second = one.get(key, MISSING), other.get(key, MISSING)
-        if isinstance(first, dict) and isinstance(second, dict):
-            found += differing_keys(first, second, f"{prefix}{key}.")
-        elif first != second:
-            found.append(f"{prefix}{key}")
-    return found
 
 
 def _train_stage(recipe, run, before, reporter, team):
@@ -136,7 +81,7 @@ def _train_stage(recipe, run, before, reporter, team):
     with team.strategy.scope():
         detector = build.build_model(recipe, num_classes=len(data.categories))
         if before is not None and recipe.init is None:
-            build.start_from(detector, weights=build.best_weights(before))
+            build.start_from(detector, weights=best_weights(before))
         optimizer = build.build_optimizer(recipe)
         detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
         detector.optimizer.build(detector.trainable_variables)

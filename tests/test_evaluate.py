@@ -7,9 +7,9 @@ import pytest
 from support.fake_detector import CATEGORIES, ground_truth, pictures
 
 from kgarden.evaluate import detect, first_pictures
+from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import METRICS, coco_metrics
-from kgarden.metrics.report import write_json
-from kgarden.predict import to_original
+from kgarden.utils.files import write_json
 
 
 class Scripted:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgarden.predict import read_picture
-from kgarden.structures import UserError
+from kgarden.errors import UserError
+from kgarden.inference.predictor import read_picture
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 

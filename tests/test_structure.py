@@ -19,9 +19,10 @@ SOURCES = sorted([*(ROOT / "kgarden").rglob("*.py"), *(ROOT / "tfrecords").rglob
 
 # A unit (a file or folder of kgarden, or tfrecords) imports units of higher lines only.
 TIERS = [
-    {"structures", "tfrecords"},
+    {"errors", "structures", "tfrecords"},
     {"utils"},
     {"config", "metrics"},
+    {"runs"},
     {"ops"},
     {"targets", "losses", "layers", "optimizers"},
     {"backbones", "necks", "heads"},
@@ -49,7 +50,7 @@ MAY_WHEN_ASKED = {
 }  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {"tfrecords", "analyze", "bench", "build", "cli", "config", "data", "evaluate", "export"}
-MAY_OPEN_FILES |= {"metrics", "predict", "train", "training", "utils", "weights"}
+MAY_OPEN_FILES |= {"inference", "metrics", "predict", "runs", "train", "training", "utils", "weights"}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
 
 

@@ -20,13 +20,14 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData  # no
 
 from kgarden import build, train  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.errors import TrainingFailed, UserError  # noqa: E402
+from kgarden.inference.predictor import compiled_inference  # noqa: E402
 from kgarden.ops.jit import compiled  # noqa: E402
-from kgarden.predict import compiled_inference  # noqa: E402
-from kgarden.structures import TrainingFailed, UserError  # noqa: E402
 from kgarden.training import trainer  # noqa: E402
-from kgarden.training.checkpoint import Averages, load_checkpoint, save_checkpoint  # noqa: E402
+from kgarden.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from kgarden.training.loggers import JsonLines  # noqa: E402
-from kgarden.utils.progress import Reporter  # noqa: E402
+from kgarden.training.reporter import Reporter  # noqa: E402
+from kgarden.training.weight_averaging import Averages  # noqa: E402
 
 
 class Lines(Reporter):

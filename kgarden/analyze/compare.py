@@ -7,9 +7,10 @@ import numpy as np
 
 from kgarden.analyze.loaded_runs import open_runs
 from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.errors import UserError
+from kgarden.inference.predictor import compiled_inference
 from kgarden.metrics.figures import INK, figure_of
-from kgarden.predict import compiled_inference
-from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID
 from kgarden.visualization.draw import draw_detections, draw_truth, scaled
 
 CELL = 440  # px of a picture's longer side in the figure

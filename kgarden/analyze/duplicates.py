@@ -14,14 +14,15 @@ from keras import ops
 
 from kgarden.analyze.outputs import write_analysis
 from kgarden.build import load_run, prepare_data
+from kgarden.errors import UserError
 from kgarden.heads.dense import DenseHead
 from kgarden.heads.selection import Selection
 from kgarden.metrics.figures import BLUES, figure_of, png_of
-from kgarden.metrics.report import replace_file
 from kgarden.models.base.one_stage import OneStage
-from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops.boxes import iou
-from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID, UserError
+from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID
+from kgarden.utils.files import replace_file
 
 OVERLAP = 0.7  # IoU above which two detections of a class are duplicates,
 SCORE = 0.3  # if both have more than this score
@@ -37,7 +38,7 @@ READING = (
 )
 
 
-class Ways(PerCanvas):
+class Ways(StaticShapeModel):
     """A dense detector asked in several ways at once.
 
     Args:
@@ -78,7 +79,9 @@ class Ways(PerCanvas):
 
 def _by_score(candidates):
     """The same candidates, chosen by nothing but their score."""
-    return {key: value for key, value in candidates.items() if key not in ("rank", "gate")}
+    return {
+        key: value for key, value in candidates.items() if key not in ("ranking_scores", "threshold_scores")
+    }
 
 
 def duplicates(found):

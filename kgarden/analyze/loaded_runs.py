@@ -8,10 +8,11 @@ import numpy as np
 
 from kgarden.build import Data, load_run, prepare_data
 from kgarden.config.loading import Recipe
+from kgarden.errors import UserError
 from kgarden.metrics.coco import complete
-from kgarden.metrics.report import read_json
 from kgarden.models.base.two_stage import TwoStage
-from kgarden.structures import IMAGE_ID, ORIGINAL_HW, SIZE_HW, UserError
+from kgarden.structures import IMAGE_ID, ORIGINAL_HW, SIZE_HW
+from kgarden.utils.files import read_json
 
 SIZES = ("small", "medium", "large")  # COCO: areas below 32^2, up to 96^2, above
 DIFFICULTIES = ("easy", "medium", "hard")

@@ -5,7 +5,7 @@ import io
 import pathlib
 
 from kgarden.metrics.figures import png_of, svg_of
-from kgarden.metrics.report import replace_file
+from kgarden.utils.files import replace_file
 
 
 def write_analysis(to, reading, tables, figures=None):

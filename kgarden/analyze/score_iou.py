@@ -24,7 +24,7 @@ from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.windows import Windows, over_runs, score_of
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
-from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.models.faster_rcnn import OWN
 from kgarden.ops.boxes import iou as iou_of
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
@@ -59,7 +59,7 @@ class JointCounts:
         self.counts += np.bincount(cells, minlength=CELLS**2).reshape(CELLS, CELLS)
 
 
-class OwnBoxes(PerCanvas):
+class OwnBoxes(StaticShapeModel):
     """What a detector proposes and detects by itself, beside the objects of the picture.
 
     Call:

@@ -12,11 +12,12 @@ from kgarden.analyze.loaded_runs import need_objects, need_roi_heads, open_runs
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.windows import Pyramid
+from kgarden.errors import UserError
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.fc_head import FCHead
 from kgarden.metrics.figures import BLUES, COLORS, GRAY, INK, figure_of, plain
-from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
-from kgarden.structures import BOXES, VALID, UserError
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
+from kgarden.structures import BOXES, VALID
 
 MOST = 64  # objects that go through the heads together
 MOST_NAMES = 4  # of curves that have room in their panel
@@ -31,7 +32,7 @@ READING = (
 )
 
 
-class CellsAlike(PerCanvas):
+class CellsAlike(StaticShapeModel):
     """Sums over RoIs of the cosines between their cells.
 
     Call:

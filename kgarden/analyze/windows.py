@@ -8,7 +8,7 @@ object's centre, so that every interval of IoU has some (the object itself is on
 import numpy as np
 from keras import ops
 
-from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
@@ -53,7 +53,7 @@ def windows_around(box, size_hw, grid):
     return (inside * sides + center).astype("float32"), iou
 
 
-class Pyramid(PerCanvas):
+class Pyramid(StaticShapeModel):
     """x -> the levels of a detector's neck."""
 
     def __init__(self, detector):
@@ -65,7 +65,7 @@ class Pyramid(PerCanvas):
         return self.detector.pyramid(x, training=False)
 
 
-class AskedHead(PerCanvas):
+class AskedHead(StaticShapeModel):
     """A RoI head that is handed boxes, each with the object that it is compared with.
 
     Call:

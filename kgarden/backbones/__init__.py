@@ -3,8 +3,8 @@
 import keras
 
 from kgarden.backbones.resnet import ResNet
-from kgarden.config.instantiate import fill
-from kgarden.structures import UserError
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 
 BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101)}
 
@@ -22,4 +22,4 @@ def make_backbone(settings):
     if name not in BACKBONES:
         raise UserError(f"model.backbone: no backbone {name!r}; there are {', '.join(BACKBONES)}")
     layer, fixed = BACKBONES[name]
-    return fill(layer, settings, "model.backbone", **fixed, name="backbone")
+    return instantiate(layer, settings, "model.backbone", **fixed, name="backbone")

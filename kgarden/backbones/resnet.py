@@ -7,10 +7,10 @@ weights are tied to it: the first 1x1 of a block (MSRA weights, Caffe) or its 3x
 
 import keras
 
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv, max_pool_3x3
 from kgarden.layers.remat import recomputed
 from kgarden.layers.residual import BasicBlock, Bottleneck, first_gamma
-from kgarden.structures import UserError
 
 DEPTHS = {
     18: ("basic", (2, 2, 2, 2)),

@@ -14,7 +14,7 @@ from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
 from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.steps import training, training_settings
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 KINDS = ("train", "settings", "infer", "nms", "heads", "data", "memory", "eval")
 REPEATS = 5

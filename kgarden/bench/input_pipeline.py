@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from kgarden.bench.timing import median, resident_memory
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 WAYS = {  # to the same pictures, but for the softness of scaled decoding
     "recipe": {},

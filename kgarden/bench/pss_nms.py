@@ -9,8 +9,9 @@ import numpy as np
 
 from kgarden.bench.steps import made_up_batch, num_classes_of
 from kgarden.bench.timing import compiled, peak_memory, quartiles, rounds
-from kgarden.heads.dense import flatten
-from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, VALID, UserError
+from kgarden.errors import UserError
+from kgarden.ops.points import flatten
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, VALID
 
 OBJECTS = 20
 MAPS = ("classes", "code", "centerness", "pss")  # what the network hands over; features stay inside

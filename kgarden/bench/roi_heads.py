@@ -9,7 +9,8 @@ import numpy as np
 from kgarden.bench.inference import parts_of
 from kgarden.bench.steps import made_up_batch, num_classes_of
 from kgarden.bench.timing import alternate, compiled, peak_memory, quartiles, rounds
-from kgarden.structures import IMAGES, UserError
+from kgarden.errors import UserError
+from kgarden.structures import IMAGES
 
 BASE = "single_fc"
 CONFIGURATIONS = (BASE, "double_head", "double_head_ext")

@@ -13,7 +13,8 @@ import numpy as np
 
 from kgarden.bench.timing import median, peak_memory
 from kgarden.config.loading import load_recipe
-from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, UserError
+from kgarden.errors import UserError
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW
 
 SETTINGS = {  # over the recipe
     "float32": {},

@@ -13,7 +13,7 @@ import typer
 from kgarden.cli.analyze import analyze_app
 from kgarden.cli.commands import runs_app
 from kgarden.cli.data import data_app
-from kgarden.structures import TrainingFailed, UserError
+from kgarden.errors import TrainingFailed, UserError
 
 app = typer.Typer(
     help="An object-detection model garden: train, measure, serve.",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.options import RunArgument, start_tensorflow
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 analyze_app = typer.Typer(help="Look into a run as the papers do: figures, numbers, how to read them.")
 

@@ -17,7 +17,7 @@ from kgarden.cli.options import (
     start_tensorflow,
 )
 from kgarden.config.loading import load_recipe, packaged_recipes
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 runs_app = typer.Typer()
 
@@ -195,8 +195,8 @@ def evaluate(
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
         evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
-    from kgarden.metrics.report import write_json
-    from kgarden.utils.progress import Reporter
+    from kgarden.training.reporter import Reporter
+    from kgarden.utils.files import write_json
 
     if json_ is not None:
         write_json(json_, evaluation)
@@ -225,7 +225,7 @@ def _evaluate_run(run, data, weights, changes, to, keep):
     """Measured as it stands, a run keeps the answer; under other conditions only `to` and `--json` do."""
     start_tensorflow()
     from kgarden.evaluate import evaluate_run
-    from kgarden.metrics.report import write_json
+    from kgarden.utils.files import write_json
 
     keep = keep and not (data or weights or changes)
     folder = to or (run / "evaluation" if keep else None)
@@ -247,8 +247,9 @@ def predict(
 ):
     """Draw a run's detections on pictures."""
     start_tensorflow()
-    from kgarden.metrics.report import write_json
-    from kgarden.predict import Predictor, draw_files, find_pictures
+    from kgarden.inference.predictor import Predictor
+    from kgarden.predict import draw_files, find_pictures
+    from kgarden.utils.files import write_json
 
     paths = find_pictures(images)
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
@@ -302,7 +303,7 @@ def bench(
     start_tensorflow()
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
-    from kgarden.metrics.report import write_json
+    from kgarden.utils.files import write_json
 
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
     data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None

@@ -8,7 +8,7 @@ import typer
 
 from kgarden.cli.options import JsonOption, RowOption, SetOption, settings_of, start_tensorflow
 from kgarden.config.loading import load_recipe, packaged_recipes
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 data_app = typer.Typer(help="Make and look at data sets.", no_args_is_help=True)
 EXAMPLES = 5  # places that are named for each kind of fault
@@ -22,7 +22,7 @@ def check_(
 ):
     """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
     start_tensorflow()
-    from kgarden.metrics.report import write_json
+    from kgarden.utils.files import write_json
     from kgarden.utils.progress import progress_of
     from tfrecords.check import check
 

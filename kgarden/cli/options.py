@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kgarden.config.loading import parse_value
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="path of a recipe, or the name of one")]
 RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="run directory")]

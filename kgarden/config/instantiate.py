@@ -1,13 +1,13 @@
-"""From nested settings, as recipes hold them, to arguments that are checked before anything runs."""
+"""Calls builders with settings from a recipe, whose names are checked before anything runs."""
 
 import difflib
 import inspect
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
-def fill(function, settings, where, **fixed):
-    """Call a function or class with settings whose names are checked against its arguments.
+def instantiate(function, settings, where, **fixed):
+    """Calls a function or class with settings whose names are checked against its arguments.
 
     Args:
         function: what to call.
@@ -21,8 +21,8 @@ def fill(function, settings, where, **fixed):
     return function(**settings, **fixed)
 
 
-def overlaid(defaults, settings, where):
-    """Defaults with settings laid over them.
+def merge_defaults(defaults, settings, where):
+    """Defaults overridden by settings.
 
     Args:
         defaults: dict.
@@ -35,23 +35,52 @@ def overlaid(defaults, settings, where):
     return {**defaults, **(settings or {})}
 
 
-def _check(settings, known, where):
-    """Refuse a name that is not known; the nearest is named."""
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"{where}.{name}: no such setting; {hint}")
+def name_and_settings(value, where, known, default=None):
+    """The name of a part and its settings, from "fpn" or {"name": "fpn", "channels": 256}.
+
+    Args:
+        value:   str, dict or None, from a recipe.
+        where:   dotted place of the value in the recipe, for messages.
+        known:   names that exist.
+        default: the name where the value has none.
+    Returns:
+        (name, dict of the other settings).
+    Raises:
+        UserError: no name, or one that does not exist.
+    """
+    settings = {"name": value} if isinstance(value, str) else dict(value or {})
+    name = settings.pop("name", default)
+    if name not in known:
+        raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
+    return name, settings
+
+
+def forwards_to(base, fixed=()):
+    """Marks a function whose further keyword arguments go to `base`: recipes can set those as well.
+
+    Args:
+        base:  function or class that takes the further arguments.
+        fixed: names of arguments of `base` that the function decides itself.
+    """
+
+    def mark(function):
+        function.base, function.fixed_arguments = base, tuple(fixed)
+        return function
+
+    return mark
 
 
 def arguments(function):
     """Names of the arguments that a function or class takes by name.
 
-    A class that hands further arguments on to a base of kgarden takes those of the base as well, but for the
-    ones that it settles itself, which it names in `settled`.
+    A class that passes further arguments on to a base class of kgarden, and a function marked by
+    `forwards_to`, take those of the base as well, except for the ones named in `fixed_arguments`.
     """
+    fixed = getattr(function, "fixed_arguments", ())
     if not inspect.isclass(function):
-        return _named(inspect.signature(function))
+        own = _named(inspect.signature(function))
+        base = arguments(function.base) if hasattr(function, "base") else []
+        return own + [name for name in base if name not in (*own, *fixed)]
     names = []
     for one in function.__mro__:
         if not one.__module__.startswith("kgarden.") or "__init__" not in vars(one):
@@ -60,10 +89,18 @@ def arguments(function):
         names += [name for name in _named(signature) if name not in names]
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             break
-    settled = getattr(function, "settled", ())
-    return [name for name in names or _named(inspect.signature(function)) if name not in settled]
+    return [name for name in names or _named(inspect.signature(function)) if name not in fixed]
 
 
 def _named(signature):
     skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [p.name for p in signature.parameters.values() if p.kind not in skipped]
+
+
+def _check(settings, known, where):
+    """Refuses a name that is not known; the nearest is named."""
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{where}.{name}: no such setting; {hint}")

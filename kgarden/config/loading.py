@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kgarden.config.recipe import PATH_KEYS, Recipe
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from kgarden.data.loader import reader
 from kgarden.data.transforms.masks import bitmaps
-from kgarden.structures import MASKS, UserError
+from kgarden.errors import UserError
+from kgarden.structures import MASKS
 from tfrecords.pictures import decode
 from tfrecords.schema import parse
 from tfrecords.write import read_manifest

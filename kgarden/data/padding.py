@@ -8,7 +8,7 @@ from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 TRUTH = (BOXES, LABELS, CROWD, MASKS)
 
 
-def in_rows(truth, max_objects):
+def pad_to_max_objects(truth, max_objects):
     """Truth of a batch, padded to M rows.
 
     Of more than M objects the largest stay, in their order; crowd regions get what rows are left over.
@@ -44,6 +44,6 @@ def in_rows(truth, max_objects):
 
 
 def in_rows_of_one(truth, max_objects):
-    """`in_rows` for the truth of one picture."""
+    """`pad_to_max_objects` for the truth of one picture."""
     truth = {key: truth[key][None] for key in TRUTH if key in truth}
-    return {key: value[0] for key, value in in_rows(truth, max_objects).items()}
+    return {key: value[0] for key, value in pad_to_max_objects(truth, max_objects).items()}

@@ -29,23 +29,13 @@ from kgarden.data.canvas import (
 )
 from kgarden.data.examples import check_masks, objects_of
 from kgarden.data.loader import Loader, ratios
-from kgarden.data.padding import in_rows, in_rows_of_one
+from kgarden.data.padding import in_rows_of_one, pad_to_max_objects
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
-from kgarden.structures import (
-    BOXES,
-    CROWD,
-    IMAGE_ID,
-    IMAGES,
-    LABELS,
-    MIRRORED,
-    ORIGINAL_HW,
-    SIZE_HW,
-    VIEWS,
-    UserError,
-)
+from kgarden.errors import UserError
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MIRRORED, ORIGINAL_HW, SIZE_HW, VIEWS
 from tfrecords.pictures import decode
 from tfrecords.schema import DataError, parse
 
@@ -142,7 +132,7 @@ def train_batches(
     )
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
 
-    def order():
+    def steps_in_order():
         sizes, partners = [len(part.index) for part in parts], augmentation.partners
         rows = order.endless_rows(sizes, weights, seed, streams)
         others = order.endless_rows(sizes, weights, (seed, PARTNERS), streams)
@@ -153,7 +143,7 @@ def train_batches(
             yield np.delete(chunk, 2, axis=1)
 
     signature = tf.TensorSpec((None, 2 + augmentation.partners), tf.int64)
-    rows = tf.data.Dataset.from_generator(order, output_signature=signature)
+    rows = tf.data.Dataset.from_generator(steps_in_order, output_signature=signature)
     made = _plain if augmentation.is_plain and not masks else _changed
     size = batch_size // (share[1] * pieces)
     batches = made(rows, load, augmentation, seed, static_hw, max_objects, size, parallel)
@@ -169,7 +159,7 @@ def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size,
         canvas_hw = load.canvas_hw[rows[0]]
 
         def example(k):
-            draw = rng.uniform(rng.another(key, SIZES + k))[0]
+            draw = rng.uniform(rng.fold_in(key, SIZES + k))[0]
             return load(rows[k], load.choice(draw), canvas_hw if k else None)
 
         example = augmentation(example, key)
@@ -186,7 +176,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
     def planned(numbers):
         """What is drawn for each picture, and what the index knows of it."""
         key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
-        choice = load.choice(rng.uniform(rng.another(key, SIZES))[:, 0])
+        choice = load.choice(rng.uniform(rng.fold_in(key, SIZES))[:, 0])
         row = numbers[:, 1]
         return {
             "row": row,
@@ -212,7 +202,7 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
         side = tf.cast(tf.gather(batch[SIZE_HW], [1, 0, 1, 0], axis=1), tf.float32)[:, None]
         vertical, horizontal = tf.unstack(batch["mirrors"], axis=1)
         boxes = mirrored(boxes * side, batch[SIZE_HW], vertical, horizontal)
-        truth = in_rows({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
+        truth = pad_to_max_objects({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
         return {IMAGES: batch[IMAGES], SIZE_HW: batch[SIZE_HW]}, {**truth, IMAGE_ID: batch[IMAGE_ID]}
 
     pictures = rows.map(planned).unbatch().map(prepared, parallel, deterministic=True)

@@ -26,12 +26,12 @@ def uniform(seed, count=1):
     return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
-def between(low, high, draw):
+def scale(low, high, draw):
     """A draw of [0, 1) -> [low, high)."""
     return low + (high - low) * draw
 
 
-def another(seed, number):
+def fold_in(seed, number):
     """The seeds of the `number`-th part of something, unlike those of its other parts.   (..., 2) int64."""
     seed = tf.cast(seed, tf.int64)
     return tf.stack([seed[..., 0] + (number + 1) * 2**32, seed[..., 1]], axis=-1)

@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 from tfrecords.adopt import adopt
 from tfrecords.converters.formats import FORMATS
 from tfrecords.index import Index, index_of, open_index, shards_of

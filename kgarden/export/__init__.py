@@ -11,10 +11,10 @@ import keras
 
 from kgarden.build import canvases as canvases_of
 from kgarden.build import load_run
+from kgarden.errors import UserError
 from kgarden.export.portable import write_portable
 from kgarden.export.saved_model import write_saved_model
 from kgarden.export.version import views_left_out
-from kgarden.structures import UserError
 
 FORMATS = ("saved_model", "onnx", "litert")
 

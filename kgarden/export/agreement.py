@@ -7,8 +7,9 @@ takes the other's place.
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from kgarden.errors import TrainingFailed
 from kgarden.export.network import COUNT
-from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, TrainingFailed
+from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
 
 TOLERANCE = 1e-4  # of a box: over the longer side of the canvas; of a score: over the score
 MASK_TOLERANCE = 1e-3  # of the probabilities of masks

@@ -13,10 +13,11 @@ import re
 import tensorflow as tf
 
 from kgarden.build import test_sizes
+from kgarden.errors import UserError
 from kgarden.export.agreement import check_agreement, made_up_picture
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
-from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW, UserError
+from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
 
 # With 18, tf2onnx 1.17 takes means over the wrong axes on a level of one cell.
 OPSET = 17

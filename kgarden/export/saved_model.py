@@ -11,7 +11,7 @@ from kgarden.data.canvas import canvas_of, resize_to_canvas
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
 from kgarden.inference.paste_masks import THRESHOLD
-from kgarden.predict import to_original
+from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
 from tfrecords.pictures import decode
 

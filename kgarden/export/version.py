@@ -9,7 +9,7 @@ import shutil
 
 import tensorflow as tf
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
 @contextlib.contextmanager

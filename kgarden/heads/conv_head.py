@@ -6,11 +6,11 @@ Wu et al. 2020, arXiv:1904.06493, section 3.1 and Fig. 5.
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.non_local import NonLocal
 from kgarden.layers.residual import Bottleneck
-from kgarden.structures import UserError
 
 NON_LOCAL = {"mode": "dot_product", "groups": 4, "post_relu": True, "out_bias": True}  # the authors' block
 
@@ -62,7 +62,9 @@ class ConvHead(keras.layers.Layer):
             if non_local and number % 2:
                 given = non_local if isinstance(non_local, dict) else {}
                 settings = {"width": width // 2, "norm": norm, **NON_LOCAL, **given}
-                block = fill(NonLocal, settings, "model.roi_head.conv_head.non_local", name=f"block{number}")
+                block = instantiate(
+                    NonLocal, settings, "model.roi_head.conv_head.non_local", name=f"block{number}"
+                )
             else:
                 block = Bottleneck(width, middle, 1, norm, project=False, name=f"block{number}")
             self.blocks.append(block)

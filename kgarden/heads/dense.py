@@ -2,7 +2,7 @@
 
 On the class tower sits a convolution for C class logits, on the box tower one for the code of the box, which
 each head reads in its own way; a location quality ("centre-ness") may sit on either. So a head says with
-`boxes`, `score_logits` and `possible` all that something laid on top of it, such as PSS, has to know.
+`boxes`, `score_logits` and `candidate_mask` all that something laid on top of it, such as PSS, has to know.
 
     raw                   list over levels, finest first
     "classes"             (B, H, W, K * C) float32 logits, K anchors of a cell
@@ -17,11 +17,13 @@ each head reads in its own way; a location quality ("centre-ness") may sit on ei
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import BOXES, LABELS, SCORES, VALID, UserError
+from kgarden.ops.points import flatten
+from kgarden.structures import BOXES, LABELS, SCORES, VALID
 from kgarden.targets.assign_result import truth_at
 
 
@@ -29,7 +31,7 @@ class DenseHead(keras.layers.Layer):
     """Towers and output convolutions; the frame that the heads fill.
 
     A head adds `terms`, `losses(raw, y, step)`, `boxes(raw)`, `assign(raw, y)` and, where it knows more than
-    that, `possible(raw, y, rule)`.
+    that, `candidate_mask(raw, y, rule)`.
 
     Args:
         strides:     px for one cell of each level.
@@ -175,7 +177,7 @@ class DenseHead(keras.layers.Layer):
         """Which object each place must predict.   (B, A) int32, see kgarden/targets/assign_result.py."""
         raise NotImplementedError(f"{type(self).__name__} is a frame: a head says how places are assigned")
 
-    def possible(self, raw, y, rule="candidates"):
+    def candidate_mask(self, raw, y, rule="candidates"):
         """Which places may predict which object.
 
         Args:
@@ -219,18 +221,11 @@ class DenseHead(keras.layers.Layer):
         }
         if "centerness" in raw or self.sqrt_scores:
             by = {"class": ops.sigmoid(flatten(raw["classes"], self.num_scores)), "score": scores}
-            found |= {"rank": by[self.rank_by], "gate": by[self.gate_by]}
+            found |= {"ranking_scores": by[self.rank_by], "threshold_scores": by[self.gate_by]}
         if self.clip and size_hw is not None:
             found[BOXES] = box_ops.clip(boxes, size_hw)
             found[VALID] = box_ops.nonempty(found[BOXES])[..., None]
         return found
-
-
-def flatten(maps, depth):
-    """Maps of levels (B, H, W, K * depth) as rows of places (B, A, depth), finest level first."""
-    return ops.concatenate(
-        [ops.reshape(m, (-1, m.shape[1] * m.shape[2] * (m.shape[3] // depth), depth)) for m in maps], axis=1
-    )
 
 
 def one_of(where, value, known):

@@ -2,8 +2,8 @@
 
 import keras
 
+from kgarden.errors import UserError
 from kgarden.ops.roi_align import roi_align
-from kgarden.structures import UserError
 
 
 class RoIFeatures(keras.layers.Layer):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.ops.nms import nms
 from kgarden.ops.soft_nms import soft_nms
-from kgarden.structures import BOXES, LABELS, SCORES, SOURCE, VALID, UserError
+from kgarden.structures import BOXES, LABELS, SCORES, SOURCE, VALID
 
 GROUP = "group"
 METHODS = ("nms", "soft_nms", "peaks", "none")
@@ -24,7 +25,7 @@ class Selection:
 
     Attributes:
         score_threshold: a candidate's score must lie above it. Where a head says that something else
-                         than the score is to be compared (candidates["gate"]), that is.
+                         than the score is to be compared (candidates["threshold_scores"]), that is.
         per_level:       how many (box, class) pairs of a level go on, best first; None: all.
         method:          "nms": greedy, suppresses an IoU strictly above `iou`;
                          "soft_nms": takes score from such boxes instead, see `soft`, `sigma`, `min_score` and
@@ -74,10 +75,12 @@ class Selection:
         Args:
             candidates: {"boxes": (B, A, 4), or (B, A, C, 4) where each class has its own box,
                          "scores": (B, A, C)} and, optionally,
-                         "gate" (B, A, C): what the threshold looks at instead of the score,
-                         "rank" (B, A, C): what the best of a level are chosen by instead of the score,
+                         "threshold_scores" (B, A, C): what the threshold looks at instead of the score,
+                         "ranking_scores" (B, A, C): what the best of a level are chosen by instead of the
+                         score,
                          "valid" (B, A, C) bool,
-                         "standing" (B, A) bool: others take their place among the best, and are then dropped,
+                         "keep_after_topk" (B, A) bool: False counts towards the per-level top-k and is
+                         removed afterwards,
                          "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
                          it, one level.
         Returns:
@@ -86,14 +89,18 @@ class Selection:
             different groups never do.
         """
         scores = self._gated(candidates)
-        rank = scores if candidates.get("rank") is None else ops.where(scores > 0, candidates["rank"], -1.0)
+        rank = (
+            scores
+            if candidates.get("ranking_scores") is None
+            else ops.where(scores > 0, candidates["ranking_scores"], -1.0)
+        )
         pairs = self._best_of_levels(rank, candidates.get("levels"))
         if pairs.shape[1] > self.pool:
             pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
         picked = _gather(candidates[BOXES], scores, pairs)
-        if candidates.get("standing") is not None:
-            standing = ops.take_along_axis(candidates["standing"], picked[SOURCE], axis=1)
-            picked[SCORES] = ops.where(standing, picked[SCORES], -1.0)
+        if candidates.get("keep_after_topk") is not None:
+            keep = ops.take_along_axis(candidates["keep_after_topk"], picked[SOURCE], axis=1)
+            picked[SCORES] = ops.where(keep, picked[SCORES], -1.0)
         group = self._groups(picked, scores.shape[-1], candidates.get("levels"))
         return picked if group is None else {**picked, GROUP: group}
 
@@ -125,7 +132,7 @@ class Selection:
     def _gated(self, candidates):
         """Scores (B, A, C), -1 where a candidate is out."""
         scores = ops.cast(candidates[SCORES], "float32")
-        keep = candidates.get("gate", scores) > self.score_threshold
+        keep = candidates.get("threshold_scores", scores) > self.score_threshold
         if candidates.get(VALID) is not None:
             keep = keep & candidates[VALID]
         if self.method == "peaks":

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from pycocotools import mask as mask_tools
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 THRESHOLD = 0.5  # the least probability of a pixel that belongs to the object
 

@@ -7,7 +7,7 @@ conventions say what a view hands on:
     detectron2           its detections, as if it were alone
     maskrcnn_benchmark   all candidates that pass the threshold, none of them suppressed yet
 
-    merge = MergedViews(detector, convention="detectron2")
+    merge = TestTimeAugmentation(detector, convention="detectron2")
     detections = merge.predict_on_batch(x)             # x with "views", see kgarden.structures
 """
 
@@ -16,21 +16,11 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.heads.selection import GROUP
-from kgarden.models.base.static_shapes import PerCanvas, ready_to_predict
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import (
-    BOXES,
-    IMAGES,
-    LABELS,
-    MIRRORED,
-    SCORES,
-    SIZE_HW,
-    SOURCE,
-    VALID,
-    VIEWS,
-    UserError,
-)
+from kgarden.structures import BOXES, IMAGES, LABELS, MIRRORED, SCORES, SIZE_HW, SOURCE, VALID, VIEWS
 
 CONVENTIONS = ("detectron2", "maskrcnn_benchmark")
 THRESHOLD = 1e-8  # detectron2's, on the detections of views
@@ -38,7 +28,7 @@ FIRST_HW = "first_hw"  # size of the picture in the first view
 OF_SOFT_NMS = ("soft", "sigma", "min_score")
 
 
-class MergedViews:
+class TestTimeAugmentation:
     """What an InferenceModel is for one view, for several: asked by `predict_on_batch`.
 
     Args:
@@ -95,7 +85,7 @@ def last_selection(selection, method=None, **settings):
     return dataclasses.replace(selection, method=method, **settings)
 
 
-class OfView(PerCanvas):
+class OfView(StaticShapeModel):
     """{"images", "size_hw", "mirrored", "first_hw"} -> rows, in px of the first view.
 
     Rows are what `Selection.suppress` takes: boxes (B, N, 4), scores (B, N), below 0 for a row that is none,
@@ -147,7 +137,7 @@ class Picked(OfView):
         return self.selection.pick(self.detector.candidates(x, raw))
 
 
-class Merge(PerCanvas):
+class Merge(StaticShapeModel):
     """Rows of all views in px of the first one, and its "size_hw" -> detections, clipped to the picture."""
 
     def __init__(self, selection, **kwargs):

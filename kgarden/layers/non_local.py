@@ -10,9 +10,9 @@ import math
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
-from kgarden.structures import UserError
 
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 

@@ -7,8 +7,8 @@ activations by more than goldens allow.
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.ops.normalization import normalize_batch
-from kgarden.structures import UserError
 
 EPSILON = 1e-5
 KINDS = ("frozen_bn", "bn", "sync_bn", "gn")

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 # What backbones were trained with; images arrive as RGB, 0..255.
 PIXELS = {

@@ -9,8 +9,8 @@ import math
 
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.losses.roi import smooth_l1
-from kgarden.structures import UserError
 
 EPSILON = 1e-6
 

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
 def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):

@@ -5,7 +5,7 @@ Zhou, Yu, Shen, Wang, Li 2021, arXiv:2101.11782, section 3.1.2, Eq. 2.
 
 from keras import ops
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 NEGATIVES = ("best_class", "other_pairs", "pairs_of_negatives")
 

@@ -6,7 +6,7 @@ import math
 import keras
 from keras import ops
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
 def softmax_class_loss(logits, labels):

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from pycocotools import mask as mask_tools
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 PAIRS_AT_ONCE = 2_000_000  # of one chunk; bounds the memory of `pairs`
 

@@ -11,8 +11,8 @@ from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kgarden.errors import UserError
 from kgarden.metrics.arrays import box_of, need, run_lengths
-from kgarden.structures import UserError
 
 # The order in which pycocotools gives its twelve numbers.
 METRICS = (

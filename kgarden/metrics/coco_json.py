@@ -7,8 +7,8 @@ annotations in the ground truth are counted and told, as everywhere in kgarden.
 import math
 from collections import Counter
 
+from kgarden.errors import UserError
 from kgarden.metrics.explain import unknown_classes, unknown_pictures
-from kgarden.structures import UserError
 
 MOST_PX = 1_000_000  # no picture is larger; a mask of such a size would fill the memory
 

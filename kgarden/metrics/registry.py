@@ -1,10 +1,10 @@
 """All measures by name: what a recipe's `evaluate.metrics` and `--metrics` may ask for."""
 
+from kgarden.errors import UserError
 from kgarden.metrics.arrays import tabulate
 from kgarden.metrics.coco import coco_metrics, complete, percent
 from kgarden.metrics.open_images import open_images_ap
 from kgarden.metrics.voc import voc_ap
-from kgarden.structures import UserError
 
 # The number of each measure that stands for it: where it comes first, it chooses the best weights.
 HEADLINES = {

@@ -6,10 +6,9 @@ write_folder("scores", evaluation, analysis)
 
 import csv
 import io
-import json
-import os
 import pathlib
 
+from kgarden.errors import UserError
 from kgarden.metrics.analysis import analyse
 from kgarden.metrics.arrays import tabulate
 from kgarden.metrics.coco import complete
@@ -17,7 +16,7 @@ from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.explain import explain, needs_explaining
 from kgarden.metrics.figures import all_figures
 from kgarden.metrics.registry import measure
-from kgarden.structures import UserError
+from kgarden.utils.files import read_json, replace_file, write_json
 
 
 def score_file(detections, annotations, metrics=("coco",), iou_type="bbox"):
@@ -115,34 +114,6 @@ def table_by_class(evaluation, analysis):
             writer.writeheader()
         writer.writerow(line)
     return text.getvalue()
-
-
-def write_json(path, content):
-    """A json file, whole at any time."""
-    text = json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n"
-    replace_file(pathlib.Path(path), text.encode())
-
-
-def replace_file(path, content):
-    """Write bytes aside, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def read_json(path):
-    """What a json file holds; UserError if it is not there or not whole."""
-    path = pathlib.Path(path)
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no whole json file ({error})") from error
 
 
 def _checked(path, check):

@@ -2,7 +2,8 @@
 
 import difflib
 
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.models.atss import atss
 from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
@@ -18,7 +19,6 @@ from kgarden.models.gfl import gfl
 from kgarden.models.mask_rcnn import mask_rcnn
 from kgarden.models.pss import pss
 from kgarden.models.retinanet import retinanet
-from kgarden.structures import UserError
 
 MODELS = {
     "atss": atss,
@@ -58,6 +58,6 @@ def build_detector(settings, num_classes, seed=0):
         near = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
         raise UserError(f"model.name: no model {name!r}; {hint}")
-    detector = fill(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
+    detector = instantiate(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
     detector.build()
     return detector

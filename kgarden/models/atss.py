@@ -18,14 +18,15 @@ centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not h
 
 from keras import ops
 
-from kgarden.config.instantiate import overlaid
-from kgarden.heads.dense import DenseHead, flatten, one_of
+from kgarden.config.instantiate import merge_defaults
+from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import anchor_grid
+from kgarden.ops.points import flatten
+from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, one_hot, under_crowd
 from kgarden.targets.atss import assign_anchors, atss_candidates
@@ -75,11 +76,11 @@ class ATSSAssigned(DenseHead):
         candidates, ignored = self._candidates(raw, y)
         return assign_anchors(candidates, ignored)
 
-    def possible(self, raw, y, rule="candidates"):
+    def candidate_mask(self, raw, y, rule="candidates"):
         """See DenseHead; "candidates": places good enough for an object, whoever else wants them."""
         if rule == "candidates":
             return self._candidates(raw, y)[0].possible
-        return super().possible(raw, y, rule)
+        return super().candidate_mask(raw, y, rule)
 
     def _candidates(self, raw, y):
         anchors = self.anchors_of(raw)
@@ -112,7 +113,7 @@ class ATSSHead(ATSSAssigned):
         kwargs:       see ATSSAssigned and DenseHead.
     """
 
-    settled = ("code_size", "anchors", "scaled")
+    fixed_arguments = ("code_size", "anchors", "scaled")
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class ATSSHead(ATSSAssigned):
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss = box_loss
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = overlaid(
+        self.weights_of_terms = merge_defaults(
             {"class": 1.0, "box": 2.0, "centerness": 1.0}, weights, "model.dense_head.weights"
         )
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
@@ -161,7 +162,7 @@ class ATSSHead(ATSSAssigned):
             flatten(raw["classes"], self.num_scores), one_hot(labels, self.num_scores), **self.focal
         )
         focal = ops.where((matched == IGNORED)[..., None], 0.0, focal)
-        terms = {"class": per_global(ops.sum(focal), count)}
+        terms = {"class": global_mean(ops.sum(focal), count)}
 
         quality = centerness_of(box_ops.to_ltrb(anchors.points(), gt_boxes))
         weight = ops.where(positive, quality, 0.0)
@@ -169,11 +170,11 @@ class ATSSHead(ATSSAssigned):
         predicted = ops.where(positive[..., None], self.boxes(raw), anchors.boxes)
         target = ops.where(positive[..., None], gt_boxes, anchors.boxes)
         box = ops.sum(weight * box_iou_loss(predicted, target, self.box_loss))
-        terms["box"] = per_global(box, ops.sum(weight))
+        terms["box"] = global_mean(box, ops.sum(weight))
         if "centerness" in raw:
             logits = flatten(raw["centerness"], 1)[..., 0]
             loss = ops.softplus(logits) - logits * quality
-            terms["centerness"] = per_global(ops.sum(ops.where(positive, loss, 0.0)), count)
+            terms["centerness"] = global_mean(ops.sum(ops.where(positive, loss, 0.0)), count)
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 

@@ -25,7 +25,8 @@ What the public implementations do differently, CONVENTIONS:
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import overlaid
+from kgarden.config.instantiate import merge_defaults
+from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.losses.roi import make_box_loss
@@ -42,7 +43,7 @@ from kgarden.models.faster_rcnn import (
     stage_losses,
 )
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import BOXES, CROWD, LABELS, SCORES, VALID, UserError, truth_is_valid
+from kgarden.structures import BOXES, CROWD, LABELS, SCORES, VALID, truth_is_valid
 from kgarden.targets.roi import are_objects, sample_rois
 
 DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -282,7 +283,7 @@ def cascade_rcnn(
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
-    given = overlaid({"train": {}, "test": {}}, proposals, "model.proposals")
+    given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
     return rcnn(
         "cascade_rcnn",
         CascadeHead,

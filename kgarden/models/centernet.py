@@ -25,7 +25,8 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
@@ -33,11 +34,11 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.heatmap import heatmap_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import OneStage
 from kgarden.necks import make_neck
-from kgarden.ops.points import cells_of
-from kgarden.structures import BOXES, LABELS, SCORES, UserError, truth_is_valid
+from kgarden.ops.points import flatten, point_grid_of
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, LABELS, SCORES, truth_is_valid
 from kgarden.targets.centernet import SIZE_RANGES, center_targets, more_positives
 
 MIN_SIDE = 0.01  # px: no box is narrower
@@ -154,7 +155,7 @@ class CenterNetHead(keras.layers.Layer):
 
     def losses(self, raw, y, step=None):
         """Terms <name>/positive, <name>/negative, <name>/box; class heat maps: <name>/class_positive, ..."""
-        cells = cells_of(raw["ltrb"], self.strides)
+        cells = point_grid_of(raw["ltrb"], self.strides)
         gt = (y[BOXES], y[LABELS], truth_is_valid(y))
         targets = center_targets(*gt, cells, num_classes=self.num_classes, **self.target_settings)
         ltrb = flatten(raw["ltrb"])
@@ -187,7 +188,7 @@ class CenterNetHead(keras.layers.Layer):
         )
         count = ops.sum(ops.cast(targets.positive_valid, "float32"))
         return {
-            f"{self.name}/{which}{sign}": per_global(total, count) * self.weights_of_terms[sign]
+            f"{self.name}/{which}{sign}": global_mean(total, count) * self.weights_of_terms[sign]
             for sign, total in (("positive", positive), ("negative", negative))
         }
 
@@ -198,7 +199,7 @@ class CenterNetHead(keras.layers.Layer):
         loss = ltrb_iou_loss(predicted, ops.where(valid[..., None], targets.ltrb, 1.0), self.box_loss)
         weight = ops.where(valid, heat if self.weigh_by_heat else 1.0, 0.0)
         total = ops.sum(ops.where(valid, loss, 0.0) * weight)
-        return per_global(total, ops.sum(weight)) * self.weights_of_terms["box"]
+        return global_mean(total, ops.sum(weight)) * self.weights_of_terms["box"]
 
     def _loss_at(self, ltrb):
         def loss(target, rows):
@@ -214,7 +215,7 @@ class CenterNetHead(keras.layers.Layer):
 
         The threshold of the selection looks at the plain probability of the class (or of any object).
         """
-        cells = cells_of(raw["ltrb"], self.strides)
+        cells = point_grid_of(raw["ltrb"], self.strides)
         maps = {key: ops.sigmoid(flatten(raw[key])) for key in ("objectness", "classes") if key in raw}
         gate = maps.get("classes", maps.get("objectness"))
         if "objectness" not in maps:
@@ -225,15 +226,10 @@ class CenterNetHead(keras.layers.Layer):
         return {
             BOXES: decode_ltrb(flatten(raw["ltrb"]), cells),
             SCORES: scores,
-            "gate": gate,
+            "threshold_scores": gate,
             "probability": ops.square(scores) if "objectness" in maps else scores,
             "levels": cells.sizes,
         }
-
-
-def flatten(maps):
-    """Maps of levels (B, H, W, D) as rows (B, A, D), finest level first."""
-    return ops.concatenate([ops.reshape(m, (-1, m.shape[1] * m.shape[2], m.shape[3])) for m in maps], axis=1)
 
 
 def decode_ltrb(ltrb, cells):
@@ -268,10 +264,10 @@ def centernet(
     return OneStage(
         backbone=make_backbone(backbone),
         neck=neck,
-        dense_head=fill(
+        dense_head=instantiate(
             CenterNetHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes
         ),
-        selection=fill(Selection, selection or {}, "model.selection"),
+        selection=instantiate(Selection, selection or {}, "model.selection"),
         pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,

@@ -19,7 +19,8 @@ Where paper and release disagree the release is the default: it produced the pub
 """
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
@@ -30,7 +31,6 @@ from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks import make_neck
-from kgarden.structures import UserError
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
@@ -108,7 +108,7 @@ def centernet2(
         neck=neck,
         proposer=_proposer(neck, **(proposer or {})),
         roi_head=_roi_head(roi_head, neck.strides, num_classes),
-        selection=fill(
+        selection=instantiate(
             Selection, {"iou": 0.7, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
         ),
         pixels=pixel_settings(pixels),
@@ -136,7 +136,7 @@ def _proposer(
     settings = {"width": neck.channels, **defaults, **head}
     shared = dict(score_threshold=score_threshold, iou=nms_iou, class_wise=False)
     return AsProposer(
-        fill(kind, settings, "model.proposer", strides=neck.strides, num_classes=None),
+        instantiate(kind, settings, "model.proposer", strides=neck.strides, num_classes=None),
         train=Selection(total=train, per_level=train_per_level, **shared),
         test=Selection(total=test, per_level=test_per_level, **shared),
         name="proposer",
@@ -151,4 +151,4 @@ def _roi_head(settings, strides, num_classes):
         raise UserError(f"model.roi_head.name {name!r}: one of {', '.join(ROI_HEADS)}, or roi_head: none")
     head, defaults = ROI_HEADS[name]
     fixed = dict(strides=strides, num_classes=num_classes, name="roi_head")
-    return fill(head, {**defaults, **settings}, "model.roi_head", **fixed)
+    return instantiate(head, {**defaults, **settings}, "model.roi_head", **fixed)

@@ -25,7 +25,8 @@ import numpy as np
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill, overlaid
+from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.errors import UserError
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.heads.mask_branch import MaskBranch, SemanticBranch
 from kgarden.layers.conv import Conv
@@ -33,14 +34,14 @@ from kgarden.layers.initializers import normal
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.dice import dice_loss
 from kgarden.losses.focal import sigmoid_focal_loss
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import OneStage
 from kgarden.models.pss import BASES, PREDICTIONS, PSSHead, name_and_rest, selection_for
 from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
-from kgarden.ops.box_masks import on_grid
-from kgarden.ops.points import cells, cells_of
-from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, UserError, truth_is_valid
+from kgarden.ops.box_masks import masks_on_grid
+from kgarden.ops.points import flatten, point_grid, point_grid_of
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, one_hot
 from kgarden.targets.instances import best_of_each, semantic_labels
 
@@ -93,7 +94,7 @@ def relative_coordinates(places, sizes, size_hw, stride):
     Returns:
         (B, N, 2, H * W) float32, (place - cell) / size.
     """
-    points = ops.convert_to_tensor(cells([size_hw], [stride]).points().T)  # (2, H * W)
+    points = ops.convert_to_tensor(point_grid([size_hw], [stride]).points().T)  # (2, H * W)
     return (places[..., None] - points) / sizes[..., None, None]
 
 
@@ -174,7 +175,7 @@ class CondInst(keras.layers.Layer):
         self.widths = widths_of(bases, channels, num_layers, coordinates)
         self.coordinates, self.upsampling = coordinates, upsampling
         self.count, self.side, self.num_classes = count, side, num_classes
-        self.weights_of_terms = overlaid(WEIGHTS, weights, f"{where}.weights")
+        self.weights_of_terms = merge_defaults(WEIGHTS, weights, f"{where}.weights")
         self.controller = Conv(
             sum(outputs * (inputs + 1) for inputs, outputs in self.widths),
             3,
@@ -183,7 +184,7 @@ class CondInst(keras.layers.Layer):
             name="controller",
         )
         branch = branch or {}
-        self.branch = fill(MaskBranch, branch, f"{where}.branch", bases=bases, name="branch")
+        self.branch = instantiate(MaskBranch, branch, f"{where}.branch", bases=bases, name="branch")
         if self.branch.levels > len(strides):
             raise UserError(f"{where}.branch.levels {self.branch.levels}: there are {len(strides)}")
         self.semantic = None
@@ -218,13 +219,10 @@ class CondInst(keras.layers.Layer):
 
     def logits(self, raw, place):
         """Masks of places, not enlarged.   raw as of `call`, place (B, N) -> (B, N, H_0, W_0) float32."""
-        parameters = ops.concatenate(
-            [ops.reshape(p, (-1, p.shape[1] * p.shape[2], p.shape[3])) for p in raw["parameters"]], axis=1
-        )
-        parameters = ops.take_along_axis(parameters, place[..., None], axis=1)
+        parameters = ops.take_along_axis(flatten(raw["parameters"]), place[..., None], axis=1)
         coordinates = None
         if self.coordinates:
-            of_level = cells_of(raw["parameters"], self.strides)
+            of_level = point_grid_of(raw["parameters"], self.strides)
             places = ops.take(ops.convert_to_tensor(of_level.points()), place, axis=0)
             sizes = ops.take(ops.convert_to_tensor(np.float32(self.sizes)[of_level.level]), place, axis=0)
             coordinates = relative_coordinates(places, sizes, raw["maps"].shape[1:3], self.strides[0])
@@ -260,17 +258,17 @@ class CondInst(keras.layers.Layer):
         enlarged = ops.reshape(aligned_bilinear(flat, self.upsampling), (-1, logits.shape[1], height, width))
         bitmaps = ops.take_along_axis(y[MASKS], chosen.object[..., None, None], axis=1)
         boxes = ops.take_along_axis(y[BOXES], chosen.object[..., None], axis=1)
-        target = on_grid(bitmaps, boxes, (height, width), self.strides[0] / self.upsampling)
+        target = masks_on_grid(bitmaps, boxes, (height, width), self.strides[0] / self.upsampling)
         loss = dice_loss(ops.sigmoid(enlarged), target)
         count = ops.sum(ops.cast(chosen.valid, "float32"))
-        return per_global(ops.sum(ops.where(chosen.valid, loss, 0.0)), count)
+        return global_mean(ops.sum(ops.where(chosen.valid, loss, 0.0)), count)
 
     def _semantic_loss(self, logits, known, y):
         labels = semantic_labels(y, known, logits.shape[1:3], self.strides[0])
         logits = ops.reshape(logits, (-1, labels.shape[1], self.num_classes))
         loss = ops.sum(sigmoid_focal_loss(logits, one_hot(labels, self.num_classes)), axis=-1)
         count = ops.sum(ops.cast(labels >= 0, "float32"))
-        return per_global(ops.sum(ops.where(labels == IGNORED, 0.0, loss)), count)
+        return global_mean(ops.sum(ops.where(labels == IGNORED, 0.0, loss)), count)
 
     # Inference.
 
@@ -305,7 +303,7 @@ def mask_head_on(dense_head, channels, settings):
             f"model.mask_head condinst needs a dense head with towers and one box for each cell "
             f"(fcos, atss, gfl, defcn, or pss on one of them), not {type(dense_head).__name__}"
         )
-    return fill(
+    return instantiate(
         CondInst,
         settings,
         "model.mask_head",
@@ -351,11 +349,11 @@ def condinst(
     if pss is None:
         if prediction == "end_to_end":
             raise UserError("model.prediction end_to_end needs the branch of PSS: set model.pss to {}")
-        head = fill(BASES[name].head, of_base, "model.base", **made)
+        head = instantiate(BASES[name].head, of_base, "model.base", **made)
     else:
         prediction = prediction or "end_to_end"
         made |= {"base": {"name": name, **of_base}, "prediction": prediction, "name": "pss"}
-        head = fill(PSSHead, pss, "model.pss", **made)
+        head = instantiate(PSSHead, pss, "model.pss", **made)
     return OneStage(
         backbone=make_backbone(backbone),
         neck=neck,

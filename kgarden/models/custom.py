@@ -7,7 +7,8 @@ model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}
 """
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
@@ -25,7 +26,6 @@ from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.rpn import make_proposer
 from kgarden.necks import make_neck
-from kgarden.structures import UserError
 
 DENSE_HEADS = {
     "atss": ATSSHead,
@@ -69,7 +69,7 @@ def one_stage(
     return OneStage(
         dense_head=head,
         mask_head=_mask_head(MASK_HEADS, mask_head, head, neck.channels),
-        selection=fill(Selection, selection or {}, "model.selection"),
+        selection=instantiate(Selection, selection or {}, "model.selection"),
         **_trunk(backbone, neck, pixels),
         num_classes=num_classes,
         seed=seed,
@@ -104,10 +104,12 @@ def two_stage(
     made = dict(strides=neck.strides, num_classes=num_classes, name="roi_head")
     roi_head = _by_name(ROI_HEADS, roi_head, "model.roi_head", **made)
     return TwoStage(
-        proposer=fill(_proposer, proposer, "model.proposer", neck=neck, seed=seed),
+        proposer=instantiate(_proposer, proposer, "model.proposer", neck=neck, seed=seed),
         roi_head=roi_head,
         mask_head=_mask_head(MASK_HEADS_OF_ROIS, mask_head, roi_head, neck.strides),
-        selection=fill(Selection, {"per_level": None, "pool": 4096, **(selection or {})}, "model.selection"),
+        selection=instantiate(
+            Selection, {"per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
+        ),
         **_trunk(backbone, neck, pixels),
         num_classes=num_classes,
         seed=seed,
@@ -123,12 +125,12 @@ def _proposer(neck, seed, head, train=None, test=None):
     made = _by_name(DENSE_HEADS, head, "model.proposer.head", strides=neck.strides, num_classes=None)
     return AsProposer(
         made,
-        train=fill(
+        train=instantiate(
             Selection,
             {**PROPOSALS, "per_level": 4000, "total": 2000, **(train or {})},
             "model.proposer.train",
         ),
-        test=fill(
+        test=instantiate(
             Selection, {**PROPOSALS, "per_level": 1000, "total": 256, **(test or {})}, "model.proposer.test"
         ),
         name="proposer",
@@ -148,7 +150,7 @@ def _trunk(backbone, neck, pixels):
 
 def _by_name(known, settings, where, **fixed):
     name, settings = _name_and_rest(settings, where, known)
-    return fill(known[name], settings, where, **fixed)
+    return instantiate(known[name], settings, where, **fixed)
 
 
 def _name_and_rest(settings, where, known):

@@ -19,17 +19,19 @@ The release gives an object without a point of its own the first free cell of th
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import fill, overlaid
-from kgarden.heads.dense import flatten, one_of
+from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.errors import UserError
+from kgarden.heads.dense import one_of
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.layers.norm import GroupNorm
 from kgarden.losses.box_iou import box_iou_loss
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.models.fcos import FCOSHead
-from kgarden.structures import BOXES, LABELS, UserError, truth_is_valid
+from kgarden.ops.points import flatten
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, LABELS, truth_is_valid
 from kgarden.targets.fcos import FAR
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, chosen, quality
 
@@ -100,7 +102,7 @@ def auxiliary_labels(quality, gt_boxes, gt_labels, gt_valid, cells, top_k=9):
     Args:
         quality:  (B, M, A), of `kgarden.targets.one_to_one.quality` without the filter.
         gt_boxes, gt_labels, gt_valid: (B, M, 4), (B, M), (B, M).
-        cells:    kgarden.ops.points.Cells.
+        cells:    kgarden.ops.points.PointGrid.
     Returns:
         (B, A) int32 class, or -1 for background.
     """
@@ -172,8 +174,18 @@ class DeFCNHead(FCOSHead):
         kwargs:      width, num_convs, ..., see DenseHead.
     """
 
-    settled = (*FCOSHead.settled, "size_ranges", "center_radius", "centerness", "quality", "distance")
-    settled += ("box_loss", "smoothing", "gamma", "sqrt_scores", "rank_by", "gate_by", "clip")
+    fixed_arguments = (*FCOSHead.fixed_arguments, "size_ranges", "center_radius", "centerness")
+    fixed_arguments += (
+        "quality",
+        "distance",
+        "box_loss",
+        "smoothing",
+        "gamma",
+        "sqrt_scores",
+        "rank_by",
+        "gate_by",
+        "clip",
+    )
 
     def __init__(
         self,
@@ -211,18 +223,18 @@ class DeFCNHead(FCOSHead):
         one_of("dense_head.form", form, FORMS)
         self.quality_settings = {"alpha": alpha, "form": form}
         self.matching, self.unmatched = matching, unmatched
-        self.focal = overlaid({"alpha": 0.25, "gamma": 2.0}, focal, "model.dense_head.focal")
-        self.weights_of_terms = overlaid(WEIGHTS, weights, "model.dense_head.weights")
+        self.focal = merge_defaults({"alpha": 0.25, "gamma": 2.0}, focal, "model.dense_head.focal")
+        self.weights_of_terms = merge_defaults(WEIGHTS, weights, "model.dense_head.weights")
         self.terms = ("class", "box")
         self.auxiliary = None
         if auxiliary is not None:
             self.terms += ("auxiliary",)
-            self.auxiliary = overlaid({"top_k": 9}, dict(auxiliary), "model.dense_head.auxiliary")
+            self.auxiliary = merge_defaults({"top_k": 9}, dict(auxiliary), "model.dense_head.auxiliary")
         self.max_filter = self.filter = None
         if max_filter is not None:
             settings = {"norm_groups": kwargs.get("norm_groups"), **dict(max_filter)}
             where, width = "model.dense_head.max_filter", self.width
-            self.max_filter = fill(MaxFilter, settings, where, width=width, name="max_filter")
+            self.max_filter = instantiate(MaxFilter, settings, where, width=width, name="max_filter")
             self.filter = self._output(1, "filter")
 
     def build(self, pyramid_shapes):
@@ -255,7 +267,7 @@ class DeFCNHead(FCOSHead):
     def match(self, raw, y):
         """The point of every object.   kgarden.targets.one_to_one.OneToOne."""
         good = self._quality(self.probability(raw), raw, y)
-        matched = choose(good, self.possible(raw, y, "center"), self._labels(y), self.matching)
+        matched = choose(good, self.candidate_mask(raw, y, "center"), self._labels(y), self.matching)
         return with_first_free(matched, truth_is_valid(y)) if self.unmatched == "released" else matched
 
     def auxiliary_labels(self, raw, y):
@@ -281,12 +293,12 @@ class DeFCNHead(FCOSHead):
         giou = box_iou_loss(ops.where(found, predicted, unit), ops.where(found, y[BOXES], unit))
         count = ops.sum(ops.cast(matched.valid, "float32"))
         focal = ops.sum(focal_loss(self.probability(raw), matched.labels, **self.focal))
-        terms = {"class": per_global(focal, count), "box": per_global(ops.sum(giou), count)}
+        terms = {"class": global_mean(focal, count), "box": global_mean(ops.sum(giou), count)}
         if self.auxiliary is not None:
             labels = self.auxiliary_labels(raw, y)
             plain = sigmoid_product(flatten(raw["classes"], self.num_scores))
             many = ops.sum(ops.cast(labels >= 0, "float32"))
-            terms["auxiliary"] = per_global(ops.sum(focal_loss(plain, labels, **self.focal)), many)
+            terms["auxiliary"] = global_mean(ops.sum(focal_loss(plain, labels, **self.focal)), many)
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 

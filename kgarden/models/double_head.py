@@ -21,7 +21,8 @@ nothing: `conv_roi_scale`. It rests on maskrcnn-benchmark, whose settings are th
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
@@ -38,7 +39,7 @@ from kgarden.models.faster_rcnn import (
     decode,
     rcnn,
 )
-from kgarden.structures import BOXES, SCORES, VALID, UserError
+from kgarden.structures import BOXES, SCORES, VALID
 from kgarden.targets.roi import label_rois, sample_rois
 
 CONFIGURATIONS = {
@@ -78,7 +79,7 @@ class Branch(keras.layers.Layer):
     def __init__(self, kind, head, num_classes, classifies, regresses, class_agnostic=False, **kwargs):
         super().__init__(**kwargs)
         layer = {"fc": FCHead, "conv": ConvHead}[kind]
-        self.features = fill(layer, head, f"model.roi_head.{kind}_head", name="features")
+        self.features = instantiate(layer, head, f"model.roi_head.{kind}_head", name="features")
         self.takes_training = kind == "conv"
         self.groups = 1 if class_agnostic else num_classes
         self.classes = self.boxes = None

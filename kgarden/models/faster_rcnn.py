@@ -20,7 +20,8 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures
@@ -29,11 +30,11 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.roi import make_box_loss, sigmoid_class_loss, smooth_l1, softmax_class_loss
 from kgarden.models import rpn as first_stage
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.two_stage import TwoStage
 from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import BOXES, SCORES, VALID, UserError
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, SCORES, VALID
 from kgarden.targets.roi import label_rois, sample_rois
 
 FUSIONS = ("released", "product", "off")
@@ -117,7 +118,7 @@ class FasterHead(keras.layers.Layer):
     """
 
     loss_names = ("roi/class", "roi/box")
-    settled = ("features",)
+    fixed_arguments = ("features",)
 
     def __init__(
         self,
@@ -254,7 +255,7 @@ def class_loss_of(logits, labels, sigmoid=False):
         labels: (B, P) of `label_rois`.
     """
     loss = (sigmoid_class_loss if sigmoid else softmax_class_loss)(logits, labels)
-    return per_global(ops.sum(loss), _count(labels))
+    return global_mean(ops.sum(loss), _count(labels))
 
 
 def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, loss=smooth_l1):
@@ -276,7 +277,7 @@ def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, loss=smoo
     target_boxes = ops.where(foreground[..., None], gt_boxes, rois)
     target = box_ops.encode_deltas(rois, target_boxes, coder.weights, coder.plus_one)
     loss_of_roi = ops.sum(loss(predicted, target), axis=-1)
-    return per_global(ops.sum(ops.where(foreground, loss_of_roi, 0.0)), _count(labels))
+    return global_mean(ops.sum(ops.where(foreground, loss_of_roi, 0.0)), _count(labels))
 
 
 def _count(labels):
@@ -361,7 +362,7 @@ def rcnn(
         backbone=make_backbone(backbone),
         neck=neck,
         proposer=first_stage.make_proposer(neck, seed, convention, rpn, proposals),
-        roi_head=fill(
+        roi_head=instantiate(
             head,
             settings,
             "model.roi_head",
@@ -370,7 +371,7 @@ def rcnn(
             name="roi_head",
             **of_head,
         ),
-        selection=fill(
+        selection=instantiate(
             Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
         ),
         pixels=pixel_settings(pixels),

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import overlaid
+from kgarden.config.instantiate import merge_defaults
 from kgarden.layers.remat import recomputed
 from kgarden.models.faster_rcnn import FasterHead, rcnn
 from kgarden.necks.last_level import LastLevel
@@ -74,7 +74,7 @@ class C4Head(FasterHead):
         others:    see FasterHead.
     """
 
-    settled = ("features", "width", "num_fcs", "num_convs")
+    fixed_arguments = ("features", "width", "num_fcs", "num_convs")
 
     def __init__(self, strides, num_classes, features, pool_size=14, sampling_ratio=0, **kwargs):
         own = dict(features=features, pool_size=pool_size, sampling_ratio=sampling_ratio)
@@ -104,7 +104,7 @@ def faster_rcnn_c4(
     """
     backbone = {"name": backbone} if isinstance(backbone, str) else backbone
     trunk = make_backbone({**backbone, "last_stage": 4})
-    given = overlaid({"train": {}, "test": {}}, proposals, "model.proposals")
+    given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
     return rcnn(
         "faster_rcnn_c4",
         C4Head,

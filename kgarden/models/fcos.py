@@ -26,16 +26,17 @@ sources have differently, as arguments:
 
 from keras import ops
 
-from kgarden.config.instantiate import overlaid
-from kgarden.heads.dense import DenseHead, flatten, one_of
+from kgarden.config.instantiate import merge_defaults
+from kgarden.errors import UserError
+from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
-from kgarden.ops.points import cells_of
-from kgarden.structures import BOXES, UserError, truth_is_valid
+from kgarden.ops.points import flatten, point_grid_of
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, truth_is_valid
 from kgarden.targets.assign_result import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
@@ -58,7 +59,7 @@ class FCOSHead(DenseHead):
         kwargs:        width, num_convs, ..., see DenseHead.
     """
 
-    settled = ("code_size", "anchors", "scaled")
+    fixed_arguments = ("code_size", "anchors", "scaled")
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class FCOSHead(DenseHead):
         self.quality, self.distance = quality, distance
         self.box_loss, self.smoothing = box_loss, smoothing
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = overlaid(
+        self.weights_of_terms = merge_defaults(
             {"class": 1.0, "box": 1.0, "centerness": 1.0}, weights, "model.dense_head.weights"
         )
         self.terms = ("class", "box", "centerness") if centerness else ("class", "box")
@@ -104,22 +105,22 @@ class FCOSHead(DenseHead):
         return box_ops.from_ltrb(cells.points(), flatten(raw["code"], 4) * cells.stride[:, None])
 
     def _cells(self, raw):
-        return cells_of(raw["code"], self.strides)
+        return point_grid_of(raw["code"], self.strides)
 
     # Targets.
 
     def assign(self, raw, y):
         """The smallest object among the possible ones.   (B, A) int32."""
-        return assign_points(self.possible(raw, y), y[BOXES])
+        return assign_points(self.candidate_mask(raw, y), y[BOXES])
 
-    def possible(self, raw, y, rule="candidates"):
+    def candidate_mask(self, raw, y, rule="candidates"):
         """See DenseHead; "candidates": near the centre and on a level for the size."""
         cells, gt = self._cells(raw), (y[BOXES], truth_is_valid(y))
         if rule == "candidates":
             return possible_points(cells, *gt, self.size_ranges, self.center_radius)
         if rule == "center":
             return near_center(cells, *gt, self.center_radius)
-        return super().possible(raw, y, rule)
+        return super().candidate_mask(raw, y, rule)
 
     # Losses.
 
@@ -135,7 +136,7 @@ class FCOSHead(DenseHead):
         focal = sigmoid_focal_loss(
             flatten(raw["classes"], self.num_scores), one_hot(labels, self.num_scores), **self.focal
         )
-        terms = {"class": per_global(ops.sum(focal), count)}
+        terms = {"class": global_mean(ops.sum(focal), count)}
         if self.quality == "iou":
             overlap = pairwise_iou(_around_origin(predicted), _around_origin(target))
             quality, weight, floor = ops.stop_gradient(overlap), ops.cast(positive, "float32"), 1.0
@@ -143,11 +144,11 @@ class FCOSHead(DenseHead):
             quality, floor = centerness(target), 1e-6
             weight = ops.where(positive, quality, 0.0)
         box = ops.sum(weight * self._box_loss(predicted, target))
-        terms["box"] = per_global(box, ops.sum(weight), floor)
+        terms["box"] = global_mean(box, ops.sum(weight), floor)
         if "centerness" in raw:
             logits = flatten(raw["centerness"], 1)[..., 0]
             loss = ops.softplus(logits) - logits * quality
-            terms["centerness"] = per_global(ops.sum(ops.where(positive, loss, 0.0)), count)
+            terms["centerness"] = global_mean(ops.sum(ops.where(positive, loss, 0.0)), count)
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
     def _box_loss(self, predicted, target):

@@ -18,15 +18,16 @@ ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are th
 
 from keras import ops
 
-from kgarden.config.instantiate import overlaid
-from kgarden.heads.dense import flatten, one_of
+from kgarden.config.instantiate import merge_defaults
+from kgarden.errors import UserError
+from kgarden.heads.dense import one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
 from kgarden.losses.focal import distribution_focal_loss, expectation, quality_focal_loss
 from kgarden.models.atss import ATSSAssigned
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import UserError
+from kgarden.ops.points import flatten
+from kgarden.ops.replicas import global_mean
 from kgarden.targets.assign_result import IGNORED, one_hot
 
 BELOW_LAST = 0.1  # targets stay this far below the largest distance, so that there is always a next one
@@ -44,7 +45,7 @@ class GFLHead(ATSSAssigned):
         kwargs:   see ATSSAssigned and DenseHead.
     """
 
-    settled = ("code_size", "anchors", "centerness", "scaled")
+    fixed_arguments = ("code_size", "anchors", "centerness", "scaled")
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class GFLHead(ATSSAssigned):
         one_of("dense_head.box_loss", box_loss, KINDS)
         self.reg_max = reg_max
         self.box_loss, self.beta = box_loss, beta
-        self.weights_of_terms = overlaid(
+        self.weights_of_terms = merge_defaults(
             {"class": 1.0, "box": 2.0, "distribution": 0.25}, weights, "model.dense_head.weights"
         )
         self.terms = ("class", "box", "distribution") if reg_max else ("class", "box")
@@ -104,16 +105,16 @@ class GFLHead(ATSSAssigned):
         joint = one_hot(labels, self.num_scores) * quality[..., None]
         loss = quality_focal_loss(logits, joint, self.beta)
         loss = ops.where((matched == IGNORED)[..., None], 0.0, loss)
-        terms = {"class": per_global(ops.sum(loss), self.count(positive))}
+        terms = {"class": global_mean(ops.sum(loss), self.count(positive))}
 
         surest = ops.stop_gradient(ops.max(ops.sigmoid(logits), axis=-1))
         weight = ops.where(positive, surest, 0.0)
         box = ops.sum(weight * box_iou_loss(predicted, target, self.box_loss))
-        terms["box"] = per_global(box, ops.sum(weight))
+        terms["box"] = global_mean(box, ops.sum(weight))
         if self.reg_max:
             ltrb = ops.clip(box_ops.to_ltrb(points, target), 0.0, self.reg_max - BELOW_LAST)
             loss = ops.mean(distribution_focal_loss(self._distribution(raw), ltrb), axis=-1)
-            terms["distribution"] = per_global(ops.sum(weight * loss), ops.sum(weight))
+            terms["distribution"] = global_mean(ops.sum(weight * loss), ops.sum(weight))
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 

@@ -22,17 +22,18 @@ draws in the boxes of the last; mmdetection has one for each stage and averages.
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import msra_fan_out, normal
-from kgarden.models.base.detector import per_global
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
-from kgarden.ops.box_masks import over_boxes
-from kgarden.structures import BOXES, LABELS, MASKS, VALID, UserError
+from kgarden.ops.box_masks import covered_area
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
 
 ROI_HEADS = {"cascade": CascadeHead, "double_head": DoubleHead, "faster": FasterHead}
@@ -125,7 +126,7 @@ class MaskHead(keras.layers.Layer):
 
     @property
     def side(self):
-        """Cells along each side of a mask."""
+        """PointGrid along each side of a mask."""
         return 2 * self.pool.size
 
     def build(self, pyramid_shapes):
@@ -172,7 +173,7 @@ class MaskHead(keras.layers.Layer):
         logits = self(pyramid, boxes, ops.cast(labels, "int32"), training=True)
         loss = ops.mean(ops.softplus(logits) - ops.where(target, logits, 0.0), axis=(2, 3))
         count = ops.sum(ops.cast(known, "float32"))
-        return {"roi/mask": self.weight * per_global(ops.sum(ops.where(known, loss, 0.0)), count)}
+        return {"roi/mask": self.weight * global_mean(ops.sum(ops.where(known, loss, 0.0)), count)}
 
     def masks(self, pyramid, detections):
         """Masks of detections over their boxes.
@@ -208,7 +209,7 @@ def targets(boxes, objects, y, side):
     bitmaps = ops.take_along_axis(y[MASKS], row[..., None, None], axis=1)
     gt_boxes = ops.take_along_axis(y[BOXES], row[..., None], axis=1)
     known = (objects >= 0) & ops.any(bitmaps, axis=(2, 3))
-    return over_boxes(bitmaps, gt_boxes, boxes, side) >= HALF, known
+    return covered_area(bitmaps, gt_boxes, boxes, side) >= HALF, known
 
 
 def mask_head_on(roi_head, strides, settings):
@@ -221,7 +222,7 @@ def mask_head_on(roi_head, strides, settings):
     """
     settings = {"count": int(roi_head.num_samples * roi_head.positive_fraction), **settings}
     made = dict(strides=strides, num_classes=roi_head.num_classes, name="mask_head")
-    return fill(MaskHead, settings, "model.mask_head", **made)
+    return instantiate(MaskHead, settings, "model.mask_head", **made)
 
 
 def mask_rcnn(

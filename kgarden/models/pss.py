@@ -25,8 +25,9 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill, overlaid
-from kgarden.heads.dense import flatten, one_of
+from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.errors import UserError
+from kgarden.heads.dense import one_of
 from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
@@ -35,14 +36,15 @@ from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
 from kgarden.models.atss import ATSSHead
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import OneStage
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks import make_neck
 from kgarden.ops.linear_assignment import OUTSIDE
-from kgarden.structures import BOXES, LABELS, SCORES, UserError
+from kgarden.ops.points import flatten
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, LABELS, SCORES
 from kgarden.targets.one_to_one import FORMS, MATCHINGS, choose, quality
 
 PREDICTIONS = ("end_to_end", "one_to_many")
@@ -172,7 +174,7 @@ class PSSHead(keras.layers.Layer):
         super().__init__(name=name, **kwargs)
         one_of("prediction", prediction, PREDICTIONS)
         self.base = make_base(base, strides, num_classes)
-        self.selector = fill(
+        self.selector = instantiate(
             Selector,
             {"width": self.base.width, **(selector or {})},
             "model.selector",
@@ -180,13 +182,13 @@ class PSSHead(keras.layers.Layer):
             name="selector",
         )
         defaults = {**ASSIGNMENT, "omega": BASES[name_and_rest(base)[0]].omega}
-        self.assignment = overlaid(defaults, assignment, "model.assignment")
+        self.assignment = merge_defaults(defaults, assignment, "model.assignment")
         one_of("assignment.matching", self.assignment["matching"], MATCHINGS)
         one_of("assignment.form", self.assignment["form"], FORMS)
-        self.weights_of_terms = overlaid(WEIGHTS, weights, "model.weights")
-        self.ranking = overlaid(RANKING, ranking, "model.ranking")
+        self.weights_of_terms = merge_defaults(WEIGHTS, weights, "model.weights")
+        self.ranking = merge_defaults(RANKING, ranking, "model.ranking")
         one_of("ranking.negatives", self.ranking["negatives"], NEGATIVES)
-        self.focal = overlaid(FOCAL, focal, "model.focal")
+        self.focal = merge_defaults(FOCAL, focal, "model.focal")
         self.detach_scores = detach_scores
         self.prediction = prediction
 
@@ -243,8 +245,8 @@ class PSSHead(keras.layers.Layer):
         count = ops.sum(ops.cast(matched.valid, "float32"))
         images = ops.cast(ops.shape(y[LABELS])[0], "float32")
         return {
-            f"{self.name}/class": per_global(focal, count) * of_class,
-            f"{self.name}/rank": per_global(ops.sum(ranked), images) * of_rank,
+            f"{self.name}/class": global_mean(focal, count) * of_class,
+            f"{self.name}/rank": global_mean(ops.sum(ranked), images) * of_rank,
         }
 
     def match(self, raw, y):
@@ -255,7 +257,7 @@ class PSSHead(keras.layers.Layer):
             labels = ops.minimum(labels, 0)
         probability = self.probability(raw).value()
         good = quality(probability, self.base.boxes(raw), y[BOXES], labels, rule["alpha"], rule["form"])
-        omega = self.base.possible(raw, y, rule["omega"])
+        omega = self.base.candidate_mask(raw, y, rule["omega"])
         return choose(good, omega, labels, rule["matching"], rule["outside"])
 
     # What the outputs mean.
@@ -293,7 +295,7 @@ def make_base(settings, strides, num_classes):
     settings = {**defaults, **settings}
     if "weights" in defaults:
         settings["weights"] = {**defaults["weights"], **settings["weights"]}
-    return fill(BASES[name].head, settings, "model.base", strides=strides, num_classes=num_classes)
+    return instantiate(BASES[name].head, settings, "model.base", strides=strides, num_classes=num_classes)
 
 
 def name_and_rest(settings):
@@ -368,4 +370,4 @@ def selection_for(prediction, nms_iou, settings):
     if prediction == "end_to_end":
         best = settings.get("total", Selection.total)
         defaults |= {"method": "none", "score_threshold": 0.0, "per_level": best}
-    return fill(Selection, {**defaults, **settings}, "model.selection")
+    return instantiate(Selection, {**defaults, **settings}, "model.selection")

@@ -25,16 +25,17 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import overlaid
-from kgarden.heads.dense import DenseHead, flatten, one_of
+from kgarden.config.instantiate import merge_defaults
+from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.roi import smooth_l1
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
-from kgarden.ops import shares
+from kgarden.ops import replicas
 from kgarden.ops.anchors import anchor_grid
+from kgarden.ops.points import flatten
+from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, one_hot
 from kgarden.targets.retinanet import RESCUES, assign_by_iou
@@ -65,7 +66,7 @@ class RetinaNetHead(DenseHead):
         kwargs:       width, num_convs, ..., see DenseHead.
     """
 
-    settled = ("code_size", "anchors", "centerness", "scaled")
+    fixed_arguments = ("code_size", "anchors", "centerness", "scaled")
 
     def __init__(
         self,
@@ -114,7 +115,9 @@ class RetinaNetHead(DenseHead):
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
         self.box_loss, self.box_beta = box_loss, box_beta
         self.focal = dict(alpha=alpha, gamma=gamma)
-        self.weights_of_terms = overlaid({"class": 1.0, "box": 1.0}, weights, "model.dense_head.weights")
+        self.weights_of_terms = merge_defaults(
+            {"class": 1.0, "box": 1.0}, weights, "model.dense_head.weights"
+        )
 
     def build(self, pyramid_shapes):
         super().build(pyramid_shapes)
@@ -165,11 +168,11 @@ class RetinaNetHead(DenseHead):
         if self.normalizer == "count_empty":
             of_image = ops.maximum(of_image, 1.0)
         if self.normalizer != "ema":
-            return [per_global(total, ops.sum(of_image)) for total in totals]
-        images = ops.cast(ops.shape(positive)[0] * shares.num_shares(), "float32")
-        count = shares.sum_over_shares(ops.sum(of_image))
+            return [global_mean(total, ops.sum(of_image)) for total in totals]
+        images = ops.cast(ops.shape(positive)[0] * replicas.num_batch_parts(), "float32")
+        count = replicas.sum_over_batch(ops.sum(of_image))
         average = self._averaged(ops.maximum(count, 1.0) / images, step) * images
-        return [total / average * shares.num_shares() for total in totals]
+        return [total / average * replicas.num_batch_parts() for total in totals]
 
     def _build_ema(self):
         state = dict(shape=(), trainable=False, autocast=False, aggregation="only_first_replica")

@@ -19,19 +19,21 @@ the scores of `candidates` rank, they are no probabilities.
 
 from keras import ops
 
-from kgarden.config.instantiate import fill, overlaid
-from kgarden.heads.dense import DenseHead, flatten, one_of
+from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.errors import UserError
+from kgarden.heads.dense import DenseHead, one_of
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
 from kgarden.losses.roi import smooth_l1
-from kgarden.models.base.detector import per_global
 from kgarden.models.base.two_stage import AsProposer
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import FORMS, anchor_grid
 from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, sample
+from kgarden.ops.points import flatten
 from kgarden.ops.random import hash_uniform
-from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, UserError, truth_is_valid
+from kgarden.ops.replicas import global_mean
+from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, truth_is_valid
 from kgarden.targets.assign_result import BACKGROUND, IGNORED, truth_at
 from kgarden.targets.max_iou import RESCUES, MaxIoU, assign
 
@@ -87,8 +89,8 @@ class RPNHead(DenseHead):
     """
 
     terms = ("objectness", "box")
-    settled = ("code_size", "anchors", "centerness", "scaled", "shared_tower", "prior", "clip")
-    settled += ("sqrt_scores", "rank_by", "gate_by")
+    fixed_arguments = ("code_size", "anchors", "centerness", "scaled", "shared_tower", "prior", "clip")
+    fixed_arguments += ("sqrt_scores", "rank_by", "gate_by")
 
     def __init__(
         self,
@@ -209,7 +211,7 @@ class RPNHead(DenseHead):
             count = ops.sum(ops.cast(drawn, "float32"))
         else:
             count = ops.cast(ops.shape(drawn)[0], "float32") * self.num_samples
-        terms = [per_global(objectness, count), per_global(box, count)]
+        terms = [global_mean(objectness, count), global_mean(box, count)]
         return dict(zip(self.loss_names, terms, strict=True))
 
     # Inference.
@@ -223,7 +225,7 @@ class RPNHead(DenseHead):
             BOXES: boxes,
             SCORES: ranking(flatten(raw["classes"], 1)),
             "levels": self.levels(raw),
-            "standing": box_ops.nonempty(boxes),
+            "keep_after_topk": box_ops.nonempty(boxes),
         }
 
 
@@ -240,10 +242,12 @@ def make_proposer(neck, seed, convention="detectron2", rpn=None, proposals=None)
         AsProposer.
     """
     settings = {"width": neck.channels, **CONVENTIONS[convention], **(rpn or {})}
-    head = fill(RPNHead, settings, "model.rpn", strides=neck.strides, num_classes=None, seed=seed)
-    given = overlaid({"train": {}, "test": {}}, proposals, "model.proposals")
+    head = instantiate(RPNHead, settings, "model.rpn", strides=neck.strides, num_classes=None, seed=seed)
+    given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
     selections = {
-        when: fill(Selection, {**OF_EACH_LEVEL, **PROPOSALS[when], **given[when]}, f"model.proposals.{when}")
+        when: instantiate(
+            Selection, {**OF_EACH_LEVEL, **PROPOSALS[when], **given[when]}, f"model.proposals.{when}"
+        )
         for when in PROPOSALS
     }
     return AsProposer(head, **selections, name="proposer")

@@ -1,8 +1,8 @@
 """Necks by name: C2..C5 -> pyramid."""
 
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
+from kgarden.errors import UserError
 from kgarden.necks.fpn import FPN
-from kgarden.structures import UserError
 
 NECKS = {"fpn": FPN}
 
@@ -17,4 +17,4 @@ def make_neck(settings):
     name = settings.pop("name", "fpn")
     if name not in NECKS:
         raise UserError(f"model.neck: no neck {name!r}; there are {', '.join(NECKS)}")
-    return fill(NECKS[name], settings, "model.neck", name="neck")
+    return instantiate(NECKS[name], settings, "model.neck", name="neck")

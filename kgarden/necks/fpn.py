@@ -7,9 +7,9 @@ with P6 taken from P5 as in FCOS and CenterNet2, or from C5 as in RetinaNet.
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import xavier_fan_in
-from kgarden.structures import UserError
 
 TOPS = ("p6p7_of_p5", "p6p7_of_c5", "subsample")
 

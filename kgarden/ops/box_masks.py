@@ -3,7 +3,7 @@
 from keras import ops
 
 
-def on_grid(bitmaps, boxes, size, stride):
+def masks_on_grid(bitmaps, boxes, size, stride):
     """What bitmaps are at the centres of a grid's cells, by the bitmap's cell that holds the centre.
 
     Args:
@@ -22,7 +22,7 @@ def on_grid(bitmaps, boxes, size, stride):
     return bits & row_known[..., :, None] & column_known[..., None, :]
 
 
-def over_boxes(bitmaps, boxes, others, size):
+def covered_area(bitmaps, boxes, others, size):
     """How much of every cell of other boxes' frames is set: exactly, by area.
 
     A bitmap is taken for what it is, cells that are full or empty, with nothing outside of its box. The area

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+from keras import ops
 
 
-class Cells(NamedTuple):
+class PointGrid(NamedTuple):
     """All cells of a pyramid, finest level first, row-major within a level.
 
     Attributes:
@@ -29,18 +30,18 @@ class Cells(NamedTuple):
         return [height * width for height, width in self.sizes]
 
 
-def cells(sizes, strides):
+def point_grid(sizes, strides):
     """The cells of levels of the given sizes.
 
     Args:
         sizes:   list of (H_l, W_l).
         strides: list of px for one cell, as long as `sizes`.
     Returns:
-        Cells.
+        PointGrid.
     """
     rows = [np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1).reshape(-1, 2) for h, w in sizes]
     counts = [len(row) for row in rows]
-    return Cells(
+    return PointGrid(
         sizes=[tuple(size) for size in sizes],
         xy=np.concatenate(rows).astype("int32"),
         level=np.repeat(np.arange(len(counts), dtype="int32"), counts),
@@ -48,6 +49,23 @@ def cells(sizes, strides):
     )
 
 
-def cells_of(pyramid, strides):
+def point_grid_of(pyramid, strides):
     """The cells of a pyramid's tensors, whose heights and widths must be static."""
-    return cells([tuple(level.shape[1:3]) for level in pyramid], strides)
+    return point_grid([tuple(level.shape[1:3]) for level in pyramid], strides)
+
+
+def flatten(maps, depth=None):
+    """Maps of levels as rows of points or anchors, finest level first.
+
+    Args:
+        maps:  list of (B, H_l, W_l, K * depth).
+        depth: numbers of one row; None: all channels, one row for each cell.
+    Returns:
+        (B, A, depth), A = sum(H_l * W_l * K).
+    """
+    rows = []
+    for level in maps:
+        height, width, channels = level.shape[1:]
+        size = depth or channels
+        rows.append(ops.reshape(level, (-1, height * width * (channels // size), size)))
+    return ops.concatenate(rows, axis=1)

@@ -1,10 +1,16 @@
-"""Sums over the replicas of a `tf.distribute` strategy; without one, and on other backends, nothing to do.
+"""Global sums for loss normalisers, over replicas and micro-batches.
 
-Losses divide by global normalisers (the objects of the whole batch, not of one replica's part). On JAX a
-distributed batch is one array, so a plain sum is global already.
+A loss divides by the objects of the whole batch. Replicas of a `tf.distribute` strategy sum their counts as
+they go; on JAX a distributed batch is one array, so a plain sum is global already. Micro-batches are computed
+in turn, so they are walked through twice: `counting` collects what each counts, `counted` answers with the
+sums. Without replicas and micro-batches there is nothing to do.
 """
 
+import contextlib
+import threading
+
 import keras
+from keras import ops
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -57,3 +63,82 @@ else:
     def on_replicas(step, strategy):
         """The step itself on this backend."""
         return step
+
+
+class _Walk(threading.local):
+    """State of the walk through micro-batches while a step is traced; None outside of one.
+
+    Each replica is traced in a thread of its own, and they take turns wherever one sums over all.
+    """
+
+    parts = 1
+    collected = None  # first walk: one list of counts for each micro-batch
+    totals = None  # second walk: the sums
+    place = 0
+
+
+_walk = _Walk()
+
+
+def num_batch_parts():
+    """Parts of the batch that one call of the loss sees one of."""
+    return num_replicas() * _walk.parts
+
+
+def sum_over_batch(count):
+    """The sum of a count over all parts of the batch.
+
+    Args:
+        count: () float32, of this part.
+    """
+    if _walk.totals is not None:
+        _walk.place += 1
+        return _walk.totals[_walk.place - 1]
+    if _walk.collected is not None:
+        _walk.collected[-1].append(count)
+        return count
+    return sum_over_replicas(count)
+
+
+@contextlib.contextmanager
+def counting(parts):
+    """The first walk: every micro-batch begins with `counts.append([])`; yields the list of lists."""
+    _walk.parts, _walk.collected = parts, []
+    try:
+        yield _walk.collected
+    finally:
+        _walk.parts, _walk.collected = 1, None
+
+
+def totals_of(counts):
+    """What `counting` has collected -> sums over all micro-batches and replicas, in the order of the loss."""
+    return [sum_over_replicas(ops.sum(ops.stack(column))) for column in zip(*counts, strict=True)]
+
+
+@contextlib.contextmanager
+def counted(totals, parts):
+    """One micro-batch of the second walk.
+
+    Args:
+        totals: of `totals_of`.
+        parts:  number of micro-batches.
+    """
+    _walk.parts, _walk.totals, _walk.place = parts, totals, 0
+    try:
+        yield
+    finally:
+        _walk.parts, _walk.totals = 1, None
+
+
+def global_mean(total, count, floor=1.0):
+    """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
+
+    Args:
+        total: () sum of losses on this part: of a replica, or of a micro-batch on one.
+        count: () what it is to be divided by, on this part.
+        floor: the least that is divided by.
+    Returns:
+        () float32, total / max(global count, floor) * parts.
+    """
+    count = sum_over_batch(ops.cast(count, "float32"))
+    return total / ops.maximum(count, floor) * num_batch_parts()

@@ -53,7 +53,7 @@ def center_cells(gt_boxes, cells):
 
     Args:
         gt_boxes: (B, M, 4).
-        cells:    kgarden.ops.points.Cells.
+        cells:    kgarden.ops.points.PointGrid.
     Returns:
         (B, M, L, 2) int32.
     """
@@ -104,7 +104,7 @@ def center_targets(
         gt_boxes:    (B, M, 4) xyxy px, padded.
         gt_labels:   (B, M) int32.
         gt_valid:    (B, M) bool.
-        cells:       kgarden.ops.points.Cells of the pyramid.
+        cells:       kgarden.ops.points.PointGrid of the pyramid.
         size_ranges: (L, 2) px of half a diagonal.
         num_classes: C for one heat map per class, None for one that is blind to classes.
         min_overlap: a box whose corners move by the Gaussian's radius still overlaps by this much.

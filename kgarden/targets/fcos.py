@@ -18,7 +18,7 @@ def near_center(cells, gt_boxes, gt_valid, radius=None):
     """Points strictly inside a box and, with a radius, strictly within so many strides of its centre.
 
     Args:
-        cells:    kgarden.ops.points.Cells of the pyramid.
+        cells:    kgarden.ops.points.PointGrid of the pyramid.
         gt_boxes: (B, M, 4) xyxy px.
         gt_valid: (B, M) bool.
         radius:   strides of the point's level, in x and in y; None: anywhere in the box.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.ops.box_masks import on_grid
+from kgarden.ops.box_masks import masks_on_grid
 from kgarden.structures import BOXES, LABELS, MASKS, truth_is_valid
 from kgarden.targets.assign_result import BACKGROUND, IGNORED, smallest
 
@@ -77,10 +77,10 @@ def semantic_labels(y, known, size, stride):
     flat = (-1, y[LABELS].shape[1], size[0] * size[1])
     bitmaps, boxes = y[MASKS], y[BOXES]
     share = ops.mean(ops.cast(bitmaps, "float32"), axis=(2, 3))
-    covered = ops.reshape(on_grid(bitmaps, boxes, size, stride), flat) & known[..., None]
+    covered = ops.reshape(masks_on_grid(bitmaps, boxes, size, stride), flat) & known[..., None]
     owner = smallest(covered, (box_ops.area(boxes) * share)[..., None])
     label = ops.take_along_axis(ops.cast(y[LABELS], "int32"), ops.maximum(owner, 0), axis=1)
 
-    inside = ops.reshape(on_grid(ops.ones_like(bitmaps[..., :1, :1]), boxes, size, stride), flat)
+    inside = ops.reshape(masks_on_grid(ops.ones_like(bitmaps[..., :1, :1]), boxes, size, stride), flat)
     unknown = ops.any(inside & (truth_is_valid(y) & ~known)[..., None], axis=1)
     return ops.where(owner >= 0, label, ops.where(unknown, IGNORED, BACKGROUND))

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.linear_assignment import OUTSIDE, hungarian, objects_of, top_one
-from kgarden.structures import UserError
 
 FORMS = ("mul", "add")
 MATCHINGS = ("hungarian", "top_one")

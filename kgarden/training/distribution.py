@@ -15,7 +15,7 @@ import signal
 import keras
 import tensorflow as tf
 
-from kgarden.structures import TrainingFailed, UserError
+from kgarden.errors import TrainingFailed, UserError
 
 WAIT_S = 600  # how long a worker waits for the others when it starts
 

@@ -8,7 +8,7 @@ batch see their micro-batch; all else is as if the batch had gone through at onc
 import keras
 import tensorflow as tf
 
-from kgarden.ops import shares
+from kgarden.ops import replicas
 
 
 def accumulated(detector, parts):
@@ -25,19 +25,19 @@ def accumulated(detector, parts):
         micro_batches = _split(data, parts)
         state = detector.non_trainable_weights
         before = [tf.identity(variable.value) for variable in state]
-        with shares.counting(parts) as counts:
+        with replicas.counting(parts) as counts:
             for part in micro_batches:
                 x, y = _after(counts, part)
                 counts.append([])
                 detector.loss_terms(x, y, detector(x, training=True), training=True)
-        totals = shares.totals_of(counts)
+        totals = replicas.totals_of(counts)
         _put_back(state, before)
         step = tf.identity(detector.step.value)
         gradients = None
         for part in micro_batches:
             x, y = _after([totals, gradients], part)
             detector.step.assign(step)  # what is drawn depends on the step, which is one for all
-            with shares.counted(totals, parts):
+            with replicas.counted(totals, parts):
                 found = _gradients(detector, x, y)
             gradients = found if gradients is None else _sums(gradients, found)
         variables = detector.trainable_variables
@@ -61,7 +61,7 @@ def _gradients(detector, x, y):
         raw = detector(x, training=True)
         loss = detector.compute_loss(x=x, y=y, y_pred=raw, training=True)
         scaled = detector.optimizer.scale_loss(loss)
-    detector._loss_tracker.update_state(loss * shares.num_shares())
+    detector._loss_tracker.update_state(loss * replicas.num_batch_parts())
     return tape.gradient(scaled, detector.trainable_variables)
 
 

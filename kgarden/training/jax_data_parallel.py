@@ -15,7 +15,7 @@ import contextlib
 
 import keras
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 
 def data_parallel(replicas="all", batch_size=None):

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}  # logger -> package, which is also the name of the extra
 

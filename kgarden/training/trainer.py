@@ -16,13 +16,14 @@ import numpy as np
 from keras import ops
 
 from kgarden import build
+from kgarden.errors import TrainingFailed, UserError
 from kgarden.evaluate import batches_of, draw_examples, evaluate
-from kgarden.metrics.report import numbers_of, read_json, write_json
+from kgarden.inference.predictor import inference_of
+from kgarden.metrics.report import numbers_of
 from kgarden.ops.jit import compiled
-from kgarden.predict import inference_of
-from kgarden.structures import IMAGE_ID, TrainingFailed, UserError
+from kgarden.runs import best_weights
+from kgarden.structures import IMAGE_ID
 from kgarden.training.checkpoint import (
-    Averages,
     has_checkpoint,
     load_checkpoint,
     load_weights,
@@ -32,6 +33,8 @@ from kgarden.training.checkpoint import (
 from kgarden.training.data_wait import Clock, timed
 from kgarden.training.diagnostics import Diagnosis
 from kgarden.training.loggers import make_loggers
+from kgarden.training.weight_averaging import Averages
+from kgarden.utils.files import read_json, write_json
 
 REPORT_EVERY = 20  # steps between two looks at the losses,
 REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
@@ -46,7 +49,7 @@ class Session(keras.callbacks.Callback):
         recipe:   without stages.
         run:      directory.
         data:     kgarden.build.Data.
-        reporter: kgarden.utils.progress.Reporter.
+        reporter: kgarden.training.reporter.Reporter.
         team:     kgarden.training.distribution.Team.
         trained:  whether the weights come from an earlier training.
     """
@@ -128,7 +131,7 @@ class Session(keras.callbacks.Callback):
 
     def _leave(self):
         self.reporter.line("evaluating the best weights")
-        weights = build.best_weights(self.run)
+        weights = best_weights(self.run)
         load_weights(self.detector, weights)
         evaluation, results = self._evaluate(limit=None, folder=self.run / "evaluation")
         write_json(self.run / "detections.json", results)

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW, UserError
+from kgarden.errors import UserError
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
 from kgarden.visualization.draw import draw_truth, scaled
 
 CELL = 480  # px, longer side of a picture on a sheet

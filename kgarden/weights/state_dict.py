@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 # A PyTorch module's tensor -> the variable of our layer.
 SUFFIXES = {

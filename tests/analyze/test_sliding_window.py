@@ -12,7 +12,7 @@ from kgarden.analyze.loaded_runs import difficulties, evaluation_for, grouping, 
 from kgarden.analyze.sliding_window import analyze_sliding_window
 from kgarden.analyze.statistics import bin_of
 from kgarden.analyze.windows import Windows, window_grid, windows_around
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 HISTOGRAM = [3224, 1008, 1016, 1032, 696, 938, 990, 864, 1034, 792]  # of one object away from the border
 HISTOGRAM += [426, 424, 482, 222, 256, 136, 68, 60, 12, 9]

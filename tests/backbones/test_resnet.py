@@ -4,9 +4,9 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.backbones import make_backbone
+from kgarden.errors import UserError
 from kgarden.layers.norm import EPSILON
 from kgarden.layers.residual import Bottleneck
-from kgarden.structures import UserError
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict
 

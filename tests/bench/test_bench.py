@@ -9,7 +9,8 @@ from kgarden.bench.pss_nms import _selection_of, made_up_raw
 from kgarden.bench.steps import made_up_batch, training_settings
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
-from kgarden.structures import UserError, truth_is_valid
+from kgarden.errors import UserError
+from kgarden.structures import truth_is_valid
 
 MODEL = {
     "name": "centernet2",

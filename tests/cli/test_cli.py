@@ -19,7 +19,7 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, ground_truth, pic
 import kgarden  # noqa: E402
 from kgarden import build, cli  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
-from kgarden.structures import TrainingFailed, UserError  # noqa: E402
+from kgarden.errors import TrainingFailed, UserError  # noqa: E402
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_describe_counts_by_hand(world, call):
     }
     assert rows["norm"][0] == "BatchNormalization" and rows["norm"][3:5] == ["6", "6"]
     assert rows["head"][0] == "Dense" and rows["head"][2:5] == ["2", "8", "8"]
-    assert rows["whole"][1].endswith("stand_in.py") and rows["whole"][3] == "14"
+    assert rows["whole"][1].endswith("fake_detector.py") and rows["whole"][3] == "14"
 
 
 def test_multiplications_of_known_layers():

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kgarden.config.loading import load_recipe, packaged_recipes, parse_value, stage_recipes
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 TEXT = """\
 name: little

@@ -11,7 +11,7 @@ tf = pytest.importorskip("tensorflow")
 from support import painted_images  # noqa: E402
 
 from kgarden.data import pipeline  # noqa: E402
-from kgarden.structures import UserError  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
 
 SIZES = [(60, 80), (80, 60), (50, 70), (40, 100), (60, 80), (90, 70), (64, 64), (60, 80)]

@@ -10,7 +10,8 @@ from support import real_data
 tf = pytest.importorskip("tensorflow")
 
 from kgarden.data import pipeline  # noqa: E402
-from kgarden.structures import UserError, truth_is_valid  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
+from kgarden.structures import truth_is_valid  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
 
 SIZES = [(60, 80), (80, 60), (50, 70), (40, 100), (60, 80), (90, 70), (64, 64), (60, 80), (60, 80), (33, 91)]

@@ -12,8 +12,9 @@ from kgarden.build import prepare_data  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.config.recipe import Source  # noqa: E402
 from kgarden.data.sources import dataset_of, open_dataset  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 from kgarden.metrics.registry import measure  # noqa: E402
-from kgarden.structures import UserError, truth_is_valid  # noqa: E402
+from kgarden.structures import truth_is_valid  # noqa: E402
 
 XML = """<annotation><object><name>cat</name>
 <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>22</ymax>

@@ -13,7 +13,7 @@ from support.golden import assert_agrees, goldens  # noqa: E402
 from kgarden.data import rng  # noqa: E402
 from kgarden.data.transforms import TRANSFORMS, Augmentation, describe  # noqa: E402
 from kgarden.data.transforms.sizes import placement  # noqa: E402
-from kgarden.structures import UserError  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 
 SEEDS = range(60)
 ALWAYS = {"probability": 1.0}
@@ -413,7 +413,7 @@ def test_chance_is_even_and_independent():
     counts = np.stack([np.histogram(column, 20, (0, 1))[0] for column in draws.T])
     chi2 = ((counts - 2500) ** 2 / 2500).sum(axis=1)
     assert (chi2 < 45).all()  # 19 degrees of freedom: p = 0.0007
-    others = rng.uniform(rng.another(seeds, 1), 1).numpy()[:, 0]
+    others = rng.uniform(rng.fold_in(seeds, 1), 1).numpy()[:, 0]
     lines = [*draws.T, others, np.roll(draws[:, 0], 1)]
     assert np.abs(np.corrcoef(lines) - np.eye(5)).max() < 0.02
     np.testing.assert_array_equal(rng.uniform(seeds[7], 3), draws[7])

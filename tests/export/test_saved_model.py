@@ -15,9 +15,9 @@ from support.fake_detector import CELL, DISC, MaskedStandIn, pictures  # noqa: E
 
 from kgarden.build import build_model  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 from kgarden.export import write_saved_model  # noqa: E402
-from kgarden.predict import Predictor  # noqa: E402
-from kgarden.structures import UserError  # noqa: E402
+from kgarden.inference.predictor import Predictor  # noqa: E402
 
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]
 MODEL = {

@@ -16,8 +16,8 @@ from support.fake_detector import CELL, DISC, RECIPE, MaskedStandIn, StandInData
 import kgarden
 from kgarden import build, cli
 from kgarden.config.loading import load_recipe
-from kgarden.predict import compiled_inference
-from kgarden.utils.progress import Reporter
+from kgarden.inference.predictor import compiled_inference
+from kgarden.training.reporter import Reporter
 
 
 @pytest.fixture(scope="module")

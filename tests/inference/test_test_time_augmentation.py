@@ -6,11 +6,11 @@ import pytest
 from keras import ops
 from support.variants import CLASSES, VARIANTS, batch
 
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
-from kgarden.inference.test_time_augmentation import MergedViews, last_selection
+from kgarden.inference.test_time_augmentation import TestTimeAugmentation, last_selection
 from kgarden.models import build_detector
 from kgarden.models.base.static_shapes import ready_to_predict
-from kgarden.structures import UserError
 
 FIRST_HW = (40, 51)  # an odd width
 
@@ -58,7 +58,7 @@ def views(*sizes, canvas=(64, 128)):
 
 def ask(detector, x, **settings):
     """Detections of the first picture, those that are valid."""
-    found = MergedViews(detector, **settings).predict_on_batch(x)
+    found = TestTimeAugmentation(detector, **settings).predict_on_batch(x)
     found = {key: np.asarray(value)[0] for key, value in found.items()}
     return {key: value[found["valid"]] for key, value in found.items()}
 
@@ -250,7 +250,7 @@ def test_a_mirrored_picture_gives_mirrored_boxes(name, convention):
     detector, (x, _) = small(name), batch()
     assert x["size_hw"][0, 1] != x["images"].shape[2]  # a mirror of the canvas would be another
     x, other = {key: x[key] for key in ("images", "size_hw")}, in_a_mirror(x)
-    merged, yes = MergedViews(detector, convention=convention), np.array([True, True])
+    merged, yes = TestTimeAugmentation(detector, convention=convention), np.array([True, True])
     one = merged.predict_on_batch({**x, "views": ({**other, "mirrored": yes},)})
     two = merged.predict_on_batch({**other, "views": ({**x, "mirrored": yes},)})
     assert one["valid"].any()
@@ -271,7 +271,7 @@ def test_one_view_is_the_detector_itself(name, convention):
     detector, (x, _) = small(name), batch()
     x = {key: x[key] for key in ("images", "size_hw")}
     plain = ready_to_predict(detector.inference_model()).predict_on_batch(x)
-    merged = MergedViews(detector, convention=convention).predict_on_batch({**x, "views": ()})
+    merged = TestTimeAugmentation(detector, convention=convention).predict_on_batch({**x, "views": ()})
     assert plain["valid"].any()
     for key in ("boxes", "scores", "labels", "valid"):
         np.testing.assert_array_equal(merged[key], plain[key], err_msg=key)
@@ -289,10 +289,10 @@ def test_masks_and_idle_settings_are_refused_in_one_line():
         ({"method": "nms", "min_score": 0.1}, "merge.min_score means nothing"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
-            MergedViews(known, **settings)
+            TestTimeAugmentation(known, **settings)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="masks of several views"):
-        MergedViews(small("condinst"))
+        TestTimeAugmentation(small("condinst"))
 
 
 def test_the_last_selection_lies_over_the_model_s():

@@ -9,10 +9,10 @@ from PIL import Image
 
 from kgarden.build import build_model, view_sizes
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.evaluate import batches_of, detect
-from kgarden.inference.test_time_augmentation import MergedViews
-from kgarden.predict import Predictor, inference_of, mirrored
-from kgarden.structures import UserError
+from kgarden.inference.predictor import Predictor, inference_of, mirrored
+from kgarden.inference.test_time_augmentation import TestTimeAugmentation
 
 TINY = {
     "name": "centernet",
@@ -138,7 +138,7 @@ def test_files_and_shards_are_answered_alike(detector, photos, merge, tmp_path):
     recipe = load_recipe("quickstart", {**SMALL, **keys})
     data = prepare_data(recipe, cache=tmp_path, splits=("val",))
     model = inference_of(detector, recipe)
-    assert isinstance(model, MergedViews)
+    assert isinstance(model, TestTimeAugmentation)
     results, ids, masked = detect(model, batches_of(data, recipe, detector), CATEGORIES)
     assert sorted(ids) == [1, 2, 3] and not masked
     predictor = Predictor(detector, recipe, CATEGORIES, batch_size=2)
@@ -162,7 +162,7 @@ def test_one_view_is_the_plain_answer(detector, photos):
     for key in plain:
         np.testing.assert_array_equal(plain[key], alone[key])
     smaller = Predictor(detector, recipe_of(views={"short_side_px": 48}))
-    assert not isinstance(smaller.model, MergedViews)
+    assert not isinstance(smaller.model, TestTimeAugmentation)
     assert np.abs(smaller(paths[0])["boxes"] - plain["boxes"]).max() > 0.1
     same_size = Predictor(detector, load_recipe("quickstart", {**SMALL, "data.test_short_side_px": 48}))
     np.testing.assert_allclose(smaller(paths[2])["scores"], same_size(paths[2])["scores"], rtol=1e-3)

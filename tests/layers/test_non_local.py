@@ -7,8 +7,8 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 
+from kgarden.errors import UserError
 from kgarden.layers.non_local import NonLocal
-from kgarden.structures import UserError
 from kgarden.weights.state_dict import load_state_dict
 
 # g, theta, phi and the output; where a pooling follows, the convolution is the first of two.

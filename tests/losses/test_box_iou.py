@@ -6,8 +6,8 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.losses.box_iou import KINDS, bounded_iou_loss, box_iou_loss
-from kgarden.structures import UserError
 
 NAMES = {
     "iou_log": "iou",

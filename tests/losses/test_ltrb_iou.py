@@ -4,8 +4,8 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.structures import UserError
 
 
 @pytest.mark.parametrize("golden", goldens("cn2_ltrb_iou_losses"), ids=str)

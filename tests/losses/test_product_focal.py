@@ -6,6 +6,7 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.losses.product_focal import (
     focal_loss,
     focal_of_negative,
@@ -13,7 +14,6 @@ from kgarden.losses.product_focal import (
     sigmoid_product,
 )
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
-from kgarden.structures import UserError
 
 CASES = {"target0": focal_of_negative, "target1": focal_of_positive}
 WORDS = {"locmax": "best_class", "pairs": "other_pairs", "locpairs": "pairs_of_negatives"}

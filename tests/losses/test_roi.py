@@ -6,8 +6,8 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.losses.roi import balanced_l1, make_box_loss, smooth_l1
-from kgarden.structures import UserError
 
 
 @pytest.mark.parametrize("golden", goldens("mmdet_reg_losses"), ids=str)

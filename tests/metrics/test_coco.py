@@ -12,10 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support import real_data
 
+from kgarden.errors import UserError
 from kgarden.metrics.coco import METRICS, coco_metrics, complete
 from kgarden.metrics.coco_json import read_results
 from kgarden.metrics.registry import HEADLINES, measure
-from kgarden.structures import UserError
 
 
 def directly(truth_file, results, iou_type):

@@ -6,8 +6,8 @@ import json
 import pytest
 from support import real_data
 
+from kgarden.errors import UserError
 from kgarden.metrics.coco_json import read_results, read_truth
-from kgarden.structures import UserError
 
 TRUTH = {
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],

@@ -20,7 +20,7 @@ from kgarden import build
 from kgarden.config.loading import load_recipe
 from kgarden.evaluate import evaluate
 from kgarden.metrics.report import score_file
-from kgarden.utils.progress import Reporter
+from kgarden.training.reporter import Reporter
 
 
 class Answers:

@@ -19,12 +19,13 @@ from support.metric_tables import table
 
 from kgarden import cli
 from kgarden.config import recipe
+from kgarden.errors import UserError
 from kgarden.metrics.analysis import analyse
 from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.figures import all_figures
 from kgarden.metrics.registry import HEADLINES
-from kgarden.metrics.report import score, score_file, write_folder, write_json
-from kgarden.structures import UserError
+from kgarden.metrics.report import score, score_file, write_folder
+from kgarden.utils.files import write_json
 
 BOX = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40]}
 TRUTH = {

@@ -55,7 +55,7 @@ def test_targets_and_losses_agree_with_the_reference(golden):
         "matched_gt": matched,
         "matched_iou": np.where(positive, ops.convert_to_numpy(ops.max(candidates.overlap, axis=1)), 0),
         "iou_threshold": np.where(golden["gt_valid"] > 0, threshold, 0),
-        "omega_atss": ops.convert_to_numpy(head.possible(raw, y)),
+        "omega_atss": ops.convert_to_numpy(head.candidate_mask(raw, y)),
         "labels": labels_of(golden, matched),
         "box_targets": np.where(positive[..., None], boxes, 0),
         "centerness": np.where(positive, middle, 0),

@@ -7,10 +7,10 @@ import pytest
 from keras import ops
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.cascade_rcnn import CONVENTIONS, CascadeHead, scale_gradient
 from kgarden.models.faster_rcnn import Coder, decode
-from kgarden.structures import UserError
 
 numpy = ops.convert_to_numpy
 SIZE_HW = np.int32([[64, 64]])

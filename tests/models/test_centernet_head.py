@@ -7,7 +7,7 @@ from support.golden import assert_agrees, goldens, params
 
 from kgarden.heads.selection import Selection
 from kgarden.models.centernet import CenterNetHead
-from kgarden.ops.points import cells
+from kgarden.ops.points import point_grid
 from kgarden.weights.detectron2 import HEAD, TABLE
 from kgarden.weights.state_dict import load_state_dict
 
@@ -47,7 +47,7 @@ def test_head_agrees_with_the_reference(golden):
 def detections_of(golden):
     """The reference's post-processing of given logits and distances, with the file's settings."""
     s = params(golden)
-    grid = cells(s["level_hw"], s["strides"])
+    grid = point_grid(s["level_hw"], s["strides"])
     blind = s["with_agn_hm"] and s["only_proposal"]
     head = head_of(s, None if blind else s["num_classes"])
 

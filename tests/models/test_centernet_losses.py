@@ -7,7 +7,7 @@ from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
 from kgarden.models.centernet import CenterNetHead
-from kgarden.ops.points import cells
+from kgarden.ops.points import point_grid
 from kgarden.targets.centernet import CenterTargets, center_targets, more_positives
 
 SIGNS = {"positive": "pos", "negative": "neg"}
@@ -19,7 +19,7 @@ class Batch:
     def __init__(self, golden):
         self.golden = golden
         self.settings = params(golden)
-        self.grid = cells(self.settings["level_hw"], self.settings["strides"])
+        self.grid = point_grid(self.settings["level_hw"], self.settings["strides"])
         self.images = sum(name.startswith("boxes_im") for name in golden.files)
 
     def maps(self, flat):

@@ -11,11 +11,11 @@ from support.gradients import value_and_gradients
 from support.mask_scenes import mask_overlap, scenes
 
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.condinst import CondInst, dynamic_masks, relative_coordinates, widths_of
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.pss import PSSHead
-from kgarden.structures import UserError
 
 STRIDES = [8, 16, 32, 64, 128]
 SIZES = [64, 128, 256, 512, 1024]

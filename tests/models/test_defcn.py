@@ -78,7 +78,7 @@ def raw_of(golden, **replaced):
 @pytest.mark.parametrize("golden", goldens("onestage_defcn_poto"), ids=str)
 def test_poto_agrees_with_the_reference(golden):
     head, raw, y = head_of(golden, unmatched="released"), raw_of(golden), truth_of(golden)
-    omega = numpy_of(head.possible(raw, y, "center"))
+    omega = numpy_of(head.candidate_mask(raw, y, "center"))
     good = quality(
         head.probability(raw).value(), head.boxes(raw), y["boxes"], y["labels"], params(golden)["alpha"]
     )

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
 from kgarden.models.atss import ATSSHead
@@ -13,7 +14,6 @@ from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks.fpn import FPN
-from kgarden.structures import UserError
 
 HEADS = {"atss": ATSSHead, "fcos": FCOSHead, "gfl": GFLHead, "retinanet": RetinaNetHead}
 STRIDES = [8, 16, 32, 64, 128]
@@ -100,18 +100,18 @@ def test_what_another_head_laid_over_it_needs(name):
     np.testing.assert_allclose(np.exp(log_score), ops.convert_to_numpy(scores), rtol=1e-5)
 
     matched = ops.convert_to_numpy(head.assign(raw, y))
-    chosen = ops.convert_to_numpy(head.possible(raw, y, "positives"))
+    chosen = ops.convert_to_numpy(head.candidate_mask(raw, y, "positives"))
     np.testing.assert_array_equal(chosen.any(axis=1), matched >= 0)
     np.testing.assert_array_equal(chosen.argmax(axis=1)[matched >= 0], matched[matched >= 0])
     assert chosen.shape == (2, 6, places) and chosen.any() and not chosen[:, 4:].any()
     if name == "retinanet":
         with pytest.raises(UserError, match="use 'positives'"):
-            head.possible(raw, y)
+            head.candidate_mask(raw, y)
     else:
-        possible = ops.convert_to_numpy(head.possible(raw, y))
+        possible = ops.convert_to_numpy(head.candidate_mask(raw, y))
         assert (possible >= chosen).all() and not possible[:, 4:].any()
     if name == "fcos":
-        near = ops.convert_to_numpy(head.possible(raw, y, "center"))
+        near = ops.convert_to_numpy(head.candidate_mask(raw, y, "center"))
         assert (near >= possible).all() and near.sum() > possible.sum()
     found = head.candidates(raw, np.int32([[90, 120]] * 2))
     boxes = ops.convert_to_numpy(found["boxes"])
@@ -234,8 +234,8 @@ def test_by_what_candidates_are_ranked_and_gated():
         by = {"class": sure, "score": sure * middle}
         found = {key: value for key, value in head.candidates(raw).items() if key != "levels"}
         found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
-        np.testing.assert_allclose(found["rank"], by[rank], rtol=1e-5)
-        np.testing.assert_allclose(found["gate"], by[gate], rtol=1e-5)
+        np.testing.assert_allclose(found["ranking_scores"], by[rank], rtol=1e-5)
+        np.testing.assert_allclose(found["threshold_scores"], by[gate], rtol=1e-5)
         np.testing.assert_allclose(found["probability"], by["score"], rtol=1e-5)
         reported = np.sqrt(by["score"]) if "sqrt_scores" in settings else by["score"]
         np.testing.assert_allclose(found["scores"], reported, rtol=1e-5)
@@ -298,10 +298,12 @@ def test_ranking_and_gating_of_candidates():
     by_class = np.float32([[[0.9], [0.6]]])
     first = Selection(per_level=1, total=1, score_threshold=0.0)
     assert ops.convert_to_numpy(first({**candidates})["source"])[0].tolist() == [1]
-    assert ops.convert_to_numpy(first({**candidates, "rank": by_class})["source"])[0].tolist() == [0]
+    assert ops.convert_to_numpy(first({**candidates, "ranking_scores": by_class})["source"])[0].tolist() == [
+        0
+    ]
     strict = Selection(score_threshold=0.3, total=2)
     assert ops.convert_to_numpy(strict(candidates)["valid"])[0].tolist() == [True, False]
-    gated = strict({**candidates, "gate": by_class})
+    gated = strict({**candidates, "threshold_scores": by_class})
     assert ops.convert_to_numpy(gated["valid"])[0].tolist() == [True, True]
     with pytest.raises(UserError, match="one box for each cell"):
         Selection(method="peaks")({**candidates, "levels": [(1, 1, 2)]})

@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 from support.variants import CLASSES, VARIANTS, batch
 
+from kgarden.errors import UserError
 from kgarden.models import MODELS, build_detector
 from kgarden.models.faster_rcnn import fuse_scores
-from kgarden.structures import UserError
 
 
 def compiled(name, **changes):

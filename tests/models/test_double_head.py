@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 
+from kgarden.errors import UserError
 from kgarden.heads.conv_head import ConvHead
 from kgarden.losses.roi import smooth_l1, softmax_class_loss
 from kgarden.models.double_head import (
@@ -15,7 +16,6 @@ from kgarden.models.double_head import (
     names_of,
     weights_of_terms,
 )
-from kgarden.structures import UserError
 from kgarden.weights.state_dict import load_state_dict
 
 numpy = ops.convert_to_numpy

@@ -5,9 +5,9 @@ import pytest
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.faster_rcnn import CONVENTIONS
-from kgarden.structures import UserError
 from kgarden.weights.detectron2 import IGNORE, TABLE
 from kgarden.weights.state_dict import load_state_dict
 

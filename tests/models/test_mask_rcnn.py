@@ -9,10 +9,10 @@ from support.gradients import value_and_gradients
 from support.mask_scenes import mask_overlap, scenes
 
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.mask_rcnn import MaskHead, targets
 from kgarden.ops.roi_align import roi_align
-from kgarden.structures import UserError
 from kgarden.targets.roi import sample_rois
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict, our_name

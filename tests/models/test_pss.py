@@ -9,13 +9,13 @@ from support.golden import HERE, Golden, assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 from support.jit import jitted
 
-from kgarden.heads.dense import flatten
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead, selection_for
 from kgarden.ops.boxes import clip, iou
 from kgarden.ops.linear_assignment import hungarian, objects_of, top_one
-from kgarden.structures import UserError
+from kgarden.ops.points import flatten
 from kgarden.targets.one_to_one import at_labels, choose, quality
 
 
@@ -133,7 +133,8 @@ def test_assignments_agree_with_the_reference(golden):
     head = head_for(golden)
     boxes = head.base.boxes(raw)
     omegas = {
-        rule: numpy_of(head.base.possible(raw, y, rule)) for rule in ("center", "candidates", "positives")
+        rule: numpy_of(head.base.candidate_mask(raw, y, rule))
+        for rule in ("center", "candidates", "positives")
     }
     valid = golden["gt_valid"][..., None] > 0
     probability = head.probability(raw).value()
@@ -186,7 +187,7 @@ def test_every_object_has_at_most_one_place_and_only_where_it_may(golden):
     raw, y = pss_raw(golden), truth_of(golden)
     for rule in ("candidates", "center", "positives"):
         head = head_for(golden, assignment={"omega": rule})
-        found, omega = head.match(raw, y), numpy_of(head.base.possible(raw, y, rule))
+        found, omega = head.match(raw, y), numpy_of(head.base.candidate_mask(raw, y, rule))
         objects, labels = numpy_of(found.object), numpy_of(found.labels)
         for image in range(len(objects)):
             places = np.flatnonzero(objects[image] >= 0)

@@ -12,8 +12,8 @@ from support.variants import CLASSES, VARIANTS, batch
 from kgarden.backbones import make_backbone, resnet
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.optimizers.optimizers import SGD
-from kgarden.structures import UserError
 
 ON_JAX = keras.backend.backend() == "jax"
 SMALL = {"stem_channels": 8, "res2_channels": 8}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kgarden.config.loading import load_recipe, stage_recipes
+from kgarden.errors import UserError
 from kgarden.models import build_detector
-from kgarden.structures import UserError
 
 STEMS = ("fcos_pss", "atss_pss", "defcn", "condinst", "condinst_pss")
 OTHERS = (

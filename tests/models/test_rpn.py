@@ -7,10 +7,10 @@ from support.dense_goldens import maps_of
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.models.rpn import CONVENTIONS, OF_EACH_LEVEL, RPNHead, ranking, sums_of_losses
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import UserError
 
 numpy = ops.convert_to_numpy
 
@@ -205,7 +205,7 @@ def test_an_empty_box_takes_its_slot():
     candidates = {
         "boxes": boxes,
         "scores": np.float32([[[0.9], [0.8], [0.7]]]),
-        "standing": box_ops.nonempty(boxes),
+        "keep_after_topk": box_ops.nonempty(boxes),
         "levels": [(1, 3)],
     }
     found = Selection(**OF_EACH_LEVEL, per_level=2, total=2)(candidates)

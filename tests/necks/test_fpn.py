@@ -2,8 +2,8 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 
+from kgarden.errors import UserError
 from kgarden.necks.fpn import FPN
-from kgarden.structures import UserError
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict
 

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from support import reference_loops as loops
 
-from kgarden.ops.box_masks import on_grid, over_boxes
+from kgarden.ops.box_masks import covered_area, masks_on_grid
 from kgarden.structures import MASK_SIDE
 
 
@@ -19,7 +19,7 @@ def test_it_agrees_with_loops(stride):
             [[10, 10, 12.5, 90], [-5.5, -7.1, 30.2, 20.4], [30, 20, 41.3, 27.9]],
         ]
     )
-    got = ops.convert_to_numpy(on_grid(bitmaps, boxes, (9, 13), stride))
+    got = ops.convert_to_numpy(masks_on_grid(bitmaps, boxes, (9, 13), stride))
     np.testing.assert_array_equal(got, loops.masks_on_grid(bitmaps, boxes, (9, 13), stride))
     assert got.any() and not got[0, 2].any()
 
@@ -31,7 +31,7 @@ def test_a_disc_comes_back_where_it_was():
     box = np.float32([center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius])
     part = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * 2 - 1
     bitmap = np.hypot(part[:, None], part[None]) < 1
-    got = ops.convert_to_numpy(on_grid(bitmap[None, None], box[None, None], (96, 128), 1))[0, 0]
+    got = ops.convert_to_numpy(masks_on_grid(bitmap[None, None], box[None, None], (96, 128), 1))[0, 0]
     disc = np.hypot(x - center[0], y - center[1]) < radius
     assert (got & disc).sum() / (got | disc).sum() > 0.985
     shifted = np.roll(got, 1, axis=1)
@@ -44,7 +44,7 @@ def test_shares_of_another_box_s_cells_agree_with_loops():
     boxes = np.float32(rng.uniform(0, 30, (2, 3, 4)) + [0, 0, 45, 45])
     others = boxes + np.float32(rng.uniform(-7, 7, (2, 3, 4)))
     others[1, 2] = [500, 500, 510, 520]  # nothing in common
-    got = ops.convert_to_numpy(over_boxes(bitmaps, boxes, others, 7))
+    got = ops.convert_to_numpy(covered_area(bitmaps, boxes, others, 7))
     for image, one in np.ndindex(2, 3):
         want = loops.covered_area(bitmaps[image, one], boxes[image, one], others[image, one], 7)
         np.testing.assert_allclose(got[image, one], want, atol=2e-5)
@@ -54,8 +54,8 @@ def test_shares_of_another_box_s_cells_agree_with_loops():
 def test_a_box_s_own_cells_and_empty_boxes():
     bitmap = np.random.default_rng(0).random((1, 12, 12)) < 0.5
     box = np.float32([[1000.3, 7.1, 1013.9, 90.2]])
-    got = ops.convert_to_numpy(over_boxes(bitmap, box, box, 12))
+    got = ops.convert_to_numpy(covered_area(bitmap, box, box, 12))
     np.testing.assert_allclose(got, bitmap, atol=1e-5)
     for empty in ([5, 5, 5, 5], [9, 9, 2, 2]):
         for one, other in ((box, np.float32([empty])), (np.float32([empty]), box)):
-            assert np.isfinite(ops.convert_to_numpy(over_boxes(bitmap, one, other, 12))).all()
+            assert np.isfinite(ops.convert_to_numpy(covered_area(bitmap, one, other, 12))).all()

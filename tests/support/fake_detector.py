@@ -9,17 +9,17 @@ import json
 import keras
 import numpy as np
 from keras import ops
+from kgarden.models.base.detector import FirstNonFiniteStep
 
 from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import InferenceModel
-from kgarden.models.base.static_shapes import PerCanvas
-from kgarden.models.base.watch import FirstBadStep
+from kgarden.models.base.static_shapes import StaticShapeModel
 
 CELL = 16
 CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}]  # ids are neither dense nor sorted
 
 
-class StandIn(PerCanvas):
+class StandIn(StaticShapeModel):
     """Class of the square by a small network with a normalisation; its box from the brightest cell."""
 
     divisor = 32
@@ -40,7 +40,7 @@ class StandIn(PerCanvas):
             shape=(), dtype="int32", trainable=False, name="step", initializer="zeros"
         )
         self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
-        self.first_bad = FirstBadStep()
+        self.first_bad = FirstNonFiniteStep()
         self.built = True
 
     @property

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 
-from kgarden.ops.points import cells
+from kgarden.ops.points import point_grid
 from kgarden.targets.centernet import center_targets, levels_of
 
 
@@ -40,7 +40,7 @@ def by_level(array, grid):
 @pytest.mark.parametrize("golden", goldens("cn2_targets"), ids=str)
 def test_targets_agree_with_the_reference(golden):
     settings = params(golden)
-    grid = cells(settings["level_hw"], settings["strides"])
+    grid = point_grid(settings["level_hw"], settings["strides"])
     boxes, labels, valid = truth_of(golden)
     found = center_targets(
         boxes,
@@ -78,7 +78,7 @@ def test_targets_agree_with_the_reference(golden):
 
 # What must hold for any objects.
 
-GRID = cells([(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)], [8, 16, 32, 64, 128])
+GRID = point_grid([(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)], [8, 16, 32, 64, 128])
 
 
 def random_truth(seed, count, padded):

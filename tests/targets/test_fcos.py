@@ -7,14 +7,14 @@ from support.dense_goldens import labels_of
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.boxes import to_ltrb
-from kgarden.ops.points import cells
+from kgarden.ops.points import point_grid
 from kgarden.targets.fcos import assign_points, centerness, near_center, possible_points
 
 
 @pytest.mark.parametrize("golden", goldens("onestage_fcos_targets"), ids=str)
 def test_targets_agree_with_the_reference(golden):
     settings = params(golden)
-    grid = cells(settings["level_sizes"], settings["strides"])
+    grid = point_grid(settings["level_sizes"], settings["strides"])
     np.testing.assert_array_equal(grid.points(), golden["points"])
     boxes, got = golden["gt_boxes"], {}
     for case, radius in [("nocs", None), ("cs", settings["center_radius"])]:
@@ -33,7 +33,7 @@ def test_targets_agree_with_the_reference(golden):
     assert_agrees(golden, got)
 
 
-GRID = cells([(8, 8), (4, 4)], [8, 16])
+GRID = point_grid([(8, 8), (4, 4)], [8, 16])
 RANGES = ((-1, 16), (16, 64))
 
 

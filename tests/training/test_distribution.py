@@ -7,7 +7,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
-from kgarden.structures import TrainingFailed, UserError  # noqa: E402
+from kgarden.errors import TrainingFailed, UserError  # noqa: E402
 from kgarden.training import distribution  # noqa: E402
 
 

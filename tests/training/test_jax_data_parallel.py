@@ -8,7 +8,7 @@ import keras
 import pytest
 from support import programs
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 from kgarden.training.jax_data_parallel import DataParallel, data_parallel
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kgarden.config.loading import load_recipe
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 from kgarden.training import loggers
 from kgarden.training.loggers import JsonLines, Table
 

@@ -36,7 +36,7 @@ def data_of(drawn, **more):
     return prepare_data(recipe_of(drawn, **more), splits=("train",))
 
 
-def cells_of(path, width, height, count):
+def point_grid_of(path, width, height, count):
     """The pictures of a sheet whose pictures all have one size, in their order."""
     sheet = np.asarray(Image.open(path))
     across = (sheet.shape[1] - GAP) // (width + GAP)
@@ -54,7 +54,7 @@ def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [path.name for path in paths]
     dataset = open_dataset(drawn)
     rows = sorted(np.random.default_rng(0).permutation(20)[:14].tolist())
-    for row, cell in zip(rows, cells_of(paths[0], CELL, CELL * 96 // 128, 12), strict=False):
+    for row, cell in zip(rows, point_grid_of(paths[0], CELL, CELL * 96 // 128, 12), strict=False):
         stored = stored_example(dataset, row)
         enlarged = np.asarray(Image.fromarray(stored["image"]).resize((480, 360), Image.NEAREST), "int32")
         unpainted = (np.abs(cell - enlarged).sum(axis=-1) == 0).mean()

@@ -16,9 +16,9 @@ import difflib
 
 import tensorflow as tf
 
-from kgarden.config.instantiate import arguments, fill
+from kgarden.config.instantiate import arguments, instantiate
 from kgarden.data import rng
-from kgarden.data.rng import another
+from kgarden.data.rng import fold_in
 from kgarden.data.transforms import masks
 from kgarden.data.transforms.base import CROP, FINISH, SIZE
 from kgarden.data.transforms.colour import color_jitter
@@ -28,7 +28,8 @@ from kgarden.data.transforms.geometry import FRAMES, aimed, resize
 from kgarden.data.transforms.mixing import mixup, mosaic
 from kgarden.data.transforms.paste import copy_paste
 from kgarden.data.transforms.sizes import large_scale_jitter, scale_and_crop
-from kgarden.structures import BOXES, MASKS, UserError
+from kgarden.errors import UserError
+from kgarden.structures import BOXES, MASKS
 
 TRANSFORMS = {
     "random_crop": random_crop,
@@ -88,7 +89,7 @@ class Augmentation:
         done = [tf.zeros_like(seeds[:, 0], tf.bool)] * 2
         for index, one in self.stages[FINISH]:
             axis, probability = one.mirror
-            done[axis] ^= rng.uniform(another(seeds, index))[:, 0] < probability
+            done[axis] ^= rng.uniform(fold_in(seeds, index))[:, 0] < probability
         return tf.stack(done, axis=-1)
 
     @property
@@ -109,7 +110,7 @@ class Augmentation:
             for index, one in self.stages[stage]:
                 first = before[0] + 1
                 before[0] += one.partners if number == 0 else 0
-                own_seed = another(seed, 1000 * number + index)
+                own_seed = fold_in(seed, 1000 * number + index)
                 example = one.change(example, own_seed, lambda k, first=first: ready(first + k))
             return example
 
@@ -161,7 +162,7 @@ def _made(name, settings, antialias):
         raise UserError(f"augment: no transform {name!r}; {hint}")
     function = TRANSFORMS[name]
     fixed = {"antialias": antialias} if "antialias" in arguments(function) else {}
-    return fill(function, settings, f"augment.{name}", **fixed)
+    return instantiate(function, settings, f"augment.{name}", **fixed)
 
 
 __all__ = ["CROP", "FINISH", "SIZE", "TRANSFORMS", "Augmentation", "aimed", "describe", "finished", "resize"]

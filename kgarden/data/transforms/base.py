@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from kgarden.structures import UserError
+from kgarden.errors import UserError
 
 CROP, SIZE, FINISH = range(3)  # on the stored picture; to its size on the canvas; on the picture at that size
 

@@ -28,7 +28,7 @@ def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
 
     def change(example, seed, partner):
         draws = rng.uniform(seed, 5)
-        window = _windows(hw_of(example), rng.between(low, high, draws[:2]), draws[2:4])
+        window = _windows(hw_of(example), rng.scale(low, high, draws[:2]), draws[2:4])
         left = _box_share(example[BOXES], window)
         objects = (example[LABELS] >= 0) & ~example[CROWD]
         useful = tf.reduce_any(objects & (left >= min_visible)) | ~tf.reduce_any(objects)
@@ -58,7 +58,7 @@ def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
     def change(example, seed, partner):
         draws = rng.uniform(seed, 2 + 5 * TRIALS)
         trials = tf.reshape(draws[2:], [TRIALS, 5])
-        fractions = rng.between(low, high, trials[:, :2])
+        fractions = rng.scale(low, high, trials[:, :2])
         windows = _windows(hw_of(example), fractions, trials[:, 2:4])
         wanted = tf.gather(tf.constant(IOUS), tf.cast(trials[:, 4] * len(IOUS), tf.int32))
         good = _is_safe(example, windows, wanted) & (draws[1] * (len(IOUS) + 1) < len(IOUS))

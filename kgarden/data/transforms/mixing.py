@@ -6,7 +6,8 @@ from kgarden.data import rng
 from kgarden.data.transforms.base import FINISH, SIZE, Transform, check_part, check_range
 from kgarden.data.transforms.geometry import FRAMES, IMAGE, hw_of, moved, resize
 from kgarden.data.transforms.sizes import placed, placement
-from kgarden.structures import BOXES, CROWD, LABELS, MASKS, UserError
+from kgarden.errors import UserError
+from kgarden.structures import BOXES, CROWD, LABELS, MASKS
 
 TRUTH = (BOXES, LABELS, CROWD, MASKS, FRAMES)
 
@@ -35,9 +36,7 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
     def change(example, seed, partner):
         draws = rng.uniform(seed, 15)
         height, width = tf.unstack(example["canvas_hw"])
-        point = tf.cast(
-            tf.cast(example["canvas_hw"], tf.float32) * rng.between(*center, draws[1:3]), tf.int32
-        )
+        point = tf.cast(tf.cast(example["canvas_hw"], tf.float32) * rng.scale(*center, draws[1:3]), tf.int32)
         heights, widths = (point[0], height - point[0]), (point[1], width - point[1])
 
         def quarter(number):
@@ -46,7 +45,7 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
             corner = tf.stack([below * point[0], beside * point[1]])
             hw = tf.stack([heights[below], widths[beside]])
             factor, draw_y, draw_x = tf.unstack(draws[3 + 3 * number : 6 + 3 * number])
-            place = placement(hw_of(own), hw, rng.between(*scale, factor), draw_y, draw_x)
+            place = placement(hw_of(own), hw, rng.scale(*scale, factor), draw_y, draw_x)
             own = placed(own, place, min_visible, antialias)
             room = hw - place[3]
             before = tf.where([below == 0, beside == 0], room, 0)  # px of grey above and to the left

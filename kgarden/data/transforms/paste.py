@@ -33,7 +33,7 @@ def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
 
         def pasted():
             other = _on_picture(partner(0), hw_of(example), min_visible)
-            draws = rng.uniform(rng.another(seed, 0), tf.shape(other[LABELS])[0])
+            draws = rng.uniform(rng.fold_in(seed, 0), tf.shape(other[LABELS])[0])
             chosen = (draws < share) & (other[LABELS] >= 0) & ~other[CROWD]
             chosen &= tf.reduce_any(other[MASKS], axis=[1, 2])
             objects = {key: tf.boolean_mask(other[key], chosen) for key in TRUTH}

@@ -40,7 +40,7 @@ def _placed_on_canvas(name, scale, min_visible, antialias):
 
     def change(example, seed, partner):
         draws = rng.uniform(seed, 3)
-        factor = rng.between(low, high, draws[0])
+        factor = rng.scale(low, high, draws[0])
         place = placement(hw_of(example), example["canvas_hw"], factor, draws[1], draws[2])
         return placed(example, place, min_visible, antialias)
 

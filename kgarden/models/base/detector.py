@@ -24,7 +24,8 @@ at the pyramid again, under the boxes that are left, and learns from the RoIs th
 `step` is the number of the step in training and None while evaluating; only a head whose losses remember
 earlier steps looks at it. FCOS, ATSS, GFL and RetinaNet are heads of one form (kgarden/heads/dense.py):
 their raw outputs carry the towers' features, and `boxes(raw)`, `score_logits(raw)`, `assign(raw, y)` and
-`possible(raw, y, rule)` tell what lies at each place, so that another head can be laid over any of them.
+`candidate_mask(raw, y, rule)` tell what lies at each place, so that another head
+can be laid over any of them.
 
 Terms are float32 scalars named "<part>/<what>", sums over this replica divided by a normaliser over
 all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
@@ -35,15 +36,37 @@ import re
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.layers.pixels import Normalize
-from kgarden.models.base.static_shapes import PerCanvas
-from kgarden.models.base.watch import FirstBadStep
+from kgarden.models.base.static_shapes import StaticShapeModel
 from kgarden.ops import boxes as box_ops
-from kgarden.ops import shares
-from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID, UserError
+from kgarden.ops import replicas
+from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID
 
 
-class Detector(PerCanvas):
+class FirstNonFiniteStep(keras.metrics.Metric):
+    """The number of the first step since the last reset whose loss was not finite on any replica; 0: none."""
+
+    def __init__(self, name="first_bad_step"):
+        super().__init__(name=name)
+        self.step = self.add_variable((), "zeros", "int32", aggregation="only_first_replica", name="step")
+
+    def update_state(self, step, loss):
+        """Take in one step.
+
+        Args:
+            step: () int, counted from 1.
+            loss: () float, of this replica.
+        """
+        bad = replicas.sum_over_replicas(1.0 - ops.cast(ops.isfinite(loss), "float32")) > 0
+        is_first = ops.logical_and(bad, self.step.value == 0)
+        self.step.assign(ops.where(is_first, ops.cast(step, "int32"), self.step.value))
+
+    def result(self):
+        return ops.cast(self.step.value, "float32")
+
+
+class Detector(StaticShapeModel):
     """Pixels, backbone, neck, and the slots that subclasses add.
 
     Args:
@@ -103,7 +126,7 @@ class Detector(PerCanvas):
             aggregation="only_first_replica",
         )
         self.terms = {name: keras.metrics.Mean(name=name) for name in self.loss_names}
-        self.first_bad = FirstBadStep()
+        self.first_bad = FirstNonFiniteStep()
         self.built = True
 
     @property
@@ -128,7 +151,7 @@ class Detector(PerCanvas):
         if training:
             self.step.assign_add(1)
             self.first_bad.update_state(self.step, loss)
-        return loss / shares.num_shares()
+        return loss / replicas.num_batch_parts()
 
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the picture, padded to K."""
@@ -168,7 +191,7 @@ class Detector(PerCanvas):
             )
 
 
-class InferenceModel(PerCanvas):
+class InferenceModel(StaticShapeModel):
     """{"images", "size_hw"} -> detections, in px of the network input."""
 
     def __init__(self, detector, **kwargs):
@@ -178,17 +201,3 @@ class InferenceModel(PerCanvas):
 
     def call(self, x, training=False):
         return self.detector.detect(x, self.detector(x, training=False))
-
-
-def per_global(total, count, floor=1.0):
-    """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
-
-    Args:
-        total: () sum of losses on this part: of a replica, or of a micro-batch on one.
-        count: () what it is to be divided by, on this part.
-        floor: the least that is divided by.
-    Returns:
-        () float32, total / max(global count, floor) * parts.
-    """
-    count = shares.sum_over_shares(ops.cast(count, "float32"))
-    return total / ops.maximum(count, floor) * shares.num_shares()

@@ -1,7 +1,7 @@
 """A detector with a dense head alone: backbone, neck, dense head, selection, and maybe a mask head."""
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import fill
+from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
 from kgarden.layers.pixels import pixel_settings
 from kgarden.models.base.detector import Detector
@@ -65,8 +65,10 @@ def dense_detector(name, head, num_classes, seed, backbone, neck, dense_head, se
     return OneStage(
         backbone=make_backbone(backbone),
         neck=neck,
-        dense_head=fill(head, settings, "model.dense_head", strides=neck.strides, num_classes=num_classes),
-        selection=fill(Selection, selection or {}, "model.selection"),
+        dense_head=instantiate(
+            head, settings, "model.dense_head", strides=neck.strides, num_classes=num_classes
+        ),
+        selection=instantiate(Selection, selection or {}, "model.selection"),
         pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,

@@ -12,11 +12,11 @@ from kgarden.ops.jit import compiled
 from kgarden.ops.replicas import on_replicas
 
 
-class PerCanvas(keras.Model):
+class StaticShapeModel(keras.Model):
     """Base of Detector and InferenceModel."""
 
     def make_train_function(self, force=False):
-        if self._keras_knows_better():
+        if self._use_keras_functions():
             super().make_train_function(force)
         elif self.train_function is None or force:
             replicated = on_replicas(self.train_step, self.distribute_strategy)
@@ -30,14 +30,14 @@ class PerCanvas(keras.Model):
         return step.experimental_get_tracing_count() if step is not None else 0
 
     def make_predict_function(self, force=False):
-        if self._keras_knows_better() or self.distribute_strategy.num_replicas_in_sync > 1:
+        if self._use_keras_functions() or self.distribute_strategy.num_replicas_in_sync > 1:
             return super().make_predict_function(force)
         if self.predict_function is None or force:
             step = compiled(self.predict_step, self.jit_compile)
             self.predict_function = lambda batches: step(batches[0])
         return self.predict_function
 
-    def _keras_knows_better(self):
+    def _use_keras_functions(self):
         """On JAX, eagerly, and in several steps at once."""
         return keras.backend.backend() != "tensorflow" or self.run_eagerly or self.steps_per_execution > 1
 

@@ -13,7 +13,7 @@ from support.programs.replicas import trained, two_replicas
 from support.weights_close import beyond_rounding
 
 from kgarden.ops.jit import compiled
-from kgarden.training.checkpoint import Averages
+from kgarden.training.weight_averaging import Averages
 
 DECAY = 0.7
 

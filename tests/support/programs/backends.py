@@ -15,7 +15,8 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.models import build_detector
 from kgarden.optimizers.optimizers import SGD, learning_rate
-from kgarden.training.checkpoint import Averages, has_checkpoint, load_checkpoint, save_checkpoint
+from kgarden.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from kgarden.training.weight_averaging import Averages
 
 STEPS, BETWEEN = 5, 2
 BACKEND = keras.backend.backend()

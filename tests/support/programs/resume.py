@@ -16,7 +16,7 @@ import numpy as np
 from kgarden.config.loading import load_recipe
 from kgarden.train import train
 from kgarden.training import checkpoint, trainer
-from kgarden.utils.progress import Reporter
+from kgarden.training.reporter import Reporter
 
 STEPS = 12
 OVERRIDES = {

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgarden.ops.shares import num_shares
-from kgarden.structures import UserError
+from kgarden.errors import UserError
+from kgarden.ops.replicas import num_batch_parts
 from kgarden.training.jax_data_parallel import data_parallel
 
 
 def model():
     made = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
-    made.compile("sgd", lambda y, p: ops.mean((y - p) ** 2) / num_shares(), jit_compile=True)
+    made.compile("sgd", lambda y, p: ops.mean((y - p) ** 2) / num_batch_parts(), jit_compile=True)
     return made
 
 

@@ -14,10 +14,10 @@ import sys
 from support.programs import resume
 
 from kgarden.config.loading import load_recipe
-from kgarden.structures import TrainingFailed, UserError
+from kgarden.errors import TrainingFailed, UserError
 from kgarden.train import train
 from kgarden.training import distribution, trainer
-from kgarden.utils.progress import Reporter
+from kgarden.training.reporter import Reporter
 
 WRITING = {"os.rename", "os.mkdir", "os.remove", "os.truncate"}
 STEPS = 6
