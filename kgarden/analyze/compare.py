@@ -10,6 +10,7 @@ from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.errors import UserError
 from kgarden.inference.predictor import compiled_inference
 from kgarden.metrics.figures import INK, figure_of
+from kgarden.models.double_head import FIG_8
 from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID
 from kgarden.visualization.draw import draw_detections, draw_truth, scaled
 
@@ -17,7 +18,11 @@ CELL = 440  # px of a picture's longer side in the figure
 DPI = 110  # of figures
 
 # Answers of one model with two branches, Fig. 8 (a), (b) and (d): the last one is theirs together.
-ANSWERS = {"fc": "fc-head alone", "conv": "conv-head alone", "fused": "both: classes fused, boxes of conv"}
+COLUMNS = {  # of one run with two branches: what its detections are made of, as in Fig. 8
+    "fc-head alone": FIG_8["b"],
+    "conv-head alone": FIG_8["a"],
+    "both: classes fused, boxes of conv": FIG_8["d"],
+}
 
 READING = (
     "Rows are pictures, columns the ground truth and what each head or run answers, with scores in "
@@ -75,11 +80,16 @@ def _columns(subjects, runs, weights):
     if len(subjects) > 1:
         return {subject.name: subject for subject in subjects}
     head = getattr(subjects[0].detector, "roi_head", None)
-    can_answer = getattr(head, "can_answer", lambda answer: False)
-    answers = [answer for answer in ANSWERS if can_answer(answer)]
-    if len(answers) < 2:
+    trained_for = getattr(head, "is_trained_for", lambda **_: False)
+    columns = {name: settings for name, settings in COLUMNS.items() if trained_for(**settings)}
+    if len(columns) < 2:
         return {subjects[0].name: subjects[0]}
-    return {ANSWERS[one]: open_runs(runs, weights, {"model.roi_head.answer": one})[0] for one in answers}
+
+    def loaded(settings):
+        overrides = {f"model.roi_head.{key}": value for key, value in settings.items()}
+        return open_runs(runs, weights, overrides)[0]
+
+    return {name: loaded(settings) for name, settings in columns.items()}
 
 
 def _chosen(subject, pictures, ids):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kgarden.metrics.figures import COLORS
-from kgarden.models.faster_rcnn import OWN
+from kgarden.models.faster_rcnn import FUSED
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -14,7 +14,7 @@ def curves_of(found):
     The others by name: backends hand out dictionaries in different orders.
     """
     runs = list(dict.fromkeys(key[0] for key in found))
-    return sorted({key[:2] for key in found}, key=lambda key: (runs.index(key[0]), key[1] != OWN, key[1]))
+    return sorted({key[:2] for key in found}, key=lambda key: (runs.index(key[0]), key[1] != FUSED, key[1]))
 
 
 def named_curves(values):
@@ -28,12 +28,12 @@ def named_curves(values):
     """
     runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
-        own = values[run, OWN]
+        own = values[run, FUSED]
         names = [name for one, name in curves_of(values) if one == run]  # the place of each is its look
-        branches = [name for name in names if name != OWN and values[run, name] is not None]
+        branches = [name for name in names if name != FUSED and values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
         alone = [name for name in branches if name not in same]
-        labels = {OWN: f"{run} ({', '.join(same)})" if same else run}
+        labels = {FUSED: f"{run} ({', '.join(same)})" if same else run}
         labels |= {name: f"{run}: {name} alone" for name in alone}
         for name, label in labels.items():
             place = names.index(name)

@@ -111,7 +111,7 @@ def need_roi_heads(subjects):
     """Refuse detectors whose second stage cannot be handed boxes."""
     for subject in subjects:
         head = getattr(subject.detector, "roi_head", None)
-        if not isinstance(subject.detector, TwoStage) or not hasattr(head, "answers"):
+        if not isinstance(subject.detector, TwoStage) or not hasattr(head, "branch_predictions"):
             raise UserError(
                 f"{subject.name}: {subject.recipe.model.name} has no RoI head that could be handed boxes; "
                 "this needs a two-stage detector"

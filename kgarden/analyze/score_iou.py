@@ -25,7 +25,7 @@ from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.windows import Windows, over_runs, score_of
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
-from kgarden.models.faster_rcnn import OWN
+from kgarden.models.faster_rcnn import FUSED
 from kgarden.ops.boxes import iou as iou_of
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
@@ -82,7 +82,7 @@ class OwnBoxes(StaticShapeModel):
         said = detector.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
         scores = {
             name: answer[SCORES]
-            for name, answer in detector.roi_head.answers(said, x[SIZE_HW]).items()
+            for name, answer in detector.roi_head.branch_predictions(said, x[SIZE_HW]).items()
             if SCORES in answer
         }
         found = of_proposals(proposals[BOXES], scores, *truth)
@@ -244,4 +244,4 @@ def _bars(ax, joint, places, curves, which):
 
 
 def _name(run, answer):
-    return run if answer == OWN else f"{run}: {answer} alone"
+    return run if answer == FUSED else f"{run}: {answer} alone"

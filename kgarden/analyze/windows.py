@@ -85,7 +85,7 @@ class AskedHead(StaticShapeModel):
         proposals = {BOXES: boxes, VALID: ops.ones_like(labels, dtype="bool")}
         raw = self.head(x["pyramid"], proposals, x[SIZE_HW], training=False)
         found = {}
-        for name, answer in self.head.answers(raw, x[SIZE_HW]).items():
+        for name, answer in self.head.branch_predictions(raw, x[SIZE_HW]).items():
             if SCORES in answer:
                 found[f"{name}/score"] = score_of(answer[SCORES], labels)
             if BOXES in answer:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 
+from kgarden.config.renamed import RENAMED
 from kgarden.errors import UserError
 
 
@@ -70,6 +71,20 @@ def forwards_to(base, fixed=()):
     return mark
 
 
+def take(group, settings):
+    """Splits settings into a NamedTuple of some of them and the rest.
+
+    Args:
+        group:    NamedTuple class, the one home of its settings' defaults. A class whose constructor calls
+                  `take` lists it in its attribute `takes`, so that `arguments` knows the names.
+        settings: dict.
+    Returns:
+        (instance of `group`, dict of the settings that it does not have).
+    """
+    own = {name: settings[name] for name in group._fields if name in settings}
+    return group(**own), {name: value for name, value in settings.items() if name not in own}
+
+
 def arguments(function):
     """Names of the arguments that a function or class takes by name.
 
@@ -86,7 +101,8 @@ def arguments(function):
         if not one.__module__.startswith("kgarden.") or "__init__" not in vars(one):
             break
         signature = inspect.signature(one)
-        names += [name for name in _named(signature) if name not in names]
+        grouped = [name for group in vars(one).get("takes", ()) for name in group._fields]
+        names += [name for name in (*_named(signature), *grouped) if name not in names]
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             break
     return [name for name in names or _named(inspect.signature(function)) if name not in fixed]
@@ -101,6 +117,8 @@ def _check(settings, known, where):
     """Refuses a name that is not known; the nearest is named."""
     for name in settings:
         if name not in known:
+            if name in RENAMED:
+                raise UserError(f"{where}.{name} was replaced by {RENAMED[name]}")
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise UserError(f"{where}.{name}: no such setting; {hint}")

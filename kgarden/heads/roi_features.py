@@ -1,4 +1,6 @@
-"""What RoIAlign cuts out of a pyramid: the input of every RoI head."""
+"""RoI features: multi-level RoIAlign on a feature pyramid, the input of every RoI head."""
+
+from typing import NamedTuple
 
 import keras
 
@@ -6,15 +8,29 @@ from kgarden.errors import UserError
 from kgarden.ops.roi_align import roi_align
 
 
+class RoIPooling(NamedTuple):
+    """Settings of RoI pooling, the one home of their defaults.
+
+    Attributes:
+        roi_levels:     [first, last] of the pyramid levels to pool from; None: all.
+        pool_size:      S, cells of the output's side.
+        sampling_ratio: samples of a bin along each side; 0: as many as the bin has cells.
+        aligned:        see kgarden/ops/roi_align.py.
+    """
+
+    roi_levels: list | None = None
+    pool_size: int = 7
+    sampling_ratio: int = 0
+    aligned: bool = True
+
+
 class RoIFeatures(keras.layers.Layer):
     """Multi-level RoIAlign.   He et al. 2017, arXiv:1703.06870, section 3; levels: Lin et al. 2016, Eq. 1.
 
     Args:
-        strides:        of the pyramid that will be handed in.
-        levels:         [first, last] of the levels to pool from, or None for all.
-        size:           S, cells of the output's side.
-        sampling_ratio: samples of a bin along each side; 0: as many as the bin has cells.
-        aligned, enlarged, plus_one: see kgarden/ops/roi_align.py.
+        strides:            of the pyramid that `call` gets.
+        pooling:            RoIPooling; None: its defaults.
+        enlarged, plus_one: see kgarden/ops/roi_align.py.
     Call:
         pyramid: list of (B, H_l, W_l, D).
         boxes:   (B, P, 4) px of the network input.
@@ -22,26 +38,20 @@ class RoIFeatures(keras.layers.Layer):
         (B, P, S, S, D).
     """
 
-    def __init__(
-        self,
-        strides,
-        levels=None,
-        size=7,
-        sampling_ratio=0,
-        aligned=True,
-        enlarged=1.0,
-        plus_one=False,
-        **kwargs,
-    ):
+    def __init__(self, strides, pooling=None, enlarged=1.0, plus_one=False, **kwargs):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
-        first, last = levels or (0, 99)
+        pooling = pooling or RoIPooling()
+        first, last = pooling.roi_levels or (0, 99)
         self.chosen = [i for i, stride in enumerate(strides) if 2**first <= stride <= 2**last]
         if not self.chosen:
-            raise UserError(f"roi_levels {list(levels)}: the pyramid has strides {list(strides)}")
+            raise UserError(f"roi_levels {list(pooling.roi_levels)}: the pyramid has strides {list(strides)}")
         self.strides = [strides[index] for index in self.chosen]
-        self.size = size
+        self.size = pooling.pool_size
         self.settings = dict(
-            sampling_ratio=sampling_ratio, aligned=aligned, enlarged=enlarged, plus_one=plus_one
+            sampling_ratio=pooling.sampling_ratio,
+            aligned=pooling.aligned,
+            enlarged=enlarged,
+            plus_one=plus_one,
         )
 
     def build(self, input_shape):

@@ -8,16 +8,14 @@ from kgarden.models.atss import atss
 from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
-from kgarden.models.condinst import condinst
-from kgarden.models.custom import one_stage, two_stage
+from kgarden.models.custom import mask_rcnn, one_stage, two_stage
 from kgarden.models.defcn import defcn
 from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
 from kgarden.models.faster_rcnn_c4 import faster_rcnn_c4
 from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
-from kgarden.models.mask_rcnn import mask_rcnn
-from kgarden.models.pss import pss
+from kgarden.models.pss import condinst_pss, pss
 from kgarden.models.retinanet import retinanet
 
 MODELS = {
@@ -25,7 +23,7 @@ MODELS = {
     "cascade_rcnn": cascade_rcnn,
     "centernet": centernet,
     "centernet2": centernet2,
-    "condinst": condinst,
+    "condinst": condinst_pss,
     "defcn": defcn,
     "double_head": double_head,
     "faster_rcnn": faster_rcnn,

@@ -18,7 +18,7 @@ centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not h
 
 from keras import ops
 
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
@@ -178,25 +178,21 @@ class ATSSHead(ATSSAssigned):
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 
-def atss(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None):
+@forwards_to(dense_detector, fixed=("name", "head"))
+def atss(num_classes, neck=None, **parts):
     """ATSS (39.3 AP on COCO by the authors, 39.4 with mmdetection, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        neck:        settings of the FPN, which override the defaults below.
+        parts:       seed, backbone, dense_head, selection, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
     return dense_detector(
-        "atss",
-        ATSSHead,
         num_classes,
-        seed,
-        backbone,
-        {"relu_before_p7": False, **(neck or {})},
-        dense_head,
-        selection,
-        pixels,
+        name="atss",
+        head=ATSSHead,
+        neck={"relu_before_p7": False, **(neck or {})},
+        **parts,
     )

@@ -1,14 +1,14 @@
-"""Cascade R-CNN: box heads in a row, each refining the boxes of the one before.
+"""Cascade R-CNN: a sequence of box heads, each refining the boxes of the previous one.
 
 Cai and Vasconcelos 2017, arXiv:1712.00726, section 4. Each stage has its own IoU threshold and delta weights
-and learns from the boxes of the stage before; boxes are not differentiated through. What proposes is RPN, as
+and trains on the boxes of the previous stage, without a gradient through the boxes. The proposer is RPN, as
 in Faster R-CNN. CascadeHead alone, with detectron2's settings, is CenterNet2's second stage.
 
     paper                       here
     H1, H2, H3                  CascadeHead.box_heads
     u = 0.5, 0.6, 0.7           `ious` (CenterNet2: 0.6, 0.7, 0.8)
     B0 -> B1 -> B2 -> B3        "boxes" of raw["stages"], then `candidates`
-    resampling (4.2)            `resample`, `truth`
+    resampling (4.2)            `resample`, `gt_rois`
     testing by all heads        `ensemble`
 
 What the public implementations do differently, CONVENTIONS:
@@ -25,26 +25,24 @@ What the public implementations do differently, CONVENTIONS:
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults, take
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
-from kgarden.heads.roi_features import RoIFeatures
+from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
-    FUSIONS,
-    OWN,
+    FUSED,
     BoxHead,
     Coder,
     class_probability,
     clip_groups,
     decode,
-    fuse_scores,
     rcnn,
     stage_losses,
 )
 from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, CROWD, LABELS, SCORES, VALID, truth_is_valid
-from kgarden.targets.roi import are_objects, sample_rois
+from kgarden.targets.roi import RoISampling, are_objects, sample_rois
 
 DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 DECREASING = (1.0, 0.5, 0.25)
@@ -55,20 +53,20 @@ CONVENTIONS = {  # of CascadeHead, beside those of kgarden/models/faster_rcnn.py
         "stage_weights": DECREASING,
         "feature_gradient": 1.0,
         "resample": True,
-        "truth": "removed",
+        "gt_rois": "drop",
         "ensemble": "logits",
         "box_beta": 1.0,
     },
     "maskrcnn_benchmark": {  # the authors' Detectron, which has these boxes and losses
         "feature_gradient": DECREASING,
-        "truth": "added_again",
+        "gt_rois": "readd",
         "ensemble": "last_rois",
     },
 }
 RPN = {"detectron2": {}, "mmdetection": {"box_beta": 1 / 9, "straddle": 0.0}, "maskrcnn_benchmark": {}}
 PROPOSALS = {"train": {"total": 2000}, "test": {}}
-TRUTH, RANDOM = "truth", "random"  # keys of a sample, for later stages
-TRUTHS = ("kept", "removed", "added_again")
+GROUND_TRUTH, RANDOM = "ground_truth", "random"  # keys of a sample, for later stages
+GT_ROIS = ("refine", "drop", "readd")
 ENSEMBLES = ("probability", "logits", "last_rois", "last")
 
 
@@ -76,21 +74,26 @@ class CascadeHead(keras.layers.Layer):
     """Box heads in a row, class-agnostic boxes.
 
     Args:
-        strides, num_classes, num_samples, positive_fraction, fuse, roi_levels, pool_size, sampling_ratio,
-        width, num_fcs, sigmoid, box_beta, aligned, clamp_below, plus_one, box_loss: see FasterHead.
+        strides, num_classes, width, num_fcs, sigmoid, box_beta, box_loss, clamp_below, plus_one: as in
+                          FasterHead.
         ious:             foreground threshold of each stage; as many stages as thresholds.
         delta_weights:    factors on the deltas of each stage.
         stage_weights:    factors on the losses of each stage; None: 1.
         feature_gradient: factor on the gradient into the pooled features, or one for each stage; None: one
                           over the number of stages.
-        resample:         later stages draw `num_samples` of the refined boxes and the objects, as the first
-                          one does of the proposals; otherwise they learn from all refined boxes.
-        truth:            objects among the RoIs of the stage before are "kept" and refined like others;
-                          "removed"; or removed and "added_again" as they are.
-        ensemble:         whose scores count: the mean "probability" of all stages, each on its own RoIs; the
-                          softmax of their mean "logits"; the mean probability of all heads on the
+        resample:         whether later stages sample `num_samples` of the refined boxes and the ground truth,
+                          as the first stage does of the proposals; otherwise they train on all refined boxes.
+        gt_rois:          ground-truth boxes among the RoIs of the previous stage: "refine" them like
+                          proposals, "drop" them, or drop them and "readd" the original boxes.
+        ensemble:         scores of the detections: the mean "probability" of all stages, each on its own
+                          RoIs; the softmax of their mean "logits"; the mean probability of all heads on the
                           "last_rois"; or the "last" stage's.
+        settings:         of RoIPooling (kgarden/heads/roi_features.py), and num_samples and
+                          positive_fraction of RoISampling (kgarden/targets/roi.py).
     """
+
+    takes = (RoIPooling, RoISampling)
+    fixed_arguments = ("iou",)
 
     def __init__(
         self,
@@ -98,51 +101,42 @@ class CascadeHead(keras.layers.Layer):
         num_classes,
         ious=(0.5, 0.6, 0.7),
         delta_weights=DELTA_WEIGHTS,
-        num_samples=512,
-        positive_fraction=0.25,
-        fuse="off",
-        roi_levels=None,
-        pool_size=7,
-        sampling_ratio=0,
         width=1024,
         num_fcs=2,
         sigmoid=False,
-        box_beta=0.0,
         box_loss="smooth_l1",
-        aligned=True,
+        box_beta=0.0,
         clamp_below=False,
         plus_one=False,
         stage_weights=None,
         feature_gradient=None,
         resample=False,
-        truth="kept",
+        gt_rois="refine",
         ensemble="probability",
-        **kwargs,
+        **settings,
     ):
+        pooling, settings = take(RoIPooling, settings)
+        sampling, kwargs = take(RoISampling, settings)
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
-        one_of("roi_head.fuse", fuse, FUSIONS)
-        one_of("roi_head.truth", truth, TRUTHS)
+        one_of("roi_head.gt_rois", gt_rois, GT_ROIS)
         one_of("roi_head.ensemble", ensemble, ENSEMBLES)
-        if resample and truth == "added_again":
-            raise UserError("model.roi_head.truth 'added_again': a draw (resample) has the objects anyway")
+        if resample and gt_rois == "readd":
+            raise UserError("model.roi_head.gt_rois 'readd': resample adds ground truth anyway; use 'drop'")
         self.num_classes = num_classes
         self.ious = tuple(ious)
+        self.samplings = [sampling._replace(iou=iou) for iou in self.ious]
+        self.sampling = self.samplings[0]
         weights = self._of_stages("delta_weights", delta_weights)
         self.coders = [Coder(tuple(of_stage), clamp_below, plus_one) for of_stage in weights]
         self.stage_weights = self._of_stages("stage_weights", stage_weights or 1.0)
         share = 1.0 / len(self.ious) if feature_gradient is None else feature_gradient
         self.feature_gradient = self._of_stages("feature_gradient", share)
-        self.num_samples = num_samples
-        self.positive_fraction = positive_fraction
-        self.resample, self.truth = resample, truth
-        self.fuse, self.ensemble = fuse, ensemble
+        self.resample, self.gt_rois, self.ensemble = resample, gt_rois, ensemble
         self.sigmoid = sigmoid
         self.box_loss = make_box_loss(box_loss, box_beta)
-        self.pool = RoIFeatures(
-            strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
-        )
+        self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         self.box_heads = [
-            BoxHead(num_classes, width, num_fcs, True, sigmoid, name=f"box_head{stage}")
+            BoxHead(num_classes, width=width, num_fcs=num_fcs, sigmoid=sigmoid, name=f"box_head{stage}")
             for stage in range(len(self.ious))
         ]
 
@@ -162,47 +156,55 @@ class CascadeHead(keras.layers.Layer):
         for head in self.box_heads:
             head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
 
-    # RoIs to learn from.
+    # RoIs to train on.
 
     def sample(self, proposals, y, random):
-        """Those of the first stage, and what later stages need to find theirs; see kgarden/targets/roi.py."""
-        sampled = sample_rois(proposals, y, self.ious[0], self.num_samples, self.positive_fraction, random)
-        if self.resample or self.truth != "kept":
-            sampled[TRUTH] = {key: y[key] for key in (BOXES, LABELS, CROWD)}
+        """RoIs of the first stage, and what later stages need for theirs; see kgarden/targets/roi.py."""
+        sampled = sample_rois(proposals, y, self.sampling, random)
+        if self.resample or self.gt_rois != "refine":
+            sampled[GROUND_TRUTH] = {key: y[key] for key in (BOXES, LABELS, CROWD)}
         if self.resample:
             objects = y[BOXES].shape[1]
-            first, count = proposals[BOXES].shape[1] + objects, self.num_samples + objects
+            first, count = proposals[BOXES].shape[1] + objects, self.sampling.num_samples + objects
             draws = random(first + (len(self.ious) - 1) * count)[:, first:]
             sampled[RANDOM] = ops.reshape(draws, (-1, len(self.ious) - 1, count))
         return sampled
 
-    def _next(self, stage, before, refined, sampled):
-        """RoIs that a later stage learns from.
+    def _next_rois(self, stage, before, refined, sampled):
+        """RoIs that a later stage trains on.   Section 4.2.
 
         Args:
             stage:   its number.
-            before:  raw of the stage before.
-            refined: (B, S or S + M, 4) what that stage made of its RoIs.
+            before:  raw of the previous stage.
+            refined: (B, S or S + M, 4) boxes that the previous stage made of its RoIs.
             sampled: of `sample`.
         Returns:
-            boxes (B, S or S + M, 4), valid; S + M where objects are added again.
+            boxes (B, S or S + M, 4), valid; S + M where the ground truth is added again.
         """
         valid = before[VALID] & (box_ops.area(refined) > 0)
-        if self.truth != "kept":
-            valid = valid & ~are_objects(before[BOXES], sampled[TRUTH])
+        if self.gt_rois != "refine":
+            valid = valid & ~are_objects(before[BOXES], sampled[GROUND_TRUTH])
         if self.resample:
-            proposals, random = {BOXES: refined, VALID: valid}, sampled[RANDOM][:, stage - 1]
-            how = self.ious[stage], self.num_samples, self.positive_fraction, lambda n: random[:, :n]
-            drawn = sample_rois(proposals, sampled[TRUTH], *how)
-            return drawn[BOXES], drawn[VALID]
-        if self.truth == "added_again":
-            count = sampled[BOXES].shape[1]  # what stands behind them are the objects of the stage before
-            objects = sampled[TRUTH]
-            refined = ops.concatenate([refined[:, :count], objects[BOXES]], axis=1)
-            valid = ops.concatenate([valid[:, :count], truth_is_valid(objects)], axis=1)
+            return self._resampled(stage, refined, valid, sampled)
+        if self.gt_rois == "readd":
+            return self._with_ground_truth(refined, valid, sampled)
         return refined, valid
 
-    # Both ways.
+    def _resampled(self, stage, refined, valid, sampled):
+        """A sample of the refined boxes and the ground truth, by the stage's own IoU threshold."""
+        proposals, random = {BOXES: refined, VALID: valid}, sampled[RANDOM][:, stage - 1]
+        gt = sampled[GROUND_TRUTH]
+        drawn = sample_rois(proposals, gt, self.samplings[stage], lambda n: random[:, :n])
+        return drawn[BOXES], drawn[VALID]
+
+    def _with_ground_truth(self, refined, valid, sampled):
+        """The refined boxes, with the original ground truth behind them."""
+        count = sampled[BOXES].shape[1]  # what is behind them is the ground truth of the previous stage
+        gt = sampled[GROUND_TRUTH]
+        boxes = ops.concatenate([refined[:, :count], gt[BOXES]], axis=1)
+        return boxes, ops.concatenate([valid[:, :count], truth_is_valid(gt)], axis=1)
+
+    # Forward pass: B0 -> B1 -> B2 -> B3.
 
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"stages": for each box head {"logits", "deltas", "boxes", "valid"}}, boxes being its input.
@@ -215,7 +217,7 @@ class CascadeHead(keras.layers.Layer):
                 refined = box_ops.clip(decode(stages[-1], self.coders[number - 1])[:, :, 0], size_hw)
                 boxes = ops.stop_gradient(refined)
                 if training:
-                    boxes, valid = self._next(number, stages[-1], boxes, proposals)
+                    boxes, valid = self._next_rois(number, stages[-1], boxes, proposals)
             features = self.pool(pyramid, boxes)
             if training:
                 features = scale_gradient(features, self.feature_gradient[number])
@@ -227,22 +229,22 @@ class CascadeHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms stage<k>/class and stage<k>/box, weighted; every stage matches its own boxes anew."""
+        shared = dict(num_classes=self.num_classes, sigmoid=self.sigmoid, box_loss=self.box_loss)
         terms = []
-        for number, stage in enumerate(raw["stages"]):
-            how = self.ious[number], self.coders[number], self.num_classes, self.sigmoid, self.box_loss
-            terms += [term * self.stage_weights[number] for term in stage_losses(stage, y, *how)]
+        for stage, iou, coder, weight in zip(
+            raw["stages"], self.ious, self.coders, self.stage_weights, strict=True
+        ):
+            terms += [term * weight for term in stage_losses(stage, y, iou=iou, coder=coder, **shared)]
         return dict(zip(self.loss_names, terms, strict=True))
 
-    def answers(self, raw, size_hw):
-        """{OWN: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}."""
+    def branch_predictions(self, raw, size_hw):
+        """{FUSED: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}."""
         boxes = clip_groups(decode(raw["stages"][-1], self.coders[-1]), size_hw)
-        return {OWN: {BOXES: boxes, SCORES: self.probability(raw)}}
+        return {FUSED: {BOXES: boxes, SCORES: self.probability(raw)}}
 
     def candidates(self, raw, proposals, size_hw):
-        """Clipped boxes (B, P, 4) of the last stage; `probability` (B, P, C), fused with the proposal's."""
-        own = self.answers(raw, size_hw)[OWN]
-        scores = fuse_scores(own[SCORES], proposals, self.fuse)
-        return {BOXES: own[BOXES], SCORES: scores, VALID: proposals[VALID][..., None]}
+        """Clipped boxes (B, P, 4) of the last stage; scores (B, P, C) are P(C | O) by `ensemble`."""
+        return {**self.branch_predictions(raw, size_hw)[FUSED], VALID: proposals[VALID][..., None]}
 
     def probability(self, raw):
         """P(C | O) by `ensemble`.   (B, P, C)."""
@@ -259,43 +261,28 @@ def scale_gradient(x, factor):
     return x if factor == 1 else x * factor + ops.stop_gradient(x * (1.0 - factor))
 
 
-def cascade_rcnn(
-    num_classes,
-    seed=0,
-    backbone="resnet50",
-    neck=None,
-    rpn=None,
-    proposals=None,
-    roi_head=None,
-    selection=None,
-    pixels=None,
-    convention="mmdetection",
-):
+@forwards_to(rcnn, fixed=("name", "head", "head_defaults", "head_layers"))
+def cascade_rcnn(num_classes, rpn=None, proposals=None, convention="mmdetection", **parts):
     """Cascade R-CNN on a pyramid (40.3 AP on COCO with mmdetection, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        convention:  whose settings are the defaults, a key of CONVENTIONS; "maskrcnn_benchmark" is the
-                     authors' Detectron on that codebase's RPN.
-        roi_head:    settings of CascadeHead.
-        seed, rpn, proposals, backbone, neck, selection, pixels: see `faster_rcnn`.
+        convention:  implementation whose settings are the defaults, a key of CONVENTIONS;
+                     "maskrcnn_benchmark" is the authors' Detectron on that codebase's RPN.
+        rpn, proposals: see `rcnn`.
+        parts:       seed, backbone, neck, roi_head, selection, pixels; see `rcnn`.
     Returns:
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
     given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
     return rcnn(
-        "cascade_rcnn",
-        CascadeHead,
-        CONVENTIONS[convention],
         num_classes,
-        seed,
-        backbone,
-        neck,
-        {**RPN[convention], **(rpn or {})},
-        {when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
-        roi_head,
-        selection,
-        pixels,
-        convention,
+        name="cascade_rcnn",
+        head=CascadeHead,
+        head_defaults=CONVENTIONS[convention],
+        rpn={**RPN[convention], **(rpn or {})},
+        proposals={when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
+        convention=convention,
+        **parts,
     )

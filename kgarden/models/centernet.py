@@ -24,18 +24,14 @@ one-stage models only.
 import keras
 from keras import ops
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate
+from kgarden.config.instantiate import forwards_to
 from kgarden.errors import UserError
-from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.heatmap import heatmap_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
-from kgarden.models.base.one_stage import OneStage
-from kgarden.necks import make_neck
+from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops.points import flatten, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, SCORES, truth_is_valid
@@ -240,36 +236,28 @@ def decode_ltrb(ltrb, cells):
     return ops.concatenate([top_left, bottom_right], axis=-1)
 
 
-def centernet(
-    num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None
-):
+ALONE = {  # settings of the head without a second stage, in the release
+    "objectness": False,
+    "weights": {"box": 2.0},
+    "more_positives": {"threshold": 0.2, "top_k": 9},
+}
+
+
+@forwards_to(dense_detector, fixed=("name", "head"))
+def centernet(num_classes, dense_head=None, **parts):
     """CenterNet* alone: CenterNet-FPN_R50_1x of the release (40.2 AP on COCO).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        dense_head:  settings of CenterNetHead, which override the defaults below.
+        parts:       seed, backbone, neck, selection, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
-    neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
-    head = {
-        "width": neck.channels,
-        "objectness": False,
-        "weights": {"box": 2.0},
-        "more_positives": {"threshold": 0.2, "top_k": 9},
-        **(dense_head or {}),
-    }
-    return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        dense_head=instantiate(
-            CenterNetHead, head, "model.dense_head", strides=neck.strides, num_classes=num_classes
-        ),
-        selection=instantiate(Selection, selection or {}, "model.selection"),
-        pixels=pixel_settings(pixels),
-        num_classes=num_classes,
-        seed=seed,
+    return dense_detector(
+        num_classes,
         name="centernet",
+        head=CenterNetHead,
+        dense_head={**ALONE, **(dense_head or {})},
+        **parts,
     )

@@ -8,8 +8,8 @@ proposals (256) are enough.
     paper / release                     here
     P(O_k)                              CenterNetHead(objectness=True, num_classes=None)
     P(C_k | O_k)                        CascadeHead or FasterHead
-    P(C_k) = sum P(C|O) P(O)   (Eq. 1)  `fuse`: "released" is sqrt(P(C|O) * sqrt(P(O))), what the
-                                        published models use; "product" is the equation; "off"
+    P(C_k) = sum P(C|O) P(O)   (Eq. 1)  `product`; `released` is what the published models use;
+                                        `roi_head.fuse` chooses
     loss weight 0.5 of stage one        `weights` {positive 0.5, negative 0.5, box 1.0}
     256 proposals, NMS 0.9              proposer.test
     other first stages (section 5)      proposer.name: retinanet, atss, gfl
@@ -18,19 +18,22 @@ proposals (256) are enough.
 Where paper and release disagree the release is the default: it produced the published numbers.
 """
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate
+from keras import ops
+
+from kgarden.config.instantiate import instantiate, name_and_settings
 from kgarden.errors import UserError
+from kgarden.heads.dense import one_of
 from kgarden.heads.selection import Selection
-from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
-from kgarden.models.base.two_stage import AsProposer, TwoStage
+from kgarden.models.base.detector import trunk
+from kgarden.models.base.two_stage import AsProposer, TwoStage, roi_selection
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.necks import make_neck
+from kgarden.structures import SCORES
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
@@ -71,6 +74,57 @@ PROPOSER_ONLY = (
 )
 
 
+# Equation 1: the score of a class is likelihood times conditional probability.
+
+
+def product(scores, proposals):
+    """P(C_k) = P(C_k | O) P(O), Eq. 1.
+
+    Args:
+        scores:    (B, P, C) P(C | O) of the RoI head.
+        proposals: as in kgarden.structures, with "probability" (B, P), P(O).
+    Returns:
+        (B, P, C).
+    """
+    return scores * proposals["probability"][..., None]
+
+
+def released(scores, proposals):
+    """sqrt(P(C_k | O) sqrt(P(O))), the published models' form of Eq. 1 (MULT_PROPOSAL_SCORE).
+
+    The proposals' scores are sqrt(P(O)) already: the release takes the root of every first stage's scores.
+    Arguments and result as for `product`.
+    """
+    return ops.sqrt(scores * proposals[SCORES][..., None])
+
+
+FUSIONS = {"released": released, "product": product, "off": None}
+
+
+def fusion(how):
+    """The function by which `TwoStage` fuses the scores of both stages, by its name in FUSIONS; None: "off".
+
+    Raises:
+        UserError: unknown name; when called, a proposer whose scores are only a ranking, such as RPN's.
+    """
+    one_of("roi_head.fuse", how, FUSIONS)
+    if how == "off":
+        return None
+
+    def fuse(scores, proposals):
+        if proposals.get("probability") is None:
+            raise UserError(
+                f"model.roi_head.fuse {how!r}: fusion needs proposal probabilities, and this proposer gives "
+                "only a ranking, as RPN does; use 'off'"
+            )
+        return FUSIONS[how](scores, proposals)
+
+    return fuse
+
+
+# The two stages.
+
+
 def centernet2(
     num_classes,
     seed=0,
@@ -90,32 +144,37 @@ def centernet2(
         neck:        settings of the FPN.
         proposer:    {name: a key of FIRST_STAGES, "centernet" if left out, and the settings of its head}, and
                      "train", "test": how many proposals, "nms_iou".
-        roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead}; "none" leaves
-                     the second stage out: CenterNet* alone, with the tower and target settings of `proposer`.
+        roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead, fuse: a key of
+                     FUSIONS}; "none" leaves the second stage out: CenterNet* alone, with the tower and target
+                     settings of `proposer`.
         selection:   settings of the final Selection.
         pixels:      "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
     Returns:
         TwoStage, or OneStage without a second stage.
     """
+    shared = dict(seed=seed, backbone=backbone, neck=neck, selection=selection, pixels=pixels)
     if roi_head == "none":
-        if (proposer or {}).get("name", "centernet") != "centernet":
-            raise UserError("model.roi_head none leaves CenterNet* alone: leave model.proposer.name out")
-        of_head = {key: value for key, value in (proposer or {}).items() if key not in PROPOSER_ONLY}
-        return centernet(num_classes, seed, backbone, neck, of_head, selection, pixels)
-    neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
+        return first_stage_alone(num_classes, proposer or {}, **shared)
+    neck = make_neck(neck or {})
+    settings = {"name": "cascade", "fuse": "released", **(roi_head or {})}
     return TwoStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
+        **trunk(backbone, neck, pixels),
         proposer=_proposer(neck, **(proposer or {})),
-        roi_head=_roi_head(roi_head, neck.strides, num_classes),
-        selection=instantiate(
-            Selection, {"iou": 0.7, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
-        ),
-        pixels=pixel_settings(pixels),
+        fuse=fusion(settings.pop("fuse")),
+        roi_head=_roi_head(settings, neck.strides, num_classes),
+        selection=roi_selection(selection, iou=0.7),
         num_classes=num_classes,
         seed=seed,
         name="centernet2",
     )
+
+
+def first_stage_alone(num_classes, proposer, **shared):
+    """CenterNet* with the tower and target settings of a proposer."""
+    if proposer.get("name", "centernet") != "centernet":
+        raise UserError("model.roi_head none leaves CenterNet* alone: leave model.proposer.name out")
+    of_head = {key: value for key, value in proposer.items() if key not in PROPOSER_ONLY}
+    return centernet(num_classes, dense_head=of_head, **shared)
 
 
 def _proposer(
@@ -130,8 +189,7 @@ def _proposer(
     **head,
 ):
     """A first stage that proposes; numbers of proposals are those of the release, "Base-CenterNet2"."""
-    if name not in FIRST_STAGES:
-        raise UserError(f"model.proposer.name {name!r}: one of {', '.join(FIRST_STAGES)}")
+    one_of("proposer.name", name, FIRST_STAGES)
     kind, defaults = FIRST_STAGES[name]
     settings = {"width": neck.channels, **defaults, **head}
     shared = dict(score_threshold=score_threshold, iou=nms_iou, class_wise=False)
@@ -145,10 +203,7 @@ def _proposer(
 
 def _roi_head(settings, strides, num_classes):
     """The second stage by name, with CenterNet2's thresholds."""
-    settings = {"name": "cascade", "fuse": "released", **(settings or {})}
-    name = settings.pop("name")
-    if name not in ROI_HEADS:
-        raise UserError(f"model.roi_head.name {name!r}: one of {', '.join(ROI_HEADS)}, or roi_head: none")
+    name, settings = name_and_settings(settings, "model.roi_head", ROI_HEADS)
     head, defaults = ROI_HEADS[name]
     fixed = dict(strides=strides, num_classes=num_classes, name="roi_head")
     return instantiate(head, {**defaults, **settings}, "model.roi_head", **fixed)

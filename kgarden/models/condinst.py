@@ -24,18 +24,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.config.instantiate import instantiate, merge_defaults, name_and_settings
 from kgarden.errors import UserError
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.heads.mask_branch import MaskBranch, SemanticBranch
+from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.dice import dice_loss
 from kgarden.losses.focal import sigmoid_focal_loss
+from kgarden.models.base.detector import trunk
 from kgarden.models.base.one_stage import OneStage
-from kgarden.models.pss import BASES, PREDICTIONS, PSSHead, name_and_rest, selection_for
+from kgarden.models.dense_bases import BASES
 from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 from kgarden.ops.box_masks import masks_on_grid
@@ -298,7 +298,8 @@ def mask_head_on(dense_head, channels, settings):
     Raises:
         UserError: another dense head, or an unknown setting.
     """
-    if not isinstance(dense_head, DenseHead | PSSHead) or dense_head.anchors != 1:
+    head = getattr(dense_head, "base", dense_head)  # PSS is built on such a head
+    if not isinstance(head, DenseHead) or dense_head.anchors != 1:
         raise UserError(
             f"model.mask_head condinst needs a dense head with towers and one box for each cell "
             f"(fcos, atss, gfl, defcn, or pss on one of them), not {type(dense_head).__name__}"
@@ -319,49 +320,42 @@ def condinst(
     backbone="resnet50",
     neck=None,
     base="fcos",
-    pss=None,
-    prediction=None,
+    dense_head=None,
     mask_head=None,
     selection=None,
     pixels=None,
 ):
-    """CondInst (41.9 box AP, 37.5 mask AP on COCO, ResNet-50, 3x) and CondInst_PSS (41.2, 36.7), without NMS.
+    """CondInst (41.9 box AP, 37.5 mask AP on COCO, ResNet-50, 3x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
         base:        "fcos" (as in AdelaiDet), "atss", "gfl", or {name: ..., and settings of that head}.
-        pss:         {selector, assignment, weights, ranking, focal, detach_scores}, see PSSHead; {} for its
-                     defaults; None: the base alone, with NMS.
-        prediction:  with `pss`: "end_to_end", the default, without NMS; "one_to_many": the selector is
-                     dropped and NMS at 0.6 is done.
+        dense_head:  a layer in place of `base`, with its neck and Selection as layers too.
         mask_head:   settings of CondInst.
-        backbone, neck, selection, pixels: names or settings of the parts, laid over the defaults below.
+        seed, backbone, neck, selection, pixels: see `dense_detector`.
     Returns:
         OneStage.
     """
-    one_of("prediction", prediction, (None, *PREDICTIONS))
-    name, of_base = name_and_rest(base)
-    released = RELEASED_FCOS if name == "fcos" else {}
-    neck = make_neck({"name": "fpn", "channels": 256, **BASES[name].neck, **(neck or {})})
-    of_base = {"width": neck.channels, **released, **of_base}
-    made = dict(strides=neck.strides, num_classes=num_classes)
-    if pss is None:
-        if prediction == "end_to_end":
-            raise UserError("model.prediction end_to_end needs the branch of PSS: set model.pss to {}")
-        head = instantiate(BASES[name].head, of_base, "model.base", **made)
-    else:
-        prediction = prediction or "end_to_end"
-        made |= {"base": {"name": name, **of_base}, "prediction": prediction, "name": "pss"}
-        head = instantiate(PSSHead, pss, "model.pss", **made)
+    if dense_head is None:
+        name, of_base = released_base(base)
+        neck = make_neck({**BASES[name].neck, **(neck or {})})
+        settings, fixed = {"width": neck.channels, **of_base}, {"strides": neck.strides}
+        dense_head = instantiate(BASES[name].head, settings, "model.base", num_classes=num_classes, **fixed)
+        selection = instantiate(
+            Selection, {"iou": BASES[name].nms_iou, **(selection or {})}, "model.selection"
+        )
     return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        dense_head=head,
-        mask_head=mask_head_on(head, neck.channels, mask_head or {}),
-        selection=selection_for(prediction, BASES[name].nms_iou, selection or {}),
-        pixels=pixel_settings(pixels),
+        **trunk(backbone, neck, pixels),
+        dense_head=dense_head,
+        mask_head=mask_head_on(dense_head, neck.channels, mask_head or {}),
+        selection=selection,
         num_classes=num_classes,
         seed=seed,
         name="condinst",
     )
+
+
+def released_base(base):
+    """The name of the dense head and its settings, which are AdelaiDet's by default for FCOS."""
+    name, settings = name_and_settings(base, "model.base", BASES)
+    return name, {**(RELEASED_FCOS if name == "fcos" else {}), **settings}

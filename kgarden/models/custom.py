@@ -1,4 +1,4 @@
-"""Detectors from parts by name: what no paper combined.
+"""Detectors assembled from parts by name, also in combinations that no paper has.
 
 model: {name: one_stage, backbone, neck, dense_head: {name: fcos, ...}, selection,
         mask_head: {name: condinst, ...}}
@@ -6,22 +6,23 @@ model: {name: two_stage, backbone, neck, proposer: {head: {name: centernet, ...}
         roi_head: {name: cascade, ...}, selection, mask_head: {name: mask_rcnn, ...}}
 """
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate
-from kgarden.errors import UserError
+from kgarden.config.instantiate import forwards_to, instantiate, name_and_settings
 from kgarden.heads.selection import Selection
-from kgarden.layers.pixels import pixel_settings
 from kgarden.models.atss import ATSSHead
+from kgarden.models.base.detector import trunk
 from kgarden.models.base.one_stage import OneStage
-from kgarden.models.base.two_stage import AsProposer, TwoStage
+from kgarden.models.base.two_stage import AsProposer, TwoStage, roi_selection
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead
+from kgarden.models.centernet2 import fusion
 from kgarden.models.condinst import mask_head_on as condinst_on
 from kgarden.models.defcn import DeFCNHead
+from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.mask_rcnn import mask_head_on as mask_rcnn_on
+from kgarden.models.mask_rcnn import mask_rcnn as _mask_rcnn
 from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.rpn import make_proposer
@@ -62,15 +63,14 @@ def one_stage(
     Returns:
         OneStage.
     """
-    neck = make_neck(neck or "fpn")
-    head = _by_name(
-        DENSE_HEADS, dense_head, "model.dense_head", strides=neck.strides, num_classes=num_classes
-    )
+    neck = make_neck(neck or {})
+    fixed = dict(strides=neck.strides, num_classes=num_classes)
+    head = by_name(DENSE_HEADS, dense_head, "model.dense_head", **fixed)
     return OneStage(
         dense_head=head,
         mask_head=_mask_head(MASK_HEADS, mask_head, head, neck.channels),
         selection=instantiate(Selection, selection or {}, "model.selection"),
-        **_trunk(backbone, neck, pixels),
+        **trunk(backbone, neck, pixels),
         num_classes=num_classes,
         seed=seed,
         name="one_stage",
@@ -94,68 +94,63 @@ def two_stage(
         num_classes: C.
         proposer:    {head: {name: "rpn" or a key of DENSE_HEADS, and its settings},
                      train, test: settings of the Selection of proposals}.
-        roi_head:    {name: a key of ROI_HEADS, and its settings}.
+        roi_head:    {name: a key of ROI_HEADS, and its settings, fuse: a key of centernet2.FUSIONS}.
         mask_head:   {name: mask_rcnn, and its settings}; None: boxes alone.
         seed, backbone, neck, selection, pixels: as in kgarden/models/centernet2.py.
     Returns:
         TwoStage.
     """
-    neck = make_neck(neck or "fpn")
-    made = dict(strides=neck.strides, num_classes=num_classes, name="roi_head")
-    roi_head = _by_name(ROI_HEADS, roi_head, "model.roi_head", **made)
+    neck = make_neck(neck or {})
+    settings = {"fuse": "off", **({"name": roi_head} if isinstance(roi_head, str) else roi_head)}
+    fuse = fusion(settings.pop("fuse"))
+    fixed = dict(strides=neck.strides, num_classes=num_classes, name="roi_head")
+    roi_head = by_name(ROI_HEADS, settings, "model.roi_head", **fixed)
     return TwoStage(
         proposer=instantiate(_proposer, proposer, "model.proposer", neck=neck, seed=seed),
         roi_head=roi_head,
+        fuse=fuse,
         mask_head=_mask_head(MASK_HEADS_OF_ROIS, mask_head, roi_head, neck.strides),
-        selection=instantiate(
-            Selection, {"per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
-        ),
-        **_trunk(backbone, neck, pixels),
+        selection=roi_selection(selection),
+        **trunk(backbone, neck, pixels),
         num_classes=num_classes,
         seed=seed,
         name="two_stage",
     )
 
 
+@forwards_to(_mask_rcnn, fixed=("heads",))
+def mask_rcnn(num_classes, **parts):
+    """Mask R-CNN on any RoI head with boxes of one sample; see kgarden/models/mask_rcnn.py."""
+    return _mask_rcnn(num_classes, heads={"double_head": DoubleHead}, **parts)
+
+
 def _proposer(neck, seed, head, train=None, test=None):
-    """A dense head that looks for one class of things, "any object"."""
-    name, settings = _name_and_rest(head, "model.proposer.head", ["rpn", *DENSE_HEADS])
+    """A class-agnostic dense head with its selections."""
+    name, settings = name_and_settings(head, "model.proposer.head", ["rpn", *DENSE_HEADS])
     if name == "rpn":
         return make_proposer(neck, seed, rpn=settings, proposals={"train": train or {}, "test": test or {}})
-    made = _by_name(DENSE_HEADS, head, "model.proposer.head", strides=neck.strides, num_classes=None)
     return AsProposer(
-        made,
-        train=instantiate(
-            Selection,
-            {**PROPOSALS, "per_level": 4000, "total": 2000, **(train or {})},
-            "model.proposer.train",
-        ),
-        test=instantiate(
-            Selection, {**PROPOSALS, "per_level": 1000, "total": 256, **(test or {})}, "model.proposer.test"
-        ),
+        by_name(DENSE_HEADS, head, "model.proposer.head", strides=neck.strides, num_classes=None),
+        train=_proposals(train, "train", per_level=4000, total=2000),
+        test=_proposals(test, "test", per_level=1000, total=256),
         name="proposer",
     )
 
 
+def _proposals(settings, when, **defaults):
+    """The Selection of proposals in training or in testing."""
+    return instantiate(Selection, {**PROPOSALS, **defaults, **(settings or {})}, f"model.proposer.{when}")
+
+
 def _mask_head(known, settings, head, of_pyramid):
+    """The mask head of a dense head or a RoI head; None without settings."""
     if settings is None:
         return None
-    name, settings = _name_and_rest(settings, "model.mask_head", known)
+    name, settings = name_and_settings(settings, "model.mask_head", known)
     return known[name](head, of_pyramid, settings)
 
 
-def _trunk(backbone, neck, pixels):
-    return {"backbone": make_backbone(backbone), "neck": neck, "pixels": pixel_settings(pixels)}
-
-
-def _by_name(known, settings, where, **fixed):
-    name, settings = _name_and_rest(settings, where, known)
+def by_name(known, settings, where, **fixed):
+    """Builds a part of `known` from {name, and settings}."""
+    name, settings = name_and_settings(settings, where, known)
     return instantiate(known[name], settings, where, **fixed)
-
-
-def _name_and_rest(settings, where, known):
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", None)
-    if name not in known:
-        raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
-    return name, settings

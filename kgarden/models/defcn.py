@@ -19,7 +19,7 @@ The release gives an object without a point of its own the first free cell of th
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.config.instantiate import forwards_to, instantiate, merge_defaults
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.layers.conv import Conv
@@ -302,25 +302,21 @@ class DeFCNHead(FCOSHead):
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 
-def defcn(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None):
+@forwards_to(dense_detector, fixed=("name", "head"))
+def defcn(num_classes, selection=None, **parts):
     """DeFCN: POTO + 3DMF + Aux with ResNet-50 of the release (41.4 AP on COCO, 3x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        selection:   settings of the final Selection, which override the defaults below.
+        parts:       seed, backbone, neck, dense_head, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
     return dense_detector(
-        "defcn",
-        DeFCNHead,
         num_classes,
-        seed,
-        backbone,
-        neck,
-        dense_head,
-        {"method": "none", **(selection or {})},
-        pixels,
+        name="defcn",
+        head=DeFCNHead,
+        selection={"method": "none", **(selection or {})},
+        **parts,
     )

@@ -1,4 +1,4 @@
-"""Double-Head R-CNN: what a box holds is told by dense layers, where it ends by convolutions.
+"""Double-Head R-CNN: a fully connected head classifies each RoI, a convolutional head regresses its box.
 
 Wu, Chen, Yuan, Liu, Wang, Li, Fu, "Rethinking classification and localization for object detection", 2020,
 arXiv:1904.06493. The score of a fully connected head follows the IoU of a proposal more closely, a
@@ -10,9 +10,10 @@ other one.
     conv-head, blocks (a), (b), (c) (Fig. 5)   kgarden/heads/conv_head.py, kgarden/layers/non_local.py
     K blocks (Table 2)                         `conv_head` {blocks, non_local}
     Single-FC ... Double-Head-Reverse (Fig. 1) `branches`, `focus`: CONFIGURATIONS
-    L_fc, L_conv, lambda (Eqs. 1, 2), omega    `focus`, `weights`; terms roi/<branch>_class, roi/<branch>_box
-    s = s_fc + s_conv (1 - s_fc) (Eq. 4)       `fusion`: "complementary", "max", "average"
-    (a) to (d) of Fig. 8                       `answer`: "conv", "fc", "crossed", "fused"
+    L_fc, L_conv, lambda (Eqs. 1, 2), omega    `focus`, `weights`: `loss_weights`; terms roi/<branch>_class,
+                                               roi/<branch>_box
+    s = s_fc + s_conv (1 - s_fc) (Eq. 4)       `fuse`; `fusion`: "complementary", "max", "average"
+    (a) to (d) of Fig. 8                       `classify_with`, `regress_with`: FIG_8
 
 The released training code enlarges what the conv-head sees of a proposal 1.3 times, of which the paper says
 nothing: `conv_roi_scale`. It rests on maskrcnn-benchmark, whose settings are the defaults (`convention`).
@@ -21,16 +22,16 @@ nothing: `conv_roi_scale`. It rests on maskrcnn-benchmark, whose settings are th
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import instantiate
+from kgarden.config.instantiate import forwards_to, instantiate, take
 from kgarden.errors import UserError
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
-from kgarden.heads.roi_features import RoIFeatures
+from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.layers.initializers import normal
 from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
-    OWN,
+    FUSED,
     Coder,
     box_loss_of,
     class_loss_of,
@@ -40,7 +41,7 @@ from kgarden.models.faster_rcnn import (
     rcnn,
 )
 from kgarden.structures import BOXES, SCORES, VALID
-from kgarden.targets.roi import label_rois, sample_rois
+from kgarden.targets.roi import RoISampling, label_rois, sample_rois
 
 CONFIGURATIONS = {
     "single_fc": {"branches": ("fc",)},
@@ -52,11 +53,11 @@ CONFIGURATIONS = {
     "double_head_ext": {"branches": ("fc", "conv"), "focus": (0.7, 0.8)},
 }
 KINDS = ("fc", "conv")
-ANSWERS = {  # branches whose classes count, branch whose boxes do
-    "conv": (["conv"], "conv"),
-    "fc": (["fc"], "fc"),
-    "crossed": (["fc"], "conv"),
-    "fused": (["fc", "conv"], "conv"),
+FIG_8 = {  # panel: branches whose class scores are fused, branch whose boxes are used
+    "a": {"classify_with": ["conv"], "regress_with": "conv"},
+    "b": {"classify_with": ["fc"], "regress_with": "fc"},
+    "c": {"classify_with": ["fc"], "regress_with": "conv"},
+    "d": {"classify_with": ["fc", "conv"], "regress_with": "conv"},
 }
 FUSIONS = ("complementary", "max", "average")
 
@@ -76,7 +77,7 @@ class Branch(keras.layers.Layer):
         {"logits": (B, P, C + 1), "deltas": (B, P, 1 or C, 4)}, float32, those that there are.
     """
 
-    def __init__(self, kind, head, num_classes, classifies, regresses, class_agnostic=False, **kwargs):
+    def __init__(self, kind, head, num_classes, *, classifies, regresses, class_agnostic=False, **kwargs):
         super().__init__(**kwargs)
         layer = {"fc": FCHead, "conv": ConvHead}[kind]
         self.features = instantiate(layer, head, f"model.roi_head.{kind}_head", name="features")
@@ -108,25 +109,77 @@ class Branch(keras.layers.Layer):
         return raw
 
 
+# Eqs. 1 to 3: what each branch trains on.
+
+
+def loss_weights(names, focus, weights):
+    """Factor on the class loss and the box loss of each branch; an output without one is not built.
+
+        L_fc   = lambda_fc L_class + (1 - lambda_fc) L_box                      Eq. 1
+        L_conv = (1 - lambda_conv) L_class + lambda_conv L_box                  Eq. 2
+        L      = omega_fc L_fc + omega_conv L_conv + L_rpn                      Eq. 3
+
+    Args:
+        names:   of one or two branches: the first's task is to classify, the second's to regress. One branch
+                 does both, with factors of 1.
+        focus:   lambda_fc, lambda_conv.
+        weights: omega_fc, omega_conv.
+    Returns:
+        {"<branch>_class" or "<branch>_box": factor}.
+    """
+    if len(names) == 1:
+        return {f"{names[0]}_class": 1.0, f"{names[0]}_box": 1.0}
+    (fc, conv), (omega_fc, omega_conv), (lambda_fc, lambda_conv) = names, weights, focus
+    factors = {
+        f"{fc}_class": omega_fc * lambda_fc,
+        f"{fc}_box": omega_fc * (1 - lambda_fc),
+        f"{conv}_class": omega_conv * (1 - lambda_conv),
+        f"{conv}_box": omega_conv * lambda_conv,
+    }
+    factors = {term: factor for term, factor in factors.items() if factor > 0}
+    for what in ("class", "box"):
+        if not any(term.endswith(what) for term in factors):
+            raise UserError(f"model.roi_head.focus {list(focus)}: no branch is trained on the {what} loss")
+    return factors
+
+
+# Eq. 4: the fusion of two classifiers.
+
+
+def fuse(s_fc, s_conv, how):
+    """One class probability from two.   Eq. 4 and Table 5.
+
+    Args:
+        s_fc, s_conv: (B, P, C) probabilities.
+        how:          "complementary", Eq. 4; "max"; "average".
+    """
+    if how == "complementary":
+        return s_fc + s_conv * (1 - s_fc)
+    return ops.maximum(s_fc, s_conv) if how == "max" else (s_fc + s_conv) / 2
+
+
 class DoubleHead(keras.layers.Layer):
     """One or two branches on the same RoIs.
 
     Args:
         strides:        of the pyramid.
         num_classes:    C.
-        branches:       kinds; the first one's task is to classify, the second one's to regress. One alone
-                        does both.
-        focus:          lambda of each of two: share of its loss that is its own task's.
-        weights:        omega of each of two.
+        branches:       kinds, "fc" or "conv", of one or two; see `loss_weights`.
+        focus:          lambda of each of two branches; see `loss_weights`.
+        weights:        omega of each of two branches; see `loss_weights`.
         fc_head, conv_head: settings of FCHead and ConvHead.
-        conv_roi_scale: factor on the sides of what a conv branch sees of a proposal.
-        answer:         whose classes and boxes are the detections: "conv" or "fc" both of one; "crossed"
-                        classes of fc, boxes of conv; "fused" classes of both, boxes of conv. None: what is
-                        trained: both branches' classes, fused, and the boxes of the one whose task they are.
-        fusion:         of the probabilities of two branches.
-        iou, delta_weights, num_samples, positive_fraction, roi_levels, pool_size, sampling_ratio, aligned,
-        class_agnostic, box_beta, clamp_below, plus_one, box_loss: see FasterHead.
+        conv_roi_scale: factor on the sides of the RoIs that a conv branch is pooled from.
+        classify_with:  branches whose class scores are the detections', fused if two (Fig. 8); None: all that
+                        are trained to classify.
+        regress_with:   branch whose boxes are the detections' (Fig. 8); None: the last one that is trained
+                        to regress.
+        fusion:         how two class probabilities are fused; see `fuse`.
+        delta_weights, class_agnostic, box_loss, box_beta, clamp_below, plus_one: see FasterHead.
+        settings:       of RoIPooling (kgarden/heads/roi_features.py) and of RoISampling
+                        (kgarden/targets/roi.py).
     """
+
+    takes = (RoIPooling, RoISampling)
 
     def __init__(
         self,
@@ -138,45 +191,39 @@ class DoubleHead(keras.layers.Layer):
         fc_head=None,
         conv_head=None,
         conv_roi_scale=1.3,
-        answer=None,
+        classify_with=None,
+        regress_with=None,
         fusion="complementary",
-        iou=0.5,
         delta_weights=(10.0, 10.0, 5.0, 5.0),
-        num_samples=512,
-        positive_fraction=0.25,
-        roi_levels=None,
-        pool_size=7,
-        sampling_ratio=0,
-        aligned=True,
         class_agnostic=False,
         box_beta=1.0,
         clamp_below=False,
         plus_one=False,
         box_loss="smooth_l1",
-        **kwargs,
+        **settings,
     ):
+        pooling, settings = take(RoIPooling, settings)
+        self.sampling, kwargs = take(RoISampling, settings)
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         one_of("roi_head.fusion", fusion, FUSIONS)
-        one_of("roi_head.answer", answer, (*ANSWERS, None))
         for kind in branches:
             one_of("roi_head.branches", kind, KINDS)
         if len(branches) not in (1, 2):
             raise UserError(f"model.roi_head.branches: {len(branches)} of them; give one or two")
         self.num_classes = num_classes
-        self.iou, self.num_samples, self.positive_fraction = iou, num_samples, positive_fraction
         self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.fusion = fusion
         self.names = names_of(branches)
-        self.weights_of_terms = weights_of_terms(self.names, focus, weights)
+        self.weights_of_terms = loss_weights(self.names, focus, weights)
         self.kinds = dict(zip(self.names, branches, strict=True))
-        self.answer = self._answer(answer)
+        self.classify_with = self._chosen("classify_with", "class", classify_with)
+        [self.regress_with] = self._chosen("regress_with", "box", regress_with and [regress_with])[-1:]
 
         scales = {"fc": 1.0, "conv": conv_roi_scale}
         self.scale_of = {name: scales[kind] for name, kind in self.kinds.items()}
-        shared = dict(aligned=aligned, plus_one=plus_one)
         self.pools = [
-            RoIFeatures(strides, roi_levels, pool_size, sampling_ratio, enlarged=scale, **shared)
+            RoIFeatures(strides, pooling, enlarged=scale, plus_one=plus_one)
             for scale in sorted(set(self.scale_of.values()))
         ]
         heads = {"fc": fc_head or {}, "conv": conv_head or {}}
@@ -185,33 +232,33 @@ class DoubleHead(keras.layers.Layer):
                 kind,
                 heads[kind],
                 num_classes,
-                f"{name}_class" in self.weights_of_terms,
-                f"{name}_box" in self.weights_of_terms,
-                class_agnostic,
+                classifies=f"{name}_class" in self.weights_of_terms,
+                regresses=f"{name}_box" in self.weights_of_terms,
+                class_agnostic=class_agnostic,
                 name=name,
             )
             for name, kind in self.kinds.items()
         }
-        self.size = pool_size
+        self.size = pooling.pool_size
 
-    def _answer(self, answer):
-        """(names of the branches whose classes count, name of the one whose boxes do)."""
-        if answer is None:
-            return self._trained("class"), self._trained("box")[-1]
-        if not self.can_answer(answer):
-            classes, boxes = (", ".join(self._trained(what)) for what in ("class", "box"))
+    def _chosen(self, setting, what, names):
+        """Branches for one output of the detections: those asked for, or all that are trained."""
+        trained = self.trained(what)
+        if names is None:
+            return trained
+        if not names or not set(names) <= set(trained):
             raise UserError(
-                f"model.roi_head.answer {answer!r}: classes are trained in {classes}, boxes in {boxes}; "
-                "see branches and focus"
+                f"model.roi_head.{setting} {', '.join(names) or '[]'}: the {what} loss trains "
+                f"{', '.join(trained)}; see branches and focus"
             )
-        return ANSWERS[answer]
+        return list(names)
 
-    def can_answer(self, answer):
-        """Whether the outputs that this answer needs are trained."""
-        classes, boxes = ANSWERS[answer]
-        return set(classes) <= set(self._trained("class")) and boxes in self._trained("box")
+    def is_trained_for(self, classify_with, regress_with):
+        """Whether the outputs that these settings need are trained."""
+        return set(classify_with) <= set(self.trained("class")) and regress_with in self.trained("box")
 
-    def _trained(self, what):
+    def trained(self, what):
+        """Names of the branches that are trained on the "class" or the "box" loss."""
         return [name for name in self.names if f"{name}_{what}" in self.weights_of_terms]
 
     def pool_of(self, name):
@@ -227,21 +274,22 @@ class DoubleHead(keras.layers.Layer):
             branch.build((None, None, self.size, self.size, pyramid_shapes[0][-1]))
 
     def sample(self, proposals, y, random):
-        """RoIs to learn from; see kgarden/targets/roi.py."""
-        return sample_rois(proposals, y, self.iou, self.num_samples, self.positive_fraction, random)
+        """RoIs to train on; see kgarden/targets/roi.py."""
+        return sample_rois(proposals, y, self.sampling, random)
 
     def call(self, pyramid, proposals, size_hw, training=False):
-        """{branch: {"logits", "deltas"}}, and the "boxes" and "valid" that they belong to."""
-        seen = {pool.settings["enlarged"]: pool(pyramid, proposals[BOXES]) for pool in self.pools}
+        """{"branches": {name: {"logits", "deltas"}}}, and the "boxes" and "valid" that they belong to."""
+        features = {pool.settings["enlarged"]: pool(pyramid, proposals[BOXES]) for pool in self.pools}
         raw = {
-            name: branch(seen[self.scale_of[name]], training=training)
+            name: branch(features[self.scale_of[name]], training=training)
             for name, branch in self.branches.items()
         }
         return {"branches": raw, BOXES: proposals[BOXES], VALID: proposals[VALID]}
 
     def losses(self, raw, y):
-        """Terms roi/<branch>_class and roi/<branch>_box, weighted."""
-        labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, self.iou, self.num_classes)
+        """Terms roi/<branch>_class and roi/<branch>_box of Eqs. 1 and 2, weighted by `loss_weights`."""
+        labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, self.sampling.iou, self.num_classes)
+        of_boxes = dict(coder=self.coder, num_classes=self.num_classes, loss=self.box_loss)
         terms = {}
         for term, weight in self.weights_of_terms.items():
             name, what = term.rsplit("_", 1)
@@ -249,34 +297,32 @@ class DoubleHead(keras.layers.Layer):
             if what == "class":
                 loss = class_loss_of(outputs["logits"], labels)
             else:
-                target = (raw[BOXES], labels, gt_boxes, self.coder, self.num_classes, self.box_loss)
-                loss = box_loss_of(outputs["deltas"], *target)
+                loss = box_loss_of(outputs["deltas"], raw[BOXES], labels, gt_boxes, **of_boxes)
             terms[f"roi/{term}"] = loss * weight
         return terms
 
-    def answers(self, raw, size_hw):
-        """What the detections are made of, and what each of two branches says by itself.
+    def branch_predictions(self, raw, size_hw):
+        """Scores and boxes of each branch, and their combination of Fig. 8 under the key FUSED.
 
         Returns:
-            {OWN or a branch's name: {"boxes": (B, P, 4) or (B, P, C, 4), clipped; "scores": (B, P, C)}}, of a
-            branch what it was trained for.
+            {FUSED or a branch's name: {"boxes": (B, P, 4) or (B, P, C, 4), clipped; "scores": (B, P, C)}}; of
+            a branch only what it is trained for, and no branches where there is one.
         """
-        said = {}
+        predictions = {}
         for name, outputs in raw["branches"].items():
-            said[name] = {}
+            predictions[name] = {}
             if "logits" in outputs:
-                said[name][SCORES] = class_probability(outputs["logits"], sigmoid=False)
+                predictions[name][SCORES] = class_probability(outputs["logits"], sigmoid=False)
             if "deltas" in outputs:
-                said[name][BOXES] = clip_groups(decode({**raw, **outputs}, self.coder), size_hw)
-        classify, regress = self.answer
-        scores = [said[name][SCORES] for name in classify]
+                predictions[name][BOXES] = clip_groups(decode({**raw, **outputs}, self.coder), size_hw)
+        scores = [predictions[name][SCORES] for name in self.classify_with]
         scores = fuse(*scores, self.fusion) if len(scores) == 2 else scores[0]
-        own = {BOXES: said[regress][BOXES], SCORES: scores}
-        return {OWN: own, **said} if len(said) == 2 else {OWN: own}
+        fused = {BOXES: predictions[self.regress_with][BOXES], SCORES: scores}
+        return {FUSED: fused, **predictions} if len(predictions) == 2 else {FUSED: fused}
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C)."""
-        return {**self.answers(raw, size_hw)[OWN], VALID: proposals[VALID][..., None]}
+        return {**self.branch_predictions(raw, size_hw)[FUSED], VALID: proposals[VALID][..., None]}
 
 
 def names_of(branches):
@@ -286,81 +332,25 @@ def names_of(branches):
     return [f"{kind}{number}" for number, kind in enumerate(branches, start=1)]
 
 
-def weights_of_terms(names, focus, weights):
-    """The factor on the class and box loss of each branch; what has none is not built.   Eqs. 1 to 3.
-
-    Args:
-        names:   of one or two branches.
-        focus:   lambda_fc, lambda_conv; not looked at for one branch.
-        weights: omega_fc, omega_conv; not looked at for one branch.
-    Returns:
-        {"<branch>_class" or "<branch>_box": factor}.
-    """
-    if len(names) == 1:
-        return {f"{names[0]}_class": 1.0, f"{names[0]}_box": 1.0}
-    (first, second), (of_first, of_second), (lambda_1, lambda_2) = names, weights, focus
-    factors = {
-        f"{first}_class": of_first * lambda_1,
-        f"{first}_box": of_first * (1 - lambda_1),
-        f"{second}_class": of_second * (1 - lambda_2),
-        f"{second}_box": of_second * lambda_2,
-    }
-    factors = {term: factor for term, factor in factors.items() if factor > 0}
-    for what in ("class", "box"):
-        if not any(term.endswith(what) for term in factors):
-            raise UserError(f"model.roi_head.focus {list(focus)}: no branch learns the {what}")
-    return factors
-
-
-def fuse(a, b, how):
-    """One probability of two.   Section 4.4, Table 5.
-
-    Args:
-        a, b: (B, P, C) probabilities.
-        how:  "complementary": a + b (1 - a); "max"; "average".
-    """
-    if how == "complementary":
-        return a + b * (1 - a)
-    return ops.maximum(a, b) if how == "max" else (a + b) / 2
-
-
-def double_head(
-    num_classes,
-    seed=0,
-    backbone="resnet50",
-    neck=None,
-    configuration="double_head",
-    rpn=None,
-    proposals=None,
-    roi_head=None,
-    selection=None,
-    pixels=None,
-    convention="maskrcnn_benchmark",
-):
+@forwards_to(rcnn, fixed=("name", "head", "head_defaults", "head_layers"))
+def double_head(num_classes, configuration="double_head", convention="maskrcnn_benchmark", **parts):
     """Double-Head R-CNN (39.5 AP on COCO, ResNet-50, 1x; extended 40.3) and what the paper compares it with.
 
     Args:
         num_classes:   C.
-        seed:          of the draws of anchors and RoIs.
         configuration: a key of CONFIGURATIONS.
-        roi_head:      settings of DoubleHead, laid over those of the configuration.
-        convention, rpn, proposals, backbone, neck, selection, pixels: see `faster_rcnn`.
+        convention:    see `rcnn`.
+        parts:         seed, backbone, neck, rpn, proposals, roi_head (settings of DoubleHead), selection,
+                       pixels; see `rcnn`.
     Returns:
         TwoStage.
     """
     one_of("configuration", configuration, CONFIGURATIONS)
     return rcnn(
-        "double_head",
-        DoubleHead,
-        CONFIGURATIONS[configuration],
         num_classes,
-        seed,
-        backbone,
-        neck,
-        rpn,
-        proposals,
-        roi_head,
-        selection,
-        pixels,
-        convention,
+        name="double_head",
+        head=DoubleHead,
+        head_defaults=CONFIGURATIONS[configuration],
+        convention=convention,
+        **parts,
     )

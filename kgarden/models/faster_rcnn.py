@@ -1,4 +1,4 @@
-"""Faster R-CNN: boxes that RPN proposes, each looked at again by one box head.
+"""Faster R-CNN, second stage: one box head classifies and refines the proposals of RPN (rpn.py).
 
 Ren, He, Girshick, Sun 2015, arXiv:1506.01497; on a pyramid: Lin et al. 2016, arXiv:1612.03144. The first
 stage is in kgarden/models/rpn.py, this is the second.
@@ -8,7 +8,6 @@ stage is in kgarden/models/rpn.py, this is the second.
     cls_score, bbox_pred            BoxHead.classes, BoxHead.boxes
     t_x, t_y, t_w, t_h (Eq. 2)      kgarden.ops.boxes.encode_deltas
     L_cls, L_reg                    roi/class, roi/box
-    MULT_PROPOSAL_SCORE             fuse="released" (CenterNet2's rule; the paper's is "product")
 
 Detectron2's settings are the defaults: class loss is the mean over RoIs, the box loss is L1 summed
 over foreground and divided by *all* RoIs. Those of the other public implementations: CONVENTIONS.
@@ -19,27 +18,24 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate
+from kgarden.config.instantiate import forwards_to, instantiate, take
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
-from kgarden.heads.roi_features import RoIFeatures
-from kgarden.heads.selection import Selection
+from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.layers.initializers import normal, prior_bias
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.roi import make_box_loss, sigmoid_class_loss, smooth_l1, softmax_class_loss
 from kgarden.models import rpn as first_stage
-from kgarden.models.base.two_stage import TwoStage
+from kgarden.models.base.detector import trunk
+from kgarden.models.base.two_stage import TwoStage, roi_selection
 from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, SCORES, VALID
-from kgarden.targets.roi import label_rois, sample_rois
+from kgarden.targets.roi import RoISampling, label_rois, sample_rois
 
-FUSIONS = ("released", "product", "off")
 ROI_LEVELS = (2, 5)  # of a pyramid, first and last, that RoIs are cut out of
-OWN = "own"  # among the answers of a RoI head: the one that becomes detections
+FUSED = "own"  # among `branch_predictions` of a RoI head: the one that becomes detections
 CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/rpn.py
     "detectron2": {},
     "mmdetection": {"clamp_below": True},
@@ -100,66 +96,55 @@ class FasterHead(keras.layers.Layer):
     """One box head on RoI features.
 
     Args:
-        strides:           of the pyramid.
-        num_classes:       C.
-        iou:               a RoI is foreground from this IoU on.
-        delta_weights:     factors on the deltas, wx, wy, ww, wh.
-        num_samples, positive_fraction: RoIs of an image to learn from.
-        fuse:              how the proposal's score enters the final score: "released" sqrt(P(C|O) * score)
-                           with a score that is sqrt(P(O)) already; "product" P(C|O) * P(O); "off".
-        roi_levels, pool_size, sampling_ratio, aligned: see kgarden/heads/roi_features.py.
-        width, num_fcs, class_agnostic, sigmoid: see BoxHead.
-        box_loss:          "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
-        box_beta:          of the box loss; smooth L1 with 0 is L1.
-        num_convs:         3x3 convolutions in front of the fully connected layers, see FCHead.
-        clamp_below:       see `decode_deltas`.
-        plus_one:          see `encode_deltas`.
-        features:          see BoxHead.
+        strides:       of the pyramid.
+        num_classes:   C.
+        delta_weights: factors on the deltas, wx, wy, ww, wh.
+        width, num_fcs, class_agnostic, sigmoid, num_convs, features: see BoxHead.
+        box_loss:      "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
+        box_beta:      of the box loss; smooth L1 with 0 is L1.
+        clamp_below:   see `decode_deltas`.
+        plus_one:      see `encode_deltas`.
+        settings:      of RoIPooling (kgarden/heads/roi_features.py) and RoISampling (kgarden/targets/roi.py).
     """
 
     loss_names = ("roi/class", "roi/box")
+    takes = (RoIPooling, RoISampling)
     fixed_arguments = ("features",)
 
     def __init__(
         self,
         strides,
         num_classes,
-        iou=0.5,
         delta_weights=(10.0, 10.0, 5.0, 5.0),
-        num_samples=512,
-        positive_fraction=0.25,
-        fuse="off",
-        roi_levels=None,
-        pool_size=7,
-        sampling_ratio=0,
         width=1024,
         num_fcs=2,
         class_agnostic=False,
         sigmoid=False,
-        box_beta=0.0,
         num_convs=0,
-        aligned=True,
+        box_loss="smooth_l1",
+        box_beta=0.0,
         clamp_below=False,
         plus_one=False,
-        box_loss="smooth_l1",
         features=None,
-        **kwargs,
+        **settings,
     ):
+        pooling, settings = take(RoIPooling, settings)
+        self.sampling, kwargs = take(RoISampling, settings)
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
-        one_of("roi_head.fuse", fuse, FUSIONS)
         self.num_classes = num_classes
-        self.iou = iou
         self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
-        self.num_samples = num_samples
-        self.positive_fraction = positive_fraction
-        self.fuse = fuse
         self.sigmoid = sigmoid
         self.box_loss = make_box_loss(box_loss, box_beta)
-        self.pool = RoIFeatures(
-            strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
-        )
+        self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         self.box_head = BoxHead(
-            num_classes, width, num_fcs, class_agnostic, sigmoid, num_convs, features, name="box_head"
+            num_classes,
+            width=width,
+            num_fcs=num_fcs,
+            class_agnostic=class_agnostic,
+            sigmoid=sigmoid,
+            num_convs=num_convs,
+            features=features,
+            name="box_head",
         )
 
     def build(self, pyramid_shapes):
@@ -167,7 +152,7 @@ class FasterHead(keras.layers.Layer):
 
     def sample(self, proposals, y, random):
         """RoIs to learn from; see kgarden/targets/roi.py."""
-        return sample_rois(proposals, y, self.iou, self.num_samples, self.positive_fraction, random)
+        return sample_rois(proposals, y, self.sampling, random)
 
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"logits", "deltas"} of BoxHead, and the "boxes" and "valid" that they belong to."""
@@ -176,22 +161,28 @@ class FasterHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms roi/class and roi/box."""
-        terms = stage_losses(raw, y, self.iou, self.coder, self.num_classes, self.sigmoid, self.box_loss)
-        return dict(zip(self.loss_names, terms, strict=True))
+        of_class, of_box = stage_losses(
+            raw,
+            y,
+            iou=self.sampling.iou,
+            num_classes=self.num_classes,
+            coder=self.coder,
+            sigmoid=self.sigmoid,
+            box_loss=self.box_loss,
+        )
+        return {"roi/class": of_class, "roi/box": of_box}
 
-    def answers(self, raw, size_hw):
-        """{OWN: {"boxes": those of `candidates`, "scores": (B, P, C) without a proposal's}}."""
+    def branch_predictions(self, raw, size_hw):
+        """{FUSED: {"boxes": those of `candidates`, "scores": (B, P, C)}}: this head has one branch."""
         probability = class_probability(raw["logits"], self.sigmoid)
-        return {OWN: {BOXES: clip_groups(decode(raw, self.coder), size_hw), SCORES: probability}}
+        return {FUSED: {BOXES: clip_groups(decode(raw, self.coder), size_hw), SCORES: probability}}
 
     def candidates(self, raw, proposals, size_hw):
-        """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C), fused with the proposal's."""
-        own = self.answers(raw, size_hw)[OWN]
-        scores = fuse_scores(own[SCORES], proposals, self.fuse)
-        return {BOXES: own[BOXES], SCORES: scores, VALID: proposals[VALID][..., None]}
+        """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C) are P(C | O)."""
+        return {**self.branch_predictions(raw, size_hw)[FUSED], VALID: proposals[VALID][..., None]}
 
 
-# What Cascade R-CNN does once for each stage.
+# One stage's losses and decoding, which Cascade R-CNN and Double-Head R-CNN share.
 
 
 class Coder(NamedTuple):
@@ -225,26 +216,12 @@ def class_probability(logits, sigmoid):
     return (ops.sigmoid(logits) if sigmoid else ops.softmax(logits))[..., :-1]
 
 
-def fuse_scores(probability, proposals, how):
-    """The final score of every class.   CenterNet2, Eq. 3 ("product"), and its release.
-
-    Raises:
-        UserError: a proposer whose score, as RPN's, is a ranking and no probability.
-    """
-    if how == "off":
-        return probability
-    if proposals.get("probability") is None:
-        raise UserError(f"model.roi_head.fuse {how!r}: this proposer's score is no probability; use 'off'")
-    if how == "released":
-        return ops.sqrt(probability * proposals[SCORES][..., None])
-    return probability * proposals["probability"][..., None]
-
-
-def stage_losses(raw, y, iou, coder, num_classes, sigmoid=False, loss=smooth_l1):
-    """Class and box loss of one box head on one set of RoIs.   (), () float32."""
+def stage_losses(raw, y, *, iou, num_classes, coder, sigmoid=False, box_loss=smooth_l1):
+    """Class and box loss of one box head on one set of RoIs.   Ren et al. 2015, Eq. 1.   (), () float32."""
     labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou, num_classes)
-    box_loss = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, coder, num_classes, loss)
-    return class_loss_of(raw["logits"], labels, sigmoid), box_loss
+    how = dict(coder=coder, num_classes=num_classes, loss=box_loss)
+    of_box = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, **how)
+    return class_loss_of(raw["logits"], labels, sigmoid), of_box
 
 
 def class_loss_of(logits, labels, sigmoid=False):
@@ -258,14 +235,15 @@ def class_loss_of(logits, labels, sigmoid=False):
     return global_mean(ops.sum(loss), _count(labels))
 
 
-def box_loss_of(predicted, rois, labels, gt_boxes, coder, num_classes, loss=smooth_l1):
+def box_loss_of(predicted, rois, labels, gt_boxes, *, coder, num_classes, loss=smooth_l1):
     """Loss of deltas summed over foreground, over the number of *all* RoIs.   () float32.
 
     Args:
         predicted: (B, P, 1 or C, 4) deltas.
         rois:      (B, P, 4) px.
         labels, gt_boxes: of `label_rois`.
-        loss:      of `kgarden.losses.roi.box_loss`.
+        coder:     Coder.
+        loss:      of `kgarden.losses.roi.make_box_loss`.
     """
     foreground = (labels >= 0) & (labels < num_classes)
     if predicted.shape[2] == 1:
@@ -284,8 +262,13 @@ def _count(labels):
     return ops.sum(ops.cast(labels >= 0, "float32"))
 
 
-def faster_rcnn(
+def rcnn(
     num_classes,
+    *,
+    name,
+    head,
+    head_defaults=None,
+    head_layers=None,
     seed=0,
     backbone="resnet50",
     neck=None,
@@ -296,86 +279,64 @@ def faster_rcnn(
     pixels=None,
     convention="detectron2",
 ):
-    """Faster R-CNN on a pyramid (37.9 AP on COCO with detectron2, ResNet-50, 1x).
+    """Builds RPN and a RoI head on a pyramid; the builders of the R-CNN family forward to it.
 
     Args:
-        num_classes: C.
-        seed:        of the draws of anchors and RoIs.
-        convention:  whose settings are the defaults of both stages, a key of CONVENTIONS.
-        rpn:         settings of RPNHead.
-        proposals:   {"train", "test": settings of the Selection of proposals}.
-        roi_head:    settings of FasterHead.
-        backbone, neck, selection, pixels: names or settings of the parts, laid over the defaults below.
-    Returns:
-        TwoStage.
-    """
-    return rcnn(
-        "faster_rcnn",
-        FasterHead,
-        {},
-        num_classes,
-        seed,
-        backbone,
-        neck,
-        rpn,
-        proposals,
-        roi_head,
-        selection,
-        pixels,
-        convention,
-    )
-
-
-def rcnn(
-    name,
-    head,
-    defaults,
-    num_classes,
-    seed,
-    backbone,
-    neck,
-    rpn,
-    proposals,
-    roi_head,
-    selection,
-    pixels,
-    convention,
-    **of_head,
-):
-    """RPN and a RoI head on a pyramid: the frame of builders.
-
-    Args:
-        name:     of the model.
-        head:     class of the RoI head.
-        defaults: settings of the head, laid over those of the convention.
-        num_classes, ..., convention: see `faster_rcnn`; backbone and neck may be layers already.
-        of_head:  arguments of the head that are no settings.
+        num_classes:   C.
+        name:          of the model.
+        head:          class of the RoI head.
+        head_defaults: settings of the head that override those of the convention.
+        head_layers:   arguments of the head that are layers.
+        seed:          of the sampling of anchors and RoIs.
+        backbone:      a name, {name, and settings}, or a layer; see kgarden/backbones.
+        neck:          settings of the FPN, or a layer.
+        rpn:           settings of RPNHead.
+        proposals:     {"train", "test": settings of the Selection of proposals}.
+        roi_head:      settings of `head`.
+        selection:     settings of the final Selection.
+        pixels:        "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
+        convention:    implementation whose settings are the defaults of both stages, a key of CONVENTIONS.
     Returns:
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
     if not isinstance(neck, keras.layers.Layer):
-        of_pyramid = {"name": "fpn", "channels": 256, "levels": [2, 6], "top": "subsample"}
-        neck = make_neck({**of_pyramid, **(neck or {})})
-    settings = {"roi_levels": ROI_LEVELS, **CONVENTIONS[convention], **defaults, **(roi_head or {})}
+        neck = make_neck({"levels": [2, 6], "top": "subsample", **(neck or {})})
+    settings = {"roi_levels": ROI_LEVELS, **CONVENTIONS[convention], **(head_defaults or {})}
+    settings |= without_fusion(roi_head)
+    fixed = dict(strides=neck.strides, num_classes=num_classes, name="roi_head", **(head_layers or {}))
     return TwoStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        proposer=first_stage.make_proposer(neck, seed, convention, rpn, proposals),
-        roi_head=instantiate(
-            head,
-            settings,
-            "model.roi_head",
-            strides=neck.strides,
-            num_classes=num_classes,
-            name="roi_head",
-            **of_head,
-        ),
-        selection=instantiate(
-            Selection, {"iou": 0.5, "per_level": None, "pool": 4096, **(selection or {})}, "model.selection"
-        ),
-        pixels=pixel_settings(pixels),
+        **trunk(backbone, neck, pixels),
+        proposer=first_stage.make_proposer(neck, seed, convention=convention, rpn=rpn, proposals=proposals),
+        roi_head=instantiate(head, settings, "model.roi_head", **fixed),
+        selection=roi_selection(selection, iou=0.5),
         num_classes=num_classes,
         seed=seed,
         name=name,
     )
+
+
+def without_fusion(roi_head):
+    """Settings of a RoI head behind RPN, whose score is a ranking that no class score can be fused with."""
+    settings = dict(roi_head or {})
+    fuse = settings.pop("fuse", "off")
+    if fuse != "off":
+        raise UserError(
+            f"model.roi_head.fuse {fuse!r}: fusion needs proposal probabilities, and this proposer, RPN, "
+            "gives only a ranking; use 'off'"
+        )
+    return settings
+
+
+@forwards_to(rcnn, fixed=("name", "head", "head_defaults", "head_layers"))
+def faster_rcnn(num_classes, **parts):
+    """Faster R-CNN on a pyramid (37.9 AP on COCO with detectron2, ResNet-50, 1x).
+
+    Args:
+        num_classes: C.
+        parts:       seed, backbone, neck, rpn, proposals, roi_head (settings of FasterHead), selection,
+                     pixels, convention; see `rcnn`.
+    Returns:
+        TwoStage.
+    """
+    return rcnn(num_classes, name="faster_rcnn", head=FasterHead, **parts)

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults
 from kgarden.layers.remat import recomputed
 from kgarden.models.faster_rcnn import FasterHead, rcnn
 from kgarden.necks.last_level import LastLevel
@@ -69,36 +69,26 @@ class C4Head(FasterHead):
     """FasterHead whose features are those of a ResNet's last stage; has no layers of its own before that.
 
     Args:
-        features:  Res5.
-        pool_size: S, twice the cells that the mean is taken over.
-        others:    see FasterHead.
+        strides, num_classes: see FasterHead.
+        features: Res5.
+        settings: see FasterHead; pool_size, twice the cells along a side that the mean is taken over, is 14.
     """
 
     fixed_arguments = ("features", "width", "num_fcs", "num_convs")
 
-    def __init__(self, strides, num_classes, features, pool_size=14, sampling_ratio=0, **kwargs):
-        own = dict(features=features, pool_size=pool_size, sampling_ratio=sampling_ratio)
-        super().__init__(strides, num_classes, **own, **kwargs)
+    def __init__(self, strides, num_classes, features, **settings):
+        super().__init__(strides, num_classes, features=features, **{"pool_size": 14, **settings})
 
 
-def faster_rcnn_c4(
-    num_classes,
-    seed=0,
-    backbone="resnet50",
-    rpn=None,
-    proposals=None,
-    roi_head=None,
-    selection=None,
-    pixels=None,
-    convention="detectron2",
-):
+@forwards_to(rcnn, fixed=("name", "head", "head_defaults", "head_layers", "neck"))
+def faster_rcnn_c4(num_classes, backbone="resnet50", rpn=None, proposals=None, **parts):
     """Faster R-CNN on C4 (35.7 AP on COCO with detectron2, ResNet-50, 1x).
 
     Args:
         num_classes: C.
         backbone:    a ResNet, whose last stage is the RoI head's; "bn" there is over all RoIs of a replica.
-        roi_head:    settings of C4Head.
-        seed, rpn, proposals, selection, pixels, convention: see `faster_rcnn`.
+        rpn, proposals: see `rcnn`.
+        parts:       seed, roi_head (settings of C4Head), selection, pixels, convention; see `rcnn`.
     Returns:
         TwoStage.
     """
@@ -106,18 +96,14 @@ def faster_rcnn_c4(
     trunk = make_backbone({**backbone, "last_stage": 4})
     given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
     return rcnn(
-        "faster_rcnn_c4",
-        C4Head,
-        {"sampling_ratio": 0},
         num_classes,
-        seed,
-        trunk,
-        LastLevel(trunk.strides[-1], trunk.channels[-1], name="neck"),
-        {"sizes": SIZES, **(rpn or {})},
-        {when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
-        roi_head,
-        selection,
-        pixels,
-        convention,
-        features=Res5(trunk.stage(5), name="features"),
+        name="faster_rcnn_c4",
+        head=C4Head,
+        head_defaults={"sampling_ratio": 0},
+        backbone=trunk,
+        neck=LastLevel(trunk.strides[-1], trunk.channels[-1], name="neck"),
+        rpn={"sizes": SIZES, **(rpn or {})},
+        proposals={when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
+        head_layers={"features": Res5(trunk.stage(5), name="features")},
+        **parts,
     )

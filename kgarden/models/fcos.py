@@ -26,7 +26,7 @@ sources have differently, as arguments:
 
 from keras import ops
 
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults
 from kgarden.errors import UserError
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
@@ -161,25 +161,21 @@ def _around_origin(ltrb):
     return box_ops.from_ltrb(ops.zeros_like(ltrb[..., :2]), ltrb)
 
 
-def fcos(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None):
+@forwards_to(dense_detector, fixed=("name", "head"))
+def fcos(num_classes, neck=None, **parts):
     """FCOS, the improved version (38.7 AP on COCO with mmdetection and AdelaiDet, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        neck:        settings of the FPN, which override the defaults below.
+        parts:       seed, backbone, dense_head, selection, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
     return dense_detector(
-        "fcos",
-        FCOSHead,
         num_classes,
-        seed,
-        backbone,
-        {"relu_before_p7": True, **(neck or {})},
-        dense_head,
-        selection,
-        pixels,
+        name="fcos",
+        head=FCOSHead,
+        neck={"relu_before_p7": True, **(neck or {})},
+        **parts,
     )

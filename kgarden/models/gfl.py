@@ -18,7 +18,7 @@ ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are th
 
 from keras import ops
 
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss, pairwise_iou
@@ -118,25 +118,21 @@ class GFLHead(ATSSAssigned):
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
 
-def gfl(num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None):
+@forwards_to(dense_detector, fixed=("name", "head"))
+def gfl(num_classes, neck=None, **parts):
     """GFL (40.2 AP on COCO with mmdetection, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        neck:        settings of the FPN, which override the defaults below.
+        parts:       seed, backbone, dense_head, selection, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
     return dense_detector(
-        "gfl",
-        GFLHead,
         num_classes,
-        seed,
-        backbone,
-        {"relu_before_p7": False, **(neck or {})},
-        dense_head,
-        selection,
-        pixels,
+        name="gfl",
+        head=GFLHead,
+        neck={"relu_before_p7": False, **(neck or {})},
+        **parts,
     )

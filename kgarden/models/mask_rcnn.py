@@ -1,4 +1,4 @@
-"""Mask R-CNN: a small network draws the mask of each box that the second stage keeps.
+"""Mask R-CNN: a fully convolutional head predicts a mask for each detected box.
 
 He, Gkioxari, Dollár, Girshick 2017, arXiv:1703.06870. Box and class are learned as in Faster R-CNN; beside
 them RoIAlign cuts 14 x 14 cells out of the pyramid for every box, four convolutions and a deconvolution make
@@ -14,30 +14,27 @@ classes do not compete for a pixel.
     boxes first, then masks (3.1)         MaskHead.masks, after the selection
     class-agnostic masks (4.2)            `class_agnostic`
 
-It lies on any RoI head that samples its RoIs: `roi_head.name` faster, cascade or double_head, or the frame
-two_stage. Under a cascade it is detectron2's: one mask head, which learns from the first stage's sample and
-draws in the boxes of the last; mmdetection has one for each stage and averages.
+It works with any RoI head that samples its RoIs: `roi_head.name` faster, cascade or double_head, or the model
+two_stage. With a cascade it is detectron2's: one mask head, which trains on the first stage's sample and
+predicts in the boxes of the last; mmdetection has one for each stage and averages.
 """
 
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import instantiate
+from kgarden.config.instantiate import forwards_to, instantiate, name_and_settings, take
 from kgarden.errors import UserError
-from kgarden.heads.dense import one_of
-from kgarden.heads.roi_features import RoIFeatures
+from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import msra_fan_out, normal
 from kgarden.models.cascade_rcnn import CascadeHead
-from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
 from kgarden.ops.box_masks import covered_area
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
 
-ROI_HEADS = {"cascade": CascadeHead, "double_head": DoubleHead, "faster": FasterHead}
-SAMPLING = ("sampling_ratio", "aligned", "plus_one")  # what a convention says of RoIAlign
+OF_ROI_ALIGN = ("sampling_ratio", "aligned", "plus_one")  # settings of a convention that RoIAlign has
 HALF = 0.5 - 1e-4  # a cell that is half covered is set; rounding must not take it away
 
 
@@ -81,14 +78,15 @@ class MaskHead(keras.layers.Layer):
         num_convs:      of 3x3 convolutions.
         norm, norm_groups: of them; see kgarden/layers/norm.py.
         class_agnostic: one mask for a RoI instead of one for each class.
-        roi_levels, pool_size, sampling_ratio, aligned, plus_one: see kgarden/heads/roi_features.py. A mask
-                        has twice as many cells along a side as `pool_size`.
+        plus_one:       see kgarden/heads/roi_features.py.
+        settings:       of RoIPooling, pool_size being 14. A mask has twice as many cells along a side.
         count:          N, how many RoIs of a picture may learn masks: foreground of the sample that is left
                         over learns none. Builders give the number of foreground RoIs that there can be.
         weight:         of the term.
     """
 
     loss_names = ("roi/mask",)
+    takes = (RoIPooling,)
 
     def __init__(
         self,
@@ -99,21 +97,16 @@ class MaskHead(keras.layers.Layer):
         norm=None,
         norm_groups=None,
         class_agnostic=False,
-        roi_levels=None,
-        pool_size=14,
-        sampling_ratio=0,
-        aligned=True,
         plus_one=False,
         count=128,
         weight=1.0,
-        **kwargs,
+        **settings,
     ):
+        pooling, kwargs = take(RoIPooling, {"pool_size": 14, **settings})
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         self.class_agnostic = class_agnostic
         self.count, self.weight = count, weight
-        self.pool = RoIFeatures(
-            strides, roi_levels, pool_size, sampling_ratio, aligned, plus_one=plus_one, name="pool"
-        )
+        self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         block = dict(norm=norm, norm_groups=norm_groups, activation="relu")
         self.convs = [
             Conv(width, 3, **block, kernel_initializer=msra_fan_out(), name=f"conv{number}")
@@ -126,7 +119,7 @@ class MaskHead(keras.layers.Layer):
 
     @property
     def side(self):
-        """PointGrid along each side of a mask."""
+        """Cells along each side of a mask."""
         return 2 * self.pool.size
 
     def build(self, pyramid_shapes):
@@ -213,63 +206,37 @@ def targets(boxes, objects, y, side):
 
 
 def mask_head_on(roi_head, strides, settings):
-    """A mask head for what a RoI head keeps; it learns from all foreground of that head's sample.
+    """Builds the mask head of a RoI head; it trains on all foreground of that head's sample.
 
     Args:
-        roi_head: with `num_samples` and `positive_fraction`.
+        roi_head: with a `sampling`, see kgarden/targets/roi.py.
         strides:  of the pyramid.
         settings: of MaskHead.
     """
-    settings = {"count": int(roi_head.num_samples * roi_head.positive_fraction), **settings}
-    made = dict(strides=strides, num_classes=roi_head.num_classes, name="mask_head")
-    return instantiate(MaskHead, settings, "model.mask_head", **made)
+    settings = {"count": roi_head.sampling.max_positives, **settings}
+    fixed = dict(strides=strides, num_classes=roi_head.num_classes, name="mask_head")
+    return instantiate(MaskHead, settings, "model.mask_head", **fixed)
 
 
-def mask_rcnn(
-    num_classes,
-    seed=0,
-    backbone="resnet50",
-    neck=None,
-    rpn=None,
-    proposals=None,
-    roi_head=None,
-    mask_head=None,
-    selection=None,
-    pixels=None,
-    convention="detectron2",
-):
+@forwards_to(rcnn, fixed=("name", "head", "head_defaults", "head_layers"))
+def mask_rcnn(num_classes, roi_head=None, mask_head=None, convention="detectron2", heads=None, **parts):
     """Mask R-CNN (38.6 box AP, 35.2 mask AP on COCO with detectron2, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        seed:        of the draws of anchors and RoIs.
-        convention:  whose settings are the defaults of all heads, see `faster_rcnn`.
-        roi_head:    {name: a key of ROI_HEADS, "faster" if left out, and settings of that head}.
+        roi_head:    {name: a key of `heads`, "faster" if left out, and settings of that head}.
         mask_head:   settings of MaskHead.
-        rpn, proposals, backbone, neck, selection, pixels: see `faster_rcnn`.
+        heads:       {name: class} of further RoI heads that a mask head may follow.
+        convention, parts: see `rcnn`; parts are seed, backbone, neck, rpn, proposals, selection, pixels.
     Returns:
         TwoStage.
     """
-    roi_head = {"name": "faster", **(roi_head or {})}
-    name = roi_head.pop("name")
-    one_of("roi_head.name", name, ROI_HEADS)
-
+    heads = {"faster": FasterHead, "cascade": CascadeHead, **(heads or {})}
+    name, settings = name_and_settings(roi_head, "model.roi_head", heads, default="faster")
     detector = rcnn(
-        "mask_rcnn",
-        ROI_HEADS[name],
-        {},
-        num_classes,
-        seed,
-        backbone,
-        neck,
-        rpn,
-        proposals,
-        roi_head,
-        selection,
-        pixels,
-        convention,
+        num_classes, name="mask_rcnn", head=heads[name], roi_head=settings, convention=convention, **parts
     )
-    of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in SAMPLING}
+    of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in OF_ROI_ALIGN}
     settings = {"roi_levels": ROI_LEVELS, **of_pool, **(mask_head or {})}
     detector.mask_head = mask_head_on(detector.roi_head, detector.neck.strides, settings)
     return detector

@@ -19,27 +19,22 @@ may be left out again.
 The authors published no code of it. What the paper leaves open, and what was chosen: docs/pss.md.
 """
 
-from typing import NamedTuple
-
 import keras
 from keras import ops
 
-from kgarden.backbones import make_backbone
-from kgarden.config.instantiate import instantiate, merge_defaults
+from kgarden.config.instantiate import forwards_to, instantiate, merge_defaults, name_and_settings
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.selection import Selection
 from kgarden.heads.tower import Tower
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
-from kgarden.layers.pixels import pixel_settings
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.losses.ranking import NEGATIVES, ranking_loss
-from kgarden.models.atss import ATSSHead
+from kgarden.models.base.detector import trunk
 from kgarden.models.base.one_stage import OneStage
-from kgarden.models.fcos import FCOSHead
-from kgarden.models.gfl import GFLHead
-from kgarden.models.retinanet import RetinaNetHead
+from kgarden.models.condinst import condinst, released_base
+from kgarden.models.dense_bases import BASES, make_base
 from kgarden.necks import make_neck
 from kgarden.ops.linear_assignment import OUTSIDE
 from kgarden.ops.points import flatten
@@ -52,34 +47,6 @@ ASSIGNMENT = {"matching": "hungarian", "form": "mul", "alpha": 0.8, "outside": O
 WEIGHTS = {"class": 1.0, "rank": 0.25}
 RANKING = {"margin": 0.5, "num_negatives": 100, "negatives": "best_class"}
 FOCAL = {"alpha": 0.25, "gamma": 2.0}
-
-
-class Base(NamedTuple):
-    """A detector that PSS is laid on.
-
-    Attributes:
-        head:     its dense head, of the form of kgarden/heads/dense.py.
-        settings: of the head, where the paper's training differs from that head's own defaults.
-        neck:     settings of the FPN that belongs to it.
-        omega:    places that an object may have.
-        nms_iou:  of its own detections.
-    """
-
-    head: type
-    settings: dict
-    neck: dict
-    omega: str = "candidates"
-    nms_iou: float = 0.6
-
-
-BASES = {
-    "fcos": Base(FCOSHead, {"weights": {"box": 2.0}}, {"relu_before_p7": True}),
-    "atss": Base(ATSSHead, {}, {"relu_before_p7": False}),
-    "gfl": Base(GFLHead, {}, {"relu_before_p7": False}),
-    "retinanet": Base(
-        RetinaNetHead, {}, {"top": "p6p7_of_c5", "relu_before_p7": False}, omega="positives", nms_iou=0.5
-    ),
-}
 
 
 class Selector(keras.layers.Layer):
@@ -181,7 +148,7 @@ class PSSHead(keras.layers.Layer):
             anchors=self.base.anchors,
             name="selector",
         )
-        defaults = {**ASSIGNMENT, "omega": BASES[name_and_rest(base)[0]].omega}
+        defaults = {**ASSIGNMENT, "omega": BASES[name_and_settings(base, "model.base", BASES)[0]].omega}
         self.assignment = merge_defaults(defaults, assignment, "model.assignment")
         one_of("assignment.matching", self.assignment["matching"], MATCHINGS)
         one_of("assignment.form", self.assignment["form"], FORMS)
@@ -282,82 +249,79 @@ class PSSHead(keras.layers.Layer):
         }
 
 
-def make_base(settings, strides, num_classes):
-    """The dense head under PSS.
-
-    Args:
-        settings: a key of BASES, or {name: a key of BASES, and settings of that head}.
-    Raises:
-        UserError: unknown name or setting.
-    """
-    name, settings = name_and_rest(settings)
-    defaults = BASES[name].settings
-    settings = {**defaults, **settings}
-    if "weights" in defaults:
-        settings["weights"] = {**defaults["weights"], **settings["weights"]}
-    return instantiate(BASES[name].head, settings, "model.base", strides=strides, num_classes=num_classes)
-
-
-def name_and_rest(settings):
-    """(name, other settings) of a base."""
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", None)
-    if name not in BASES:
-        raise UserError(f"model.base.name {name!r}: one of {', '.join(BASES)}")
-    return name, settings
-
-
+@forwards_to(PSSHead, fixed=("strides", "name"))
 def pss(
     num_classes,
     seed=0,
     backbone="resnet50",
     neck=None,
     base="fcos",
-    selector=None,
-    assignment=None,
-    weights=None,
-    ranking=None,
-    focal=None,
-    detach_scores=False,
     prediction="end_to_end",
     selection=None,
     pixels=None,
+    **of_head,
 ):
     """FCOS_PSS (42.3 AP on COCO, ResNet-50, 3x), ATSS_PSS (42.6) and PSS on other bases.
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
         base:        "fcos", "atss", ..., or {name: ..., and settings of that head}.
-        selector, assignment, weights, ranking, focal, detach_scores, prediction: see PSSHead. With prediction
-                     "one_to_many" the selector is dropped and NMS at 0.6 is done, as in the base.
-        backbone, neck, selection, pixels: names or settings of the parts, laid over the defaults below.
+        prediction:  see PSSHead. With "one_to_many" the selector is dropped and NMS at 0.6 is done, as in the
+                     base.
+        of_head:     selector, assignment, weights, ranking, focal, detach_scores; see PSSHead.
+        seed, backbone, neck, selection, pixels: see `dense_detector`.
     Returns:
         OneStage.
     """
-    name, of_base = name_and_rest(base)
-    neck = make_neck({"name": "fpn", "channels": 256, **BASES[name].neck, **(neck or {})})
-    head = PSSHead(
-        neck.strides,
-        num_classes,
-        base={"name": name, "width": neck.channels, **of_base},
-        selector=selector,
-        assignment=assignment,
-        weights=weights,
-        ranking=ranking,
-        focal=focal,
-        detach_scores=detach_scores,
-        prediction=prediction,
-    )
+    name, of_base = name_and_settings(base, "model.base", BASES)
+    neck = make_neck({**BASES[name].neck, **(neck or {})})
+    of_base = {"name": name, "width": neck.channels, **of_base}
+    head = PSSHead(neck.strides, num_classes, base=of_base, prediction=prediction, **of_head)
     return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
         dense_head=head,
         selection=selection_for(prediction, BASES[name].nms_iou, selection or {}),
-        pixels=pixel_settings(pixels),
+        **trunk(backbone, neck, pixels),
         num_classes=num_classes,
         seed=seed,
         name="pss",
+    )
+
+
+@forwards_to(condinst, fixed=("dense_head",))
+def condinst_pss(num_classes, base="fcos", pss=None, prediction=None, neck=None, selection=None, **parts):
+    """CondInst_PSS: CondInst over PSS, without NMS (41.2 box AP, 36.7 mask AP on COCO, ResNet-50, 3x).
+
+    Args:
+        num_classes: C.
+        base:        as in `condinst`.
+        pss:         {selector, assignment, weights, ranking, focal, detach_scores}, see PSSHead; {} for its
+                     defaults; None: CondInst on the base alone, with NMS.
+        prediction:  "end_to_end", the default with `pss`, without NMS; "one_to_many": the selector is dropped
+                     and NMS at 0.6 is done.
+        neck, selection, parts: see `condinst`.
+    Returns:
+        OneStage.
+    """
+    one_of("prediction", prediction, (None, *PREDICTIONS))
+    if pss is None:
+        if prediction == "end_to_end":
+            raise UserError("model.prediction end_to_end needs the branch of PSS: set model.pss to {}")
+        return condinst(num_classes, base=base, neck=neck, selection=selection, **parts)
+    prediction = prediction or "end_to_end"
+    name, of_base = released_base(base)
+    neck = make_neck({**BASES[name].neck, **(neck or {})})
+    fixed = {
+        "base": {"name": name, "width": neck.channels, **of_base},
+        "prediction": prediction,
+        "name": "pss",
+    }
+    fixed |= {"strides": neck.strides, "num_classes": num_classes}
+    return condinst(
+        num_classes,
+        dense_head=instantiate(PSSHead, pss, "model.pss", **fixed),
+        neck=neck,
+        selection=selection_for(prediction, BASES[name].nms_iou, selection or {}),
+        **parts,
     )
 
 

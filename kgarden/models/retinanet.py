@@ -25,7 +25,7 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import merge_defaults
+from kgarden.config.instantiate import forwards_to, merge_defaults
 from kgarden.heads.dense import DenseHead, one_of
 from kgarden.losses.box_iou import KINDS, box_iou_loss
 from kgarden.losses.focal import sigmoid_focal_loss
@@ -198,27 +198,23 @@ class RetinaNetHead(DenseHead):
         return average
 
 
-def retinanet(
-    num_classes, seed=0, backbone="resnet50", neck=None, dense_head=None, selection=None, pixels=None
-):
+@forwards_to(dense_detector, fixed=("name", "head"))
+def retinanet(num_classes, neck=None, selection=None, **parts):
     """RetinaNet (36.5 AP on COCO with mmdetection, ResNet-50, 1x).
 
     Args:
         num_classes: C.
-        seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts, laid over the
-                     defaults below.
+        neck:        settings of the FPN, which override the defaults below.
+        selection:   settings of the final Selection, which override the defaults below.
+        parts:       seed, backbone, dense_head, pixels; see `dense_detector`.
     Returns:
         OneStage.
     """
     return dense_detector(
-        "retinanet",
-        RetinaNetHead,
         num_classes,
-        seed,
-        backbone,
-        {"top": "p6p7_of_c5", "relu_before_p7": False, **(neck or {})},
-        dense_head,
-        {"iou": 0.5, **(selection or {})},
-        pixels,
+        name="retinanet",
+        head=RetinaNetHead,
+        neck={"top": "p6p7_of_c5", "relu_before_p7": False, **(neck or {})},
+        selection={"iou": 0.5, **(selection or {})},
+        **parts,
     )

@@ -1,20 +1,16 @@
-"""Necks by name: C2..C5 -> pyramid."""
+"""Necks by name; a neck turns C2..C5 of a backbone into a feature pyramid."""
 
-from kgarden.config.instantiate import instantiate
-from kgarden.errors import UserError
+from kgarden.config.instantiate import instantiate, name_and_settings
 from kgarden.necks.fpn import FPN
 
 NECKS = {"fpn": FPN}
 
 
 def make_neck(settings):
-    """A neck by its name, or by {name: ..., and arguments of its class}.
+    """Builds a neck from its name, or from {name: ..., and arguments of its class}; an FPN by default.
 
     Raises:
         UserError: unknown name.
     """
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", "fpn")
-    if name not in NECKS:
-        raise UserError(f"model.neck: no neck {name!r}; there are {', '.join(NECKS)}")
+    name, settings = name_and_settings(settings, "model.neck", NECKS, default="fpn")
     return instantiate(NECKS[name], settings, "model.neck", name="neck")

@@ -67,7 +67,7 @@ def _entries(rois):
 
 
 def _of_axis(axis):
-    """PointGrid and weights of all bins along one direction, padded to the longest.
+    """Cells and weights of all bins along one direction, padded to the longest.
 
     Returns:
         weights: (R, S, K) float32.

@@ -1,4 +1,6 @@
-"""Which RoIs a second stage learns from, and what.   Ren et al. 2015, arXiv:1506.01497, section 3.1.3."""
+"""Sampling of RoIs, and their targets.   Ren et al. 2015, arXiv:1506.01497, section 3.1.3."""
+
+from typing import NamedTuple
 
 from keras import ops
 
@@ -6,17 +8,36 @@ from kgarden.ops import boxes as box_ops
 from kgarden.ops.matcher import match, sample
 from kgarden.structures import BOXES, LABELS, VALID, truth_is_valid
 
-OBJECT = "object"  # row of the ground truth that a RoI answers for, -1: none
+OBJECT = "object"  # row of the ground truth that a RoI is matched to, -1: none
+
+
+class RoISampling(NamedTuple):
+    """Settings of the sampling of RoIs, the one home of their defaults.
+
+    Attributes:
+        iou:               a RoI is foreground from this IoU on.
+        num_samples:       S, RoIs of an image.
+        positive_fraction: at most this share of them is foreground.
+    """
+
+    iou: float = 0.5
+    num_samples: int = 512
+    positive_fraction: float = 0.25
+
+    @property
+    def max_positives(self):
+        """The largest number of foreground RoIs in a sample."""
+        return int(self.num_samples * self.positive_fraction)
 
 
 def label_rois(boxes, valid, y, iou, num_classes):
-    """Classes and boxes that RoIs must predict.
+    """Computes the classification and regression targets of RoIs.
 
     Args:
         boxes:       (B, S, 4) px.
         valid:       (B, S) bool.
         y:           ground truth as in kgarden.structures.
-        iou:         a RoI is foreground from this IoU on; no rescue for objects without a RoI.
+        iou:         a RoI is foreground from this IoU on; no low-quality matches.
         num_classes: C; background is C.
     Returns:
         labels:   (B, S) int32, 0..C, or -1 where not valid.
@@ -36,27 +57,26 @@ def _objects_of(boxes, y, iou):
     return matched, kind == 1
 
 
-def sample_rois(proposals, y, iou, count, positive_fraction, random):
+def sample_rois(proposals, y, sampling, random):
     """A fixed number of RoIs of each image, foreground first; objects themselves join the proposals.
 
-    Foreground fills the first rows, at most int(count * positive_fraction) of them.
+    Foreground fills the first rows, at most `sampling.max_positives` of them.
 
     Args:
-        proposals:         as in kgarden.structures.
-        y:                 ground truth.
-        iou:               foreground threshold.
-        count:             S.
-        positive_fraction: at most this share is foreground.
-        random:            function n -> (B, n) uniform numbers.
+        proposals: as in kgarden.structures.
+        y:         ground truth.
+        sampling:  RoISampling.
+        random:    function n -> (B, n) uniform numbers.
     Returns:
         {"boxes": (B, S, 4), "valid": (B, S) bool, "object": (B, S) int32 row of the ground truth that a
-        foreground RoI answers for, -1 for all others}, without gradient.
+        foreground RoI is matched to, -1 for all others}, without gradient.
     """
     boxes = ops.concatenate([proposals[BOXES], y[BOXES]], axis=1)
     valid = ops.concatenate([proposals[VALID], truth_is_valid(y)], axis=1)
-    matched, is_foreground = _objects_of(boxes, y, iou)
+    matched, is_foreground = _objects_of(boxes, y, sampling.iou)
     kind = ops.where(valid, ops.cast(is_foreground, "int32"), -1)
-    rows, kept, is_foreground = sample(kind, count, positive_fraction, random(kind.shape[1]))
+    count, fraction = sampling.num_samples, sampling.positive_fraction
+    rows, kept, is_foreground = sample(kind, count, fraction, random(kind.shape[1]))
     chosen = ops.take_along_axis(boxes, rows[..., None], axis=1)
     object_ = ops.where(is_foreground, ops.take_along_axis(matched, rows, axis=1), -1)
     return {BOXES: ops.stop_gradient(chosen), VALID: kept, OBJECT: object_}

@@ -8,7 +8,7 @@ import numpy as np
 from kgarden.analyze.loaded_runs import Subject
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
-from kgarden.models.faster_rcnn import OWN
+from kgarden.models.faster_rcnn import FUSED
 from kgarden.ops.boxes import iou
 from kgarden.structures import BOXES, SCORES
 
@@ -24,13 +24,13 @@ class KnownHead:
     def __call__(self, pyramid, proposals, size_hw, training=False):
         return {"objects": pyramid[0], BOXES: proposals[BOXES]}
 
-    def answers(self, raw, size_hw):
+    def branch_predictions(self, raw, size_hw):
         own = {
             SCORES: self.score(iou(raw[BOXES], raw["objects"])),
             BOXES: (raw[BOXES][:, :, None] + raw["objects"][:, None]) / 2,
         }
         alone = {"fc": {SCORES: own[SCORES] / 2}, "conv": {BOXES: own[BOXES]}}
-        return {OWN: own, **(alone if self.also_alone else {})}
+        return {FUSED: own, **(alone if self.also_alone else {})}
 
 
 class KnownDetector:

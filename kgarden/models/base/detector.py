@@ -36,12 +36,15 @@ import re
 import keras
 from keras import ops
 
+from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
-from kgarden.layers.pixels import Normalize
+from kgarden.layers.pixels import Normalize, pixel_settings
 from kgarden.models.base.static_shapes import StaticShapeModel
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
 from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID
+
+ABSTRACT = "a subclass implements this; use OneStage or TwoStage"
 
 
 class FirstNonFiniteStep(keras.metrics.Metric):
@@ -96,15 +99,15 @@ class Detector(StaticShapeModel):
 
     def loss_terms(self, x, y, raw, training):
         """Named terms of the loss.   dict name -> () float32."""
-        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+        raise NotImplementedError(ABSTRACT)
 
     def candidates(self, x, raw):
         """Everything that the model proposes as an answer, before selection."""
-        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+        raise NotImplementedError(ABSTRACT)
 
     def masks(self, raw, detections):
         """What the mask head draws for detections.   (B, K, S, S) float32, as in kgarden.structures."""
-        raise UserError(f"{type(self).__name__} is a frame: build one_stage or two_stage")
+        raise NotImplementedError(ABSTRACT)
 
     # What Keras asks for.
 
@@ -201,3 +204,14 @@ class InferenceModel(StaticShapeModel):
 
     def call(self, x, training=False):
         return self.detector.detect(x, self.detector(x, training=False))
+
+
+def trunk(backbone, neck, pixels):
+    """Arguments of a Detector for what all heads share.
+
+    Args:
+        backbone: a name, {name, and settings}, or a layer; see kgarden/backbones.
+        neck:     a layer of kgarden/necks.
+        pixels:   "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
+    """
+    return {"backbone": make_backbone(backbone), "neck": neck, "pixels": pixel_settings(pixels)}

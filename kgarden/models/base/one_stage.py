@@ -1,10 +1,8 @@
 """A detector with a dense head alone: backbone, neck, dense head, selection, and maybe a mask head."""
 
-from kgarden.backbones import make_backbone
 from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
-from kgarden.layers.pixels import pixel_settings
-from kgarden.models.base.detector import Detector
+from kgarden.models.base.detector import Detector, trunk
 from kgarden.necks import make_neck
 from kgarden.structures import MASKS
 
@@ -48,28 +46,40 @@ class OneStage(Detector):
         return self.mask_head.masks(raw[MASKS], detections)
 
 
-def dense_detector(name, head, num_classes, seed, backbone, neck, dense_head, selection, pixels):
-    """A paper's dense head with its neck and selection: the frame of builders.
+def dense_detector(
+    num_classes,
+    *,
+    name,
+    head,
+    seed=0,
+    backbone="resnet50",
+    neck=None,
+    dense_head=None,
+    selection=None,
+    pixels=None,
+):
+    """Builds a dense detector from a paper's head; the papers' builders forward to it.
 
     Args:
-        name:        of the model.
-        head:        class of the dense head, of the form of kgarden/heads/dense.py.
         num_classes: C.
+        name:        of the model.
+        head:        class of the dense head; see kgarden/heads/dense.py.
         seed:        of random choices in training.
-        backbone, neck, dense_head, selection, pixels: names or settings of the parts.
+        backbone:    a name, or {name, and settings}; see kgarden/backbones.
+        neck:        settings of the FPN.
+        dense_head:  settings of `head`.
+        selection:   settings of the final Selection.
+        pixels:      "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
     Returns:
         OneStage.
     """
-    neck = make_neck({"name": "fpn", "channels": 256, **(neck or {})})
+    neck = make_neck(neck or {})
     settings = {"width": neck.channels, **(dense_head or {})}
+    made = dict(strides=neck.strides, num_classes=num_classes)
     return OneStage(
-        backbone=make_backbone(backbone),
-        neck=neck,
-        dense_head=instantiate(
-            head, settings, "model.dense_head", strides=neck.strides, num_classes=num_classes
-        ),
+        **trunk(backbone, neck, pixels),
+        dense_head=instantiate(head, settings, "model.dense_head", **made),
         selection=instantiate(Selection, selection or {}, "model.selection"),
-        pixels=pixel_settings(pixels),
         num_classes=num_classes,
         seed=seed,
         name=name,

@@ -1,15 +1,17 @@
-"""A detector in two stages: backbone, neck, proposer, RoI head, selection, and maybe a mask head."""
+"""Two-stage detectors: backbone, neck, proposer, RoI head, selection and an optional mask head."""
 
 import keras
 from keras import ops
 
+from kgarden.config.instantiate import instantiate
+from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import Detector
 from kgarden.ops.random import hash_uniform
 from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, SOURCE, VALID
 
 
 class AsProposer(keras.layers.Layer):
-    """Any dense head that looks for one class of things, with a selection, as the first stage.
+    """A class-agnostic dense head and a selection as the first stage.
 
     Args:
         head:        dense head, see kgarden/models/base/detector.py; its candidates have C = 1.
@@ -51,20 +53,23 @@ class AsProposer(keras.layers.Layer):
 
 
 class TwoStage(Detector):
-    """Two-stage detector.
+    """Two-stage detector: proposals, each classified and refined by a RoI head.
 
     Args:
         proposer:  AsProposer, or anything with its methods.
         roi_head:  see kgarden/models/base/detector.py.
         selection: kgarden.heads.selection.Selection of the final detections.
+        fuse:      function (scores (B, P, C), proposals) -> scores (B, P, C) that combines the RoI head's
+                   class probabilities with the proposals' scores; None: the RoI head's alone.
         mask_head: see there; None: boxes alone.
     """
 
-    def __init__(self, *, proposer, roi_head, selection, mask_head=None, **kwargs):
+    def __init__(self, *, proposer, roi_head, selection, fuse=None, mask_head=None, **kwargs):
         super().__init__(**kwargs)
         self.proposer = proposer
         self.roi_head = roi_head
         self.selection = selection
+        self.fuse = fuse
         self.mask_head = mask_head
 
     def parts(self):
@@ -75,24 +80,38 @@ class TwoStage(Detector):
         pyramid = self.pyramid(x, training)
         return {"pyramid": pyramid, "proposer": self.proposer(pyramid, training=training)}
 
+    def candidates(self, x, raw):
+        """Boxes and scores of every proposal; with `call` before and the selection behind, all of inference.
+
+        images -> pyramid -> proposals -> RoI head -> class scores, fused -> selection -> detections -> masks
+        """
+        pyramid, size_hw = raw["pyramid"], x[SIZE_HW]
+        proposals = self.proposer.proposals(raw["proposer"], size_hw, training=False)
+        predictions = self.roi_head(pyramid, proposals, size_hw, training=False)
+        candidates = self.roi_head.candidates(predictions, proposals, size_hw)
+        if self.fuse is not None:
+            candidates[SCORES] = self.fuse(candidates[SCORES], proposals)
+        return candidates
+
+    def masks(self, raw, detections):
+        return self.mask_head.masks(raw["pyramid"], detections)
+
     def loss_terms(self, x, y, raw, training):
         def random(n):
             return hash_uniform(self.seed, self.step, y[IMAGE_ID], n)
 
-        proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=True)
+        pyramid, size_hw = raw["pyramid"], x[SIZE_HW]
+        proposals = self.proposer.proposals(raw["proposer"], size_hw, training=True)
         sampled = self.roi_head.sample(proposals, y, random)
-        refined = self.roi_head(raw["pyramid"], sampled, x[SIZE_HW], training=True)
-        step = self.step if training else None
-        y = {**y, SIZE_HW: x[SIZE_HW]}  # RPN may leave out anchors that reach out of the picture
-        terms = self.proposer.losses(raw["proposer"], y, step=step) | self.roi_head.losses(refined, y)
-        if self.mask_head is None:
-            return terms
-        return terms | self.mask_head.losses(raw["pyramid"], sampled, y)
+        predictions = self.roi_head(pyramid, sampled, size_hw, training=True)
+        y = {**y, SIZE_HW: size_hw}  # RPN may ignore anchors that cross the border of the image
+        terms = self.proposer.losses(raw["proposer"], y, step=self.step if training else None)
+        terms |= self.roi_head.losses(predictions, y)
+        if self.mask_head is not None:
+            terms |= self.mask_head.losses(pyramid, sampled, y)
+        return terms
 
-    def candidates(self, x, raw):
-        proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
-        refined = self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
-        return self.roi_head.candidates(refined, proposals, x[SIZE_HW])
 
-    def masks(self, raw, detections):
-        return self.mask_head.masks(raw["pyramid"], detections)
+def roi_selection(settings, where="model.selection", **defaults):
+    """Builds the selection behind a RoI head: no limit for each level, NMS on the best 4096 pairs."""
+    return instantiate(Selection, {"per_level": None, "pool": 4096, **defaults, **(settings or {})}, where)

@@ -1,0 +1,7 @@
+"""Settings that were renamed: an old name is answered with the new one."""
+
+RENAMED = {
+    "answer": "classify_with, a list of branches, and regress_with, a branch, "
+    "as in classify_with: [fc, conv], regress_with: conv",
+    "truth": "gt_rois, with refine for kept, drop for removed and readd for added_again",
+}
