@@ -164,6 +164,92 @@ def test_no_file_is_longer_than_400_lines():
     assert not long
 
 
+# A paper's file imports only papers of its year or earlier: `grep import kgarden/models/*.py` is the family tree.
+YEARS = {
+    "faster_rcnn": 2015,
+    "faster_rcnn_c4": 2015,
+    "rpn": 2015,
+    "cascade_rcnn": 2017,
+    "mask_rcnn": 2017,
+    "retinanet": 2017,
+    "fcos": 2019,
+    "atss": 2020,
+    "condinst": 2020,
+    "dense_bases": 2020,  # what CondInst and PSS are built on
+    "double_head": 2020,
+    "gfl": 2020,
+    "centernet": 2021,
+    "centernet2": 2021,
+    "defcn": 2021,
+    "pss": 2021,
+}
+
+
+def test_papers_import_only_older_papers(trees):
+    folder, count = ROOT / "kgarden" / "models", 0
+    for path in folder.glob("*.py"):
+        if path.stem in ("__init__", "custom"):
+            continue
+        for module in imported_modules(trees[path]):
+            other = module.removeprefix("kgarden.models.").split(".")[0]
+            if module.startswith("kgarden.models.") and other != "base":
+                count += 1
+                assert YEARS[other] <= YEARS[path.stem], f"{path.stem} imports {other}"
+    assert count > 20
+
+
+def test_the_package_root_holds_few_modules():
+    modules = [path for path in (ROOT / "kgarden").glob("*.py") if path.stem != "__init__"]
+    assert len(modules) <= 8, sorted(path.stem for path in modules)
+
+
+# Names that several files share, because they are about the same paper, format or stage.
+SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "retinanet", "roi", "voc"}
+
+
+def test_no_two_files_of_one_name_mean_different_things():
+    names = [path.stem for path in SOURCES if path.stem != "__init__"]
+    assert {name for name in names if names.count(name) > 1} <= SHARED_NAMES
+
+
+def test_tests_mirror_the_packages():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    for folder in folders:
+        where = folder if folder.parts[:1] == ("tfrecords",) else "kgarden" / folder
+        assert (ROOT / where).is_dir(), f"tests/{folder} mirrors no package"
+
+
+def test_test_files_import_helpers_from_support_alone():
+    for path in (ROOT / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        modules = set(imported_modules(tree))
+        assert not any(module.split(".")[-1].startswith("test_") for module in modules - TESTED), path
+        assert "sys.path.append" not in path.read_text().replace('"sys.path.append"', ""), path
+
+
+TESTED = {"kgarden.inference.test_time_augmentation"}
+
+
+def test_calls_have_at_most_four_positional_arguments(trees):
+    """Of functions and classes of kgarden and tfrecords."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    ours = {node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, kinds)}
+    faults = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and len(node.args) > 4:
+                function = node.func
+                external = (
+                    isinstance(function, ast.Attribute) and getattr(function.value, "id", "") in EXTERNAL
+                )
+                if getattr(function, "id", getattr(function, "attr", None)) in ours and not external:
+                    faults.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not faults, faults
+
+
+EXTERNAL = {"keras", "np", "ops", "tf"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed here")
 def test_all_but_a_few_modules_are_imported_without_tensorflow():
     """On JAX, in a process of its own, with TensorFlow impossible to import."""

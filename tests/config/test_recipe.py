@@ -5,6 +5,7 @@ import pathlib
 import pytest
 import yaml
 
+from kgarden.build import build_model
 from kgarden.config.loading import load_recipe, packaged_recipes, parse_value, stage_recipes
 from kgarden.errors import UserError
 
@@ -236,3 +237,14 @@ def test_null_for_the_builder_is_not_its_default(write):
     recipe = load_recipe("quickstart", {"model.pixels": None, "model.neck": None})
     again = load_recipe(write(recipe.to_yaml(), "resolved.yaml"))
     assert again.plain()["model"] == recipe.plain()["model"] and "neck" in again.plain()["model"]
+
+
+def test_a_renamed_setting_is_answered_with_the_new_one():
+    recipe = load_recipe("double_head", {"model.num_classes": None, "model.roi_head.answer": "fused"})
+    with pytest.raises(
+        UserError, match=r"^model\.roi_head\.answer was replaced by classify_with.*regress_with"
+    ):
+        build_model(recipe, 3)
+    recipe = load_recipe("cascade_rcnn", {"model.num_classes": None, "model.roi_head.truth": "removed"})
+    with pytest.raises(UserError, match=r"^model\.roi_head\.truth was replaced by gt_rois.*drop for removed"):
+        build_model(recipe, 3)

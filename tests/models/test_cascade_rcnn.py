@@ -67,31 +67,31 @@ def as_set(boxes):
     return {tuple(map(float, np.round(box, 3))) for box in boxes}
 
 
-@pytest.mark.parametrize("truth", ["kept", "removed", "added_again"])
-def test_all_refined_boxes_go_on_but_for_objects(truth):
-    head = head_of(truth=truth)
+@pytest.mark.parametrize("gt_rois", ["refine", "drop", "readd"])
+def test_later_stages_train_on_all_refined_boxes_and_ground_truth_by_policy(gt_rois):
+    head = head_of(gt_rois=gt_rois)
     raw, boxes = trained(head)
     assert is_object(boxes[0]).sum() == 2 and len(boxes[0]) == 6
     for number in (1, 2):
         made = refined(raw, number - 1, head)
-        if truth != "kept":
+        if gt_rois != "refine":
             made = made[~is_object(boxes[number - 1])]
         made = without_empty(made)
-        expected = np.concatenate([made, OBJECTS[0, :2]]) if truth == "added_again" else made
+        expected = np.concatenate([made, OBJECTS[0, :2]]) if gt_rois == "readd" else made
         assert len(made) > 1 and as_set(boxes[number]) == as_set(expected)
     # The number of rows does not grow from stage to stage.
     rows = [stage["boxes"].shape[1] for stage in raw["stages"]]
-    assert rows == ([8, 11, 11] if truth == "added_again" else [8, 8, 8])
+    assert rows == ([8, 11, 11] if gt_rois == "readd" else [8, 8, 8])
 
 
-@pytest.mark.parametrize("truth", ["kept", "removed"])
-def test_later_stages_may_draw_anew(truth):
+@pytest.mark.parametrize("gt_rois", ["refine", "drop"])
+def test_later_stages_resample(gt_rois):
     """Four of the refined boxes and the objects, half of them foreground at the stage's own threshold."""
-    head = head_of(truth=truth, resample=True, num_samples=4, ious=(0.5, 0.6, 0.7))
+    head = head_of(gt_rois=gt_rois, resample=True, num_samples=4, ious=(0.5, 0.6, 0.7))
     raw, boxes = trained(head)
     for number in (1, 2):
         before, made = boxes[number - 1], refined(raw, number - 1, head)
-        made = made[~is_object(before)] if truth == "removed" else made
+        made = made[~is_object(before)] if gt_rois == "drop" else made
         possible = as_set(without_empty(made)) | as_set(OBJECTS[0, :2])
         assert as_set(boxes[number]) <= possible and 1 <= len(boxes[number]) <= 4
         assert 1 <= is_object(boxes[number]).sum() <= 2  # positives come first, objects among them
@@ -99,13 +99,13 @@ def test_later_stages_may_draw_anew(truth):
 
 
 @pytest.mark.parametrize(("overlap", "drawn"), [(0.55, 2), (0.65, 1)])
-def test_a_draw_knows_the_threshold_of_its_stage(overlap, drawn):
+def test_resampling_uses_the_threshold_of_its_stage(overlap, drawn):
     """Of two RoIs one may be foreground: below stage 1's 0.6 a box goes along with the object."""
     head = head_of(resample=True, num_samples=2)
     y = {"boxes": np.float32([[[0, 0, 10, 10]]]), "labels": np.int32([[0]]), "crowd": np.zeros((1, 1), bool)}
-    sampled = {"truth": y, "random": UNIFORM[:, None, :2]}
+    sampled = {"ground_truth": y, "random": UNIFORM[:, None, :2]}
     before = {"boxes": np.float32([[[0, 0, 9, 9]]]), "valid": np.ones((1, 1), bool)}
-    _, valid = head._next(1, before, np.float32([[[0, 0, 10, 10 * overlap]]]), sampled)
+    _, valid = head._next_rois(1, before, np.float32([[[0, 0, 10, 10 * overlap]]]), sampled)
     assert numpy(valid).sum() == drawn
 
 
@@ -233,16 +233,16 @@ def test_conventions_are_settings_of_both_stages(convention):
         "mmdetection": ((1, 0.5, 0.25), (1, 1, 1)),
         "maskrcnn_benchmark": ((1, 1, 1), (1, 0.5, 0.25)),
     }[convention]
-    assert (head.resample, head.truth, head.ensemble) == {
-        "detectron2": (False, "kept", "probability"),
-        "mmdetection": (True, "removed", "logits"),
-        "maskrcnn_benchmark": (False, "added_again", "last_rois"),
+    assert (head.resample, head.gt_rois, head.ensemble) == {
+        "detectron2": (False, "refine", "probability"),
+        "mmdetection": (True, "drop", "logits"),
+        "maskrcnn_benchmark": (False, "readd", "last_rois"),
     }[convention]
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="a draw .resample. has the objects anyway"):
-        head_of(resample=True, truth="added_again")
+    with pytest.raises(UserError, match="resample adds ground truth anyway; use .drop."):
+        head_of(resample=True, gt_rois="readd")
     with pytest.raises(UserError, match="3 ious but 2 stage_weights"):
         head_of(stage_weights=(1.0, 0.5))
     with pytest.raises(UserError, match="roi_head.ensemble 'mean': one of probability"):

@@ -10,7 +10,7 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.errors import UserError
 from kgarden.models import MODELS, build_detector
-from kgarden.models.faster_rcnn import fuse_scores
+from kgarden.models.centernet2 import fusion
 
 
 def compiled(name, **changes):
@@ -162,18 +162,18 @@ def test_boxes_stay_float32_under_mixed_precision():
         assert keras.backend.standardize_dtype(term.dtype) == "float32" and np.isfinite(float(term))
 
 
-def test_the_scores_of_both_stages_are_fused_as_asked():
+def test_fusion_of_the_scores_of_both_stages():
     probability = np.float32([[[0.81, 0.09]]])
     proposals = {"scores": np.float32([[0.6]]), "probability": np.float32([[0.36]])}
 
     def fused(how, given=proposals):
-        return ops.convert_to_numpy(fuse_scores(ops.convert_to_tensor(probability), given, how))[0, 0]
+        return ops.convert_to_numpy(fusion(how)(ops.convert_to_tensor(probability), given))[0, 0]
 
-    np.testing.assert_allclose(fused("off"), [0.81, 0.09])
+    assert fusion("off") is None  # the RoI head's scores as they are
     np.testing.assert_allclose(fused("product"), [0.81 * 0.36, 0.09 * 0.36], rtol=1e-6)
     np.testing.assert_allclose(fused("released"), np.sqrt([0.81 * 0.6, 0.09 * 0.6]), rtol=1e-6)
     for how in ("product", "released"):
-        with pytest.raises(UserError, match="no probability"):
+        with pytest.raises(UserError, match="only a ranking"):
             fused(how, {"scores": proposals["scores"]})
 
 

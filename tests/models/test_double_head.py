@@ -10,11 +10,12 @@ from kgarden.heads.conv_head import ConvHead
 from kgarden.losses.roi import smooth_l1, softmax_class_loss
 from kgarden.models.double_head import (
     CONFIGURATIONS,
+    FIG_8,
     Branch,
     DoubleHead,
     fuse,
+    loss_weights,
     names_of,
-    weights_of_terms,
 )
 from kgarden.weights.state_dict import load_state_dict
 
@@ -91,8 +92,8 @@ def test_both_heads_agree_with_mmdetection(golden):
         "middle": s["bottleneck_planes"],
     }
     fc_head = {"width": s["fc_out_channels"], "num_fcs": s["num_fcs"]}
-    conv = Branch("conv", conv_head, classes, False, True, name="conv")
-    fc = Branch("fc", fc_head, classes, True, False, name="fc")
+    conv = Branch("conv", conv_head, classes, classifies=False, regresses=True, name="conv")
+    fc = Branch("fc", fc_head, classes, classifies=True, regresses=False, name="fc")
     weights = golden.state_dict()
     for branch, mine in ((fc, "fc_branch|fc_cls"), (conv, "res_block|conv_branch|fc_reg")):
         branch.build((None, None, size, size, s["in_channels"]))
@@ -181,7 +182,7 @@ def test_losses_and_fusion_agree(golden):
         got[f"prob_{branch}"] = numpy(ops.softmax(logits))
     for name, case in s["totals"].items():
         focus, weights = (case["lambda_fc"], case["lambda_conv"]), (case["w_fc"], case["w_conv"])
-        factors = weights_of_terms(["fc", "conv"], focus, weights)
+        factors = loss_weights(["fc", "conv"], focus, weights)
         got[f"total/{name}"] = sum(losses[term] * factor for term, factor in factors.items())
     for how in s["fused"]:
         got[f"fused_{how}"] = numpy(fuse(got["prob_fc"], got["prob_conv"], how))
@@ -206,7 +207,7 @@ def test_parameters_of_table_2(blocks, non_local, million):
 
 
 def test_parameters_of_the_fc_head():
-    branch = Branch("fc", {}, 80, True, True)
+    branch = Branch("fc", {}, 80, classifies=True, regresses=True)
     branch.features.build((None, None, 7, 7, 256))
     assert kernels(branch.features) == 13.25
 
@@ -253,7 +254,7 @@ def scene(seed=0):
     return pyramid, proposals, np.int32([[64, 64]])
 
 
-def answer(head, weights):
+def predict(head, weights):
     for variable, value in zip(head.variables, weights, strict=True):
         variable.assign(value)
     pyramid, proposals, size_hw = scene()
@@ -261,14 +262,12 @@ def answer(head, weights):
     return {key: numpy(value) for key, value in head.candidates(raw, proposals, size_hw).items()}
 
 
-def test_the_four_answers_of_one_model():
+def test_fig_8_combinations_of_one_model():
     rng = np.random.default_rng(1)
     first = small("double_head_ext")
     weights = [rng.uniform(0.1, 0.4, v.shape) * rng.choice([-1, 1], v.shape) for v in first.variables]
     weights = [abs(w) if "variance" in v.path else w for v, w in zip(first.variables, weights, strict=True)]
-    conv, fc, crossed, fused = (
-        answer(small("double_head_ext", answer=name), weights) for name in ("conv", "fc", "crossed", "fused")
-    )
+    conv, fc, crossed, fused = (predict(small("double_head_ext", **FIG_8[one]), weights) for one in "abcd")
     np.testing.assert_array_equal(crossed["boxes"], conv["boxes"])
     np.testing.assert_array_equal(crossed["scores"], fc["scores"])
     np.testing.assert_array_equal(fused["boxes"], conv["boxes"])
@@ -276,7 +275,7 @@ def test_the_four_answers_of_one_model():
     expected = 1 - (1 - fc["scores"]) * (1 - conv["scores"])
     np.testing.assert_allclose(fused["scores"], expected, rtol=1e-5)
     for fusion, both in (("max", np.maximum), ("average", lambda a, b: (a + b) / 2)):
-        other = answer(small("double_head_ext", fusion=fusion), weights)
+        other = predict(small("double_head_ext", fusion=fusion), weights)
         np.testing.assert_allclose(other["scores"], both(fc["scores"], conv["scores"]), rtol=1e-6)
 
 
@@ -300,10 +299,14 @@ def test_names():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="no branch learns the class"):
+    with pytest.raises(UserError, match="no branch is trained on the class loss"):
         small("double_head", focus=(0.0, 1.0))
-    with pytest.raises(UserError, match="answer 'fused': classes are trained in fc, boxes in conv"):
-        small("double_head", answer="fused")
+    with pytest.raises(UserError, match="classify_with fc, conv: the class loss trains fc; see"):
+        small("double_head", classify_with=["fc", "conv"])
+    with pytest.raises(UserError, match="regress_with fc: the box loss trains conv; see"):
+        small("double_head", regress_with="fc")
+    with pytest.raises(UserError, match=r"classify_with \[\]: the class loss trains"):
+        small("double_head", classify_with=[])
     with pytest.raises(UserError, match="with non_local blocks an odd number"):
         ConvHead(4, True)
     with pytest.raises(UserError, match="give one or two"):

@@ -13,7 +13,7 @@ from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.mask_rcnn import MaskHead, targets
 from kgarden.ops.roi_align import roi_align
-from kgarden.targets.roi import sample_rois
+from kgarden.targets.roi import RoISampling, sample_rois
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict, our_name
 
@@ -191,7 +191,7 @@ def sampled_of(y, count=16, seed=0):
     boxes = np.concatenate([near, np.concatenate([far, far + 7], axis=-1)], axis=1).astype("float32")
     proposals = {"boxes": boxes, "valid": np.arange(24)[None] < np.array([[24], [20]])}
     random = rng.random((2, 64)).astype("float32")
-    sampled = sample_rois(proposals, y, 0.5, count, 0.5, lambda n: random[:, :n])
+    sampled = sample_rois(proposals, y, RoISampling(0.5, count, 0.5), lambda n: random[:, :n])
     return {key: numpy_of(value) for key, value in sampled.items()}
 
 
@@ -402,7 +402,7 @@ def test_what_does_not_fit_is_refused():
     for settings, message in (
         ({"mask_head": {"widht": 4}}, r"model\.mask_head\.widht.*'width'"),
         ({"mask_head": {"num_classes": 4}}, r"model\.mask_head\.num_classes"),
-        ({"roi_head": {"name": "condinst"}}, "roi_head.name 'condinst': one of cascade, double_head, faster"),
+        ({"roi_head": {"name": "condinst"}}, "roi_head.name 'condinst': one of faster, cascade, double_head"),
         ({"convention": "mine"}, "convention 'mine'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -8,6 +8,7 @@ from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.models.cascade_rcnn import CascadeHead
+from kgarden.models.centernet2 import released
 from kgarden.models.faster_rcnn import BoxHead, Coder, FasterHead
 from kgarden.models.faster_rcnn import decode as decode_boxes
 from kgarden.weights.detectron2 import TABLE
@@ -40,6 +41,7 @@ class Heads:
         self.size_hw = np.tile(np.int32(s["image_hw"]), (self.images, 1))
         self.cascade = np.ndim(s["bbox_reg_weights"]) == 2
         self.head = self._head(s)
+        self.fuse = released if s.get("mult_proposal_score", True) else lambda scores, proposals: scores
         self.head.build([(None, None, None, s["channels"])] * len(self.pyramid))
         load_state_dict(
             self.head, golden.state_dict(), TABLE, prefix="roi_heads.", pool_size=s["pooler_resolution"]
@@ -51,7 +53,6 @@ class Heads:
             num_classes=s["num_classes"],
             num_samples=s.get("batch_size_per_image", 512),
             positive_fraction=s.get("positive_fraction", 0.25),
-            fuse="released" if s.get("mult_proposal_score", True) else "off",
             pool_size=s["pooler_resolution"],
             sampling_ratio=s["sampling_ratio"],
             width=s["fc_dim"],
@@ -95,7 +96,8 @@ def test_inference_agrees_with_the_reference(golden):
         total=s["detections_per_image"],
         per_level=None,
     )
-    found = select(heads.head.candidates(raw, heads.proposals, heads.size_hw))
+    candidates = heads.head.candidates(raw, heads.proposals, heads.size_hw)
+    found = select({**candidates, "scores": heads.fuse(candidates["scores"], heads.proposals)})
     found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
     for image, valid in enumerate(found["valid"]):
         got[f"det_boxes_im{image}"] = found["boxes"][image][valid]

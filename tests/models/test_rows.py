@@ -26,7 +26,12 @@ OTHERS = (
     "double_head_voc07",
     "mask_rcnn",
 )
-AT_INFERENCE = {"model.prediction", "model.roi_head.answer", "model.roi_head.fusion"}
+AT_INFERENCE = {
+    "model.prediction",
+    "model.roi_head.classify_with",
+    "model.roi_head.regress_with",
+    "model.roi_head.fusion",
+}
 TINY = {
     "model.backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
     "model.neck": {"channels": 32},
