@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from support.fake_detector import CATEGORIES, ground_truth, pictures
 
-from kgarden.evaluate import detect, first_pictures
+from kgarden.evaluate import detect, first_images
 from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import METRICS, coco_metrics
 from kgarden.utils.files import write_json
 
 
 class Scripted:
-    """An "InferenceModel" that answers each picture with given boxes; it finds the picture by its content."""
+    """An "InferenceModel" that answers each image with given boxes; it finds the image by its content."""
 
     def __init__(self, boxes, labels):
         self.boxes, self.labels, self.sizes = boxes, labels, []
@@ -29,7 +29,7 @@ class Scripted:
 
 
 def batches(count, size, scale):
-    """Picture n has the pixel value n; the last batch is short."""
+    """Image n has the pixel value n; the last batch is short."""
     for start in range(0, count, size):
         rows = np.arange(start, min(start + size, count))
         images = np.broadcast_to(rows.astype("uint8")[:, None, None, None], (len(rows), 64, 96, 3))
@@ -87,7 +87,7 @@ def test_no_detections_is_an_answer(truth):
     assert coco_metrics(nothing, [], [100])["metrics"]["ap"] is None
 
 
-def test_only_the_pictures_seen_are_judged(truth):
+def test_only_the_images_seen_are_judged(truth):
     boxes, labels, annotations = truth
     results, image_ids, _ = detect(Scripted(boxes, labels), batches(6, 4, 3), CATEGORIES)
     assert image_ids == list(range(100, 106)) == [one["image_id"] for one in results]
@@ -95,7 +95,7 @@ def test_only_the_pictures_seen_are_judged(truth):
     assert coco_metrics(annotations, results)["metrics"]["ap"] < 100.0
 
 
-def test_padding_is_no_picture(truth):
+def test_padding_is_no_image(truth):
     """A negative image id marks what fills up a batch."""
     boxes, labels, _ = truth
 
@@ -106,7 +106,7 @@ def test_padding_is_no_picture(truth):
 
     results, image_ids, _ = detect(Scripted(boxes, labels), padded(), CATEGORIES)
     assert image_ids == [100, 101, 102, 105, 106, 107] == [one["image_id"] for one in results]
-    first = list(first_pictures(Scripted(boxes, labels), padded(), 4))
+    first = list(first_images(Scripted(boxes, labels), padded(), 4))
     assert [image_id for image_id, *_ in first] == [100, 101, 102, 105]
     for image_id, x, found in first:
         assert (x["images"] == image_id - 100).all()
@@ -114,7 +114,7 @@ def test_padding_is_no_picture(truth):
 
 
 def test_back_to_the_original_by_hand():
-    """A 100 x 50 picture shown at 200 x 80: each direction has its scale; one box reaches out."""
+    """A 100 x 50 image shown at 200 x 80: each direction has its scale; one box reaches out."""
     found = {"boxes": np.float32([[[20, 40, 60, 100], [-4, 0, 90, 220]]]), "scores": np.float32([[1, 1]])}
     got = to_original(found, np.int32([[200, 80]]), np.int32([[100, 50]]))
     np.testing.assert_allclose(np.array(got["boxes"]), [[[12.5, 20, 37.5, 50], [0, 0, 50, 100]]])

@@ -1,16 +1,16 @@
-"""Reading pictures, answering in their px, drawing."""
+"""Reading images, answering in their px, drawing."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kgarden.errors import UserError
-from kgarden.inference.predictor import read_picture
+from kgarden.inference.predictor import read_image
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 
 def painted():
-    """A 40 x 60 picture whose corners tell orientation: red top left, green top right."""
+    """A 40 x 60 image whose corners tell orientation: red top left, green top right."""
     image = np.zeros((40, 60, 3), "uint8")
     image[:10, :10], image[:10, -10:] = (255, 0, 0), (0, 255, 0)
     return image
@@ -18,7 +18,7 @@ def painted():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    """The stored picture is the painted one, turned so that its EXIF entry turns it back."""
+    """The stored image is the painted one, turned so that its EXIF entry turns it back."""
     undo = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -34,25 +34,25 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "photo.png"
     stored.save(path, exif=exif)
-    np.testing.assert_array_equal(read_picture(path), painted())
+    np.testing.assert_array_equal(read_image(path), painted())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "I;16", "I"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     gray = np.full((20, 30), 200, "uint8")
     if mode in ("I;16", "I"):
-        picture = Image.fromarray(gray.astype("uint16") * 256)
-        picture = picture.convert("I") if mode == "I" else picture
+        image = Image.fromarray(gray.astype("uint16") * 256)
+        image = image.convert("I") if mode == "I" else image
     else:
-        picture = Image.fromarray(gray).convert(mode)
+        image = Image.fromarray(gray).convert(mode)
     path = tmp_path / ("photo.tif" if mode in ("CMYK", "I") else "photo.png")
-    picture.save(path)
-    got = read_picture(path)
+    image.save(path)
+    got = read_image(path)
     assert got.shape == (20, 30, 3) and got.dtype == np.uint8
     assert got.min() >= (200 if mode != "1" else 0) - 3 and (mode == "1" or got.max() <= 203)
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path):
+def test_what_is_no_image_is_refused_by_name(tmp_path):
     cut = tmp_path / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
@@ -60,18 +60,18 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     text.write_text("<html>")
     for path, words in [
         (cut, "damaged"),
-        (text, "not a picture"),
+        (text, "not an image"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "no such file"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
-            read_picture(path)
+            read_image(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
     for array in (np.zeros((4, 4, 3), "float32"), np.zeros((4, 4, 2), "uint8"), np.zeros((0, 4, 3), "uint8")):
-        with pytest.raises(UserError, match="pictures are"):
-            read_picture(array)
-    assert read_picture(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
-    assert read_picture(np.zeros((4, 5, 4), "uint8")).shape == (4, 5, 3)
+        with pytest.raises(UserError, match="images are"):
+            read_image(array)
+    assert read_image(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
+    assert read_image(np.zeros((4, 5, 4), "uint8")).shape == (4, 5, 3)
 
 
 def one_box(box, label=0, score=0.9):
@@ -88,7 +88,7 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1500, 1000), (3000, 4000)])
-def test_lines_and_letters_grow_with_the_picture(size):
+def test_lines_and_letters_grow_with_the_image(size):
     height, width = size
     image = np.full((height, width, 3), 128, "uint8")
     box = [0.4 * width, 0.4 * height, 0.8 * width, 0.8 * height]
@@ -133,7 +133,7 @@ def test_names_stay_inside_and_whole(box):
     assert ground(box).sum() >= 0.9 * middle
 
 
-def test_very_long_names_and_small_pictures_do_no_harm():
+def test_very_long_names_and_small_images_do_no_harm():
     drawn = draw_detections(np.zeros((40, 50, 3), "uint8"), one_box([5, 5, 30, 30]), ["x" * 300])
     assert drawn.size == (50, 40)
 

@@ -8,7 +8,7 @@ from kgarden.models.faster_rcnn import OWN
 STYLES = ("-", "--", ":", "-.")
 
 
-def curves_of(found):
+def sorted_curves(found):
     """[(run, answer)] in the keys (run, answer, ...) of what was found: runs as given, own answers first.
 
     The others by name: backends hand out dictionaries in different orders.
@@ -17,7 +17,7 @@ def curves_of(found):
     return sorted({key[:2] for key in found}, key=lambda key: (runs.index(key[0]), key[1] != OWN, key[1]))
 
 
-def named_curves(values):
+def curve_styles(values):
     """What to draw, without curves that would lie on top of a run's own answer.
 
     Args:
@@ -29,7 +29,7 @@ def named_curves(values):
     runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
         own = values[run, OWN]
-        names = [name for one, name in curves_of(values) if one == run]  # the place of each is its look
+        names = [name for one, name in sorted_curves(values) if one == run]  # the place of each is its look
         branches = [name for name in names if name != OWN and values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
         alone = [name for name in branches if name not in same]

@@ -26,13 +26,13 @@ from kgarden.utils.files import replace_file
 
 OVERLAP = 0.7  # IoU above which two detections of a class are duplicates,
 SCORE = 0.3  # if both have more than this score
-MOST = 1000  # detections of a picture that are looked at, best first
+MOST = 1000  # detections of an image that are looked at, best first
 
 READING = (
     f"A duplicate is a pair of detections of one class with IoU > {OVERLAP} and both scores > {SCORE}. "
     "'all places' are the detector's own scores without any suppression: the pairs that NMS has to remove. "
     "'NMS' is what is left of them after it. 'selected' are the scores times those of the learned selection, "
-    "without NMS: near 0 it has learned to answer once for each object. In the pictures the first row shows "
+    "without NMS: near 0 it has learned to answer once for each object. In the images the first row shows "
     "the highest score of a class at each place, level by level; the second the same times the selection: "
     "blobs should have become points."
 )
@@ -111,15 +111,15 @@ def score_maps(candidates):
     return maps
 
 
-def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
+def analyze_duplicates(run, to, weights=None, limit=None, images=4):
     """Count duplicates of a run's detector on its validation data and draw its score maps.
 
     Args:
         run:      directory of a run with a dense detector.
         to:       folder for duplicates.csv, reading.txt and maps_<image id>.png.
         weights:  another file than the run's best weights.
-        limit:    only the first so many pictures.
-        pictures: how many score maps are drawn.
+        limit:    only the first so many images.
+        images: how many score maps are drawn.
     Returns:
         [{"way", "images", "detections_per_image", "duplicates_per_image"}, ...]
     Raises:
@@ -138,7 +138,7 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
         ids = np.asarray(meta[IMAGE_ID])
         real = np.flatnonzero(ids >= 0)
         totals.update({key: int(answer[key][real].sum()) for key in answer if not key.startswith("maps/")})
-        for row in real[: max(pictures - images, 0)]:
+        for row in real[: max(images - images, 0)]:
             replace_file(to / f"maps_{ids[row]}.png", png_of(_drawn(x, answer, row)))
         images += len(real)
     rows = [
@@ -160,7 +160,7 @@ def _base_of(detector):
 
 
 def _drawn(x, answer, row):
-    """The picture, and a row of score maps for each way."""
+    """The image, and a row of score maps for each way."""
     ways = [key for key in answer if key.startswith("maps/")]
     levels = len(answer[ways[0]])
     height, width = x[IMAGES][row].shape[:2]

@@ -1,4 +1,4 @@
-"""Runs that are looked into, with the objects of their validation pictures and the groups these belong to."""
+"""Runs that are looked into, with the objects of their validation images and the groups these belong to."""
 
 import dataclasses
 import pathlib
@@ -20,12 +20,12 @@ EVERY = "all"  # the group that all objects belong to
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class LoadedRun:
     """A run, its detector with weights, its validation data.
 
     Attributes:
         name:    what figures and tables call the run.
-        objects: {image_id: [{"id", "label", "bbox" xywh px of the original picture, "area"}, ...]}, crowds
+        objects: {image_id: [{"id", "label", "bbox" xywh px of the original image, "area"}, ...]}, crowds
                  left out.
     """
 
@@ -36,8 +36,8 @@ class Subject:
     data: Data
     objects: dict
 
-    def pictures(self, limit=None):
-        """(x of one picture, image_id, its objects, their boxes (N, 4) xyxy px of the network input)."""
+    def images(self, limit=None):
+        """(x of one image, image_id, its objects, their boxes (N, 4) xyxy px of the network input)."""
         for x, meta in self.data.val_batches(limit):
             x = {key: np.asarray(value) for key, value in x.items()}
             ids, original_hw = np.asarray(meta[IMAGE_ID]), np.asarray(meta[ORIGINAL_HW])
@@ -47,11 +47,11 @@ class Subject:
                 yield one, int(ids[row]), objects, _boxes(objects, x[SIZE_HW][row], original_hw[row])
 
     def image_ids(self):
-        """Of all pictures, a set."""
+        """Of all images, a set."""
         return {int(one) for dataset in self.data.val for one in dataset.index.image_id}
 
     def known(self, limit=None):
-        """How many pictures `pictures` will give."""
+        """How many images `images` will give."""
         count = sum(len(dataset.index) for dataset in self.data.val)
         return min(count, limit or count)
 
@@ -63,14 +63,14 @@ def _boxes(objects, size_hw, original_hw):
 
 
 def open_runs(runs, weights=None, overrides=None):
-    """Load runs that were measured on the same pictures.
+    """Load runs that were measured on the same images.
 
     Args:
         runs:      directories.
         weights:   another file than the best weights, of one run alone.
         overrides: other settings at inference.
     Returns:
-        [Subject, ...]
+        [LoadedRun, ...]
     Raises:
         UserError: not runs, or runs with other validation data than the first one.
     """
@@ -94,7 +94,7 @@ def _open(run, name, weights, overrides):
     data = prepare_data(recipe, cache=run / "data", splits=("val",))
     if data.categories != categories:
         raise UserError(f"{run}: the classes of its data.val are not those that it was trained on")
-    return Subject(name, recipe, detector, categories, data, _objects(data, categories))
+    return LoadedRun(name, recipe, detector, categories, data, _objects(data, categories))
 
 
 def _objects(data, categories):
@@ -119,7 +119,7 @@ def need_roi_heads(subjects):
 
 
 def size_of(area):
-    """COCO's word for an area in px^2 of the original picture."""
+    """COCO's word for an area in px^2 of the original image."""
     return SIZES[int(area >= 32**2) + int(area > 96**2)]
 
 
@@ -175,9 +175,9 @@ def evaluation_for(kind, runs, results=None):
 
 
 def need_objects(count, runs):
-    """Refuse pictures without anything in them."""
+    """Refuse images without anything in them."""
     if not count:
-        raise UserError(f"{runs[0]}: no object in the pictures that were looked at")
+        raise UserError(f"{runs[0]}: no object in the images that were looked at")
 
 
 def grouped_by(kind, source):
@@ -185,7 +185,7 @@ def grouped_by(kind, source):
     if kind == "size":
         return (
             "Small, medium and large are COCO's: the area that the annotation gives (that of the box where "
-            "it gives none), in px of the original picture, below 32 x 32, up to 96 x 96, above."
+            "it gives none), in px of the original image, below 32 x 32, up to 96 x 96, above."
         )
     return f"Easy, medium and hard are thirds of the classes, ranked by their AP in {source}."
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from matplotlib.colors import LogNorm
 
-from kgarden.analyze.curve_styles import curves_of
+from kgarden.analyze.curve_styles import sorted_curves
 from kgarden.analyze.loaded_runs import (
     EVERY,
     counted,
@@ -22,7 +22,7 @@ from kgarden.analyze.loaded_runs import (
 )
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import Pearson, bin_of
-from kgarden.analyze.windows import Windows, over_runs, score_of
+from kgarden.analyze.windows import Windows, score_of, windows_of_runs
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.models.faster_rcnn import OWN
@@ -36,7 +36,7 @@ READING = (
     "Pearson's r of a box's IoU with an object and its score for that object's class; higher is better, "
     "since NMS and AP believe the score. Windows are those of `sliding-window`. Proposals are those of a "
     "run's own first stage: IoU with the object that they overlap most and the score of its class "
-    "(overlapping none: the highest score of the classes in the picture; pictures without objects are "
+    "(overlapping none: the highest score of the classes in the image; images without objects are "
     "left out). Detections are what is left after the selection: IoU with the best object of the detected "
     "class, 0 where there is none. Below, how many boxes lie at each IoU and score, on a logarithmic "
     "scale."
@@ -60,7 +60,7 @@ class JointCounts:
 
 
 class OwnBoxes(StaticShapeModel):
-    """What a detector proposes and detects by itself, beside the objects of the picture.
+    """What a detector proposes and detects by itself, beside the objects of the image.
 
     Call:
         x and "gt_boxes" (1, M, 4), "gt_labels" (1, M), "gt_valid" (1, M).
@@ -95,7 +95,7 @@ class OwnBoxes(StaticShapeModel):
 def of_proposals(boxes, scores, gt_boxes, gt_labels, gt_valid):
     """IoU of each proposal with the object it overlaps most, and the score of that object's class.
 
-    A proposal that overlaps none is given the highest score of the classes of the picture's objects.
+    A proposal that overlaps none is given the highest score of the classes of the image's objects.
 
     Args:
         boxes:  (B, P, 4).
@@ -138,7 +138,7 @@ def analyze_score_iou(
     names, groups_of = grouping(groups, subjects[0].categories, evaluation)
     joint, objects = collections.defaultdict(JointCounts), collections.Counter()
     windows = windows or Windows()
-    for subject, one, iou, found in over_runs(subjects, windows, limit, progress):
+    for subject, one, iou, found in windows_of_runs(subjects, windows, limit, progress):
         for group in groups_of(one):
             objects[group] += subject is subjects[0]
             for key, values in found.items():
@@ -159,7 +159,7 @@ def analyze_score_iou(
 def _add_own_boxes(joint, subject, limit):
     model = ready_to_predict(OwnBoxes(subject.detector))
     most = max(map(len, subject.objects.values()))
-    for x, _, objects, boxes in subject.pictures(limit):
+    for x, _, objects, boxes in subject.images(limit):
         missing = most - len(objects)
         labels = [one["label"] for one in objects] + [0] * missing
         truth = {
@@ -181,7 +181,7 @@ def _add_own_boxes(joint, subject, limit):
 def table(joint, places):
     """A row for each run, answer, source and group, all boxes and those that overlap."""
     rows = []
-    for run, answer in curves_of(joint):
+    for run, answer in sorted_curves(joint):
         for source, group in places:
             if (run, answer, source, group) in joint:
                 for which, one in joint[run, answer, source, group].pearson.items():
@@ -192,7 +192,7 @@ def table(joint, places):
 
 def figure(joint, places):
     """r as bars; below, a row of histograms for each run and answer."""
-    curves = curves_of(joint)
+    curves = sorted_curves(joint)
     sources = [("windows", EVERY), ("proposals", EVERY), ("detections", EVERY)]
     drawn = figure_of(11.5, 3.4 + 2.7 * len(curves))
     above, below = drawn.subfigures(2, 1, height_ratios=[3.4, 2.7 * len(curves)])

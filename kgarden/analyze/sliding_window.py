@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from kgarden.analyze.curve_styles import curves_of, named_curves
+from kgarden.analyze.curve_styles import curve_styles, sorted_curves
 from kgarden.analyze.loaded_runs import (
     counted,
     evaluation_for,
@@ -20,7 +20,7 @@ from kgarden.analyze.loaded_runs import (
 )
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
-from kgarden.analyze.windows import Windows, over_runs
+from kgarden.analyze.windows import Windows, windows_of_runs
 from kgarden.metrics.figures import FAINT, INK, figure_of, plain
 
 WHATS = {"score": "score of the object's class", "iou": "IoU of the refined box"}
@@ -39,7 +39,7 @@ READING = (
 def analyze_sliding_window(
     runs, to, windows=None, groups="size", results=None, weights=None, limit=None, progress=None
 ):
-    """Slide windows over the objects of the runs' validation pictures.
+    """Slide windows over the objects of the runs' validation images.
 
     Args:
         runs:     directories; their curves share one figure.
@@ -48,12 +48,12 @@ def analyze_sliding_window(
         groups:   "size" or "difficulty".
         results:  file with the AP of the classes; None: evaluation.json of the first run.
         weights:  another file than a run's best weights.
-        limit:    only the first so many pictures.
-        progress: function of (pictures done, pictures in all).
+        limit:    only the first so many images.
+        progress: function of (images done, images in all).
     Returns:
         {"rows": of the table, "reading": the paragraph, "seconds_per_object"}.
     Raises:
-        UserError: a run without a RoI head, runs on different pictures, no objects.
+        UserError: a run without a RoI head, runs on different images, no objects.
     """
     evaluation, source = evaluation_for(groups, runs, results)
     subjects = open_runs(runs, weights)
@@ -62,7 +62,7 @@ def analyze_sliding_window(
     moments, objects = collections.defaultdict(BinnedMoments), collections.Counter()
     started = time.perf_counter()
     windows = windows or Windows()
-    for subject, one, iou, found in over_runs(subjects, windows, limit, progress):
+    for subject, one, iou, found in windows_of_runs(subjects, windows, limit, progress):
         bins = bin_of(iou)
         for group in groups_of(one):
             objects[group] += subject is subjects[0]
@@ -80,7 +80,7 @@ def analyze_sliding_window(
 def table(moments, names):
     """A row for each run, answer, group and bin."""
     rows = []
-    for run, answer in curves_of(moments):
+    for run, answer in sorted_curves(moments):
         for group in names:
             of_what = {what: moments.get((run, answer, what, group)) for what in WHATS}
             count = next(one for one in of_what.values() if one is not None).count
@@ -104,9 +104,9 @@ def figure(moments, names, objects):
             (run, answer): moments[run, answer, what, names[-1]].mean()
             if (run, answer, what, names[-1]) in moments
             else None
-            for run, answer in curves_of(moments)
+            for run, answer in sorted_curves(moments)
         }
-        curves = named_curves(means)
+        curves = curve_styles(means)
         for ax, group in zip(row, names, strict=True):
             if what == "iou":
                 ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=1)

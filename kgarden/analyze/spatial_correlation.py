@@ -27,7 +27,7 @@ READING = (
     "as the cosine of their vectors, averaged over RoIs that are the objects' own boxes. The more even a "
     "panel, the less the head knows where in the box something lies; a diagonal of points says that every "
     "cell speaks for itself. The map of an fc-head is what each cell adds to its first dense layer, "
-    "without bias and ReLU; its weights are compared in the same way, without any picture. The curves "
+    "without bias and ReLU; its weights are compared in the same way, without any image. The curves "
     "give the mean over all pairs of cells at a distance."
 )
 
@@ -72,8 +72,8 @@ def analyze_spatial_correlation(runs, to, weights=None, limit=None, progress=Non
         to:       folder for spatial_correlation.csv, by_distance.csv, cosines.csv (of all pairs of cells),
                   spatial_correlation.png, .svg and reading.txt.
         weights:  another file than a run's best weights.
-        limit:    only the first so many pictures.
-        progress: function of (pictures done, pictures in all).
+        limit:    only the first so many images.
+        progress: function of (images done, images in all).
     Returns:
         {"rows": [{"run", "map", "side", "off_diagonal"}, ...], "reading"}.
     Raises:
@@ -120,7 +120,7 @@ def _maps_of(subject, limit, told):
     alike = ready_to_predict(CellsAlike(readers))
     rows = min(MOST, max(map(len, subject.objects.values())))
     totals, count = dict.fromkeys(readers, 0.0), 0
-    for done, (x, _, objects, boxes) in enumerate(subject.pictures(limit), start=1):
+    for done, (x, _, objects, boxes) in enumerate(subject.images(limit), start=1):
         pyramid = features.predict_on_batch(x) if objects else None
         for start in range(0, len(objects), rows):
             part = boxes[start : start + rows].astype("float32")

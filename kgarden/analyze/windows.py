@@ -14,7 +14,7 @@ from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
 SIDES = (0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0)  # of a window, in sides of the object
 OFFSETS = tuple(np.sign(u) * abs(u) ** 2.5 for u in np.linspace(-1.0, 1.0, 13))  # of its centre
-SMALLEST_PX = 1.0  # a window of which less is left inside the picture is dropped
+SMALLEST_PX = 1.0  # a window of which less is left inside the image is dropped
 CHUNK = 1000  # boxes that go through the RoI head together
 
 
@@ -27,13 +27,13 @@ def window_grid():
 
 
 def windows_around(box, size_hw, grid):
-    """The windows of one object, cut off at the picture's borders.
+    """The windows of one object, cut off at the image's borders.
 
     IoUs are computed in sides of the object, where they are the same numbers for every object.
 
     Args:
         box:     (4,) xyxy px of the network input.
-        size_hw: (2,) of the picture inside the canvas.
+        size_hw: (2,) of the image inside the canvas.
         grid:    (W, 4) of `window_grid`, or rows of it.
     Returns:
         boxes: (n, 4) float32 px; iou: (n,) float64 with the object. n <= W.
@@ -65,7 +65,7 @@ class Pyramid(StaticShapeModel):
         return self.detector.pyramid(x, training=False)
 
 
-class AskedHead(StaticShapeModel):
+class HeadOnBoxes(StaticShapeModel):
     """A RoI head that is handed boxes, each with the object that it is compared with.
 
     Call:
@@ -107,7 +107,7 @@ def box_of(boxes, labels):
 
 
 class Windows:
-    """Slides windows over the objects of a run's pictures.
+    """Slides windows over the objects of a run's images.
 
     Args:
         per_object: so many windows of each object, drawn anew for each; None: all 13,689.
@@ -121,16 +121,16 @@ class Windows:
         self.seed, self.chunk = seed, min(chunk, self.per_object)
 
     def over(self, subject, limit=None, progress=None):
-        """For every object: (object, IoU of its windows (n,), {"<answer>/<what>": (n,)} of `AskedHead`).
+        """For every object: (object, IoU of its windows (n,), {"<answer>/<what>": (n,)} of `HeadOnBoxes`).
 
         Args:
-            subject:  Subject with a RoI head.
-            limit:    only the first so many pictures.
-            progress: function of (pictures done, pictures in all).
+            subject:  LoadedRun with a RoI head.
+            limit:    only the first so many images.
+            progress: function of (images done, images in all).
         """
         features = ready_to_predict(Pyramid(subject.detector))
-        head = ready_to_predict(AskedHead(subject.detector.roi_head))
-        for done, (x, image_id, objects, boxes) in enumerate(subject.pictures(limit), start=1):
+        head = ready_to_predict(HeadOnBoxes(subject.detector.roi_head))
+        for done, (x, image_id, objects, boxes) in enumerate(subject.images(limit), start=1):
             if objects:
                 size_hw = x[SIZE_HW][0]
                 rows = [self._rows(image_id, number) for number in range(len(objects))]
@@ -152,7 +152,7 @@ class Windows:
         return np.sort(draw.choice(len(self.grid), self.per_object, replace=False))
 
     def _ask(self, head, pyramid, size_hw, windows, objects, boxes):
-        """All windows of a picture in chunks of one size.   {"<answer>/<what>": (n of all objects,)}"""
+        """All windows of an image in chunks of one size.   {"<answer>/<what>": (n of all objects,)}"""
         counts = [len(iou) for _, iou in windows]
         asked = {
             BOXES: np.concatenate([one for one, _ in windows]),
@@ -169,8 +169,8 @@ class Windows:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def over_runs(subjects, windows, limit=None, progress=None):
-    """(Subject, object, IoUs, answers) of every object of every run; see `Windows.over`."""
+def windows_of_runs(subjects, windows, limit=None, progress=None):
+    """(LoadedRun, object, IoUs, answers) of every object of every run; see `Windows.over`."""
     in_all = sum(subject.known(limit) for subject in subjects)
     before = 0
     for subject in subjects:

@@ -25,10 +25,10 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
 
     Args:
         recipe:  kgarden.config.loading.Recipe.
-        what:    some of "train" (a step on made-up pictures), "settings" (the same under other settings of
+        what:    some of "train" (a step on made-up images), "settings" (the same under other settings of
                  precision and memory), "infer" (whole and by part), "nms" (PSS with and without), "heads"
                  (Double-Head R-CNN over a single fc-head), "data" (the input pipeline over decoding alone),
-                 "memory" (of the input pipeline over 20,000 pictures), "eval" (COCO evaluation of made-up
+                 "memory" (of the input pipeline over 20,000 images), "eval" (COCO evaluation of made-up
                  detections).
         repeats: timed runs of each, after one that is not counted.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".

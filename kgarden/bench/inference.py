@@ -1,4 +1,4 @@
-"""How long a detector takes on one picture, part by part."""
+"""How long a detector takes on one image, part by part."""
 
 import keras
 
@@ -9,7 +9,7 @@ from kgarden.structures import BOXES, IMAGES, SIZE_HW
 
 
 def inference(recipe, repeats, data):
-    """Median seconds of detecting on one picture, whole and by part, over a ResNet-50 trunk in the same run.
+    """Median seconds of detecting on one image, whole and by part, over a ResNet-50 trunk in the same run.
 
     Returns:
         {"canvas", "whole_s", "resnet50_trunk_s", "trunks": their ratio, "parts": {name: {"s", "share"}},

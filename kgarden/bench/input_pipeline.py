@@ -11,7 +11,7 @@ import numpy as np
 from kgarden.bench.timing import median, resident_memory
 from kgarden.errors import UserError
 
-WAYS = {  # to the same pictures, but for the softness of scaled decoding
+WAYS = {  # to the same images, but for the softness of scaled decoding
     "recipe": {},
     "exact": {"scaled_decode": False, "cache": "none"},
     "scaled": {"scaled_decode": True, "cache": "none"},
@@ -22,7 +22,7 @@ WAYS = {  # to the same pictures, but for the softness of scaled decoding
 
 
 def data_rates(recipe, repeats, data, seconds=3.0):
-    """Pictures per second of the training pipeline, and of reading and decoding the same shards alone.
+    """Images per second of the training pipeline, and of reading and decoding the same shards alone.
 
     All in turn, several rounds of it. `over_decode_only` compares with whole decoding, `over_its_decoding`
     with decoding at the ratio that scaled decoding uses for the recipe's largest size.
@@ -74,13 +74,13 @@ def _rate(batches, batch_size, seconds):
     return count / (time.perf_counter() - started)
 
 
-def data_memory(recipe, repeats, data, pictures=20_000, points=10):
-    """Resident memory of this process while the training pipeline hands out pictures, MiB."""
+def data_memory(recipe, repeats, data, images=20_000, points=10):
+    """Resident memory of this process while the training pipeline hands out images, MiB."""
     _check_data("memory", data)
     stream, batch_size = iter(data.train_batches()), recipe.data.batch_size
     found, seen = {}, 0
     for point in range(1, points + 1):
-        while seen < pictures * point // points:
+        while seen < images * point // points:
             next(stream)
             seen += batch_size
         found[seen] = resident_memory()

@@ -28,7 +28,7 @@ def without_nms(recipe, repeats, data):
     "one_to_many".
 
     Returns:
-        {"canvas", "picture", "places", "objects": of the picture, "pairs_above_threshold": that NMS gets to
+        {"canvas", "picture", "places", "objects": of the image, "pairs_above_threshold": that NMS gets to
         see at most, "kept_by_nms", "network_base_s", "network_s", "nms_s", "no_nms_s": medians,
         "network_over_base", "no_nms_over_nms": quartiles of the rounds' ratios, "whole_base_s", "whole_s",
         "peak_memory_gib"}.
@@ -44,7 +44,7 @@ def without_nms(recipe, repeats, data):
         build_model(_with_prediction(recipe, prediction), num_classes)
         for prediction in ("end_to_end", "one_to_many")
     )
-    x = _picture(recipe, num_classes)
+    x = _image(recipe, num_classes)
     base = with_branch.dense_head.base
 
     def network(x):
@@ -86,8 +86,8 @@ def _with_prediction(recipe, prediction):
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"prediction": prediction})})
 
 
-def _picture(recipe, num_classes):
-    """One picture, as large as the recipe's sizes at test time let it be on its first canvas."""
+def _image(recipe, num_classes):
+    """One image, as large as the recipe's sizes at test time let it be on its first canvas."""
     from kgarden.build import test_sizes
 
     x, _ = made_up_batch(recipe, num_classes, 1)
@@ -133,8 +133,8 @@ def made_up_raw(head, raw, size_hw, seed=0):
 
     Args:
         head:    the base, see kgarden/heads/dense.py.
-        raw:     its maps for one picture and the branch's, numpy; the code is kept.
-        size_hw: (2,) of the picture.
+        raw:     its maps for one image and the branch's, numpy; the code is kept.
+        size_hw: (2,) of the image.
     Returns:
         raw, (1, A, 4) float32 px.
     """
@@ -177,7 +177,7 @@ def _places(levels, strides):
 
 
 def _objects(rng, size_hw, classes):
-    """Ground truth of OBJECTS boxes, sides from 16 px to most of the picture, small ones more often."""
+    """Ground truth of OBJECTS boxes, sides from 16 px to most of the image, small ones more often."""
     limit = np.array([size_hw[1], size_hw[0]], "float64")
     side = np.exp(rng.uniform(np.log(16), np.log(0.8 * limit), (OBJECTS, 2)))
     corner = rng.uniform(0, 1, (OBJECTS, 2)) * (limit - side)

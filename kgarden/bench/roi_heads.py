@@ -65,7 +65,7 @@ def _seconds_of_parts(detector, x, repeats):
 
 
 def _step(recipe, detector, num_classes):
-    """A training step on made-up pictures."""
+    """A training step on made-up images."""
     from kgarden.build import build_optimizer
 
     jit = keras.backend.backend() == "jax" or recipe.jit

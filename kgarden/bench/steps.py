@@ -1,4 +1,4 @@
-"""A training step on made-up pictures: the recipe's, and under other settings of precision and memory."""
+"""A training step on made-up images: the recipe's, and under other settings of precision and memory."""
 
 import json
 import os

@@ -27,7 +27,7 @@ def export_run(run, to, form="saved_model", canvases=None, batch=None, say=warni
         to:       parent of the version directory.
         form:     one of FORMATS.
         canvases: [(height, width), ...] of ONNX and LiteRT files; none: all of the recipe.
-        batch:    pictures at once in ONNX and LiteRT files; None: 1.
+        batch:    images at once in ONNX and LiteRT files; None: 1.
         say:      called with a line on what the model leaves out, if it leaves something out.
     Returns:
         path of the version directory.

@@ -13,10 +13,10 @@ from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
 
 TOLERANCE = 1e-4  # of a box: over the longer side of the canvas; of a score: over the score
 MASK_TOLERANCE = 1e-3  # of the probabilities of masks
-CELL = 16  # px of one colour in the picture that runtimes are compared on
+CELL = 16  # px of one colour in the image that runtimes are compared on
 
 
-def made_up_picture(canvas, batch, seed=0):
+def made_up_image(canvas, batch, seed=0):
     """Coloured squares on every canvas of the batch, padded on two sides.   {"images", "size_hw"} numpy."""
     height, width = canvas
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
 """The network on one canvas: what every exported form has at its core.
 
-    images          (B, H, W, 3) uint8 RGB, the picture in the upper left corner; normalisation is inside
-    size_hw         (B, 2) int32, height and width of the picture inside the canvas
+    images          (B, H, W, 3) uint8 RGB, the image in the upper left corner; normalisation is inside
+    size_hw         (B, 2) int32, height and width of the image inside the canvas
     ->
-    boxes           (B, K, 4) float32 xyxy, px of the canvas, clipped to the picture
+    boxes           (B, K, 4) float32 xyxy, px of the canvas, clipped to the image
     scores          (B, K) float32, best first
     labels          (B, K) int32, 0..C-1, rows of labels.txt
     num_detections  (B,) int32; rows beyond it hold zeros and label -1

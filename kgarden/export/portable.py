@@ -4,30 +4,29 @@ What lies around the network in a SavedModel is left to the caller: laying the p
 boxes back. docs/export.md has the lines of Python for it, metadata.json the numbers.
 """
 
-import contextlib
 import importlib
 import logging
-import os
 import re
 
 import tensorflow as tf
 
 from kgarden.build import test_sizes
 from kgarden.errors import UserError
-from kgarden.export.agreement import check_agreement, made_up_picture
+from kgarden.export.agreement import check_agreement, made_up_image
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
 from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
+from kgarden.utils.quiet import quiet
 
 # With 18, tf2onnx 1.17 takes means over the wrong axes on a level of one cell.
 OPSET = 17
 INPUTS = {
-    IMAGES: "uint8 RGB, the picture in the upper left corner, zeros around it; normalisation is inside",
-    SIZE_HW: "int32, height and width in px of the picture inside the canvas",
+    IMAGES: "uint8 RGB, the image in the upper left corner, zeros around it; normalisation is inside",
+    SIZE_HW: "int32, height and width in px of the image inside the canvas",
 }
 OUTPUTS = {
     MASKS: "float32, probabilities over the boxes, at the centres of their cells",
-    BOXES: "float32, x1, y1, x2, y2 in px of the canvas, clipped to the picture",
+    BOXES: "float32, x1, y1, x2, y2 in px of the canvas, clipped to the image",
     SCORES: "float32, best first",
     LABELS: "int32, rows of labels.txt counted from 0; -1 beyond num_detections",
     COUNT: "int32, how many rows are detections; the rest is zero",
@@ -44,7 +43,7 @@ def write_portable(detector, recipe, categories, to, form, canvases, batch=1):
         to:         parent of the version directory.
         form:       "onnx" or "litert".
         canvases:   [(height, width), ...], a file for each.
-        batch:      pictures at once; the shapes of the files are fixed.
+        batch:      images at once; the shapes of the files are fixed.
     Returns:
         path of the version directory.
     """
@@ -61,7 +60,7 @@ def write_portable(detector, recipe, categories, to, form, canvases, batch=1):
             function = network.on((height, width), batch)
             graph = function.get_concrete_function()
             converter.write(network, function, graph, path, recipe.model.name)
-            x = made_up_picture((height, width), batch)
+            x = made_up_image((height, width), batch)
             expected = {key: value.numpy() for key, value in graph(**_tensors(x)).items()}
             agreement = check_agreement(path.name, expected, converter.run(path, x), (height, width))
             files.append({"file": path.name, "canvas": [height, width], "checked": agreement})
@@ -162,16 +161,3 @@ def _needed(module, extra):
         raise UserError(
             f"export --format {extra} needs {error.name}: pip install 'kgarden[{extra}]'"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet():
-    """Libraries that print pages to the standard error stream do not."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)

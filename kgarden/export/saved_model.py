@@ -1,6 +1,6 @@
 """From a detector to a SavedModel that needs TensorFlow alone.
 
-The graph holds the whole path of `kgarden predict`: decoding, resizing into the picture's own canvas,
+The graph holds the whole path of `kgarden predict`: decoding, resizing into the image's own canvas,
 the network, and the way back. Outputs are named as in the TensorFlow Object Detection API.
 """
 
@@ -15,17 +15,17 @@ from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
 from tfrecords.pictures import decode
 
-WARMUP_SIDE = 64  # px of the grey picture in the warm-up requests
+WARMUP_SIDE = 64  # px of the grey image in the warm-up requests
 
 
 def write_saved_model(detector, recipe, categories, to):
     """Write TO/1/ (or the next free number), whole or not at all.
 
-    Signatures of pictures, each with one argument `inputs` and batch size free:
+    Signatures of images, each with one argument `inputs` and batch size free:
         serving_default: string [B], bytes of JPEG or PNG files of any sizes.
         image_tensor:    uint8 [B, H, W, 3], RGB.
         tf_example:      string [B], serialised records with `image/encoded`.
-    Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original picture's height
+    Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original image's height
     and width; detection_scores (B, K); detection_classes (B, K) float32, the data set's own ids as in
     labels.txt; num_detections (B,) float32; of a model with a mask head also detection_masks (B, K, S, S)
     float32, probabilities over the boxes. Rows beyond num_detections are zero.
@@ -53,7 +53,7 @@ def write_saved_model(detector, recipe, categories, to):
 class ServingGraph(tf.Module):
     """The functions that a SavedModel carries, with the detector's variables.
 
-    Pictures are decoded and resized by a tf.data map over the request, on several cores. Outside of that and
+    Images are decoded and resized by a tf.data map over the request, on several cores. Outside of that and
     of the network's own NMS, where it has one, there is no loop.
     """
 
@@ -82,7 +82,7 @@ class ServingGraph(tf.Module):
         return self._detect(inputs, decode)
 
     def _of_pixels(self, inputs):
-        return self._detect(inputs, lambda picture: picture)
+        return self._detect(inputs, lambda image: image)
 
     def _of_records(self, inputs):
         features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
@@ -90,7 +90,7 @@ class ServingGraph(tf.Module):
         return self._detect(encoded, decode)
 
     def _detect(self, inputs, read):
-        """Each picture through its own canvas: the answer does not depend on what else is in the request."""
+        """Each image through its own canvas: the answer does not depend on what else is in the request."""
         images, size_hw, original_hw, number = self._laid(inputs, read)
         rows = [tf.where(number == index)[:, 0] for index in range(len(self.canvases))]
         parts = [
@@ -102,14 +102,14 @@ class ServingGraph(tf.Module):
         return self._named(found, original_hw)
 
     def _laid(self, inputs, read):
-        """All pictures in one tensor that holds every canvas, and the number of each one's canvas."""
+        """All images in one tensor that holds every canvas, and the number of each one's canvas."""
         height = max(canvas[0] for canvas in self.canvases)
         width = max(canvas[1] for canvas in self.canvases)
 
         def prepare(one):
-            picture = read(one)
-            original_hw = tf.shape(picture)[:2]
-            canvas, size_hw = resize_to_canvas(picture, **self._sizes)
+            image = read(one)
+            original_hw = tf.shape(image)[:2]
+            canvas, size_hw = resize_to_canvas(image, **self._sizes)
             number = canvas_of(
                 original_hw, self.canvases, self._sizes["short_side_px"], self._sizes["long_side_px"]
             )
@@ -117,12 +117,12 @@ class ServingGraph(tf.Module):
             padded = tf.ensure_shape(tf.pad(canvas, missing), (height, width, 3))
             return padded, tf.cast(size_hw, tf.int32), original_hw, tf.cast(number, tf.int32)
 
-        pictures = tf.data.Dataset.from_tensor_slices(inputs)
-        pictures = pictures.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        return pictures.batch(tf.shape(inputs, out_type=tf.int64)[0]).get_single_element()
+        images = tf.data.Dataset.from_tensor_slices(inputs)
+        images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        return images.batch(tf.shape(inputs, out_type=tf.int64)[0]).get_single_element()
 
     def _detect_on(self, index, rows, images, size_hw, original_hw):
-        """Detections of the pictures of one canvas, those of `rows`, which may be none."""
+        """Detections of the images of one canvas, those of `rows`, which may be none."""
         high, wide = self.canvases[index]
         network = self._on_canvas[index]
 
@@ -158,10 +158,10 @@ def _metadata(graph, outputs):
     return {
         "format": "saved_model",
         "max_detections": int(outputs["detection_scores"].shape[-1]),
-        "boxes": "ymin, xmin, ymax, xmax, over the height and width of the original picture",
+        "boxes": "ymin, xmin, ymax, xmax, over the height and width of the original image",
         **_metadata_of_masks(outputs),
         "canvases": [list(canvas) for canvas in graph.canvases],
-        "exif": "orientation is not applied: turn pictures upright before sending them",
+        "exif": "orientation is not applied: turn images upright before sending them",
     }
 
 
@@ -178,7 +178,7 @@ def _metadata_of_masks(outputs):
 
 
 def _write_warmup(directory, name):
-    """One request for each signature of pictures; TensorFlow Serving replays them before it takes traffic."""
+    """One request for each signature of images; TensorFlow Serving replays them before it takes traffic."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     directory.mkdir()

@@ -11,23 +11,23 @@ from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
 from kgarden.visualization.draw import draw_truth, scaled
 
-CELL = 480  # px, longer side of a picture on a sheet
+CELL = 480  # px, longer side of an image on a sheet
 COLUMNS = 4
 PER_SHEET = 12
 GAP = 8  # px
 GROUND = (32, 32, 32)
-PADDING = (90, 90, 90)  # the part of a canvas that holds no picture
+PADDING = (90, 90, 90)  # the part of a canvas that holds no image
 RIM = (255, 255, 255)
 
 
 def show_shards(dataset, to, count, seed=0):
-    """Pictures of a data set as they are stored, with their objects.
+    """Images of a data set as they are stored, with their objects.
 
     Args:
         dataset: kgarden.data.pipeline.Dataset.
         to:      directory for sheet-001.png, ...
-        count:   pictures, drawn without replacement.
-        seed:    another seed, other pictures.
+        count:   images, drawn without replacement.
+        seed:    another seed, other images.
     Returns:
         paths of the sheets.
     """
@@ -37,12 +37,12 @@ def show_shards(dataset, to, count, seed=0):
 
 
 def show_recipe(data, to, count, start_step=0):
-    """Pictures of a recipe's training batches: as they are stored, and beside it as the network gets them.
+    """Images of a recipe's training batches: as they are stored, and beside it as the network gets them.
 
     Args:
         data:       kgarden.build.Data, its train part opened.
         to:         directory for sheet-001.png, ...
-        count:      pictures.
+        count:      images.
         start_step: of the first batch.
     Returns:
         paths of the sheets.
@@ -61,7 +61,7 @@ def show_recipe(data, to, count, start_step=0):
 
 
 def _stored(dataset, row, names):
-    """One picture of the shards with its objects."""
+    """One image of the shards with its objects."""
     from kgarden.data.examples import stored_example
 
     example = stored_example(dataset, row)
@@ -69,18 +69,18 @@ def _stored(dataset, row, names):
 
 
 def _prepared(x, y, names):
-    """One picture of a batch, its whole canvas: padding in grey, a white line around the picture."""
+    """One image of a batch, its whole canvas: padding in grey, a white line around the image."""
     image, (height, width) = x[IMAGES].copy(), x[SIZE_HW]
     image[height:], image[:, width:] = PADDING, PADDING
     truth = {key: y[key] for key in (BOXES, LABELS, CROWD, MASKS) if key in y}
-    picture = draw_truth(*scaled(image, truth, CELL), names)
+    image = draw_truth(*scaled(image, truth, CELL), names)
     factor = CELL / max(image.shape[:2])
-    ImageDraw.Draw(picture).rectangle((0, 0, width * factor - 1, height * factor - 1), outline=RIM)
-    return picture
+    ImageDraw.Draw(image).rectangle((0, 0, width * factor - 1, height * factor - 1), outline=RIM)
+    return image
 
 
-def _write_sheets(to, pictures, columns):
-    """Pictures in rows of `columns`, so many on a sheet; the directory must be empty or hold sheets alone."""
+def _write_sheets(to, images, columns):
+    """Images in rows of `columns`, so many on a sheet; the directory must be empty or hold sheets alone."""
     to = pathlib.Path(to)
     to.mkdir(parents=True, exist_ok=True)
     foreign = [path for path in to.iterdir() if not path.name.startswith("sheet-")]
@@ -88,8 +88,8 @@ def _write_sheets(to, pictures, columns):
         raise UserError(f"{to}: holds {foreign[0].name}: give an empty directory, or one of earlier sheets")
     for old in to.iterdir():
         old.unlink()
-    paths, pictures = [], iter(pictures)
-    while several := list(itertools.islice(pictures, PER_SHEET)):
+    paths, images = [], iter(images)
+    while several := list(itertools.islice(images, PER_SHEET)):
         path = to / f"sheet-{len(paths) + 1:03d}.png"
         aside = path.with_name(f".{path.name}")
         _sheet(several, columns).save(aside, "png")
@@ -98,17 +98,17 @@ def _write_sheets(to, pictures, columns):
     return paths
 
 
-def _sheet(pictures, columns):
-    """A grid; every row is as high as its highest picture."""
-    rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
-    width = GAP + max(sum(picture.width + GAP for picture in row) for row in rows)
+def _sheet(images, columns):
+    """A grid; every row is as high as its highest image."""
+    rows = [images[n : n + columns] for n in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) for row in rows]
+    width = GAP + max(sum(image.width + GAP for image in row) for row in rows)
     sheet = Image.new("RGB", (width, GAP + sum(height + GAP for height in heights)), GROUND)
     top = GAP
     for row, height in zip(rows, heights, strict=True):
         left = GAP
-        for picture in row:
-            sheet.paste(picture, (left, top))
-            left += picture.width + GAP
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width + GAP
         top += height + GAP
     return sheet

@@ -1,4 +1,4 @@
-"""Boxes and names painted on a picture, legible from 300 px to 4000 px."""
+"""Boxes and names painted on an image, legible from 300 px to 4000 px."""
 
 import colorsys
 import functools
@@ -22,11 +22,11 @@ def color_of(label):
 
 
 def draw_detections(image, detections, names, min_score=0.3):
-    """Paint detections on a copy of a picture.
+    """Paint detections on a copy of an image.
 
     Args:
         image:      (H, W, 3) uint8 RGB.
-        detections: boxes (K, 4) xyxy px of this picture, scores (K,), labels (K,), valid (K,) and, if there,
+        detections: boxes (K, 4) xyxy px of this image, scores (K,), labels (K,), valid (K,) and, if there,
                     masks (K, S, S) probabilities over the boxes, which are tinted; numpy.
         names:      of the classes, in label order.
         min_score:  detections below are left out.
@@ -47,11 +47,11 @@ def draw_detections(image, detections, names, min_score=0.3):
 
 
 def draw_truth(image, truth, names):
-    """Paint the objects of the ground truth on a copy of a picture.
+    """Paint the objects of the ground truth on a copy of an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        truth: boxes (N, 4) xyxy px of this picture, labels (N,), rows of -1 are left out; and, if there,
+        truth: boxes (N, 4) xyxy px of this image, labels (N,), rows of -1 are left out; and, if there,
                crowd (N,) and difficult (N,) bool, which are said beside the name, and masks (N, S, S) bool in
                the frame of each box, which are tinted; numpy.
         names: of the classes, in label order.
@@ -72,11 +72,11 @@ def draw_truth(image, truth, names):
 
 
 def scaled(image, objects, longest):
-    """A picture whose longer side is so many px, with its boxes, before names are written on it.
+    """An image whose longer side is so many px, with its boxes, before names are written on it.
 
     Args:
         image:   (H, W, 3) uint8 RGB.
-        objects: {"boxes": (N, 4) xyxy px of this picture, ...}.
+        objects: {"boxes": (N, 4) xyxy px of this image, ...}.
         longest: px.
     Returns:
         (image, objects)
@@ -90,14 +90,14 @@ def scaled(image, objects, longest):
 
 def _painted(image, boxes, labels, texts):
     """Frames in the given order, names so that the last ones choose their place first."""
-    picture = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
-    painter = ImageDraw.Draw(picture)
-    line, taken = line_width(picture.size), []
+    image = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    painter = ImageDraw.Draw(image)
+    line, taken = line_width(image.size), []
     for box, label in zip(boxes, labels, strict=True):
-        _frame(painter, box, color_of(label), line, picture.size)
+        _frame(painter, box, color_of(label), line, image.size)
     for box, label, text in zip(boxes[::-1], labels[::-1], texts[::-1], strict=True):
-        _tag(painter, text, box, color_of(label), line, picture.size, taken)
-    return picture
+        _tag(painter, text, box, color_of(label), line, image.size, taken)
+    return image
 
 
 def _tinted(image, boxes, masks, labels):
@@ -111,7 +111,7 @@ def _tinted(image, boxes, masks, labels):
 
 
 def line_width(size):
-    """px; the line keeps its share of the picture, and 2 px at least."""
+    """px; the line keeps its share of the image, and 2 px at least."""
     return max(2, round(min(size) / 220))
 
 
@@ -127,7 +127,7 @@ def _font(height):
 
 
 def _frame(painter, box, color, line, size):
-    """A rectangle inside the picture, with a thin dark rim that tells it from a background of its colour."""
+    """A rectangle inside the image, with a thin dark rim that tells it from a background of its colour."""
     left, top, right, bottom = (round(float(side)) for side in box)
     right, bottom = min(right, size[0] - 1), min(bottom, size[1] - 1)
     left, top = min(max(left, 0), right), min(max(top, 0), bottom)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from keras import ops
-from support.fake_runs import known_subject
+from support.fake_runs import known_run
 
 from kgarden.analyze import score_iou
 from kgarden.analyze.score_iou import JointCounts, analyze_score_iou, of_detections, of_proposals
@@ -25,7 +25,7 @@ def test_proposals_take_the_class_of_the_object_they_overlap_most():
     scores = np.float32([[[0.9, 0.1, 0.3], [0.9, 0.2, 0.4], [0.9, 0.5, 0.6], [0.9, 0.7, 0.1]]])
     found = arrays(of_proposals(boxes, {"own": scores, "fc": scores / 2}, *TRUTH))
     np.testing.assert_allclose(found["proposals/iou"], [[0.5, 0.2, 100 / 120, 0]], rtol=1e-6)
-    # object, first of two equal ones, object, and the better one of the two classes in the picture
+    # object, first of two equal ones, object, and the better one of the two classes in the image
     np.testing.assert_allclose(found["proposals/own"], [[0.3, 0.4, 0.5, 0.7]], rtol=1e-6)
     np.testing.assert_allclose(found["proposals/fc"], [[0.15, 0.2, 0.25, 0.35]], rtol=1e-6)
 
@@ -46,7 +46,7 @@ def test_all_boxes_and_those_that_overlap():
 
 
 def test_known_heads_have_known_correlations(monkeypatch, tmp_path):
-    runs = [known_subject("line", lambda overlap: 0.1 + overlap / 2), known_subject("fall", lambda o: 1 - o)]
+    runs = [known_run("line", lambda overlap: 0.1 + overlap / 2), known_run("fall", lambda o: 1 - o)]
     monkeypatch.setattr(score_iou, "open_runs", lambda *_: runs)
     monkeypatch.setattr(score_iou, "need_roi_heads", lambda _: None)
     monkeypatch.setattr(score_iou, "_add_own_boxes", lambda *_: None)

@@ -4,10 +4,10 @@ import csv
 
 import numpy as np
 import pytest
-from support.fake_runs import CATEGORIES, known_subject
+from support.fake_runs import CATEGORIES, known_run
 
 from kgarden.analyze import loaded_runs, sliding_window
-from kgarden.analyze.curve_styles import named_curves
+from kgarden.analyze.curve_styles import curve_styles
 from kgarden.analyze.loaded_runs import difficulties, evaluation_for, grouping, open_runs, size_of
 from kgarden.analyze.sliding_window import analyze_sliding_window
 from kgarden.analyze.statistics import bin_of
@@ -27,10 +27,10 @@ def test_the_histogram_of_the_grid_is_the_same_for_every_object(box):
     np.testing.assert_allclose(boxes[iou == 1][0], box, rtol=1e-6)
 
 
-def test_windows_are_cut_off_at_the_picture_and_measured_again():
+def test_windows_are_cut_off_at_the_image_and_measured_again():
     grid = np.array([[-0.5, -0.5, 0.5, 0.5], [-1.5, -0.5, 0.5, 0.5], [-1.4, -0.5, -0.45, 0.5], [0, 0, 1, 1]])
     boxes, iou = windows_around([10, 0, 30, 40], (40, 35), grid)
-    # the third is left of the picture but for 1 px; the fourth sticks out at the right and below
+    # the third is left of the image but for 1 px; the fourth sticks out at the right and below
     np.testing.assert_allclose(boxes, [[10, 0, 30, 40], [0, 0, 30, 40], [0, 0, 11, 40], [20, 20, 35, 40]])
     np.testing.assert_allclose(iou, [1, 2 / 3, 40 / 1200, 200 / 900])
     boxes, _ = windows_around([10, 0, 30, 40], (40, 35), np.array([[-1.5, -0.5, -0.96, 0.5]]))
@@ -38,7 +38,7 @@ def test_windows_are_cut_off_at_the_picture_and_measured_again():
 
 
 def test_a_known_head_is_asked_about_every_window_of_its_own_object():
-    subject = known_subject("one", lambda overlap: overlap**2)
+    subject = known_run("one", lambda overlap: overlap**2)
     seen = list(Windows(per_object=300, seed=5, chunk=128).over(subject))
     assert len(seen) == 3
     boxes_of = {4: subject.objects[4], 9: subject.objects[9]}
@@ -67,8 +67,8 @@ def overlap_of(boxes, box):
 def two_runs(monkeypatch):
     """A run that scores by IoU squared, and one with two branches that gives half of the IoU."""
     runs = [
-        known_subject("square", lambda overlap: overlap**2),
-        known_subject("halved", lambda overlap: overlap / 2, also_alone=True),
+        known_run("square", lambda overlap: overlap**2),
+        known_run("halved", lambda overlap: overlap / 2, also_alone=True),
     ]
     monkeypatch.setattr(sliding_window, "open_runs", lambda *_: runs)
     monkeypatch.setattr(sliding_window, "need_roi_heads", lambda _: None)
@@ -78,8 +78,8 @@ def two_runs(monkeypatch):
 def test_a_branch_looks_the_same_in_every_panel():
     """Where it is not drawn, because it is the run's own answer, no other takes its colour."""
     own, conv, fc = np.array([0.1, np.nan]), np.array([0.2, np.nan]), np.array([0.3, np.nan])
-    scores = named_curves({("r", "own"): own, ("r", "conv"): conv, ("r", "fc"): fc})
-    boxes = named_curves({("r", "own"): conv, ("r", "conv"): conv, ("r", "fc"): fc})
+    scores = curve_styles({("r", "own"): own, ("r", "conv"): conv, ("r", "fc"): fc})
+    boxes = curve_styles({("r", "own"): conv, ("r", "conv"): conv, ("r", "fc"): fc})
     assert boxes["r", "fc"] == scores["r", "fc"] and boxes["r", "own"][0] == "r (conv)"
     assert set(boxes) == {("r", "own"), ("r", "fc")} and len({look[1] for look in scores.values()}) == 3
 
@@ -161,11 +161,11 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         open_runs(["a", "b"], "w.h5")
     with pytest.raises(UserError, match="given twice"):
         open_runs(["a", "a"])
-    monkeypatch.setattr(loaded_runs, "_open", lambda run, name, *_: known_subject(name, abs))
+    monkeypatch.setattr(loaded_runs, "_open", lambda run, name, *_: known_run(name, abs))
     assert [one.name for one in open_runs(["here/a", "there/a"])] == ["here/a", "there/a"]
 
     def other(run, name, *_):
-        subject = known_subject(name, abs)
+        subject = known_run(name, abs)
         if name == "b":
             subject.objects.pop(9)
         return subject

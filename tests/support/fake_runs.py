@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 
-from kgarden.analyze.loaded_runs import Subject
+from kgarden.analyze.loaded_runs import LoadedRun
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.models.faster_rcnn import OWN
@@ -43,10 +43,10 @@ class KnownDetector:
         return [x["objects"] + 0.0]
 
 
-class KnownSubject(Subject):
-    """A run on two pictures of 100 x 120 px in a network input of half that size."""
+class KnownRun(LoadedRun):
+    """A run on two images of 100 x 120 px in a network input of half that size."""
 
-    def pictures(self, limit=None):
+    def images(self, limit=None):
         for image_id in list(self.objects)[:limit]:
             objects = self.objects[image_id]
             boxes = np.array([one["bbox"] for one in objects], "float64").reshape(-1, 4) / 2
@@ -61,17 +61,15 @@ class KnownSubject(Subject):
         return min(len(self.objects), limit or 2)
 
 
-def known_subject(name, score, also_alone=False):
+def known_run(name, score, also_alone=False):
     sizes = {4: [(0, [30, 40, 40, 20]), (2, [60, 30, 16, 30])], 9: [(1, [0, 0, 110, 90])]}
     objects = {
-        image_id: [
-            {"id": 1, "label": label, "bbox": box, "area": box[2] * box[3]} for label, box in of_picture
-        ]
-        for image_id, of_picture in sizes.items()
+        image_id: [{"id": 1, "label": label, "bbox": box, "area": box[2] * box[3]} for label, box in of_image]
+        for image_id, of_image in sizes.items()
     }
     recipe = types.SimpleNamespace(model=types.SimpleNamespace(name="known"))
     detector = KnownDetector(KnownHead(score, also_alone))
-    return KnownSubject(name, recipe, detector, CATEGORIES, None, objects)
+    return KnownRun(name, recipe, detector, CATEGORIES, None, objects)
 
 
 RECIPE = """

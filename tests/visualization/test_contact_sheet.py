@@ -18,7 +18,7 @@ from tfrecords.converters import shapes  # noqa: E402
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Twenty drawn pictures of 96x128 px: a directory of shards."""
+    """Twenty drawn images of 96x128 px: a directory of shards."""
     folder = tmp_path_factory.mktemp("show") / "drawn"
     shapes.build(folder, count=20, seed=0, size_hw=(96, 128))
     return folder
@@ -37,7 +37,7 @@ def data_of(drawn, **more):
 
 
 def point_grid_of(path, width, height, count):
-    """The pictures of a sheet whose pictures all have one size, in their order."""
+    """The images of a sheet whose images all have one size, in their order."""
     sheet = np.asarray(Image.open(path))
     across = (sheet.shape[1] - GAP) // (width + GAP)
     for number in range(count):
@@ -48,7 +48,7 @@ def point_grid_of(path, width, height, count):
         yield sheet[top : top + height, left : left + width]
 
 
-def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
+def test_stored_images_are_on_the_sheets(drawn, tmp_path):
     paths = show_shards(open_dataset(drawn), tmp_path / "sheets", count=14, seed=0)
     assert [path.name for path in paths] == ["sheet-001.png", "sheet-002.png"]
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [path.name for path in paths]
@@ -65,7 +65,7 @@ def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
             assert (edge == color_of(label)).all(axis=-1).mean() > 0.2  # others may cover a part of it
 
 
-def test_a_recipe_shows_pictures_before_and_after(drawn, tmp_path):
+def test_a_recipe_shows_images_before_and_after(drawn, tmp_path):
     (path,) = show_recipe(data_of(drawn), tmp_path / "pairs", count=4)
     sheet = np.asarray(Image.open(path))
     before, after = (
