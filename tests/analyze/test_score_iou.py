@@ -1,4 +1,4 @@
-"""IoU and score of proposals and detections by hand, and the correlation of heads that are known."""
+"""IoU and score of proposals and detections by hand, and the correlation of known heads."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ def arrays(found):
     return {key: ops.convert_to_numpy(value) for key, value in found.items()}
 
 
-def test_proposals_take_the_class_of_the_object_they_overlap_most():
+def test_proposals_are_scored_by_the_class_of_the_object_of_highest_iou():
     boxes = np.float32([[[0, 0, 10, 5], [5, 0, 25, 10], [18, 0, 30, 10], [50, 50, 60, 60]]])
     scores = np.float32([[[0.9, 0.1, 0.3], [0.9, 0.2, 0.4], [0.9, 0.5, 0.6], [0.9, 0.7, 0.1]]])
     found = arrays(of_proposals(boxes, {"own": scores, "fc": scores / 2}, *TRUTH))
     np.testing.assert_allclose(found["proposals/iou"], [[0.5, 0.2, 100 / 120, 0]], rtol=1e-6)
-    # object, first of two equal ones, object, and the better one of the two classes in the image
+    # object, first of two ties, object, and the higher score of the two classes in the image
     np.testing.assert_allclose(found["proposals/own"], [[0.3, 0.4, 0.5, 0.7]], rtol=1e-6)
     np.testing.assert_allclose(found["proposals/fc"], [[0.15, 0.2, 0.25, 0.35]], rtol=1e-6)
 
@@ -36,7 +36,7 @@ def test_detections_are_compared_with_objects_of_their_class():
     np.testing.assert_allclose(ops.convert_to_numpy(found), [[1, 0, 0, 0.5]], rtol=1e-6)
 
 
-def test_all_boxes_and_those_that_overlap():
+def test_all_boxes_and_overlapping_boxes():
     one = JointCounts()
     ious, scores = np.array([0.0, 0.0, 0.2, 0.6, 1.0]), np.array([0.9, 0.0, 0.3, 0.5, 0.7])
     one.add(ious, scores)

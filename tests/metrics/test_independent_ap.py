@@ -1,7 +1,7 @@
 """COCO's mask AP implemented a second time, from its definition, and compared on COCO's own example.
 
-Lin et al. 2014, cocodataset.org/#detection-eval: greedy matching by descending score,
-detections in crowds ignored, monotone precision sampled at 101 recalls, mean over IoU 0.50, 0.55, ..., 0.95 and classes.
+Lin et al. 2014, cocodataset.org/#detection-eval: greedy matching by descending score, detections in crowds
+ignored, monotone precision sampled at 101 recalls, mean over IoU 0.50, 0.55, ..., 0.95 and classes.
 """
 
 import collections

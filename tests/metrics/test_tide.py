@@ -55,7 +55,7 @@ def test_every_error_type_once():
 
 
 def test_error_types_have_a_precedence():
-    """A cat and a dog of nearly the same box; a second box of the cat also overlaps the unmatched dog: class."""
+    """A cat and a dog of nearly the same box; a second cat box also overlaps the unmatched dog: class."""
     objects = [(0, 0, 0, 10, 10, CAT), (0, 0, 0, 10, 9, DOG)]
     said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 0, 0, 10, 9, 0.8, CAT), (0, 0, 0, 10, 4, 0.7, CAT)]
     _, _, found, _ = parts(table(objects, said, 2))
@@ -221,7 +221,7 @@ def test_matching_equals_that_of_pycocotools(seed, iou):
 
 
 def test_ties_of_iou_as_in_pycocotools():
-    """The first box overlaps both objects equally and matches the later one, the only one that the other fits."""
+    """The first box overlaps both objects equally and matches the later one, the only one the other fits."""
     objects = [(0, 0, 0, 10, 10, CAT), (0, 4, 0, 14, 10, CAT)]
     said = [(0, 2, 0, 12, 10, 0.9, CAT), (0, 5, 0, 15, 10, 0.8, CAT)]
     data = table(objects, said, 1)

@@ -1,4 +1,4 @@
-"""AP of PASCAL VOC and Open Images: reference numbers, fractions by hand, a second implementation in loops."""
+"""AP of PASCAL VOC and Open Images: reference numbers, fractions by hand, an implementation in loops."""
 
 from fractions import Fraction
 
@@ -88,7 +88,7 @@ def test_both_ap_rules_by_hand():
 
 
 def test_difficult_objects_are_ignored():
-    """The last object is difficult: recall 1/4, 2/4, 3/4, precision 1, 2/3, 3/4; the last detection is ignored."""
+    """The last object is difficult: recall 1/4, 2/4, 3/4, precision 1, 2/3, 3/4; the last is ignored."""
     objects = [*SQUARES[:4], (*SQUARES[4], 1)]
     area = Fraction(1, 4) * (1 + Fraction(3, 4) + Fraction(3, 4))
     found = voc_ap(table(objects, FOUND, 1))

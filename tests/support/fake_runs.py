@@ -1,4 +1,4 @@
-"""Stand-ins for runs: RoI heads whose answers are known functions of IoU, and small runs of real ones."""
+"""Fake runs: RoI heads whose predictions are known functions of IoU, and small run directories."""
 
 import json
 import types
@@ -16,7 +16,7 @@ CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}, {"id": 5, "n
 
 
 class KnownHead:
-    """Class c is scored by `score` of the IoU with object c; its box lies half way from the RoI to it."""
+    """Class c is scored by `score` of the IoU with object c; its box is the mean of RoI and object."""
 
     def __init__(self, score, also_alone=False):
         self.score, self.also_alone = score, also_alone
@@ -34,7 +34,7 @@ class KnownHead:
 
 
 class KnownDetector:
-    """Its pyramid is a copy of the input's objects."""
+    """A detector whose pyramid is a copy of the input's objects."""
 
     def __init__(self, head):
         self.roi_head = head
@@ -57,7 +57,7 @@ class KnownRun(LoadedRun):
                 every[0, one["label"]] = box
             yield {**x, "objects": every}, image_id, objects, boxes
 
-    def known(self, limit=None):
+    def num_images(self, limit=None):
         return min(len(self.objects), limit or 2)
 
 
@@ -69,7 +69,7 @@ def known_run(name, score, also_alone=False):
     }
     recipe = types.SimpleNamespace(model=types.SimpleNamespace(name="known"))
     detector = KnownDetector(KnownHead(score, also_alone))
-    return KnownRun(name, recipe, detector, CATEGORIES, None, objects)
+    return KnownRun(name, recipe, detector, categories=CATEGORIES, data=None, objects=objects)
 
 
 RECIPE = """
@@ -97,7 +97,7 @@ NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 
 
 def make_run(folder, **settings):
-    """What a training leaves of a recipe, without the training: weights as they start."""
+    """Writes a run directory with initial weights, as after a training of zero steps."""
     folder.mkdir()
     (folder / "given.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "given.yaml", settings)
