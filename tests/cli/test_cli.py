@@ -152,7 +152,7 @@ def test_several_views_by_keys(world, call):
     assert once[0]["detections"][0]["box"] == twice[0]["detections"][0]["box"]
 
     code, out, _ = call("export", world / "seen_twice", "--to", "served")
-    assert code == 0 and "evaluate.views: the model answers from one view" in out and "not from 2" in out
+    assert code == 0 and "evaluate.views: the exported model uses one view" in out and "instead of 2" in out
     assert "one view" in json.loads((world / "served/1/metadata.json").read_text())["views"]
     code, out, _ = call("export", run, "--to", "plain")
     assert code == 0 and "views" not in out + (world / "plain/1/metadata.json").read_text()
