@@ -150,9 +150,9 @@ def analyze_score_iou(
         for group in groups_of(one):
             objects[group] += run is loaded[0]
             for key, values in predictions.items():
-                answer, what = key.split("/")
+                branch, what = key.split("/")
                 if what == "score":
-                    joint[run.name, answer, "windows", group].add(iou, values)
+                    joint[run.name, branch, "windows", group].add(iou, values)
     need_objects(objects[EVERY], runs)
     for run in loaded:
         _add_own_boxes(joint, run, limit)
@@ -190,11 +190,11 @@ def _add_own_boxes(joint, run, limit):
 def table(joint, sources):
     """Builds a row for each run, branch, source and group, of all boxes and of overlapping ones."""
     rows = []
-    for run, answer in sorted_curves(joint):
+    for run, branch in sorted_curves(joint):
         for source, group in sources:
-            if (run, answer, source, group) in joint:
-                for which, one in joint[run, answer, source, group].pearson.items():
-                    row = {"run": run, "answer": answer, "boxes": source, "group": group, "which": which}
+            if (run, branch, source, group) in joint:
+                for which, one in joint[run, branch, source, group].pearson.items():
+                    row = {"run": run, "answer": branch, "boxes": source, "group": group, "which": which}
                     rows.append({**row, "n": one.count, "r": rounded(one.r)})
     return rows
 
@@ -249,5 +249,5 @@ def _bars(ax, r_of, bars, curves):
     ax.tick_params(axis="x", length=0)
 
 
-def _name(run, answer):
-    return run if answer == OWN else f"{run}: {answer} alone"
+def _name(run, branch):
+    return run if branch == OWN else f"{run}: {branch} alone"

@@ -89,16 +89,16 @@ def analyze_sliding_window(
 def table(moments, names):
     """Builds a row for each run, branch, group and bin."""
     rows = []
-    for run, answer in sorted_curves(moments):
+    for run, branch in sorted_curves(moments):
         for group in names:
-            of_group = {what: moments.get((run, answer, what, group)) for what in WHATS}
+            of_group = {what: moments.get((run, branch, what, group)) for what in WHATS}
             count = next(one for one in of_group.values() if one is not None).count
             columns, empty = {}, np.full(BINS, np.nan)
             for what, one in of_group.items():
                 columns[f"{what}_mean"] = empty if one is None else one.mean()
                 columns[f"{what}_std"] = empty if one is None else one.std()
             for number in range(BINS):
-                row = {"run": run, "answer": answer, "group": group, "bin": number}
+                row = {"run": run, "answer": branch, "group": group, "bin": number}
                 row |= {"iou_from": number / BINS, "iou_to": (number + 1) / BINS, "n": int(count[number])}
                 rows.append(row | {key: rounded(value[number]) for key, value in columns.items()})
     return rows
@@ -110,17 +110,17 @@ def figure(moments, names, objects):
     panels = result.subplots(2, len(names), sharex=True, sharey=True, squeeze=False)
     for row, (what, text) in zip(panels, WHATS.items(), strict=True):
         means = {
-            (run, answer): moments[run, answer, what, names[-1]].mean()
-            if (run, answer, what, names[-1]) in moments
+            (run, branch): moments[run, branch, what, names[-1]].mean()
+            if (run, branch, what, names[-1]) in moments
             else None
-            for run, answer in sorted_curves(moments)
+            for run, branch in sorted_curves(moments)
         }
         curves = curve_styles(means)
         for ax, group in zip(row, names, strict=True):
             if what == "iou":
                 ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=1)
-            for (run, answer), (label, color, style) in curves.items():
-                one = moments[run, answer, what, group]
+            for (run, branch), (label, color, style) in curves.items():
+                one = moments[run, branch, what, group]
                 mean, std = one.mean(), one.std()
                 ax.plot(BIN_CENTERS, mean, style, color=color, linewidth=1.8, label=label, zorder=3)
                 if len(curves) <= MAX_BANDS:

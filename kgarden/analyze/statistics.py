@@ -91,9 +91,9 @@ def by_distance(cosines, side):
     row, column = np.divmod(np.arange(side * side), side)
     squared = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2
     upper = np.triu_indices(side * side)
-    distances, place = np.unique(squared[upper], return_inverse=True)
-    pairs = np.bincount(place)
-    return np.sqrt(distances), np.bincount(place, np.asarray(cosines, "float64")[upper]) / pairs, pairs
+    distances, index = np.unique(squared[upper], return_inverse=True)
+    pairs = np.bincount(index)
+    return np.sqrt(distances), np.bincount(index, np.asarray(cosines, "float64")[upper]) / pairs, pairs
 
 
 def off_diagonal(cosines):

@@ -62,7 +62,7 @@ def write_portable(
             path = aside / f"model_{height}x{width}{converter.suffix}"
             function = network.on((height, width), batch)
             graph = function.get_concrete_function()
-            converter.write(network, function, graph, path, recipe.model.name)
+            converter.write(network, function, graph, path=path, model=recipe.model.name)
             x = synthetic_batch((height, width), batch)
             expected = {key: value.numpy() for key, value in graph(**_tensors(x)).items()}
             outputs = converter.run(path, x)
@@ -97,7 +97,7 @@ class Onnx:
         self.written_by = f"tf2onnx {self._tf2onnx.__version__}, opset {OPSET}"
         self.checked_by = f"onnxruntime {self._runtime.__version__}"
 
-    def write(self, network, function, graph, path, model):
+    def write(self, network, function, graph, *, path, model):
         """Converts the function; raises UserError with the operations that ONNX does not have."""
         logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
         with quiet():
@@ -127,7 +127,7 @@ class LiteRT:
         self.written_by = f"TensorFlow {tf.__version__}, built-in operations alone"
         self.checked_by = f"ai-edge-litert {_needed('ai_edge_litert', 'litert').__version__}"
 
-    def write(self, network, function, graph, path, model):
+    def write(self, network, function, graph, *, path, model):
         """Converts the graph; raises UserError with the operations that LiteRT does not have."""
         scratch = path.with_suffix(".saved_model")
         with quiet():

@@ -68,9 +68,9 @@ def judge(tmp_path):
         evaluation, results = evaluate(
             detector,
             load_recipe(recipe, changes),
-            batches(10, 3),
-            CATEGORIES,
-            annotations,
+            batches=batches(10, 3),
+            categories=CATEGORIES,
+            annotations=annotations,
             model=model,
             folder=folder,
         )
@@ -256,9 +256,9 @@ def test_ground_truth_masks_of_real_images_as_predictions(tmp_path):
     evaluation, results = evaluate(
         types.SimpleNamespace(step=keras.Variable(0)),
         recipe,
-        watched(),
-        prepared.categories,
-        prepared.annotations,
+        batches=watched(),
+        categories=prepared.categories,
+        annotations=prepared.annotations,
         model=TrueMasks(),
     )
     assert evaluation["metrics"]["ap"] == pytest.approx(100)
