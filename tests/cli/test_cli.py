@@ -143,7 +143,7 @@ def test_several_views_by_keys(world, call):
     assert json.loads(numbers.read_text())["metrics"]["ap"] == 100.0
     soft = ["--set", "evaluate.merge={convention: maskrcnn_benchmark, soft: linear}"]
     code, _, err = call("evaluate", run, *flip, *soft)
-    assert code == 2 and "evaluate.merge.soft means nothing to method nms" in err and err.count("\n") == 1
+    assert code == 2 and "evaluate.merge.soft does not apply to method nms" in err and err.count("\n") == 1
 
     assert call("predict", run, "val/0.png", "--to", "once")[0] == 0
     assert call("predict", run, "val/0.png", "--to", "twice", *flip)[0] == 0
