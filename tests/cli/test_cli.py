@@ -169,7 +169,7 @@ def test_several_views_by_keys(world, call):
         (["train", "standin.yaml"], "shards/train"),
         (["train", "double_head", "--row", "table5.c4_r50"], "data/coco/train2017"),  # of another recipe
         (["evaluate", "nowhere"], "not a run directory"),
-        (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no picture there"),
+        (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no image found"),
         (["list", "nothing"], "list nothing"),
         (["list", "rows"], "whose"),
         (
