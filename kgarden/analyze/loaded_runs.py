@@ -122,7 +122,7 @@ def _objects(data, categories):
     return objects
 
 
-def need_roi_heads(runs: Sequence[LoadedRun]) -> None:
+def require_roi_heads(runs: Sequence[LoadedRun]) -> None:
     """Raises UserError unless all detectors have a RoI head that accepts given boxes."""
     for run in runs:
         head = getattr(run.detector, "roi_head", None)
@@ -194,13 +194,13 @@ def evaluation_for(
     return read_json(path), path
 
 
-def need_objects(count: int, runs: Sequence) -> None:
+def require_objects(count: int, runs: Sequence) -> None:
     """Raises UserError if the analysed images have no objects."""
     if not count:
         raise UserError(f"{runs[0]}: the analysed images have no objects; raise --limit")
 
 
-def grouped_by(kind: str, source: pathlib.Path | None) -> str:
+def describe_groups(kind: str, source: pathlib.Path | None) -> str:
     """Describes the groups in one sentence; `source` is the file with the AP of the classes."""
     if kind == "size":
         return (
@@ -210,7 +210,7 @@ def grouped_by(kind: str, source: pathlib.Path | None) -> str:
     return f"Easy, medium and hard are thirds of the classes, ranked by their AP in {source}."
 
 
-def counted(objects: dict, names: Sequence[str], windows: int) -> str:
+def describe_counts(objects: dict, names: Sequence[str], windows: int) -> str:
     """States the number of objects of each group, and of windows of each object, in one sentence."""
     groups = ", ".join(f"{objects[name]} {name}" for name in names if name != EVERY)
     return f"{objects[EVERY]} objects ({groups}), at most {windows} windows per object; crowds are left out."

@@ -14,18 +14,18 @@ from matplotlib.colors import LogNorm
 from kgarden.analyze.curve_styles import sorted_curves
 from kgarden.analyze.loaded_runs import (
     EVERY,
-    counted,
+    describe_counts,
+    describe_groups,
     evaluation_for,
-    grouped_by,
     grouping,
-    need_objects,
-    need_roi_heads,
     open_runs,
+    require_objects,
+    require_roi_heads,
 )
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.windows import Windows, score_of, windows_of_runs
-from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
+from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, style_axes
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.models.faster_rcnn import OWN
 from kgarden.ops.boxes import iou as iou_of
@@ -86,14 +86,14 @@ class OwnBoxes(StaticShapeModel):
             for name, answer in detector.roi_head.answers(said, x[SIZE_HW]).items()
             if SCORES in answer
         }
-        found = of_proposals(proposals[BOXES], scores, *truth)
+        found = proposal_iou_and_scores(proposals[BOXES], scores, *truth)
         found |= {"proposals/valid": proposals[VALID]}
         detections = detector.detect(x, raw)
-        found["detections/iou"] = of_detections(detections[BOXES], detections[LABELS], *truth)
+        found["detections/iou"] = detection_iou(detections[BOXES], detections[LABELS], *truth)
         return found | {"detections/own": detections[SCORES], "detections/valid": detections[VALID]}
 
 
-def of_proposals(boxes, scores, gt_boxes, gt_labels, gt_valid):
+def proposal_iou_and_scores(boxes, scores, gt_boxes, gt_labels, gt_valid):
     """Computes the IoU of each proposal with the object it overlaps most, and the score of that class.
 
     The score of a proposal without overlap is the highest one of the classes in the image.
@@ -117,7 +117,7 @@ def of_proposals(boxes, scores, gt_boxes, gt_labels, gt_valid):
     return found
 
 
-def of_detections(boxes, labels, gt_boxes, gt_labels, gt_valid):
+def detection_iou(boxes, labels, gt_boxes, gt_labels, gt_valid):
     """Computes the IoU of each detection with the best object of its class, 0 without one.   (B, K)"""
     same = (labels[..., None] == gt_labels[:, None]) & gt_valid[:, None]
     return ops.max(ops.where(same, iou_of(boxes, gt_boxes), 0.0), axis=-1)
@@ -142,7 +142,7 @@ def analyze_score_iou(
     """
     evaluation, source = evaluation_for(groups, runs, results)
     loaded = open_runs(runs, weights)
-    need_roi_heads(loaded)
+    require_roi_heads(loaded)
     names, groups_of = grouping(groups, loaded[0].categories, evaluation)
     joint, objects = collections.defaultdict(JointCounts), collections.Counter()
     windows = windows or Windows()
@@ -153,13 +153,15 @@ def analyze_score_iou(
                 branch, what = key.split("/")
                 if what == "score":
                     joint[run.name, branch, "windows", group].add(iou, values)
-    need_objects(objects[EVERY], runs)
+    require_objects(objects[EVERY], runs)
     for run in loaded:
         _add_own_boxes(joint, run, limit)
     names = [name for name in names if objects[name]]
     sources = [("windows", name) for name in names] + [("proposals", EVERY), ("detections", EVERY)]
     rows = table(joint, sources)
-    reading = f"{READING} {grouped_by(groups, source)} {counted(objects, names, windows.per_object)}"
+    reading = (
+        f"{READING} {describe_groups(groups, source)} {describe_counts(objects, names, windows.per_object)}"
+    )
     write_analysis(to, reading, {"score_iou": rows}, {"score_iou": figure(joint, sources)})
     return {"rows": rows, "reading": reading}
 
@@ -221,7 +223,7 @@ def figure(joint, bars):
             shown = np.ma.masked_equal(one.counts.T, 0)
             norm = LogNorm(1, max(max_count, 2))
             ax.imshow(shown, origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap=BLUES, norm=norm)
-            plain(ax)
+            style_axes(ax)
             ax.set_title(f"{_name(*curve)}: {one.pearson['all'].count:,} {source}", fontsize=9, color=INK)
         row[0].set_ylabel("score", color=INK)
     for column in panels.T:
@@ -244,7 +246,7 @@ def _bars(ax, r_of, bars, curves):
     names = [f"windows\n{group}" if source == "windows" else source for source, group in bars]
     ax.set_xticks(range(len(bars)), names, fontsize=9)
     ax.axhline(0, color=INK, linewidth=0.8)
-    plain(ax)
+    style_axes(ax)
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)
 

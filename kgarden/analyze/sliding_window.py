@@ -12,18 +12,18 @@ import numpy as np
 
 from kgarden.analyze.curve_styles import curve_styles, sorted_curves
 from kgarden.analyze.loaded_runs import (
-    counted,
+    describe_counts,
+    describe_groups,
     evaluation_for,
-    grouped_by,
     grouping,
-    need_objects,
-    need_roi_heads,
     open_runs,
+    require_objects,
+    require_roi_heads,
 )
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
 from kgarden.analyze.windows import Windows, windows_of_runs
-from kgarden.metrics.figures import FAINT, INK, figure_of, plain
+from kgarden.metrics.figures import FAINT, INK, figure_of, style_axes
 
 WHATS = {"score": "score of the object's class", "iou": "IoU of the refined box"}
 MAX_BANDS = 3  # standard deviations are drawn in panels of at most this many curves
@@ -66,7 +66,7 @@ def analyze_sliding_window(
     """
     evaluation, source = evaluation_for(groups, runs, results)
     loaded = open_runs(runs, weights)
-    need_roi_heads(loaded)
+    require_roi_heads(loaded)
     names, groups_of = grouping(groups, loaded[0].categories, evaluation)
     moments, objects = collections.defaultdict(BinnedMoments), collections.Counter()
     started = time.perf_counter()
@@ -78,10 +78,12 @@ def analyze_sliding_window(
             for key, values in predictions.items():
                 moments[run.name, *key.split("/"), group].add(bins, values)
     seconds = (time.perf_counter() - started) / max(objects["all"] * len(loaded), 1)
-    need_objects(objects["all"], runs)
+    require_objects(objects["all"], runs)
     names = [name for name in names if objects[name]]
     rows = table(moments, names)
-    reading = f"{READING} {grouped_by(groups, source)} {counted(objects, names, windows.per_object)}"
+    reading = (
+        f"{READING} {describe_groups(groups, source)} {describe_counts(objects, names, windows.per_object)}"
+    )
     write_analysis(to, reading, {"sliding_window": rows}, {"sliding_window": figure(moments, names, objects)})
     return {"rows": rows, "reading": reading, "seconds_per_object": seconds}
 
@@ -126,7 +128,7 @@ def figure(moments, names, objects):
                 if len(curves) <= MAX_BANDS:
                     ax.fill_between(BIN_CENTERS, mean - std, mean + std, color=color, alpha=0.13, linewidth=0)
             ax.set(xlim=(0, 1), ylim=(0, 1.02))
-            plain(ax)
+            style_axes(ax)
         row[0].set_ylabel(text, color=INK)
         row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=9, frameon=False)
     for ax, group in zip(panels[0], names, strict=True):

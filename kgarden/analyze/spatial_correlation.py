@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.analyze.curve_styles import STYLES
-from kgarden.analyze.loaded_runs import need_objects, need_roi_heads, open_runs
+from kgarden.analyze.loaded_runs import open_runs, require_objects, require_roi_heads
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.windows import Pyramid
@@ -19,7 +19,7 @@ from kgarden.errors import UserError
 from kgarden.heads.conv_head import ConvHead
 from kgarden.heads.fc_head import FCHead
 from kgarden.inference.batching import pad_batch
-from kgarden.metrics.figures import BLUES, COLORS, GRAY, INK, figure_of, plain
+from kgarden.metrics.figures import BLUES, COLORS, GRAY, INK, figure_of, style_axes
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.structures import BOXES, VALID
 
@@ -90,14 +90,14 @@ def analyze_spatial_correlation(
         UserError: a run has neither an fc-head nor a conv-head.
     """
     loaded = open_runs(runs, weights)
-    need_roi_heads(loaded)
+    require_roi_heads(loaded)
     for run in loaded:
         if not readers_of(run.detector.roi_head):
             raise UserError(f"{run.name}: its RoI head has neither an fc-head nor a conv-head")
     maps, objects = {}, 0
     for number, run in enumerate(loaded):
         maps_of_run, objects = _maps_of(run, limit, _report(progress, number, loaded, limit))
-        need_objects(objects, runs)
+        require_objects(objects, runs)
         maps |= {(run.name, name): cosines for name, cosines in maps_of_run.items()}
     rows, distances, cells = [], [], []
     for (run, name), cosines in maps.items():
@@ -204,5 +204,5 @@ def _draw_curves(ax, maps):
     ax.set_xlabel("distance between bins (bins)", color=INK)
     ax.set_ylabel("mean cosine similarity", color=INK)
     ax.set_yticks(np.arange(0, 1.1, 0.2))
-    plain(ax)
+    style_axes(ax)
     ax.set_box_aspect(1)

@@ -260,7 +260,7 @@ def image_sizes(truth, image_ids):
     return np.array([sizes[one] for one in np.asarray(image_ids).tolist()], np.float64).reshape(-1, 2)
 
 
-def need(entries, key, what):
+def require(entries, key, what):
     """Raises UserError unless every entry has the key."""
     lacking = [n for n, entry in enumerate(entries) if not entry.get(key)]
     if lacking:

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kgarden.errors import UserError
-from kgarden.metrics.arrays import box_of, need, run_lengths
+from kgarden.metrics.arrays import box_of, require, run_lengths
 from kgarden.metrics.evaluation_table import EvaluationTable
 
 # In the order of pycocotools.
@@ -90,7 +90,7 @@ def _index(dataset):
 def _detections(ground_truth, results, iou_type):
     """As COCO.loadRes, which fails on an empty list and substitutes boxes for missing masks."""
     if iou_type == "segm":
-        need(results, "segmentation", "results")
+        require(results, "segmentation", "results")
     kept = [
         one
         for one in results

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from pycocotools import mask as mask_tools
 
-from kgarden.metrics.arrays import Table, box_of, need, run_lengths, tabulate
+from kgarden.metrics.arrays import Table, box_of, require, run_lengths, tabulate
 
 
 class EvaluationTable:
@@ -56,9 +56,9 @@ def complete(ground_truth: dict, iou_type: str = "bbox") -> dict:
     """
     annotations = [dict(one) for one in ground_truth["annotations"]]
     if iou_type == "segm":
-        need(annotations, "segmentation", "annotations")
-        need(ground_truth["images"], "height", "images")
-        need(ground_truth["images"], "width", "images")
+        require(annotations, "segmentation", "annotations")
+        require(ground_truth["images"], "height", "images")
+        require(ground_truth["images"], "width", "images")
     ids = [one.get("id") for one in annotations]
     if not all(isinstance(one, int) and one > 0 for one in ids) or len(set(ids)) < len(ids):
         for number, one in enumerate(annotations, start=1):

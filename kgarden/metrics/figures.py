@@ -58,7 +58,7 @@ def pr_curves(analysis):
         if len(ids) > NAMED_CURVES:
             ax.plot([], [], color=FAINT, label=f"{len(ids) - NAMED_CURVES} other classes")
         ax.set(title=title, xlabel="recall (%)", xlim=(0, 100), ylim=(0, 102))
-        plain(ax)
+        style_axes(ax)
         if ids:
             ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
         else:
@@ -168,7 +168,7 @@ def _bars(ax, values, colors, texts):
         ax.text(max(value, 0) + 0.02 * most, row, text, va="center", fontsize=9, color=INK)
     ax.set_yticks(rows, KINDS, fontsize=9.5)
     ax.set_xlim(min([0, *values]) * 1.1, 1.22 * most)
-    plain(ax)
+    style_axes(ax)
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
 
@@ -188,7 +188,7 @@ def _score_bars(ax, scores, best):
         ax.legend(fontsize=8.5, frameon=False, loc="upper center", ncols=3)
     else:
         _center_text(ax, "no detections")
-    plain(ax)
+    style_axes(ax)
 
 
 # --- shared helpers ---------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def figure_of(width: float, height: float) -> Figure:
     return figure
 
 
-def plain(ax):
+def style_axes(ax):
     """Sets the common style of axes: a faint grid, and no top and right spines."""
     ax.grid(True, color="#eceff1", linewidth=0.8)
     ax.set_axisbelow(True)

@@ -73,7 +73,7 @@ def two_runs(monkeypatch):
         known_run("halved", lambda overlap: overlap / 2, also_alone=True),
     ]
     monkeypatch.setattr(sliding_window, "open_runs", lambda *_: runs)
-    monkeypatch.setattr(sliding_window, "need_roi_heads", lambda _: None)
+    monkeypatch.setattr(sliding_window, "require_roi_heads", lambda _: None)
     return runs
 
 
