@@ -1,90 +1,96 @@
-"""Numbers of a detector: every picture once, boxes in px of the original picture."""
+"""Evaluation of detectors: runs inference on all validation images and computes the recipe's metrics."""
 
-import functools
 import math
+import os
 import pathlib
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
 from keras import ops
 
-from kgarden.build import load_run, prepare_data
+from kgarden.build import Data, load_run, prepare_data
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
+from kgarden.inference.batching import pad_batch
 from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.postprocess import to_original
 from kgarden.inference.predictor import inference_of
-from kgarden.metrics.report import analysed, judged, judged_masks, write_folder
+from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_masks, write_folder
 from kgarden.runs import best_weights
 from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import read_json
 from kgarden.visualization.draw import draw_detections
 
-SMALLEST_PICTURE = 480  # px; drawn pictures are enlarged to this short side
+MIN_SHORT_SIDE = 480  # px; smaller images are enlarged before detections are drawn
 
 
-def detect(model, batches, categories, on_batch=None):
-    """Run an InferenceModel over all pictures.
+def detect(
+    model,
+    batches: Iterable,
+    categories: list[dict],
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[list[dict], list[int], bool]:
+    """Runs an inference model on all images and returns COCO results.
 
     Args:
         model:      of `inference_of`.
         batches:    of (x, meta), as `build_datasets` yields them for validation; a negative image_id marks
                     padding.
         categories: [{"id", "name"}, ...] in label order.
-        on_batch:   called with the number of pictures done so far.
+        on_batch:   called with the number of images processed so far.
     Returns:
-        (results, image_ids, masked): COCO results form, boxes xywh in px of the original picture, the data
-        set's own category ids and, where the model gives masks, their run lengths as `segmentation`; the ids
-        of all pictures seen, also those without detections; whether the model gives masks.
+        (results, image_ids, has_masks): results in COCO form, boxes xywh in px of the original image, with
+        the data set's own category ids and, if the model predicts masks, their run lengths as `segmentation`;
+        the ids of all images, also of those without detections; whether the model predicts masks.
     """
-    results, image_ids, size, masked = [], [], None, False
+    results, image_ids, size, has_masks = [], [], None, False
     for x, meta in batches:
         ids = np.asarray(meta[IMAGE_ID])
         size = size or len(ids)
-        # the last batch of a canvas may be short: filled up, nothing is traced again
-        x = keras.tree.map_structure(functools.partial(_filled, size=size), x)
-        found = model.predict_on_batch(x)
-        found = {key: value[: len(ids)] for key, value in found.items()}
+        # The last batch of a canvas may be short. Padded, it does not cause another trace.
+        x = pad_batch(x, size)
+        detections = model.predict_on_batch(x)
+        detections = {key: value[: len(ids)] for key, value in detections.items()}
         original_hw = np.asarray(meta[ORIGINAL_HW])
-        found = to_original(found, x[SIZE_HW][: len(ids)], original_hw)
-        found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
-        results += _results(found, ids, original_hw, categories)
-        masked = MASKS in found
+        detections = to_original(detections, x[SIZE_HW][: len(ids)], original_hw)
+        detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
+        results += _results(detections, ids, original_hw, categories)
+        has_masks = MASKS in detections
         image_ids += [int(one) for one in ids if one >= 0]
         if on_batch:
             on_batch(len(image_ids))
-    return results, image_ids, masked
+    return results, image_ids, has_masks
 
 
-def _filled(array, size):
-    """The last row again until there are `size` of them."""
-    array = np.asarray(array)
-    return np.concatenate([array, array[-1:].repeat(size - len(array), axis=0)])
-
-
-def _results(found, ids, original_hw, categories):
+def _results(detections, ids, original_hw, categories):
     """One batch of detections in COCO results form."""
-    kept = found[VALID].astype(bool) & (ids >= 0)[:, None]
+    kept = detections[VALID].astype(bool) & (ids >= 0)[:, None]
     image, row = np.nonzero(kept)
-    x0, y0, x1, y1 = (found[BOXES][image, row, side].astype("float64") for side in range(4))
+    x0, y0, x1, y1 = (detections[BOXES][image, row, side].astype("float64") for side in range(4))
     boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=-1).round(3).tolist()
-    labels, scores = found[LABELS][image, row].tolist(), found[SCORES][image, row].tolist()
+    labels, scores = detections[LABELS][image, row].tolist(), detections[SCORES][image, row].tolist()
     results = [
         {"image_id": int(ids[i]), "category_id": categories[label]["id"], "bbox": box, "score": score}
         for i, label, box, score in zip(image.tolist(), labels, boxes, scores, strict=True)
     ]
-    if MASKS in found:
-        for one, i, k in zip(results, image, row, strict=True):
-            one["segmentation"] = run_lengths_of(found[MASKS][i, k], found[BOXES][i, k], original_hw[i])
+    if MASKS in detections:
+        masks, boxes = detections[MASKS], detections[BOXES]
+        for result, i, k in zip(results, image, row, strict=True):
+            result["segmentation"] = run_lengths_of(masks[i, k], boxes[i, k], original_hw[i])
     return results
 
 
-def batches_of(data, recipe, detector, limit=None):
-    """Validation batches as the recipe's evaluation sees them: of one view, or of several.
+def batches_of(data: Data, recipe: Recipe, detector: keras.Model, limit: int | None = None) -> Iterable:
+    """Returns the validation batches of the recipe's evaluation, with one view or several views.
 
     Args:
-        data:  kgarden.build.Data.
-        limit: only the first so many pictures.
+        data:     kgarden.build.Data.
+        recipe:   gives the views.
+        detector: gives the divisor of canvas sides.
+        limit:    number of images, from the first; None: all.
     """
     if recipe.evaluate.views is None:
         return data.val_batches(limit)
@@ -92,60 +98,70 @@ def batches_of(data, recipe, detector, limit=None):
 
 
 def evaluate(
-    detector,
-    recipe,
-    batches,
-    categories,
-    annotations,
+    detector: keras.Model,
+    recipe: Recipe,
+    batches: Iterable,
+    categories: list[dict],
+    annotations: str | os.PathLike,
     model=None,
-    on_batch=None,
-    folder=None,
-    explained=True,
-):
-    """Detect and judge by the recipe's metrics: boxes, and masks beside them where the model gives masks.
+    on_batch: Callable[[int], None] | None = None,
+    folder: str | os.PathLike | None = None,
+    explained: bool = True,
+) -> tuple[dict, list[dict]]:
+    """Runs inference and computes the recipe's metrics for boxes and, if the model predicts them, masks.
 
     Args:
-        detector, recipe: what is evaluated.
+        detector, recipe: the detector and the recipe that it was trained with.
         batches:          of (x, meta), see `detect` and `batches_of`.
         categories:       [{"id", "name"}, ...] in label order.
         annotations:      path of the ground truth in COCO form.
-        model:            of `inference_of(detector, recipe)`, to use one again.
-        folder:           for the analysis and its figures, which are left out without it.
-        explained:        a headline of nearly 0 comes with the cause.
+        model:            of `inference_of(detector, recipe)`; None: a new one.
+        on_batch:         called with the number of images processed so far.
+        folder:           for the error analysis and its figures; None: no analysis.
+        explained:        whether to diagnose a near-zero headline metric.
     Returns:
-        (evaluation, results): what `evaluation.json` and `detections.json` hold.
+        (evaluation, results): contents of `evaluation.json` and `detections.json`.
     """
     model = model or inference_of(detector, recipe)
     started = time.perf_counter()
-    results, image_ids, masked = detect(model, batches, categories, on_batch)
+    results, image_ids, has_masks = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
-    truth = read_json(annotations)
+    table = EvaluationTable(read_json(annotations), results, image_ids)
+    metrics = recipe.evaluate.metrics
     evaluation = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
         "step": int(ops.convert_to_numpy(detector.step.value)),
-        **judged(truth, results, image_ids, recipe.evaluate.metrics, explained=explained),
+        **evaluate_boxes(table, metrics, explained=explained),
         **({"views": views.number} if (views := recipe.evaluate.views) else {}),
-        **({"masks": judged_masks(truth, results, image_ids, recipe.evaluate.metrics)} if masked else {}),
+        **({"masks": evaluate_masks(table, metrics)} if has_masks else {}),
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),
     }
     if folder is not None:
-        analysis = analysed(truth, results, image_ids)
+        analysis = analyse_errors(table)
         write_folder(folder, evaluation, analysis)
         evaluation["errors"] = analysis["errors"]
     return evaluation, results
 
 
-def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None, folder=None):
-    """Measure a run's weights on all pictures of its validation data.
+def evaluate_run(
+    run: str | os.PathLike,
+    data: str | None = None,
+    weights: str | os.PathLike | None = None,
+    overrides: dict | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    folder: str | os.PathLike | None = None,
+) -> tuple[dict, list[dict]]:
+    """Evaluates a run's weights on all images of its validation data.
 
     Args:
-        run:       directory.
-        data:      other shards than the recipe's `data.val`.
-        weights:   another file than the run's best weights.
-        overrides: other settings at inference, {"model.proposer.test": 128, ...}.
-        folder:    for the analysis and its figures, which are left out without it.
+        run:       run directory.
+        data:      shards to use instead of the recipe's `data.val`.
+        weights:   file to use instead of the run's best weights.
+        overrides: recipe settings for inference, {"model.proposer.test": 128, ...}.
+        on_batch:  called with the number of images processed so far.
+        folder:    for the error analysis and its figures; None: no analysis.
     Returns:
         (evaluation, results), see `evaluate`.
     """
@@ -153,39 +169,42 @@ def evaluate_run(run, data=None, weights=None, overrides=None, on_batch=None, fo
     recipe, detector, categories = load_run(run, weights, overrides)
     prepared = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
     if prepared.categories != categories:
-        raise UserError(f"the classes of {recipe.data.val[0].glob or 'data.val'} are not those of {run}")
+        source = recipe.data.val[0].glob or "data.val"
+        raise UserError(f"the classes of {source} differ from those of {run}; use data with the same classes")
     evaluation, results = evaluate(
         detector,
         recipe,
-        batches_of(prepared, recipe, detector),
-        categories,
-        prepared.annotations,
+        batches=batches_of(prepared, recipe, detector),
+        categories=categories,
+        annotations=prepared.annotations,
         on_batch=on_batch,
         folder=folder,
     )
     return {**evaluation, "weights": pathlib.Path(weights or best_weights(run)).name}, results
 
 
-def first_pictures(model, batches, count):
-    """The first pictures of validation batches: (image_id, x of one picture, detections of one picture)."""
+def first_images(model, batches: Iterable, count: int) -> Iterator[tuple[int, dict, dict]]:
+    """Yields (image_id, x of one image, its detections) of the first images of validation batches."""
     for x, meta in batches:
         x = keras.tree.map_structure(np.asarray, x)
-        found = {key: ops.convert_to_numpy(value) for key, value in model.predict_on_batch(x).items()}
+        detections = {key: ops.convert_to_numpy(value) for key, value in model.predict_on_batch(x).items()}
         for row in np.flatnonzero(np.asarray(meta[IMAGE_ID]) >= 0):
             if count == 0:
                 return
             count -= 1
-            alone = keras.tree.map_structure(lambda value, row=row: value[row], (x, found))
-            yield int(meta[IMAGE_ID][row]), *alone
+            of_image = keras.tree.map_structure(lambda value, row=row: value[row], (x, detections))
+            yield int(meta[IMAGE_ID][row]), *of_image
 
 
-def draw_examples(inference, batches, categories, count, folder):
-    """Detections painted on the first pictures of validation batches, one PNG each."""
+def draw_examples(
+    inference, batches: Iterable, categories: list[dict], count: int, folder: pathlib.Path
+) -> None:
+    """Draws detections on the first images of validation batches and saves one PNG for each."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [category["name"] for category in categories]
-    for image_id, x, found in first_pictures(inference, batches, count):
+    for image_id, x, detections in first_images(inference, batches, count):
         height, width = (int(side) for side in x[SIZE_HW])
-        factor = max(1, math.ceil(SMALLEST_PICTURE / min(height, width)))
+        factor = max(1, math.ceil(MIN_SHORT_SIDE / min(height, width)))
         image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
-        picture = draw_detections(image, {**found, BOXES: found[BOXES] * factor}, names)
-        picture.save(folder / f"{image_id}.png")
+        drawing = draw_detections(image, {**detections, BOXES: detections[BOXES] * factor}, names)
+        drawing.save(folder / f"{image_id}.png")

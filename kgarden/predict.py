@@ -1,76 +1,85 @@
-"""Detect objects in image files and draw what is found."""
+"""Prediction on image files: detects objects and saves visualised detections."""
 
 import collections
 import glob
+import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from kgarden.errors import UserError
 from kgarden.inference.paste_masks import run_lengths_of
-from kgarden.inference.predictor import read_picture
+from kgarden.inference.predictor import Predictor, read_image
 from kgarden.structures import BOXES, MASKS
 from kgarden.visualization.draw import draw_detections
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
-def find_pictures(places):
-    """Files of pictures: a file stands for itself, a folder for those in it, a pattern for what fits."""
+def find_images(sources: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+    """Lists the image files of paths, directories and glob patterns, each once and in order.
+
+    Raises:
+        UserError: a source has no images.
+    """
     found = []
-    for place in map(str, places):
-        path = pathlib.Path(place)
+    for source in map(str, sources):
+        path = pathlib.Path(source)
         if path.is_dir():
-            fitting = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            matches = [path]
         else:
-            fitting = (
-                [path] if path.is_file() else sorted(map(pathlib.Path, glob.glob(place, recursive=True)))
-            )
-        if not fitting:
-            raise UserError(f"{place}: no picture there")
-        found += [path for path in fitting if path.is_file()]
+            matches = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
+        if not matches:
+            raise UserError(f"{source}: no image found")
+        found += [path for path in matches if path.is_file()]
     return list(dict.fromkeys(found))
 
 
-def draw_files(predictor, paths, to, min_score=0.3):
-    """Detect and draw; a picture that cannot be read is named and the rest goes on.
+def draw_files(
+    predictor: Predictor, paths: Iterable[pathlib.Path], to: str | os.PathLike, min_score: float = 0.3
+) -> tuple[list[dict], list[str]]:
+    """Detects objects in image files and saves drawings; unreadable images are reported and skipped.
 
     Args:
         predictor: Predictor.
-        paths:     of picture files.
-        to:        folder for the drawn pictures.
-        min_score: of what is drawn.
+        paths:     of image files.
+        to:        folder for the drawn images.
+        min_score: smallest score of a drawn detection.
     Returns:
-        (found, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
-        "category_id", "name"}]}], each detection of a model with a mask head also with "segmentation", COCO's
-        run lengths; and one line for each picture that could not be read.
+        (records, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
+        "category_id", "name"}]}], with a mask head each detection also with "segmentation", COCO's run
+        lengths; and one line for each image that could not be read.
     """
     to = pathlib.Path(to)
     to.mkdir(parents=True, exist_ok=True)
-    faults, waiting, taken, found = [], collections.deque(), set(), []
+    faults, pending, taken, records = [], collections.deque(), set(), []
 
     def readable():
         for path in paths:
             try:
-                picture = read_picture(path)
+                image = read_image(path)
             except UserError as fault:
                 faults.append(str(fault))
                 continue
-            waiting.append(path)
-            yield picture
+            pending.append(path)
+            yield image
 
-    for picture, detections in predictor.stream(readable()):
-        path = waiting.popleft()
+    for image, detections in predictor.stream(readable()):
+        path = pending.popleft()
         name = _free_name(path, taken)
-        draw_detections(picture, detections, predictor.names, min_score).save(to / name, quality=92)
-        height, width = picture.shape[:2]
+        draw_detections(image, detections, predictor.names, min_score).save(to / name, quality=92)
+        height, width = image.shape[:2]
         rows = _as_rows(detections, predictor.categories, (height, width))
-        found.append({"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows})
-    return found, faults
+        record = {"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows}
+        records.append(record)
+    return records, faults
 
 
 def _free_name(path, taken):
-    """A file name for the drawn picture that no other picture of this call has."""
+    """A file name for the drawing, unique within this call."""
     suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
     names = [f"{path.stem}{suffix}", *(f"{path.stem}_{n}{suffix}" for n in range(2, len(taken) + 3))]
     name = next(name for name in names if name not in taken)

@@ -1,4 +1,4 @@
-"""Sizes that papers print, beside those of the models here."""
+"""Model summaries: published layer sizes beside those of the models here."""
 
 import itertools
 
@@ -32,7 +32,7 @@ def cells(lines):
     return {row[0]: row[1:] for row in rows}
 
 
-def test_heads_of_double_head_beside_the_papers(capsys):
+def test_head_sizes_beside_the_published_ones(capsys):
     lines = described(capsys, "double_head")
     of = [line for line in lines if "published" in line]
     source = "(Wu et al. 2020, arXiv:1904.06493, Table 2: kernels, in units of 2^20)"
@@ -40,15 +40,15 @@ def test_heads_of_double_head_beside_the_papers(capsys):
         f"roi_head/fc/features, fc-head: 13.25 here, 13.25 published {source}",
         f"roi_head/conv/features, K = 5, non-local: 7.19 here, 7.19 published {source}",
     ]
-    # Others' settings have no published size.
+    # Other settings have no published size.
     lines = described(
         capsys, "double_head", "--set", "model.roi_head={conv_head: {middle: 128}, pool_size: 5}"
     )
     assert not [line for line in lines if "published" in line]
 
 
-def test_parts_of_the_baseline_have_the_sizes_of_the_references(capsys):
-    """ResNet-50-FPN with 81 ways: 41,757,156; the box of the background is not built here."""
+def test_parameters_of_the_baseline_equal_the_reference(capsys):
+    """ResNet-50-FPN with 81 classes: 41,757,156; the box regression of the background does not exist here."""
     lines = described(capsys, "faster_rcnn", backbone="resnet50")
     rows = cells(lines)
     count = {part: int(row[3].replace(",", "")) for part, row in rows.items() if part in PARTS}
@@ -65,7 +65,7 @@ PARTS = ("backbone", "neck", "proposer", "roi_head")
     ("blocks", "non_local", "size"),
     [(k, False, size) for k, size in RESIDUAL.items()] + [(k, True, size) for k, size in NON_LOCAL.items()],
 )
-def test_every_size_of_the_paper(blocks, non_local, size):
+def test_every_published_size(blocks, non_local, size):
     settings = {"conv_head": {"blocks": blocks, "non_local": non_local}}
     detector = build_detector({"name": "double_head", "backbone": TRUNK, "roi_head": settings}, 80)
     [fc, conv] = published(detector)
@@ -73,8 +73,8 @@ def test_every_size_of_the_paper(blocks, non_local, size):
     assert (conv["here"], conv["published"]) == (size, size)
 
 
-def test_what_is_counted_is_the_layer():
+def test_weights_are_counted_and_not_settings():
     detector = build_detector({"name": "double_head", "backbone": TRUNK}, 80)
     [head] = [layer for layer in detector.roi_head._flatten_layers() if type(layer) is ConvHead]
-    head.count = 3  # it says so, and still has the weights of five
+    head.count = 3  # an attribute only; the weights are still those of five blocks
     assert published(detector)[1]["here"] == 7.19 and published(detector)[1]["published"] == 4.13

@@ -1,4 +1,4 @@
-"""Evaluation: ids, px of the original, pycocotools' numbers, empty answers."""
+"""Evaluation: ids, px of the original image, COCO metrics, images without detections."""
 
 import json
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from support.fake_detector import CATEGORIES, ground_truth, pictures
 
-from kgarden.evaluate import detect, first_pictures
+from kgarden.evaluate import detect, first_images
 from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import METRICS, coco_metrics
 from kgarden.utils.files import write_json
 
 
 class Scripted:
-    """An "InferenceModel" that answers each picture with given boxes; it finds the picture by its content."""
+    """An InferenceModel that returns given boxes for each image, identified by its pixel value."""
 
     def __init__(self, boxes, labels):
         self.boxes, self.labels, self.sizes = boxes, labels, []
@@ -29,7 +29,7 @@ class Scripted:
 
 
 def batches(count, size, scale):
-    """Picture n has the pixel value n; the last batch is short."""
+    """Image n has the pixel value n; the last batch is short."""
     for start in range(0, count, size):
         rows = np.arange(start, min(start + size, count))
         images = np.broadcast_to(rows.astype("uint8")[:, None, None, None], (len(rows), 64, 96, 3))
@@ -47,7 +47,7 @@ def test_ground_truth_as_detections_is_perfect(truth):
     boxes, labels, annotations = truth
     model = Scripted(boxes, labels)
     results, image_ids, _ = detect(model, batches(10, 4, 3), CATEGORIES)
-    assert model.sizes == [4, 4, 4]  # the short batch was filled up
+    assert model.sizes == [4, 4, 4]  # the short batch was padded
     assert image_ids == list(range(100, 110)) and len(results) == 10
     for one, wanted in zip(results, annotations["annotations"], strict=True):
         assert one["image_id"] == wanted["image_id"] and one["category_id"] == wanted["category_id"]
@@ -60,16 +60,16 @@ def test_ground_truth_as_detections_is_perfect(truth):
     assert names == {"red": (7, 100.0, 100.0), "green": (3, 100.0, 100.0)}
 
 
-def test_one_class_wrong_shows_in_its_row(truth):
-    """All red squares called green: red has no answer, green has false ones."""
+def test_a_wrong_class_shows_in_its_row(truth):
+    """All red squares are predicted as green: red has no detections, green has false positives."""
     boxes, labels, annotations = truth
     results, image_ids, _ = detect(Scripted(boxes, np.ones_like(labels)), batches(10, 4, 3), CATEGORIES)
     rows = {row["name"]: row for row in coco_metrics(annotations, results, image_ids)["per_class"]}
     assert rows["red"]["ap50"] == 0.0 and 0 < rows["green"]["ap50"] < 100
 
 
-def test_shifted_boxes_lose_the_strict_thresholds():
-    """A shift of 3.9 px in 16: IoU 12.1 / 19.9 = 0.608 meets 0.5, 0.55 and 0.6, three of ten thresholds."""
+def test_shifted_boxes_fail_at_high_thresholds():
+    """A shift of 3.9 px in 16: IoU 12.1 / 19.9 = 0.608 passes 0.5, 0.55 and 0.6, three of ten thresholds."""
     boxes, labels = np.tile(np.float32([16, 16, 32, 32]), (10, 1, 1)), np.zeros((10, 1), "int32")
     annotations = ground_truth(boxes, labels, scale=3)
     shifted = boxes + np.float32([3.9, 0, 3.9, 0])
@@ -78,7 +78,7 @@ def test_shifted_boxes_lose_the_strict_thresholds():
     assert metrics["ap"] == pytest.approx(30.0) and (metrics["ap50"], metrics["ap75"]) == (100.0, 0.0)
 
 
-def test_no_detections_is_an_answer(truth):
+def test_metrics_without_detections(truth):
     *_, annotations = truth
     judged = coco_metrics(annotations, [], list(range(100, 110)))
     assert judged["metrics"]["ap"] == 0.0 and judged["metrics"]["ar100"] == 0.0
@@ -87,7 +87,7 @@ def test_no_detections_is_an_answer(truth):
     assert coco_metrics(nothing, [], [100])["metrics"]["ap"] is None
 
 
-def test_only_the_pictures_seen_are_judged(truth):
+def test_only_the_given_images_are_evaluated(truth):
     boxes, labels, annotations = truth
     results, image_ids, _ = detect(Scripted(boxes, labels), batches(6, 4, 3), CATEGORIES)
     assert image_ids == list(range(100, 106)) == [one["image_id"] for one in results]
@@ -95,8 +95,8 @@ def test_only_the_pictures_seen_are_judged(truth):
     assert coco_metrics(annotations, results)["metrics"]["ap"] < 100.0
 
 
-def test_padding_is_no_picture(truth):
-    """A negative image id marks what fills up a batch."""
+def test_padding_of_batches_is_ignored(truth):
+    """A negative image id marks padding."""
     boxes, labels, _ = truth
 
     def padded():
@@ -106,22 +106,22 @@ def test_padding_is_no_picture(truth):
 
     results, image_ids, _ = detect(Scripted(boxes, labels), padded(), CATEGORIES)
     assert image_ids == [100, 101, 102, 105, 106, 107] == [one["image_id"] for one in results]
-    first = list(first_pictures(Scripted(boxes, labels), padded(), 4))
+    first = list(first_images(Scripted(boxes, labels), padded(), 4))
     assert [image_id for image_id, *_ in first] == [100, 101, 102, 105]
     for image_id, x, found in first:
         assert (x["images"] == image_id - 100).all()
         np.testing.assert_array_equal(found["boxes"][0], boxes[image_id - 100, 0])
 
 
-def test_back_to_the_original_by_hand():
-    """A 100 x 50 picture shown at 200 x 80: each direction has its scale; one box reaches out."""
+def test_boxes_in_px_of_the_original_image_by_hand():
+    """A 100 x 50 image resized to 200 x 80, with a scale for each axis; one box extends beyond it."""
     found = {"boxes": np.float32([[[20, 40, 60, 100], [-4, 0, 90, 220]]]), "scores": np.float32([[1, 1]])}
     got = to_original(found, np.int32([[200, 80]]), np.int32([[100, 50]]))
     np.testing.assert_allclose(np.array(got["boxes"]), [[[12.5, 20, 37.5, 50], [0, 0, 50, 100]]])
     assert got["scores"] is found["scores"]
 
 
-def test_json_files_are_whole(tmp_path):
+def test_json_files_are_written_atomically(tmp_path):
     write_json(tmp_path / "a" / "b.json", {"x": 1})
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
     with pytest.raises(TypeError):

@@ -1,16 +1,16 @@
-"""Reading pictures, answering in their px, drawing."""
+"""Reading of images and drawing of detections."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kgarden.errors import UserError
-from kgarden.inference.predictor import read_picture
+from kgarden.inference.predictor import read_image
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 
 def painted():
-    """A 40 x 60 picture whose corners tell orientation: red top left, green top right."""
+    """A 40 x 60 image whose corners show its orientation: red top left, green top right."""
     image = np.zeros((40, 60, 3), "uint8")
     image[:10, :10], image[:10, -10:] = (255, 0, 0), (0, 255, 0)
     return image
@@ -18,7 +18,7 @@ def painted():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    """The stored picture is the painted one, turned so that its EXIF entry turns it back."""
+    """The stored image is transformed so that its EXIF orientation undoes the transformation."""
     undo = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -34,25 +34,25 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "photo.png"
     stored.save(path, exif=exif)
-    np.testing.assert_array_equal(read_picture(path), painted())
+    np.testing.assert_array_equal(read_image(path), painted())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "I;16", "I"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     gray = np.full((20, 30), 200, "uint8")
     if mode in ("I;16", "I"):
-        picture = Image.fromarray(gray.astype("uint16") * 256)
-        picture = picture.convert("I") if mode == "I" else picture
+        image = Image.fromarray(gray.astype("uint16") * 256)
+        image = image.convert("I") if mode == "I" else image
     else:
-        picture = Image.fromarray(gray).convert(mode)
+        image = Image.fromarray(gray).convert(mode)
     path = tmp_path / ("photo.tif" if mode in ("CMYK", "I") else "photo.png")
-    picture.save(path)
-    got = read_picture(path)
+    image.save(path)
+    got = read_image(path)
     assert got.shape == (20, 30, 3) and got.dtype == np.uint8
     assert got.min() >= (200 if mode != "1" else 0) - 3 and (mode == "1" or got.max() <= 203)
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path):
+def test_unreadable_images_are_errors_with_their_name(tmp_path):
     cut = tmp_path / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
@@ -60,18 +60,18 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     text.write_text("<html>")
     for path, words in [
         (cut, "damaged"),
-        (text, "not a picture"),
+        (text, "not an image in a format"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "no such file"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
-            read_picture(path)
+            read_image(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
     for array in (np.zeros((4, 4, 3), "float32"), np.zeros((4, 4, 2), "uint8"), np.zeros((0, 4, 3), "uint8")):
-        with pytest.raises(UserError, match="pictures are"):
-            read_picture(array)
-    assert read_picture(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
-    assert read_picture(np.zeros((4, 5, 4), "uint8")).shape == (4, 5, 3)
+        with pytest.raises(UserError, match="images are"):
+            read_image(array)
+    assert read_image(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
+    assert read_image(np.zeros((4, 5, 4), "uint8")).shape == (4, 5, 3)
 
 
 def one_box(box, label=0, score=0.9):
@@ -88,7 +88,7 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1500, 1000), (3000, 4000)])
-def test_lines_and_letters_grow_with_the_picture(size):
+def test_line_width_and_text_scale_with_the_image(size):
     height, width = size
     image = np.full((height, width, 3), 128, "uint8")
     box = [0.4 * width, 0.4 * height, 0.8 * width, 0.8 * height]
@@ -100,13 +100,13 @@ def test_lines_and_letters_grow_with_the_picture(size):
     assert len(runs) == 2 and all(max(2, min(size) / 220 - 1) <= run <= min(size) / 100 + 2 for run in runs)
     columns = np.flatnonzero(row)
     assert abs(columns[0] - box[0]) <= 1 and abs(columns[-1] - box[2]) <= 1
-    tag = np.flatnonzero(moved[: int(0.4 * height)].any(axis=1))  # the name stands above the box
+    tag = np.flatnonzero(moved[: int(0.4 * height)].any(axis=1))  # the name is above the box
     assert len(tag) >= max(11, min(size) / 40)
     assert not moved[: int(0.4 * height) - 4 * text_height((width, height))].any()
 
 
-def test_ink_is_legible_on_its_ground():
-    """Letters are black or white, whichever is far from the colour of the class."""
+def test_text_contrasts_with_its_background():
+    """Text is black or white, whichever contrasts more with the colour of the class."""
     image = np.full((900, 1200, 3), 128, "uint8")
     for label in range(30):
         color = np.array(color_of(label))
@@ -120,8 +120,8 @@ def test_ink_is_legible_on_its_ground():
 @pytest.mark.parametrize(
     "box", [[0, 0, 30, 30], [370, 0, 400, 40], [380, 280, 400, 300], [-20, -20, 500, 400], [0, 290, 40, 300]]
 )
-def test_names_stay_inside_and_whole(box):
-    """Wherever the box lies, as many px of ink and ground are painted as for a box in the middle."""
+def test_names_are_inside_the_image(box):
+    """At any position of the box, as many px of text and background are drawn as for a box in the middle."""
     image = np.full((300, 400, 3), 128, "uint8")
     names = ["a rather long name"]
 
@@ -133,12 +133,12 @@ def test_names_stay_inside_and_whole(box):
     assert ground(box).sum() >= 0.9 * middle
 
 
-def test_very_long_names_and_small_pictures_do_no_harm():
+def test_very_long_names_and_small_images():
     drawn = draw_detections(np.zeros((40, 50, 3), "uint8"), one_box([5, 5, 30, 30]), ["x" * 300])
     assert drawn.size == (50, 40)
 
 
-def test_padding_and_weak_detections_are_not_drawn():
+def test_padding_and_low_scores_are_not_drawn():
     image = np.full((300, 400, 3), 128, "uint8")
     for detections in (
         one_box([50, 50, 99, 99], score=0.1),
@@ -147,12 +147,12 @@ def test_padding_and_weak_detections_are_not_drawn():
         assert not changed(image, draw_detections(image, detections, ["cat"])).any()
 
 
-def test_colours_tell_the_first_classes_apart():
+def test_colours_of_the_first_classes_differ():
     colors = np.array([color_of(label) for label in range(20)], int)
     apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1) + 999 * np.eye(20, dtype=int)
     assert apart.min() > 40 and apart[:8, :8].min() > 90
 
 
-def test_line_width_and_text_have_a_floor():
+def test_line_width_and_text_height_have_a_minimum():
     assert line_width((300, 300)) == 2 and text_height((300, 300)) == 11
     assert line_width((4000, 3000)) > 10 and text_height((4000, 3000)) > 70

@@ -260,7 +260,7 @@ def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeyp
     evaluation = train.train(recipe_of(), tmp_path / "run", reporter=lines)
     assert evaluation["metrics"]["ap"] is None and evaluation["step"] > 0
     (cause,) = evaluation["explanation"]
-    assert "None of the 10 pictures that were judged is in the ground truth" in cause
+    assert "None of the 10 evaluated images is in the ground truth" in cause
     told = [n for n, line in enumerate(lines.text.splitlines()) if line.startswith("why: None of the 10")]
     steps = [n for n, line in enumerate(lines.text.splitlines()) if " pictures, " in line]
     assert len(told) == 2 and len(steps) == 3 and told[0] == steps[0] + 1

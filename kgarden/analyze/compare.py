@@ -1,7 +1,10 @@
-"""The same pictures as several heads, or several runs, see them.
+"""Side-by-side comparison: detections of several heads, or several runs, on the same images.
 
 Wu et al. 2020, arXiv:1904.06493, Figs. A.4 and A.5: fc-head, conv-head and both, side by side.
 """
+
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,88 +17,97 @@ from kgarden.models.double_head import FIG_8
 from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID
 from kgarden.visualization.draw import draw_detections, draw_truth, scaled
 
-CELL = 440  # px of a picture's longer side in the figure
+CELL = 440  # px of an image's longer side in the figure
 DPI = 110  # of figures
 
-# Answers of one model with two branches, Fig. 8 (a), (b) and (d): the last one is theirs together.
-COLUMNS = {  # of one run with two branches: what its detections are made of, as in Fig. 8
+# Predictions of a model with two branches, Fig. 8 (a), (b) and (d); the last one combines both.
+COLUMNS = {
     "fc-head alone": FIG_8["b"],
     "conv-head alone": FIG_8["a"],
     "both: classes fused, boxes of conv": FIG_8["d"],
 }
 
 READING = (
-    "Rows are pictures, columns the ground truth and what each head or run answers, with scores in "
-    "percent. Look for objects that one head finds and the other one misses, for parts of objects taken "
-    "for whole ones (the score should be low), and for boxes that end beside their object."
+    "Rows are images; columns are the ground truth and the detections of each head or run, with scores in "
+    "percent. Look for objects that one head detects and the other misses, for parts detected as whole "
+    "objects (their scores should be low), and for inaccurate boxes."
 )
 
 
-def analyze_compare(runs, to, pictures=6, ids=None, min_score=0.3, weights=None, progress=None):
-    """Draw pictures side by side.
+def analyze_compare(
+    runs: Sequence[str | os.PathLike],
+    to: str | os.PathLike,
+    count: int = 6,
+    ids: Sequence[int] | None = None,
+    min_score: float = 0.3,
+    weights: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Draws detections on the same images side by side.
 
     Args:
-        runs:      directories; several: one column for each. One: a column for each answer that it can give.
+        runs:      run directories; several: a column for each. One: a column for each branch of its head.
         to:        folder for compare.csv, compare.png, compare.svg and reading.txt.
-        pictures:  the first so many of the validation data.
-        ids:       image ids instead.
-        min_score: detections below are left out.
-        weights:   another file than a run's best weights.
-        progress:  function of (pictures done, pictures in all).
+        count:     number of validation images, from the first.
+        ids:       image ids, instead of the first images.
+        min_score: smallest score of a drawn detection.
+        weights:   file to use instead of a run's best weights.
+        progress:  function of (images done, images in total).
     Returns:
         {"rows": of the table, "reading": the paragraph}.
     Raises:
-        UserError: no such picture, or runs on different ones.
+        UserError: an image does not exist, or the runs have different images.
     """
-    opened = open_runs(runs, weights)
-    missing = [str(one) for one in ids or [] if one not in opened[0].image_ids()]
+    loaded = open_runs(runs, weights)
+    missing = [str(one) for one in ids or [] if one not in loaded[0].image_ids()]
     if missing:
-        raise UserError(f"--ids {','.join(missing)}: no such picture in data.val of {runs[0]}")
-    subjects = _columns(opened, runs, weights)
-    names = [category["name"] for category in opened[0].categories]
+        raise UserError(f"--ids {','.join(missing)}: no such image in data.val of {runs[0]}")
+    columns = _columns(loaded, runs, weights)
+    names = [category["name"] for category in loaded[0].categories]
     drawn, rows, done = {}, [], 0
-    in_all = len(subjects) * (len(ids) if ids else min(pictures, opened[0].known()))
-    for column, subject in subjects.items():
-        model = compiled_inference(subject.detector)
-        for x, image_id, objects, boxes in _chosen(subject, pictures, ids):
-            found = {key: np.asarray(value)[0] for key, value in model.predict_on_batch(x).items()}
+    total = len(columns) * (len(ids) if ids else min(count, loaded[0].num_images()))
+    for column, run in columns.items():
+        model = compiled_inference(run.detector)
+        for x, image_id, objects, boxes in _chosen(run, count, ids):
+            detections = {key: np.asarray(value)[0] for key, value in model.predict_on_batch(x).items()}
             height, width = x[SIZE_HW][0]
             image = x[IMAGES][0, :height, :width]
             truth = {BOXES: boxes, LABELS: np.array([one["label"] for one in objects], "int32")}
             cells = drawn.setdefault(image_id, {})
             if not cells:
                 cells["ground truth"] = draw_truth(*scaled(image, truth, CELL), names)
-            cells[column] = draw_detections(*scaled(image, _boxes_alone(found), CELL), names, min_score)
-            rows += _rows(image_id, column, found, names, min_score)
+            shown = scaled(image, _without_masks(detections), CELL)
+            cells[column] = draw_detections(*shown, names, min_score)
+            rows += [[image_id, column, *row] for row in _rows(detections, names, min_score)]
             done += 1
             if progress:
-                progress(done, in_all)
+                progress(done, total)
     head = ("image_id", "column", "class", "score", "x0", "y0", "x1", "y1")
     write_analysis(to, READING, {"compare": (head, rows)}, {"compare": figure(drawn)})
     return {"rows": rows, "reading": READING}
 
 
-def _columns(subjects, runs, weights):
-    """{what a column shows: Subject}."""
-    if len(subjects) > 1:
-        return {subject.name: subject for subject in subjects}
-    head = getattr(subjects[0].detector, "roi_head", None)
+def _columns(loaded, runs, weights):
+    """{title of a column: LoadedRun}."""
+    if len(loaded) > 1:
+        return {run.name: run for run in loaded}
+    head = getattr(loaded[0].detector, "roi_head", None)
     trained_for = getattr(head, "is_trained_for", lambda **_: False)
     columns = {name: settings for name, settings in COLUMNS.items() if trained_for(**settings)}
     if len(columns) < 2:
-        return {subjects[0].name: subjects[0]}
+        return {loaded[0].name: loaded[0]}
 
-    def loaded(settings):
+    def with_settings(settings):
         overrides = {f"model.roi_head.{key}": value for key, value in settings.items()}
         return open_runs(runs, weights, overrides)[0]
 
-    return {name: loaded(settings) for name, settings in columns.items()}
+    return {name: with_settings(settings) for name, settings in columns.items()}
 
 
-def _chosen(subject, pictures, ids):
-    """Items of `Subject.pictures` that were asked for."""
+def _chosen(run, count, ids):
+    """Items of `LoadedRun.images`, the first ones or those of the given ids."""
     left = set(ids) if ids else None
-    for item in subject.pictures(None if ids else pictures):
+    for item in run.images(None if ids else count):
         if left is None or item[1] in left:
             yield item
             left = left and left - {item[1]}
@@ -103,25 +115,26 @@ def _chosen(subject, pictures, ids):
                 return
 
 
-def _boxes_alone(found):
-    return {key: found[key] for key in (BOXES, SCORES, LABELS, VALID)}
+def _without_masks(detections):
+    return {key: detections[key] for key in (BOXES, SCORES, LABELS, VALID)}
 
 
-def _rows(image_id, column, found, names, min_score):
-    shown = np.flatnonzero(found[VALID] & (found[SCORES] >= min_score))
+def _rows(detections, names, min_score):
+    """[[class, score, x0, y0, x1, y1], ...] of one image."""
+    shown = np.flatnonzero(detections[VALID] & (detections[SCORES] >= min_score))
     return [
-        [image_id, column, names[found[LABELS][row]], rounded(found[SCORES][row])]
-        + [rounded(side, 2) for side in found[BOXES][row]]
+        [names[detections[LABELS][row]], rounded(detections[SCORES][row])]
+        + [rounded(side, 2) for side in detections[BOXES][row]]
         for row in shown
     ]
 
 
 def figure(drawn):
-    """One row for each picture.   drawn: {image id: {column: PIL.Image}}."""
+    """Draws a row for each image.   drawn: {image id: {column: PIL.Image}}."""
     columns = list(next(iter(drawn.values())))
-    heights = [max(picture.height for picture in cells.values()) for cells in drawn.values()]
-    made = figure_of((CELL + 16) * len(columns) / DPI, (sum(heights) + 26 * len(heights) + 24) / DPI)
-    grid = made.subplots(len(drawn), len(columns), squeeze=False, height_ratios=heights)
+    heights = [max(image.height for image in cells.values()) for cells in drawn.values()]
+    result = figure_of((CELL + 16) * len(columns) / DPI, (sum(heights) + 26 * len(heights) + 24) / DPI)
+    grid = result.subplots(len(drawn), len(columns), squeeze=False, height_ratios=heights)
     for axes, (image_id, cells) in zip(grid, drawn.items(), strict=True):
         for ax, column in zip(axes, columns, strict=True):
             ax.imshow(cells[column], interpolation="nearest")
@@ -129,7 +142,7 @@ def figure(drawn):
             ax.set_yticks([])
             for edge in ax.spines.values():
                 edge.set_visible(False)
-        axes[0].set_ylabel(f"picture {image_id}", fontsize=9, color=INK)
+        axes[0].set_ylabel(f"image {image_id}", fontsize=9, color=INK)
     for ax, column in zip(grid[0], columns, strict=True):
         ax.set_title(column, fontsize=11, color=INK, loc="left")
-    return made
+    return result

@@ -1,4 +1,4 @@
-"""How runs and the answers of their heads are named and drawn, in every figure the same."""
+"""Curve styles: names, colours and line styles of runs and branches, the same in all figures."""
 
 import numpy as np
 
@@ -8,35 +8,35 @@ from kgarden.models.faster_rcnn import FUSED
 STYLES = ("-", "--", ":", "-.")
 
 
-def curves_of(found):
-    """[(run, answer)] in the keys (run, answer, ...) of what was found: runs as given, own answers first.
+def sorted_curves(values: dict) -> list[tuple[str, str]]:
+    """Lists the (run, branch) in keys (run, branch, ...): runs as given, a run's own prediction first.
 
-    The others by name: backends hand out dictionaries in different orders.
+    Branches are sorted by name, because backends return dictionaries in different orders.
     """
-    runs = list(dict.fromkeys(key[0] for key in found))
-    return sorted({key[:2] for key in found}, key=lambda key: (runs.index(key[0]), key[1] != FUSED, key[1]))
+    runs = list(dict.fromkeys(key[0] for key in values))
+    return sorted({key[:2] for key in values}, key=lambda key: (runs.index(key[0]), key[1] != FUSED, key[1]))
 
 
-def named_curves(values):
-    """What to draw, without curves that would lie on top of a run's own answer.
+def curve_styles(values: dict) -> dict[tuple[str, str], tuple[str, str, str]]:
+    """Chooses label, colour and line style of each curve; curves equal to a run's own are left out.
 
     Args:
-        values: {(run, answer): array, NaN where nothing is; None: not trained}.
+        values: {(run, branch): array, NaN where undefined; None: the branch does not predict this}.
     Returns:
-        {(run, answer): (label, colour, line style)}: a colour for each run, or for each answer of one run; a
-        run's own answer is named after a branch where it equals that branch's.
+        {(run, branch): (label, colour, line style)}: a colour for each run, or, with one run, for each
+        branch; a run's own prediction is named after the branch that it equals.
     """
-    runs, drawn = list(dict.fromkeys(run for run, _ in values)), {}
+    runs, styles = list(dict.fromkeys(run for run, _ in values)), {}
     for number, run in enumerate(runs):
         own = values[run, FUSED]
-        names = [name for one, name in curves_of(values) if one == run]  # the place of each is its look
+        names = [name for one, name in sorted_curves(values) if one == run]  # the position sets the style
         branches = [name for name in names if name != FUSED and values[run, name] is not None]
         same = [name for name in branches if np.array_equal(values[run, name], own, equal_nan=True)]
         alone = [name for name in branches if name not in same]
         labels = {FUSED: f"{run} ({', '.join(same)})" if same else run}
         labels |= {name: f"{run}: {name} alone" for name in alone}
         for name, label in labels.items():
-            place = names.index(name)
-            color = COLORS[(place if len(runs) == 1 else number) % len(COLORS)]
-            drawn[run, name] = (label, color, STYLES[place])
-    return drawn
+            position = names.index(name)
+            color = COLORS[(position if len(runs) == 1 else number) % len(COLORS)]
+            styles[run, name] = (label, color, STYLES[position])
+    return styles

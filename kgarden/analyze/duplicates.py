@@ -1,11 +1,12 @@
-"""Duplicates, and the score maps behind them: what a learned selection takes away.
+"""Duplicate detections and score maps of dense detectors, with NMS, without it, and with learned selection.
 
 Zhou et al. 2021 (PSS), arXiv:2101.11782, Fig. 2: the scores of a one-to-many detector are high all over an
-object, so that many boxes answer for it and NMS is needed; times the scores of the PSS branch one place is
-left. Counted here as well: pairs of detections of one class that overlap.
+object, so that it predicts many boxes for it and needs NMS. Multiplied with the scores of the PSS branch, one
+point remains. The analysis also counts overlapping pairs of detections of the same class.
 """
 
 import collections
+import os
 import pathlib
 
 import keras
@@ -24,29 +25,29 @@ from kgarden.ops.boxes import iou
 from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import replace_file
 
-OVERLAP = 0.7  # IoU above which two detections of a class are duplicates,
-SCORE = 0.3  # if both have more than this score
-MOST = 1000  # detections of a picture that are looked at, best first
+DUPLICATE_IOU = 0.7  # two detections of a class with a larger IoU are duplicates
+MIN_SCORE = 0.3  # of the counted detections
+MAX_DETECTIONS = 1000  # per image, best first
 
 READING = (
-    f"A duplicate is a pair of detections of one class with IoU > {OVERLAP} and both scores > {SCORE}. "
-    "'all places' are the detector's own scores without any suppression: the pairs that NMS has to remove. "
-    "'NMS' is what is left of them after it. 'selected' are the scores times those of the learned selection, "
-    "without NMS: near 0 it has learned to answer once for each object. In the pictures the first row shows "
-    "the highest score of a class at each place, level by level; the second the same times the selection: "
-    "blobs should have become points."
+    f"A duplicate is a pair of detections of one class with IoU > {DUPLICATE_IOU} and both scores > "
+    f"{MIN_SCORE}. 'all places': the detector's scores without suppression, with the pairs that NMS has to "
+    "remove. 'NMS': the pairs that remain after NMS. 'selected': scores multiplied with those of the learned "
+    "selection, without NMS; a value near 0 means that it selects each object once. In the images, the first "
+    "row shows the highest class score at each point, level by level; the second row the same multiplied "
+    "with the selection, which should reduce blobs to single points."
 )
 
 
-class Ways(StaticShapeModel):
-    """A dense detector asked in several ways at once.
+class SelectionComparison(StaticShapeModel):
+    """Model that applies several selections to the predictions of a dense detector.
 
     Args:
-        detector: OneStage; a selection of its own (PSS, DeFCN's kind) is found by `base`.
+        detector: OneStage; a head with a learned selection (PSS, DeFCN) has an attribute `base`.
     Call:
         x: {"images", "size_hw"}.
     Returns:
-        {"found/<way>": (B,) detections above SCORE, "pairs/<way>": (B,) duplicates,
+        {"found/<way>": (B,) detections above MIN_SCORE, "pairs/<way>": (B,) duplicates,
         "maps/<way>": list over levels of (B, H_l, W_l) scores, the highest class and anchor}.
     """
 
@@ -54,53 +55,53 @@ class Ways(StaticShapeModel):
         super().__init__()
         self.detector = detector
         self.base = _base_of(detector)
-        limits = dict(score_threshold=SCORE, per_level=MOST, total=MOST)
-        every = Selection(method="none", **limits)
+        limits = dict(score_threshold=MIN_SCORE, per_level=MAX_DETECTIONS, total=MAX_DETECTIONS)
+        no_suppression = Selection(method="none", **limits)
         self.ways = {
-            "all places": (self.base, every),
+            "all places": (self.base, no_suppression),
             "NMS": (self.base, Selection(method="nms", iou=detector.selection.iou, **limits)),
         }
         if self.base is not detector.dense_head:
-            self.ways["selected"] = (detector.dense_head, every)
+            self.ways["selected"] = (detector.dense_head, no_suppression)
         self.built = True
 
     def call(self, x, training=False):
         raw = self.detector(x, training=False)
-        answer = {}
+        outputs = {}
         for name, (head, selection) in self.ways.items():
             candidates = head.candidates(raw, x[SIZE_HW])
-            found = selection(_by_score(candidates))
-            answer[f"found/{name}"] = ops.sum(ops.cast(found[VALID], "int32"), axis=1)
-            answer[f"pairs/{name}"] = duplicates(found)
+            detections = selection(_by_score(candidates))
+            outputs[f"found/{name}"] = ops.sum(ops.cast(detections[VALID], "int32"), axis=1)
+            outputs[f"pairs/{name}"] = duplicates(detections)
             if name != "NMS":
-                answer[f"maps/{name}"] = score_maps(candidates)
-        return answer
+                outputs[f"maps/{name}"] = score_maps(candidates)
+        return outputs
 
 
 def _by_score(candidates):
-    """The same candidates, chosen by nothing but their score."""
+    """The same candidates, ranked by their score alone."""
     return {
         key: value for key, value in candidates.items() if key not in ("ranking_scores", "threshold_scores")
     }
 
 
-def duplicates(found):
-    """Pairs of detections of one class whose boxes overlap.
+def duplicates(detections: dict):
+    """Counts pairs of detections of the same class whose boxes overlap.
 
     Args:
-        found: detections as kgarden.structures has them, all above SCORE.
+        detections: as defined in kgarden.structures, all above MIN_SCORE.
     Returns:
         (B,) int32.
     """
-    boxes, labels, valid = found[BOXES], found[LABELS], found[VALID]
-    near = iou(boxes, boxes) > OVERLAP
+    boxes, labels, valid = detections[BOXES], detections[LABELS], detections[VALID]
+    near = iou(boxes, boxes) > DUPLICATE_IOU
     same = (labels[:, :, None] == labels[:, None, :]) & valid[:, :, None] & valid[:, None, :]
     first = ops.arange(boxes.shape[1])[:, None] < ops.arange(boxes.shape[1])[None, :]
     return ops.sum(ops.cast(near & same & first, "int32"), axis=(1, 2))
 
 
-def score_maps(candidates):
-    """The highest score at each cell.   list over levels of (B, H_l, W_l)."""
+def score_maps(candidates: dict) -> list:
+    """Computes the highest score at each point.   list over levels of (B, H_l, W_l)."""
     best = ops.max(candidates[SCORES], axis=-1)
     maps, start = [], 0
     for height, width, anchors in candidates["levels"]:
@@ -111,15 +112,21 @@ def score_maps(candidates):
     return maps
 
 
-def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
-    """Count duplicates of a run's detector on its validation data and draw its score maps.
+def analyze_duplicates(
+    run: str | os.PathLike,
+    to: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    limit: int | None = None,
+    num_maps: int = 4,
+) -> list[dict]:
+    """Counts duplicates of a run's detector on its validation data and draws its score maps.
 
     Args:
-        run:      directory of a run with a dense detector.
+        run:      run directory of a dense detector.
         to:       folder for duplicates.csv, reading.txt and maps_<image id>.png.
-        weights:  another file than the run's best weights.
-        limit:    only the first so many pictures.
-        pictures: how many score maps are drawn.
+        weights:  file to use instead of the run's best weights.
+        limit:    number of images, from the first; None: all.
+        num_maps: number of images whose score maps are drawn.
     Returns:
         [{"way", "images", "detections_per_image", "duplicates_per_image"}, ...]
     Raises:
@@ -127,19 +134,19 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
     """
     recipe, detector, _ = load_run(run, weights)
     if not isinstance(detector, OneStage) or not isinstance(_base_of(detector), DenseHead):
-        raise UserError(f"{run}: {recipe.model.name} has no dense head whose scores could be shown")
+        raise UserError(f"{run}: {recipe.model.name} has no dense head; use a run of a one-stage detector")
     data = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
     to = pathlib.Path(to)
-    model = ready_to_predict(Ways(detector))
+    model = ready_to_predict(SelectionComparison(detector))
     totals, images = collections.Counter(), 0
     for x, meta in data.val_batches(limit):
         x = {key: np.asarray(value) for key, value in x.items()}
-        answer = keras.tree.map_structure(np.asarray, model.predict_on_batch(x))
+        outputs = keras.tree.map_structure(np.asarray, model.predict_on_batch(x))
         ids = np.asarray(meta[IMAGE_ID])
         real = np.flatnonzero(ids >= 0)
-        totals.update({key: int(answer[key][real].sum()) for key in answer if not key.startswith("maps/")})
-        for row in real[: max(pictures - images, 0)]:
-            replace_file(to / f"maps_{ids[row]}.png", png_of(_drawn(x, answer, row)))
+        totals.update({key: int(outputs[key][real].sum()) for key in outputs if not key.startswith("maps/")})
+        for row in real[: max(num_maps - images, 0)]:
+            replace_file(to / f"maps_{ids[row]}.png", png_of(_figure(x, outputs, row)))
         images += len(real)
     rows = [
         {
@@ -155,14 +162,14 @@ def analyze_duplicates(run, to, weights=None, limit=None, pictures=4):
 
 
 def _base_of(detector):
-    """The dense head itself, without what is laid on top of it."""
+    """The dense head without the learned selection around it."""
     return getattr(detector.dense_head, "base", detector.dense_head)
 
 
-def _drawn(x, answer, row):
-    """The picture, and a row of score maps for each way."""
-    ways = [key for key in answer if key.startswith("maps/")]
-    levels = len(answer[ways[0]])
+def _figure(x, outputs, row):
+    """A row for each way: the image and its score maps."""
+    ways = [key for key in outputs if key.startswith("maps/")]
+    levels = len(outputs[ways[0]])
     height, width = x[IMAGES][row].shape[:2]
     tall = 2.2 * height / width + 0.35
     figure = figure_of(2.2 * (levels + 1), tall * len(ways) + 0.2)
@@ -171,9 +178,9 @@ def _drawn(x, answer, row):
         cells[0].imshow(x[IMAGES][row])
         cells[0].set_title(way.removeprefix("maps/"), fontsize=9, loc="left")
         for number, cell in enumerate(cells[1:]):
-            scores = answer[way][number][row]
+            scores = outputs[way][number][row]
             cell.imshow(scores, cmap=BLUES, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            cell.set_title(f"level {number + 1}: {scores.max():.2f} at most", fontsize=8, loc="left")
+            cell.set_title(f"level {number + 1}: max {scores.max():.2f}", fontsize=8, loc="left")
         for cell in cells:
             cell.set_axis_off()
     return figure

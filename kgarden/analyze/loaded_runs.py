@@ -1,7 +1,9 @@
-"""Runs that are looked into, with the objects of their validation pictures and the groups these belong to."""
+"""Loaded runs for analyses: detector, validation images and their objects in groups of size or difficulty."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -9,24 +11,28 @@ import numpy as np
 from kgarden.build import Data, load_run, prepare_data
 from kgarden.config.loading import Recipe
 from kgarden.errors import UserError
-from kgarden.metrics.coco import complete
+from kgarden.metrics.evaluation_table import complete
 from kgarden.models.base.two_stage import TwoStage
 from kgarden.structures import IMAGE_ID, ORIGINAL_HW, SIZE_HW
 from kgarden.utils.files import read_json
 
 SIZES = ("small", "medium", "large")  # COCO: areas below 32^2, up to 96^2, above
 DIFFICULTIES = ("easy", "medium", "hard")
-EVERY = "all"  # the group that all objects belong to
+EVERY = "all"  # the group of all objects
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A run, its detector with weights, its validation data.
+class LoadedRun:
+    """A run directory with its recipe, trained detector and validation data.
 
     Attributes:
-        name:    what figures and tables call the run.
-        objects: {image_id: [{"id", "label", "bbox" xywh px of the original picture, "area"}, ...]}, crowds
-                 left out.
+        name:       of the run, in figures and tables.
+        recipe:     Recipe.
+        detector:   with the run's weights.
+        categories: [{"id", "name"}, ...] in label order.
+        data:       kgarden.build.Data, its validation part.
+        objects:    {image_id: [{"id", "label", "bbox" xywh px of the original image, "area"}, ...]}, without
+                    crowds.
     """
 
     name: str
@@ -36,8 +42,8 @@ class Subject:
     data: Data
     objects: dict
 
-    def pictures(self, limit=None):
-        """(x of one picture, image_id, its objects, their boxes (N, 4) xyxy px of the network input)."""
+    def images(self, limit: int | None = None) -> Iterator[tuple]:
+        """Yields (x of one image, image_id, its objects, their boxes (N, 4) xyxy px of the network input)."""
         for x, meta in self.data.val_batches(limit):
             x = {key: np.asarray(value) for key, value in x.items()}
             ids, original_hw = np.asarray(meta[IMAGE_ID]), np.asarray(meta[ORIGINAL_HW])
@@ -46,12 +52,12 @@ class Subject:
                 objects = self.objects.get(int(ids[row]), [])
                 yield one, int(ids[row]), objects, _boxes(objects, x[SIZE_HW][row], original_hw[row])
 
-    def image_ids(self):
-        """Of all pictures, a set."""
+    def image_ids(self) -> set[int]:
+        """Returns the ids of all images."""
         return {int(one) for dataset in self.data.val for one in dataset.index.image_id}
 
-    def known(self, limit=None):
-        """How many pictures `pictures` will give."""
+    def num_images(self, limit: int | None = None) -> int:
+        """Returns how many images `images` yields."""
         count = sum(len(dataset.index) for dataset in self.data.val)
         return min(count, limit or count)
 
@@ -62,39 +68,48 @@ def _boxes(objects, size_hw, original_hw):
     return boxes * np.tile((size_hw / original_hw)[::-1], 2)
 
 
-def open_runs(runs, weights=None, overrides=None):
-    """Load runs that were measured on the same pictures.
+def open_runs(
+    runs: Sequence[str | os.PathLike], weights: str | os.PathLike | None = None, overrides: dict | None = None
+) -> list[LoadedRun]:
+    """Loads runs with equal validation data.
 
     Args:
-        runs:      directories.
-        weights:   another file than the best weights, of one run alone.
-        overrides: other settings at inference.
-    Returns:
-        [Subject, ...]
+        runs:      run directories.
+        weights:   file to use instead of the best weights; for a single run only.
+        overrides: recipe settings for inference.
     Raises:
-        UserError: not runs, or runs with other validation data than the first one.
+        UserError: a directory is not a run, or the validation data of the runs differ.
     """
     if weights and len(runs) > 1:
-        raise UserError(f"--weights {weights}: whose? give one RUN with it")
+        raise UserError(f"--weights {weights} applies to a single RUN; {len(runs)} runs were given")
     runs = [pathlib.Path(run) for run in runs]
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
-        raise UserError(f"{max(names, key=names.count)}: given twice")
-    subjects = [_open(run, name, weights, overrides) for run, name in zip(runs, names, strict=True)]
-    for run, subject in zip(runs, subjects, strict=True):
-        if subject.objects != subjects[0].objects or subject.categories != subjects[0].categories:
-            raise UserError(f"{run}: its data.val are not those of {runs[0]}: they cannot be compared")
-    return subjects
+        raise UserError(f"{max(names, key=names.count)}: the run is given twice; name it once")
+    loaded = [_open(run, name, weights, overrides) for run, name in zip(runs, names, strict=True)]
+    for path, run in zip(runs, loaded, strict=True):
+        if run.objects != loaded[0].objects or run.categories != loaded[0].categories:
+            raise UserError(
+                f"{path}: its data.val differ from those of {runs[0]}; compare runs of equal data"
+            )
+    return loaded
 
 
 def _open(run, name, weights, overrides):
     recipe, detector, categories = load_run(run, weights, overrides)
     data = prepare_data(recipe, cache=run / "data", splits=("val",))
     if data.categories != categories:
-        raise UserError(f"{run}: the classes of its data.val are not those that it was trained on")
-    return Subject(name, recipe, detector, categories, data, _objects(data, categories))
+        raise UserError(f"{run}: the classes of its data.val differ from those of its training")
+    return LoadedRun(
+        name=name,
+        recipe=recipe,
+        detector=detector,
+        categories=categories,
+        data=data,
+        objects=_objects(data, categories),
+    )
 
 
 def _objects(data, categories):
@@ -107,24 +122,26 @@ def _objects(data, categories):
     return objects
 
 
-def need_roi_heads(subjects):
-    """Refuse detectors whose second stage cannot be handed boxes."""
-    for subject in subjects:
-        head = getattr(subject.detector, "roi_head", None)
-        if not isinstance(subject.detector, TwoStage) or not hasattr(head, "branch_predictions"):
+def require_roi_heads(runs: Sequence[LoadedRun]) -> None:
+    """Raises UserError unless all detectors have a RoI head that accepts given boxes."""
+    for run in runs:
+        head = getattr(run.detector, "roi_head", None)
+        if not isinstance(run.detector, TwoStage) or not hasattr(head, "branch_predictions"):
             raise UserError(
-                f"{subject.name}: {subject.recipe.model.name} has no RoI head that could be handed boxes; "
-                "this needs a two-stage detector"
+                f"{run.name}: {run.recipe.model.name} has no RoI head that accepts given boxes; "
+                "use a run of a two-stage detector"
             )
 
 
-def size_of(area):
-    """COCO's word for an area in px^2 of the original picture."""
+def size_of(area: float) -> str:
+    """Returns COCO's size of an area in px^2 of the original image: small, medium or large."""
     return SIZES[int(area >= 32**2) + int(area > 96**2)]
 
 
-def grouping(kind, categories, evaluation=None):
-    """Names of groups, and a function of an object that tells which it belongs to.
+def grouping(
+    kind: str, categories: list[dict], evaluation: dict | None = None
+) -> tuple[tuple[str, ...], Callable]:
+    """Returns the names of groups, and a function of an object that returns its groups.
 
     Args:
         kind:       "size", or "difficulty": thirds of the classes by their AP, see `difficulties`.
@@ -136,17 +153,17 @@ def grouping(kind, categories, evaluation=None):
     if kind == "size":
         return (*SIZES, EVERY), lambda one: (size_of(one["area"]), EVERY)
     if kind != "difficulty":
-        raise UserError(f"--groups {kind}: one of size, difficulty")
+        raise UserError(f"--groups {kind} is not supported; use size or difficulty")
     of_class = difficulties(evaluation, categories)
     of_label = {label: of_class.get(one["id"]) for label, one in enumerate(categories)}
     return (*DIFFICULTIES, EVERY), lambda one: (*filter(None, [of_label[one["label"]]]), EVERY)
 
 
-def difficulties(evaluation, categories):
-    """Classes in thirds by their AP, the best third easy, the earlier thirds larger.   Appendix A.1
+def difficulties(evaluation: dict, categories: list[dict]) -> dict[int, str]:
+    """Divides classes into thirds by AP: easy, medium, hard; the first ones get the remainder.  Appendix A.1
 
     Args:
-        evaluation: what `evaluation.json` holds; classes without AP belong to no third.
+        evaluation: of `evaluation.json`; classes without AP belong to no third.
         categories: [{"id", "name"}, ...].
     Returns:
         {category id: one of DIFFICULTIES}
@@ -155,42 +172,45 @@ def difficulties(evaluation, categories):
     known = [one["id"] for one in categories if ap.get(one["id"]) is not None]
     ranked = sorted(known, key=lambda one: -ap[one])
     if len(ranked) < 3:
-        raise UserError(f"--groups difficulty: AP is known of {len(ranked)} classes: three thirds need three")
+        raise UserError(f"--groups difficulty needs the AP of at least 3 classes; there are {len(ranked)}")
     thirds = np.array_split(np.array(ranked), 3)
     return {int(one): name for name, third in zip(DIFFICULTIES, thirds, strict=True) for one in third}
 
 
-def evaluation_for(kind, runs, results=None):
-    """The AP of the classes: (what evaluation.json holds, its path); (None, None) where groups are sizes."""
+def evaluation_for(
+    kind: str, runs: Sequence[str | os.PathLike], results: str | os.PathLike | None = None
+) -> tuple[dict | None, pathlib.Path | None]:
+    """Reads the AP of the classes: (evaluation.json, its path); (None, None) for groups of size."""
     if kind != "difficulty":
         if results:
-            raise UserError(f"--results {results}: of --groups difficulty alone")
+            raise UserError(f"--results {results} applies to --groups difficulty only")
         return None, None
     path = pathlib.Path(results or pathlib.Path(runs[0]) / "evaluation.json")
     if not path.is_file():
         raise UserError(
-            f"{path}: not there; --groups difficulty ranks the classes by it: kgarden evaluate RUN"
+            f"{path}: no such file; --groups difficulty reads the AP of the classes from it: "
+            "run kgarden evaluate RUN"
         )
     return read_json(path), path
 
 
-def need_objects(count, runs):
-    """Refuse pictures without anything in them."""
+def require_objects(count: int, runs: Sequence) -> None:
+    """Raises UserError if the analysed images have no objects."""
     if not count:
-        raise UserError(f"{runs[0]}: no object in the pictures that were looked at")
+        raise UserError(f"{runs[0]}: the analysed images have no objects; raise --limit")
 
 
-def grouped_by(kind, source):
-    """One sentence: what the groups are; `source` is where the AP of the classes came from."""
+def describe_groups(kind: str, source: pathlib.Path | None) -> str:
+    """Describes the groups in one sentence; `source` is the file with the AP of the classes."""
     if kind == "size":
         return (
-            "Small, medium and large are COCO's: the area that the annotation gives (that of the box where "
-            "it gives none), in px of the original picture, below 32 x 32, up to 96 x 96, above."
+            "Small, medium and large are COCO's: the area of the annotation (without one, the area of its "
+            "box) in px of the original image is below 32 x 32, up to 96 x 96, or above."
         )
     return f"Easy, medium and hard are thirds of the classes, ranked by their AP in {source}."
 
 
-def counted(objects, names, windows):
-    """One sentence: how many objects of each group, and how many windows of each object."""
-    parts = ", ".join(f"{objects[name]} {name}" for name in names if name != EVERY)
-    return f"{objects[EVERY]} objects ({parts}), at most {windows} windows of each; crowds are left out."
+def describe_counts(objects: dict, names: Sequence[str], windows: int) -> str:
+    """States the number of objects of each group, and of windows of each object, in one sentence."""
+    groups = ", ".join(f"{objects[name]} {name}" for name in names if name != EVERY)
+    return f"{objects[EVERY]} objects ({groups}), at most {windows} windows per object; crowds are left out."

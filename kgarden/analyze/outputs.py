@@ -1,20 +1,25 @@
-"""What every analysis leaves: numbers, figures, and a paragraph that says how to read them."""
+"""Output files of analyses: tables, figures and a paragraph on how to read them."""
 
 import csv
 import io
+import os
 import pathlib
+
+from matplotlib.figure import Figure
 
 from kgarden.metrics.figures import png_of, svg_of
 from kgarden.utils.files import replace_file
 
 
-def write_analysis(to, reading, tables, figures=None):
-    """Each file written aside and renamed.
+def write_analysis(
+    to: str | os.PathLike, reading: str, tables: dict, figures: dict[str, Figure] | None = None
+) -> None:
+    """Writes the files of an analysis, each atomically.
 
     Args:
         to:       folder.
         reading:  the paragraph, for reading.txt.
-        tables:   {"name": rows as dictionaries of one form, or "name": (head, rows as lists)}: name.csv.
+        tables:   {"name": rows as dictionaries with equal keys, or (head, rows as lists)}: name.csv.
         figures:  {"name": matplotlib figure}: name.png and name.svg.
     """
     to = pathlib.Path(to)
@@ -27,7 +32,7 @@ def write_analysis(to, reading, tables, figures=None):
 
 
 def table_of(rows):
-    """Rows as the text of a CSV file; None is an empty field."""
+    """Formats rows as CSV; None is an empty field."""
     head, lines = rows if isinstance(rows, tuple) else (list(rows[0]), [row.values() for row in rows])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -36,6 +41,6 @@ def table_of(rows):
     return text.getvalue()
 
 
-def rounded(value, digits=6):
-    """A number for a table; None for what there is none of (NaN)."""
+def rounded(value: float, digits: int = 6) -> float | None:
+    """Rounds a number for a table; None for NaN."""
     return None if value != value else round(float(value), digits)

@@ -1,57 +1,58 @@
-"""How closely scores follow IoU: Pearson's r over windows, proposals and detections.
+"""Correlation of score and IoU: Pearson's r over sliding windows, proposals and detections.
 
 Wu et al. 2020, arXiv:1904.06493, section 3.2 and appendix A: Figs. 3 and A.2.
 """
 
 import collections
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from keras import ops
 from matplotlib.colors import LogNorm
 
-from kgarden.analyze.curve_styles import curves_of
+from kgarden.analyze.curve_styles import sorted_curves
 from kgarden.analyze.loaded_runs import (
     EVERY,
-    counted,
+    describe_counts,
+    describe_groups,
     evaluation_for,
-    grouped_by,
     grouping,
-    need_objects,
-    need_roi_heads,
     open_runs,
+    require_objects,
+    require_roi_heads,
 )
 from kgarden.analyze.outputs import rounded, write_analysis
 from kgarden.analyze.statistics import Pearson, bin_of
-from kgarden.analyze.windows import Windows, over_runs, score_of
-from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, plain
+from kgarden.analyze.windows import Windows, score_of, windows_of_runs
+from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, style_axes
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.models.faster_rcnn import FUSED
 from kgarden.ops.boxes import iou as iou_of
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
 CELLS = 40  # of the histograms, along each side
-WHICH = ("all", "overlapping")  # every box, and those with IoU > 0
+WHICH = ("all", "overlapping")  # all boxes, and those with IoU > 0
 
 READING = (
-    "Pearson's r of a box's IoU with an object and its score for that object's class; higher is better, "
-    "since NMS and AP believe the score. Windows are those of `sliding-window`. Proposals are those of a "
-    "run's own first stage: IoU with the object that they overlap most and the score of its class "
-    "(overlapping none: the highest score of the classes in the picture; pictures without objects are "
-    "left out). Detections are what is left after the selection: IoU with the best object of the detected "
-    "class, 0 where there is none. Below, how many boxes lie at each IoU and score, on a logarithmic "
-    "scale."
+    "Pearson's r between a box's IoU with an object and its score for that object's class. Higher is "
+    "better, because NMS and AP rank boxes by score. Windows are those of `sliding-window`. Proposals are "
+    "those of the run's first stage, with the IoU of the object that they overlap most and the score of "
+    "its class (without overlap: the highest score of the classes in the image; images without objects "
+    "are left out). Detections are the final ones, with the IoU of the best object of the detected class, "
+    "or 0 without one. Bottom: number of boxes over IoU and score, on a logarithmic scale."
 )
 
 
 class JointCounts:
-    """r and a histogram of IoU and score, of all boxes and of those that overlap."""
+    """Pearson's r of IoU and score, of all boxes and of overlapping ones, and their joint histogram."""
 
     def __init__(self):
         self.pearson = {which: Pearson() for which in WHICH}
         self.counts = np.zeros((CELLS, CELLS), "int64")
 
     def add(self, iou, score):
-        """Args: iou, score (N,)."""
+        """Adds boxes with iou (N,) and score (N,)."""
         overlapping = np.asarray(iou) > 0
         self.pearson["all"].add(iou, score)
         self.pearson["overlapping"].add(iou[overlapping], score[overlapping])
@@ -60,12 +61,12 @@ class JointCounts:
 
 
 class OwnBoxes(StaticShapeModel):
-    """What a detector proposes and detects by itself, beside the objects of the picture.
+    """Model that computes IoU and score of a detector's own proposals and detections.
 
     Call:
         x and "gt_boxes" (1, M, 4), "gt_labels" (1, M), "gt_valid" (1, M).
     Returns:
-        {"proposals/iou", "proposals/valid", "proposals/<answer>": (1, P), "detections/iou",
+        {"proposals/iou", "proposals/valid", "proposals/<branch>": (1, P), "detections/iou",
         "detections/valid", "detections/own": (1, K)}
     """
 
@@ -85,24 +86,24 @@ class OwnBoxes(StaticShapeModel):
             for name, answer in detector.roi_head.branch_predictions(said, x[SIZE_HW]).items()
             if SCORES in answer
         }
-        found = of_proposals(proposals[BOXES], scores, *truth)
+        found = proposal_iou_and_scores(proposals[BOXES], scores, *truth)
         found |= {"proposals/valid": proposals[VALID]}
         detections = detector.detect(x, raw)
-        found["detections/iou"] = of_detections(detections[BOXES], detections[LABELS], *truth)
+        found["detections/iou"] = detection_iou(detections[BOXES], detections[LABELS], *truth)
         return found | {"detections/own": detections[SCORES], "detections/valid": detections[VALID]}
 
 
-def of_proposals(boxes, scores, gt_boxes, gt_labels, gt_valid):
-    """IoU of each proposal with the object it overlaps most, and the score of that object's class.
+def proposal_iou_and_scores(boxes, scores, gt_boxes, gt_labels, gt_valid):
+    """Computes the IoU of each proposal with the object it overlaps most, and the score of that class.
 
-    A proposal that overlaps none is given the highest score of the classes of the picture's objects.
+    The score of a proposal without overlap is the highest one of the classes in the image.
 
     Args:
         boxes:  (B, P, 4).
-        scores: {answer: (B, P, C)}.
+        scores: {branch: (B, P, C)}.
         gt_boxes, gt_labels, gt_valid: (B, M, 4), (B, M), (B, M).
     Returns:
-        {"proposals/iou": (B, P), "proposals/<answer>": (B, P)}
+        {"proposals/iou": (B, P), "proposals/<branch>": (B, P)}
     """
     overlap = ops.where(gt_valid[:, None], iou_of(boxes, gt_boxes), 0.0)
     best, at = ops.max(overlap, axis=-1), ops.argmax(overlap, axis=-1)
@@ -116,16 +117,23 @@ def of_proposals(boxes, scores, gt_boxes, gt_labels, gt_valid):
     return found
 
 
-def of_detections(boxes, labels, gt_boxes, gt_labels, gt_valid):
-    """IoU of each detection with the best object of its class, 0 without one.   (B, K)"""
+def detection_iou(boxes, labels, gt_boxes, gt_labels, gt_valid):
+    """Computes the IoU of each detection with the best object of its class, 0 without one.   (B, K)"""
     same = (labels[..., None] == gt_labels[:, None]) & gt_valid[:, None]
     return ops.max(ops.where(same, iou_of(boxes, gt_boxes), 0.0), axis=-1)
 
 
 def analyze_score_iou(
-    runs, to, windows=None, groups="size", results=None, weights=None, limit=None, progress=None
-):
-    """Correlate IoU and score of the runs' heads.
+    runs: Sequence[str | os.PathLike],
+    to: str | os.PathLike,
+    windows: Windows | None = None,
+    groups: str = "size",
+    results: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Computes the correlation of IoU and score of the runs' heads.
 
     Args:
         runs, to, ..., progress: see `analyze_sliding_window`.
@@ -133,75 +141,79 @@ def analyze_score_iou(
         {"rows": of the table, "reading": the paragraph}.
     """
     evaluation, source = evaluation_for(groups, runs, results)
-    subjects = open_runs(runs, weights)
-    need_roi_heads(subjects)
-    names, groups_of = grouping(groups, subjects[0].categories, evaluation)
+    loaded = open_runs(runs, weights)
+    require_roi_heads(loaded)
+    names, groups_of = grouping(groups, loaded[0].categories, evaluation)
     joint, objects = collections.defaultdict(JointCounts), collections.Counter()
     windows = windows or Windows()
-    for subject, one, iou, found in over_runs(subjects, windows, limit, progress):
+    for run, one, iou, predictions in windows_of_runs(loaded, windows, limit, progress):
         for group in groups_of(one):
-            objects[group] += subject is subjects[0]
-            for key, values in found.items():
-                answer, what = key.split("/")
+            objects[group] += run is loaded[0]
+            for key, values in predictions.items():
+                branch, what = key.split("/")
                 if what == "score":
-                    joint[subject.name, answer, "windows", group].add(iou, values)
-    need_objects(objects[EVERY], runs)
-    for subject in subjects:
-        _add_own_boxes(joint, subject, limit)
+                    joint[run.name, branch, "windows", group].add(iou, values)
+    require_objects(objects[EVERY], runs)
+    for run in loaded:
+        _add_own_boxes(joint, run, limit)
     names = [name for name in names if objects[name]]
-    places = [("windows", name) for name in names] + [("proposals", EVERY), ("detections", EVERY)]
-    rows = table(joint, places)
-    reading = f"{READING} {grouped_by(groups, source)} {counted(objects, names, windows.per_object)}"
-    write_analysis(to, reading, {"score_iou": rows}, {"score_iou": figure(joint, places)})
+    sources = [("windows", name) for name in names] + [("proposals", EVERY), ("detections", EVERY)]
+    rows = table(joint, sources)
+    reading = (
+        f"{READING} {describe_groups(groups, source)} {describe_counts(objects, names, windows.per_object)}"
+    )
+    write_analysis(to, reading, {"score_iou": rows}, {"score_iou": figure(joint, sources)})
     return {"rows": rows, "reading": reading}
 
 
-def _add_own_boxes(joint, subject, limit):
-    model = ready_to_predict(OwnBoxes(subject.detector))
-    most = max(map(len, subject.objects.values()))
-    for x, _, objects, boxes in subject.pictures(limit):
-        missing = most - len(objects)
+def _add_own_boxes(joint, run, limit):
+    model = ready_to_predict(OwnBoxes(run.detector))
+    max_objects = max(map(len, run.objects.values()))
+    for x, _, objects, boxes in run.images(limit):
+        missing = max_objects - len(objects)
         labels = [one["label"] for one in objects] + [0] * missing
         truth = {
             "gt_boxes": np.pad(boxes, ((0, missing), (0, 0)))[None].astype("float32"),
             "gt_labels": np.array([labels], "int32"),
-            "gt_valid": np.arange(most)[None] < len(objects),
+            "gt_valid": np.arange(max_objects)[None] < len(objects),
         }
-        found = {key: np.asarray(value)[0] for key, value in model.predict_on_batch({**x, **truth}).items()}
+        outputs = model.predict_on_batch({**x, **truth})
+        outputs = {key: np.asarray(value)[0] for key, value in outputs.items()}
         for source in ("proposals", "detections"):
             if source == "proposals" and not objects:
                 continue
-            valid = found[f"{source}/valid"]
-            for key, values in found.items():
+            valid = outputs[f"{source}/valid"]
+            for key, values in outputs.items():
                 if key.startswith(source) and not key.endswith(("/iou", "/valid")):
-                    iou = found[f"{source}/iou"][valid]
-                    joint[subject.name, key.split("/")[1], source, EVERY].add(iou, values[valid])
+                    iou = outputs[f"{source}/iou"][valid]
+                    joint[run.name, key.split("/")[1], source, EVERY].add(iou, values[valid])
 
 
-def table(joint, places):
-    """A row for each run, answer, source and group, all boxes and those that overlap."""
+def table(joint, sources):
+    """Builds a row for each run, branch, source and group, of all boxes and of overlapping ones."""
     rows = []
-    for run, answer in curves_of(joint):
-        for source, group in places:
-            if (run, answer, source, group) in joint:
-                for which, one in joint[run, answer, source, group].pearson.items():
-                    row = {"run": run, "answer": answer, "boxes": source, "group": group, "which": which}
+    for run, branch in sorted_curves(joint):
+        for source, group in sources:
+            if (run, branch, source, group) in joint:
+                for which, one in joint[run, branch, source, group].pearson.items():
+                    row = {"run": run, "answer": branch, "boxes": source, "group": group, "which": which}
                     rows.append({**row, "n": one.count, "r": rounded(one.r)})
     return rows
 
 
-def figure(joint, places):
-    """r as bars; below, a row of histograms for each run and answer."""
-    curves = curves_of(joint)
+def figure(joint, bars):
+    """Draws r as bars, and below a row of histograms for each run and branch."""
+    curves = sorted_curves(joint)
     sources = [("windows", EVERY), ("proposals", EVERY), ("detections", EVERY)]
-    drawn = figure_of(11.5, 3.4 + 2.7 * len(curves))
-    above, below = drawn.subfigures(2, 1, height_ratios=[3.4, 2.7 * len(curves)])
+    result = figure_of(11.5, 3.4 + 2.7 * len(curves))
+    above, below = result.subfigures(2, 1, height_ratios=[3.4, 2.7 * len(curves)])
     for ax, which in zip(above.subplots(1, 2, sharey=True), WHICH, strict=True):
-        _bars(ax, joint, places, curves, which)
-    above.axes[0].set_ylabel("Pearson's r of IoU and score", color=INK)
+        _bars(ax, {key: one.pearson[which].r for key, one in joint.items()}, bars, curves)
+        ax.set_title("all boxes" if which == "all" else "boxes with IoU > 0", fontsize=10.5, color=INK)
+    above.axes[0].set_ylabel("Pearson's r of score and IoU", color=INK)
     above.axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9, frameon=False)
     panels = below.subplots(len(curves), 3, sharex=True, sharey=True, squeeze=False)
-    most = max(one.counts.max() for one in joint.values())
+    max_count = max(one.counts.max() for one in joint.values())
     for row, curve in zip(panels, curves, strict=True):
         for ax, (source, group) in zip(row, sources, strict=True):
             one = joint.get((*curve, source, group))
@@ -209,9 +221,9 @@ def figure(joint, places):
                 ax.set_axis_off()
                 continue
             shown = np.ma.masked_equal(one.counts.T, 0)
-            norm = LogNorm(1, max(most, 2))
+            norm = LogNorm(1, max(max_count, 2))
             ax.imshow(shown, origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap=BLUES, norm=norm)
-            plain(ax)
+            style_axes(ax)
             ax.set_title(f"{_name(*curve)}: {one.pearson['all'].count:,} {source}", fontsize=9, color=INK)
         row[0].set_ylabel("score", color=INK)
     for column in panels.T:
@@ -219,29 +231,25 @@ def figure(joint, places):
             lowest.set_xlabel("IoU", color=INK)
             lowest.tick_params(labelbottom=True)
     bar = below.colorbar(panels[0, 0].images[0], ax=panels, shrink=0.8, aspect=30)
-    bar.set_label("boxes", color=INK)
+    bar.set_label("number of boxes", color=INK)
     bar.outline.set_visible(False)
-    return drawn
+    return result
 
 
-def _bars(ax, joint, places, curves, which):
+def _bars(ax, r_of, bars, curves):
     width = 0.8 / len(curves)
     for number, curve in enumerate(curves):
-        r = [
-            joint[*curve, *place].pearson[which].r if (*curve, *place) in joint else np.nan
-            for place in places
-        ]
-        at = np.arange(len(places)) + (number - (len(curves) - 1) / 2) * width
+        r = [r_of.get((*curve, *bar), np.nan) for bar in bars]
+        at = np.arange(len(bars)) + (number - (len(curves) - 1) / 2) * width
         color = COLORS[number % len(COLORS)]
         ax.bar(at, r, 0.92 * width, color=color, label=_name(*curve))
-    names = [f"windows\n{group}" if source == "windows" else source for source, group in places]
-    ax.set_xticks(range(len(places)), names, fontsize=9)
+    names = [f"windows\n{group}" if source == "windows" else source for source, group in bars]
+    ax.set_xticks(range(len(bars)), names, fontsize=9)
     ax.axhline(0, color=INK, linewidth=0.8)
-    ax.set_title("every box" if which == "all" else "boxes with IoU > 0", fontsize=10.5, color=INK)
-    plain(ax)
+    style_axes(ax)
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)
 
 
-def _name(run, answer):
-    return run if answer == FUSED else f"{run}: {answer} alone"
+def _name(run, branch):
+    return run if branch == FUSED else f"{run}: {branch} alone"

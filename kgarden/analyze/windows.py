@@ -1,39 +1,41 @@
-"""Boxes in place of proposals: sliding windows around every object, and what a RoI head makes of them.
+"""Sliding windows: boxes of known IoU around every object, and a RoI head's predictions on them.
 
 Wu et al. 2020, arXiv:1904.06493, section 3.1: about 14,000 boxes of known IoU for each object. The paper does
-not say which; here nine widths times nine heights at 13 x 13 offsets, thirteen of the latter dense around the
-object's centre, so that every interval of IoU has some (the object itself is one of them).
+not specify them. Here they are nine widths times nine heights at 13 x 13 offsets, which are denser near the
+object's centre, so that every interval of IoU has windows (the object's own box is one of them).
 """
+
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from keras import ops
 
+from kgarden.analyze.loaded_runs import LoadedRun
+from kgarden.inference.batching import pad_batch
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, VALID
 
-SIDES = (0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0)  # of a window, in sides of the object
+SIDES = (0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0)  # of a window, relative to the object
 OFFSETS = tuple(np.sign(u) * abs(u) ** 2.5 for u in np.linspace(-1.0, 1.0, 13))  # of its centre
-SMALLEST_PX = 1.0  # a window of which less is left inside the picture is dropped
-CHUNK = 1000  # boxes that go through the RoI head together
+MIN_SIDE_PX = 1.0  # windows with a smaller side inside the image are dropped
+CHUNK = 1000  # boxes per batch of the RoI head
 
 
-def window_grid():
-    """The windows of an object that is the unit square around 0.   (13689, 4) xyxy float64"""
-    wide, high, right, down = (
-        part.ravel() for part in np.meshgrid(SIDES, SIDES, OFFSETS, OFFSETS, indexing="ij")
-    )
-    return np.stack([right - wide / 2, down - high / 2, right + wide / 2, down + high / 2], axis=1)
+def window_grid() -> np.ndarray:
+    """Computes the windows of the unit square centred at 0.   (13689, 4) xyxy float64"""
+    w, h, x, y = (axis.ravel() for axis in np.meshgrid(SIDES, SIDES, OFFSETS, OFFSETS, indexing="ij"))
+    return np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1)
 
 
-def windows_around(box, size_hw, grid):
-    """The windows of one object, cut off at the picture's borders.
+def windows_around(box, size_hw, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the windows of one object, clipped to the image, and their IoU with it.
 
-    IoUs are computed in sides of the object, where they are the same numbers for every object.
+    IoUs are computed relative to the object's sides, so that they are the same numbers for every object.
 
     Args:
         box:     (4,) xyxy px of the network input.
-        size_hw: (2,) of the picture inside the canvas.
+        size_hw: (2,) of the image inside the canvas.
         grid:    (W, 4) of `window_grid`, or rows of it.
     Returns:
         boxes: (n, 4) float32 px; iou: (n,) float64 with the object. n <= W.
@@ -44,7 +46,7 @@ def windows_around(box, size_hw, grid):
     low, high = np.tile(border[:2], 2), np.tile(border[2:], 2)
     inside = np.clip(grid, low, high)
     extent = inside[:, 2:] - inside[:, :2]
-    kept = (extent * sides[:2] >= SMALLEST_PX).all(axis=1)
+    kept = (extent * sides[:2] >= MIN_SIDE_PX).all(axis=1)
     inside, extent = inside[kept], extent[kept]
     own = np.clip([-0.5, -0.5, 0.5, 0.5], low, high)
     common = np.minimum(inside[:, 2:], own[2:]) - np.maximum(inside[:, :2], own[:2])
@@ -54,7 +56,7 @@ def windows_around(box, size_hw, grid):
 
 
 class Pyramid(StaticShapeModel):
-    """x -> the levels of a detector's neck."""
+    """Model that computes a detector's pyramid, the levels of its neck."""
 
     def __init__(self, detector):
         super().__init__()
@@ -65,14 +67,15 @@ class Pyramid(StaticShapeModel):
         return self.detector.pyramid(x, training=False)
 
 
-class AskedHead(StaticShapeModel):
-    """A RoI head that is handed boxes, each with the object that it is compared with.
+class HeadOnBoxes(StaticShapeModel):
+    """Model that runs a RoI head on given boxes and compares its predictions with one object per box.
 
     Call:
         {"pyramid", "size_hw" (1, 2), "boxes" (1, P, 4), "labels" (1, P), "gt_boxes" (1, P, 4)}
     Returns:
-        {"<answer>/score": (1, P) probability of the object's class,
-        "<answer>/iou": (1, P) of the refined box of that class with the object}, for each answer of the head.
+        {"<branch>/score": (1, P) probability of the object's class,
+        "<branch>/iou": (1, P) IoU of the refined box of that class with the object}, for the head's own
+        prediction and that of each branch.
     """
 
     def __init__(self, head):
@@ -95,89 +98,97 @@ class AskedHead(StaticShapeModel):
 
 
 def score_of(scores, labels):
-    """The score of each box's class.   (B, P, C), (B, P) -> (B, P)."""
+    """Gathers the score of each box's class.   (B, P, C), (B, P) -> (B, P)."""
     return ops.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
 
 
 def box_of(boxes, labels):
-    """The box of each box's class, or the one for all.   (B, P, 4) or (B, P, C, 4), (B, P) -> (B, P, 4)."""
+    """Gathers the refined box of each box's class.   (B, P, 4) or (B, P, C, 4), (B, P) -> (B, P, 4)."""
     if len(boxes.shape) == 3:
         return boxes
     return ops.take_along_axis(boxes, labels[..., None, None], axis=2)[:, :, 0]
 
 
 class Windows:
-    """Slides windows over the objects of a run's pictures.
+    """Slides windows over the objects of a run's images.
 
     Args:
-        per_object: so many windows of each object, drawn anew for each; None: all 13,689.
-        seed:       of that draw, which depends on the object besides.
-        chunk:      boxes that go through the RoI head together.
+        per_object: number of windows per object, a random sample for each; None: all 13,689.
+        seed:       of the samples, which depend on the image and the object as well.
+        chunk:      boxes per batch of the RoI head.
     """
 
-    def __init__(self, per_object=None, seed=0, chunk=CHUNK):
+    def __init__(self, per_object: int | None = None, seed: int = 0, chunk: int = CHUNK):
         self.grid = window_grid()
         self.per_object = min(per_object or len(self.grid), len(self.grid))
         self.seed, self.chunk = seed, min(chunk, self.per_object)
 
-    def over(self, subject, limit=None, progress=None):
-        """For every object: (object, IoU of its windows (n,), {"<answer>/<what>": (n,)} of `AskedHead`).
+    def over(
+        self, run: LoadedRun, limit: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple]:
+        """Yields (object, IoU of its windows (n,), {"<branch>/<what>": (n,)} of `HeadOnBoxes`) per object.
 
         Args:
-            subject:  Subject with a RoI head.
-            limit:    only the first so many pictures.
-            progress: function of (pictures done, pictures in all).
+            run:      LoadedRun with a RoI head.
+            limit:    number of images, from the first; None: all.
+            progress: function of (images done, images in total).
         """
-        features = ready_to_predict(Pyramid(subject.detector))
-        head = ready_to_predict(AskedHead(subject.detector.roi_head))
-        for done, (x, image_id, objects, boxes) in enumerate(subject.pictures(limit), start=1):
+        features = ready_to_predict(Pyramid(run.detector))
+        head = ready_to_predict(HeadOnBoxes(run.detector.roi_head))
+        for done, (x, image_id, objects, boxes) in enumerate(run.images(limit), start=1):
             if objects:
                 size_hw = x[SIZE_HW][0]
                 rows = [self._rows(image_id, number) for number in range(len(objects))]
                 windows = [
                     windows_around(box, size_hw, self.grid[row]) for box, row in zip(boxes, rows, strict=True)
                 ]
-                found = self._ask(head, features.predict_on_batch(x), x[SIZE_HW], windows, objects, boxes)
-                ends = np.cumsum([0] + [len(iou) for _, iou in windows])
+                counts = [len(iou) for _, iou in windows]
+                inputs = {
+                    BOXES: np.concatenate([window for window, _ in windows]),
+                    LABELS: np.repeat(np.array([one["label"] for one in objects], "int32"), counts),
+                    "gt_boxes": np.repeat(boxes.astype("float32"), counts, axis=0),
+                }
+                image = {"pyramid": features.predict_on_batch(x), SIZE_HW: x[SIZE_HW]}
+                values = self._predict(head, image, inputs)
+                ends = np.cumsum([0, *counts])
                 for one, (_, iou), start, end in zip(objects, windows, ends[:-1], ends[1:], strict=True):
-                    yield one, iou, {key: value[start:end] for key, value in found.items()}
+                    yield one, iou, {key: value[start:end] for key, value in values.items()}
             if progress:
-                progress(done, subject.known(limit))
+                progress(done, run.num_images(limit))
 
     def _rows(self, image_id, number):
-        """Which windows an object gets: the same for every run."""
+        """Rows of the grid for one object, the same for every run."""
         if self.per_object == len(self.grid):
             return slice(None)
-        draw = np.random.default_rng([self.seed, image_id, number])
-        return np.sort(draw.choice(len(self.grid), self.per_object, replace=False))
+        rng = np.random.default_rng([self.seed, image_id, number])
+        return np.sort(rng.choice(len(self.grid), self.per_object, replace=False))
 
-    def _ask(self, head, pyramid, size_hw, windows, objects, boxes):
-        """All windows of a picture in chunks of one size.   {"<answer>/<what>": (n of all objects,)}"""
-        counts = [len(iou) for _, iou in windows]
-        asked = {
-            BOXES: np.concatenate([one for one, _ in windows]),
-            LABELS: np.repeat(np.array([one["label"] for one in objects], "int32"), counts),
-            "gt_boxes": np.repeat(boxes.astype("float32"), counts, axis=0),
-        }
-        total, parts = sum(counts), []
+    def _predict(self, head, image, inputs):
+        """Runs the head on all windows of an image, in chunks of one size.   {"<branch>/<what>": (n,)}"""
+        total, chunks = len(inputs[LABELS]), []
         for start in range(0, total, self.chunk):
-            part = {key: value[start : start + self.chunk] for key, value in asked.items()}
-            missing = self.chunk - len(part[LABELS])
-            part = {key: np.concatenate([v, v[-1:].repeat(missing, axis=0)])[None] for key, v in part.items()}
-            found = head.predict_on_batch({"pyramid": pyramid, SIZE_HW: size_hw, **part})
-            parts.append({key: np.asarray(value)[0, : self.chunk - missing] for key, value in found.items()})
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            chunk = {key: value[start : start + self.chunk] for key, value in inputs.items()}
+            count = len(chunk[LABELS])
+            chunk = {key: value[None] for key, value in pad_batch(chunk, self.chunk).items()}
+            values = head.predict_on_batch({**image, **chunk})
+            chunks.append({key: np.asarray(value)[0, :count] for key, value in values.items()})
+        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
-def over_runs(subjects, windows, limit=None, progress=None):
-    """(Subject, object, IoUs, answers) of every object of every run; see `Windows.over`."""
-    in_all = sum(subject.known(limit) for subject in subjects)
+def windows_of_runs(
+    runs: Sequence[LoadedRun],
+    windows: Windows,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple]:
+    """Yields (LoadedRun, object, IoUs, predictions) of every object of every run; see `Windows.over`."""
+    total = sum(run.num_images(limit) for run in runs)
     before = 0
-    for subject in subjects:
+    for run in runs:
 
-        def told(done, total, before=before):
-            progress(before + done, in_all)
+        def report(done, _, before=before):
+            progress(before + done, total)
 
-        for found in windows.over(subject, limit, told if progress else None):
-            yield subject, *found
-        before += subject.known(limit)
+        for values in windows.over(run, limit, report if progress else None):
+            yield run, *values
+        before += run.num_images(limit)

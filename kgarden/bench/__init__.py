@@ -1,11 +1,13 @@
-"""How long a recipe's steps take, part by part, beside a yardstick measured in the same run.
+"""Benchmarks of a recipe: time and memory of training, inference and input pipeline, with a reference.
 
-Absolute seconds belong to one machine on one day. So every report carries ratios: inference over
-keras.applications' ResNet-50 trunk on the same canvas, the input pipeline over decoding alone.
+Absolute times depend on the machine. Every report therefore has ratios to a reference that is measured in the
+same run: inference over keras.applications' ResNet-50 trunk on the same canvas, the input pipeline over
+decoding alone.
 """
 
 import os
 import platform
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -14,34 +16,41 @@ from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
 from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.steps import training, training_settings
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
 KINDS = ("train", "settings", "infer", "nms", "heads", "data", "memory", "eval")
 REPEATS = 5
 
 
-def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=None):
-    """Measure a recipe.
+def bench(
+    recipe: Recipe,
+    what: Sequence[str] = ("train", "infer"),
+    repeats: int = REPEATS,
+    data=None,
+    report: Callable[[str], object] | None = None,
+) -> dict:
+    """Runs benchmarks of a recipe.
 
     Args:
-        recipe:  kgarden.config.loading.Recipe.
-        what:    some of "train" (a step on made-up pictures), "settings" (the same under other settings of
-                 precision and memory), "infer" (whole and by part), "nms" (PSS with and without), "heads"
-                 (Double-Head R-CNN over a single fc-head), "data" (the input pipeline over decoding alone),
-                 "memory" (of the input pipeline over 20,000 pictures), "eval" (COCO evaluation of made-up
-                 detections).
-        repeats: timed runs of each, after one that is not counted.
+        recipe:  Recipe.
+        what:    some of "train" (a training step on synthetic images), "settings" (the same with other
+                 settings of precision and memory), "infer" (the whole model and its parts), "nms" (PSS with
+                 and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "data" (the input
+                 pipeline over decoding alone), "memory" (of the input pipeline over 20,000 images), "eval"
+                 (COCO evaluation of the ground truth as detections).
+        repeats: timed runs of each, after a warm-up run.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
-        report:  called with one line of text for each figure, when all of a kind are there.
+        report:  called with a line of text for each number after each benchmark.
     Returns:
         {"machine": {...}, "train": {...}, ...}: medians in seconds, ratios, peak memory in GiB.
     Raises:
-        UserError: an unknown kind, or one that needs TensorFlow or data where there is none.
+        UserError: the benchmark is unknown, or needs TensorFlow or data that are missing.
     """
     unknown = [kind for kind in what if kind not in KINDS]
     if unknown:
-        raise UserError(f"bench: {unknown[0]!r} cannot be measured; one of {', '.join(KINDS)}")
-    measures = {
+        raise UserError(f"bench --what {unknown[0]} is not supported; use some of {', '.join(KINDS)}")
+    benchmarks = {
         "train": training,
         "settings": training_settings,
         "infer": inference,
@@ -51,16 +60,16 @@ def bench(recipe, what=("train", "infer"), repeats=REPEATS, data=None, report=No
         "memory": data_memory,
         "eval": evaluation,
     }
-    found = {"recipe": recipe.name, "recipe_sha256": recipe.digest(), "machine": machine()}
+    results = {"recipe": recipe.name, "recipe_sha256": recipe.digest(), "machine": machine()}
     for kind in what:
-        found[kind] = measures[kind](recipe, repeats, data)
-        for line in _lines(found[kind]) if report else ():
+        results[kind] = benchmarks[kind](recipe, repeats, data)
+        for line in _lines(results[kind]) if report else ():
             report(f"{kind}: {line}")
-    return found
+    return results
 
 
 def _lines(tree, prefix=""):
-    """A line for each figure, as `parts.neck.s 0.16`."""
+    """A line for each number, such as `parts.neck.s 0.16`."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{key}.")
@@ -68,8 +77,8 @@ def _lines(tree, prefix=""):
             yield f"{prefix}{key} {value}"
 
 
-def machine():
-    """What the figures were measured on."""
+def machine() -> dict:
+    """Describes the hardware and software of the measurement."""
     return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

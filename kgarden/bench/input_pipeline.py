@@ -1,4 +1,4 @@
-"""The input pipeline over decoding alone, its memory, and COCO evaluation."""
+"""Benchmarks of the input pipeline (relative to decoding alone), its memory, and COCO evaluation."""
 
 import dataclasses
 import importlib.util
@@ -9,9 +9,10 @@ import time
 import numpy as np
 
 from kgarden.bench.timing import median, resident_memory
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
-WAYS = {  # to the same pictures, but for the softness of scaled decoding
+WAYS = {  # settings that give the same images, except for the blur of scaled decoding
     "recipe": {},
     "exact": {"scaled_decode": False, "cache": "none"},
     "scaled": {"scaled_decode": True, "cache": "none"},
@@ -21,11 +22,11 @@ WAYS = {  # to the same pictures, but for the softness of scaled decoding
 }
 
 
-def data_rates(recipe, repeats, data, seconds=3.0):
-    """Pictures per second of the training pipeline, and of reading and decoding the same shards alone.
+def data_rates(recipe: Recipe, repeats: int, data, seconds: float = 3.0) -> dict:
+    """Measures images per second of the training pipeline, and of reading and decoding the same shards alone.
 
-    All in turn, several rounds of it. `over_decode_only` compares with whole decoding, `over_its_decoding`
-    with decoding at the ratio that scaled decoding uses for the recipe's largest size.
+    The streams are interleaved. `over_decode_only` is relative to decoding at full size, `over_its_decoding`
+    to decoding at the ratio that scaled decoding uses for the recipe's largest size.
     """
     from kgarden.data.pipeline import decode_only, decoder_ratio
 
@@ -41,19 +42,19 @@ def data_rates(recipe, repeats, data, seconds=3.0):
     for _ in range(repeats):
         for name, stream in streams.items():
             rates[name].append(_rate(stream, batch_size, seconds))
-    median = {name: float(np.median(values)) for name, values in rates.items()}
-    whole, scaled = median.pop("decode_only"), median.pop("decode_only_scaled")
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    full, scaled = medians.pop("decode_only"), medians.pop("decode_only_scaled")
     ways = {
         name: {
             "images_per_s": round(rate, 1),
-            "over_decode_only": round(rate / whole, 3),
-            "over_its_decoding": round(rate / (scaled if "scaled" in name else whole), 3),
+            "over_decode_only": round(rate / full, 3),
+            "over_its_decoding": round(rate / (scaled if "scaled" in name else full), 3),
         }
-        for name, rate in median.items()
+        for name, rate in medians.items()
     }
     return {
         "short_side_px": list(settings.short_side_px),
-        "decode_only_images_per_s": round(whole, 1),
+        "decode_only_images_per_s": round(full, 1),
         "decoder_ratio": ratio,
         "decode_only_scaled_images_per_s": round(scaled, 1),
         "pipeline_over_decode_only": ways["recipe"]["over_decode_only"],
@@ -65,7 +66,7 @@ def data_rates(recipe, repeats, data, seconds=3.0):
 def _rate(batches, batch_size, seconds):
     stream = iter(batches)
     started = time.perf_counter()
-    while time.perf_counter() - started < seconds / 6:  # threads and buffers find their numbers
+    while time.perf_counter() - started < seconds / 6:  # warm-up: autotuning of threads and buffers
         next(stream)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -74,31 +75,31 @@ def _rate(batches, batch_size, seconds):
     return count / (time.perf_counter() - started)
 
 
-def data_memory(recipe, repeats, data, pictures=20_000, points=10):
-    """Resident memory of this process while the training pipeline hands out pictures, MiB."""
+def data_memory(recipe: Recipe, repeats: int, data, images: int = 20_000, points: int = 10) -> dict:
+    """Measures the resident memory of this process during iteration over the training pipeline, MiB."""
     _check_data("memory", data)
     stream, batch_size = iter(data.train_batches()), recipe.data.batch_size
-    found, seen = {}, 0
+    memory, count = {}, 0
     for point in range(1, points + 1):
-        while seen < pictures * point // points:
+        while count < images * point // points:
             next(stream)
-            seen += batch_size
-        found[seen] = resident_memory()
-    later = list(found.values())[points // 5 :]
-    return {"grown_mib": round(later[-1] - later[0], 1), "last_mib": later[-1], "mib_after_pictures": found}
+            count += batch_size
+        memory[count] = resident_memory()
+    later = list(memory.values())[points // 5 :]
+    return {"grown_mib": round(later[-1] - later[0], 1), "last_mib": later[-1], "mib_after_pictures": memory}
 
 
 def _check_data(kind, data):
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(f"bench --what {kind}: the pipeline needs TensorFlow")
     if data is None:
-        raise UserError(f"bench --what {kind}: the recipe's data is needed")
+        raise UserError(f"bench --what {kind} needs the recipe's data; set data.train and data.val")
 
 
-def evaluation(recipe, repeats, data):
-    """pycocotools on the truth of the recipe's validation set, given back as detections."""
+def evaluation(recipe: Recipe, repeats: int, data) -> dict:
+    """Times COCO evaluation with the ground truth of the recipe's validation set as detections."""
     if data is None:
-        raise UserError("bench --what eval: the recipe's data is needed")
+        raise UserError("bench --what eval needs the recipe's data; set data.val")
     from kgarden.metrics.coco import coco_metrics
 
     truth = json.loads(pathlib.Path(data.annotations).read_text())

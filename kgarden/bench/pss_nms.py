@@ -1,35 +1,37 @@
-"""What a detector without NMS costs and saves: PSS beside its base with NMS, in turn in one run.
+"""NMS-free detection benchmark: run times of PSS relative to its base with NMS, interleaved in one run.
 
-Zhou et al. 2021, arXiv:2101.11782, Table 1, reports 38.76 -> 42.37 ms of the network and 2.91 -> 1.49 ms of
-what follows, for FCOS and FCOS_PSS with ResNet-50 on a V100.
+Zhou et al. 2021, arXiv:2101.11782, Table 1, reports 38.76 -> 42.37 ms for the network and 2.91 -> 1.49 ms for
+postprocessing, for FCOS and FCOS_PSS with ResNet-50 on a V100.
 """
 
 import keras
 import numpy as np
 
-from kgarden.bench.steps import made_up_batch, num_classes_of
+from kgarden.bench.steps import num_classes_of, synthetic_batch
 from kgarden.bench.timing import compiled, peak_memory, quartiles, rounds
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.ops.points import flatten
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW, VALID
 
 OBJECTS = 20
-MAPS = ("classes", "code", "centerness", "pss")  # what the network hands over; features stay inside
-ROUNDS = 3  # for each repeat: differences of a few percent are asked for
-ROUNDS_OF_POST = 10  # for each of these: it takes milliseconds
-SURE, LIKELY, UNLIKELY = (0.1, 0.9), (0.02, 0.4), (0.001, 0.02)  # class scores of places, see `made_up_raw`
+MAPS = ("classes", "code", "centerness", "pss")  # outputs of the network, without features
+ROUNDS = 3  # per repeat, because differences are a few percent
+ROUNDS_OF_POST = 10  # per round, because postprocessing takes milliseconds
+SURE, LIKELY, UNLIKELY = (0.1, 0.9), (0.02, 0.4), (0.001, 0.02)  # class scores, see `synthetic_maps`
 
 
-def without_nms(recipe, repeats, data):
-    """Seconds of the network with and without the branch, and from maps to detections with and without NMS.
+def without_nms(recipe: Recipe, repeats: int, data) -> dict:
+    """Times the network with and without the PSS branch, and postprocessing with and without NMS.
 
-    From random weights no score passes a threshold, and NMS would have nothing to do: it is given the maps of
-    `made_up_raw` instead. The selections are those that the recipe has with `prediction` "end_to_end" and
-    "one_to_many".
+    With random weights no score exceeds the threshold and NMS would have nothing to do. Postprocessing
+    therefore runs on the maps of `synthetic_maps`. The selections are those of the recipe with `prediction`
+    "end_to_end" and "one_to_many".
 
     Returns:
-        {"canvas", "picture", "places", "objects": of the picture, "pairs_above_threshold": that NMS gets to
-        see at most, "kept_by_nms", "network_base_s", "network_s", "nms_s", "no_nms_s": medians,
+        {"canvas", "picture": image size, "places": number of points, "objects", "pairs_above_threshold":
+        upper bound of the candidates of NMS, "kept_by_nms", "network_base_s", "network_s", "nms_s",
+        "no_nms_s": medians,
         "network_over_base", "no_nms_over_nms": quartiles of the rounds' ratios, "whole_base_s", "whole_s",
         "peak_memory_gib"}.
     Raises:
@@ -38,13 +40,13 @@ def without_nms(recipe, repeats, data):
     from kgarden.build import build_model
 
     if recipe.model.name != "pss":
-        raise UserError(f"bench --what nms: {recipe.name} is no PSS recipe; fcos_pss is one")
+        raise UserError(f"bench --what nms: {recipe.name} is not a PSS recipe; use fcos_pss")
     num_classes = num_classes_of(recipe, data)
     with_branch, with_nms = (
         build_model(_with_prediction(recipe, prediction), num_classes)
         for prediction in ("end_to_end", "one_to_many")
     )
-    x = _picture(recipe, num_classes)
+    x = _image(recipe, num_classes)
     base = with_branch.dense_head.base
 
     def network(x):
@@ -56,7 +58,7 @@ def without_nms(recipe, repeats, data):
     calls = {"network_base": compiled(network_of_base, x), "network": compiled(network, x)}
     seconds = rounds(calls, repeats * ROUNDS)
     empty = {name: [keras.ops.convert_to_numpy(level) for level in maps] for name, maps in network(x).items()}
-    raw, boxes = made_up_raw(base, empty, keras.ops.convert_to_numpy(x[SIZE_HW])[0])
+    raw, boxes = synthetic_maps(base, empty, keras.ops.convert_to_numpy(x[SIZE_HW])[0])
     raw, boxes = keras.tree.map_structure(keras.ops.convert_to_tensor, (raw, boxes))
     nothing = keras.ops.zeros(())
     calls = {"nms": with_nms, "no_nms": with_branch}
@@ -86,11 +88,11 @@ def _with_prediction(recipe, prediction):
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"prediction": prediction})})
 
 
-def _picture(recipe, num_classes):
-    """One picture, as large as the recipe's sizes at test time let it be on its first canvas."""
+def _image(recipe, num_classes):
+    """One image of the largest size that the recipe's test sizes allow on its first canvas."""
     from kgarden.build import test_sizes
 
-    x, _ = made_up_batch(recipe, num_classes, 1)
+    x, _ = synthetic_batch(recipe, num_classes, 1)
     sizes = test_sizes(recipe)
     limits = sizes["short_side_px"], sizes["long_side_px"]
     high, wide = x[IMAGES].shape[1:3]
@@ -104,10 +106,10 @@ def _maps(raw):
 
 
 def _selection_of(detector):
-    """(x, raw, boxes, nothing) -> detections, decoding included, whose result is replaced by `boxes`.
+    """(x, raw, boxes, nothing) -> detections; boxes are decoded for timing, then replaced by `boxes`.
 
-    A head's code cannot be made up for every head, boxes can. The head decodes what it is given; times
-    `nothing`, a zero that the compiler does not know, that does not count.
+    Synthetic boxes fit every head, synthetic raw outputs do not. Decoded boxes are multiplied by `nothing`, a
+    zero that the compiler cannot fold, and `boxes` are added.
     """
     head = getattr(detector.dense_head, "base", detector.dense_head)
     decode = head.boxes
@@ -122,25 +124,25 @@ def _selection_of(detector):
     return select
 
 
-def made_up_raw(head, raw, size_hw, seed=0):
-    """Maps as a trained detector has them, and the boxes that they mean.
+def synthetic_maps(head, raw: dict, size_hw, seed: int = 0) -> tuple[dict, np.ndarray]:
+    """Creates maps like those of a trained detector, and the boxes of all points.
 
-    OBJECTS objects of all sizes. Where the head's own rule assigns a place to an object, its class score is
-    drawn from SURE and its box is the object's, with sides moved by a few percent; elsewhere inside the
-    object, on the same levels, scores are drawn from LIKELY and boxes are moved by more. Two other classes
-    are at most half as likely there. Everywhere else scores are drawn from UNLIKELY. The branch chooses one
-    place of each object (0.95) and gives the others 0.05.
+    There are OBJECTS objects of all sizes. At points that the head assigns to an object, the class score is
+    drawn from SURE, and the box is the object's with sides moved by a few percent. At other points inside the
+    object, on the same levels, scores are drawn from LIKELY and boxes are moved more. Two other classes have
+    at most half the score there. At all other points, scores are drawn from UNLIKELY. The branch selects one
+    point of each object (0.95) and gives the others 0.05.
 
     Args:
-        head:    the base, see kgarden/heads/dense.py.
-        raw:     its maps for one picture and the branch's, numpy; the code is kept.
-        size_hw: (2,) of the picture.
+        head:    the base head, see kgarden/heads/dense.py.
+        raw:     its maps for one image and the branch's, numpy; the raw box regression is kept.
+        size_hw: (2,) of the image.
     Returns:
         raw, (1, A, 4) float32 px.
     """
     rng = np.random.default_rng(seed)
     levels, classes = head.levels(raw), head.num_scores
-    points, stride, level = _places(levels, head.strides)
+    points, stride, level = _points(levels, head.strides)
     y = _objects(rng, size_hw, classes)
     matched = keras.ops.convert_to_numpy(head.assign(raw, y))[0]
     score = rng.uniform(*UNLIKELY, (len(points), classes))
@@ -162,22 +164,22 @@ def made_up_raw(head, raw, size_hw, seed=0):
             boxes[rows] = box + side * rng.normal(0, moved, (len(rows), 4))
         chosen[sure[score[sure, label].argmax()]] = 0.95
     rows = {"classes": score, "centerness": quality[:, None], "pss": chosen[:, None]}
-    made_up = {name: _as_maps(_logit(rows[name]), levels) for name in rows if name in raw}
-    return {**raw, **made_up}, boxes[None].astype("float32")
+    maps = {name: _as_maps(_logit(rows[name]), levels) for name in rows if name in raw}
+    return {**raw, **maps}, boxes[None].astype("float32")
 
 
-def _places(levels, strides):
-    """Middle (A, 2), stride (A,) and level (A,) of every place."""
-    found = []
+def _points(levels, strides):
+    """Centre (A, 2), stride (A,) and level (A,) of every point."""
+    of_levels = []
     for number, ((height, width, anchors), stride) in enumerate(zip(levels, strides, strict=True)):
         x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         points = np.repeat(np.stack([x, y], axis=-1).reshape(-1, 2) * stride, anchors, axis=0)
-        found.append((points, np.full(len(points), stride), np.full(len(points), number)))
-    return (np.concatenate(one) for one in zip(*found, strict=True))
+        of_levels.append((points, np.full(len(points), stride), np.full(len(points), number)))
+    return (np.concatenate(one) for one in zip(*of_levels, strict=True))
 
 
 def _objects(rng, size_hw, classes):
-    """Ground truth of OBJECTS boxes, sides from 16 px to most of the picture, small ones more often."""
+    """Ground truth of OBJECTS boxes with log-uniform sides, from 16 px to 80 % of the image."""
     limit = np.array([size_hw[1], size_hw[0]], "float64")
     side = np.exp(rng.uniform(np.log(16), np.log(0.8 * limit), (OBJECTS, 2)))
     corner = rng.uniform(0, 1, (OBJECTS, 2)) * (limit - side)

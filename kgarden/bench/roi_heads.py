@@ -1,14 +1,15 @@
-"""What two heads cost: Double-Head R-CNN beside the single fc-head that it starts from, in turn in one run.
+"""Double-Head benchmark: run times relative to the single fc-head of its baseline, interleaved in one run.
 
-Wu et al. 2020, arXiv:1904.06493, tell no run times.
+Wu et al. 2020, arXiv:1904.06493, report no run times.
 """
 
 import keras
 import numpy as np
 
 from kgarden.bench.inference import parts_of
-from kgarden.bench.steps import made_up_batch, num_classes_of
-from kgarden.bench.timing import alternate, compiled, peak_memory, quartiles, rounds
+from kgarden.bench.steps import num_classes_of, synthetic_batch
+from kgarden.bench.timing import compiled, interleaved_medians, peak_memory, quartiles, rounds
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.structures import IMAGES
 
@@ -16,14 +17,14 @@ BASE = "single_fc"
 CONFIGURATIONS = (BASE, "double_head", "double_head_ext")
 
 
-def heads_over_base(recipe, repeats, data):
-    """Seconds of detecting, whole and by part, and of a training step, over those of a single fc-head.
+def heads_over_base(recipe: Recipe, repeats: int, data) -> dict:
+    """Times inference, whole and by part, and a training step, relative to those of a single fc-head.
 
-    The detectors have random weights: as many proposals as ever, but no class score above the threshold, so
-    that the selection has little to do, for all of them alike.
+    The detectors have random weights: the number of proposals is realistic, but no class score exceeds the
+    threshold, so that the final selection has little to do in all of them.
 
     Returns:
-        {"canvas", "proposals": that the heads read, "infer": {configuration: {"s", "over_base": quartiles of
+        {"canvas", "proposals": number per image, "infer": {configuration: {"s", "over_base": quartiles of
         the rounds' ratios, "parts": {name: s}}}, "train": {"batch_size", configuration: {"s" of a step,
         "over_base"}}, "peak_memory_gib"}.
     Raises:
@@ -32,10 +33,10 @@ def heads_over_base(recipe, repeats, data):
     from kgarden.build import build_model
 
     if recipe.model.name != "double_head":
-        raise UserError(f"bench --what heads: {recipe.name} is no recipe of double_head")
+        raise UserError(f"bench --what heads: {recipe.name} is not a double_head recipe; use one")
     num_classes = num_classes_of(recipe, data)
     detectors = {name: build_model(_configured(recipe, name), num_classes) for name in CONFIGURATIONS}
-    x, _ = made_up_batch(recipe, num_classes, 1)
+    x, _ = synthetic_batch(recipe, num_classes, 1)
     x = {key: keras.ops.convert_to_tensor(value) for key, value in x.items()}
     whole = {name: compiled(detector.inference_model(), x) for name, detector in detectors.items()}
     seconds = rounds(whole, repeats)
@@ -61,16 +62,16 @@ def _over_base(seconds, name):
 
 def _seconds_of_parts(detector, x, repeats):
     calls = {part: compiled(*call) for part, call in parts_of(detector, x).items()}
-    return {part: round(s, 4) for part, s in alternate(calls, repeats).items()}
+    return {part: round(s, 4) for part, s in interleaved_medians(calls, repeats).items()}
 
 
 def _step(recipe, detector, num_classes):
-    """A training step on made-up pictures."""
+    """A training step on synthetic images."""
     from kgarden.build import build_optimizer
 
     jit = keras.backend.backend() == "jax" or recipe.jit
     detector.compile(optimizer=build_optimizer(recipe), jit_compile=jit)
-    x, y = made_up_batch(recipe, num_classes, recipe.data.batch_size)
+    x, y = synthetic_batch(recipe, num_classes, recipe.data.batch_size)
     return lambda: detector.train_on_batch(x, y)
 
 

@@ -1,4 +1,4 @@
-"""A training step on made-up pictures: the recipe's, and under other settings of precision and memory."""
+"""Training-step benchmark on synthetic images, with several settings of precision and memory."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import numpy as np
 
 from kgarden.bench.timing import median, peak_memory
 from kgarden.config.loading import load_recipe
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, SIZE_HW
 
@@ -28,8 +29,12 @@ PLAIN = {"precision": "float32", "remat": [], "schedule.micro_batches": 1}
 ROUNDS = 2
 
 
-def made_up_batch(recipe, num_classes, batch_size, objects=8, seed=0):
-    """A batch of noise with plausible boxes on the recipe's first canvas; content hardly changes times.
+def synthetic_batch(
+    recipe: Recipe, num_classes: int, batch_size: int, objects: int = 8, seed: int = 0
+) -> tuple[dict, dict]:
+    """Creates a batch of noise images with plausible boxes on the recipe's first canvas.
+
+    The content hardly affects run times.
 
     Returns:
         x, y as in kgarden.structures, numpy.
@@ -55,8 +60,8 @@ def made_up_batch(recipe, num_classes, batch_size, objects=8, seed=0):
     return x, y
 
 
-def training(recipe, repeats, data):
-    """Seconds of a whole step, and the largest memory of this process so far."""
+def training(recipe: Recipe, repeats: int, data) -> dict:
+    """Times a training step and reports the largest memory of this process so far."""
     from kgarden.build import build_model, build_optimizer
 
     num_classes = num_classes_of(recipe, data)
@@ -66,7 +71,7 @@ def training(recipe, repeats, data):
     detector.compile(optimizer=build_optimizer(recipe), jit_compile=jit)
     if recipe.schedule.micro_batches > 1:
         detector.train_step = _in_micro_batches(detector, recipe.schedule.micro_batches)
-    x, y = made_up_batch(recipe, num_classes, recipe.data.batch_size)
+    x, y = synthetic_batch(recipe, num_classes, recipe.data.batch_size)
     before = peak_memory()
     started = time.perf_counter()
     detector.train_on_batch(x, y)
@@ -86,38 +91,40 @@ def training(recipe, repeats, data):
     }
 
 
-def _in_micro_batches(detector, parts):
+def _in_micro_batches(detector, micro_batches):
     if keras.backend.backend() != "tensorflow":
-        raise UserError("schedule.micro_batches: needs the TensorFlow backend")
+        raise UserError("schedule.micro_batches needs the TensorFlow backend; set KERAS_BACKEND=tensorflow")
     from kgarden.training.gradient_accumulation import accumulated
 
-    return accumulated(detector, parts)
+    return accumulated(detector, micro_batches)
 
 
-def num_classes_of(recipe, data):
-    """The recipe's, the data's, or COCO's 80."""
+def num_classes_of(recipe: Recipe, data) -> int:
+    """Returns the number of classes of the recipe, of the data, or COCO's 80."""
     if recipe.model.num_classes:
         return recipe.model.num_classes
     return len(data.categories) if data is not None else 80
 
 
-# The same step under several settings.
+# The same step with several settings.
 
 
-def training_settings(recipe, repeats, data, settings=None, rounds=ROUNDS):
-    """Time and memory of the recipe's step under settings of precision and memory.
+def training_settings(
+    recipe: Recipe, repeats: int, data, settings: dict | None = None, rounds: int = ROUNDS
+) -> dict:
+    """Measures time and memory of the recipe's step with several settings of precision and memory.
 
-    Every setting runs in a process of its own, because the largest memory is that of a process; all of them
-    in turn, several rounds of it, so that a machine's moods meet all alike.
+    Every setting runs in a process of its own, because peak memory is a property of a process. The processes
+    are interleaved, so that background load affects all settings equally.
 
     Args:
-        settings: {name: {key of the recipe: value}}, laid over PLAIN; None: SETTINGS.
-        rounds:   processes of each setting.
+        settings: {name: {key of the recipe: value}}, in addition to PLAIN; None: SETTINGS.
+        rounds:   number of processes for each setting.
     Returns:
-        {"settings": {name: what `training` gives, with medians and "peak_memory_gib_of_rounds"}}.
+        {"settings": {name: result of `training`, with medians and "peak_memory_gib_of_rounds"}}.
     """
     settings = settings or (SETTINGS if keras.backend.backend() == "tensorflow" else _without_micro_batches())
-    found = {name: [] for name in settings}
+    results = {name: [] for name in settings}
     steps = max(2, repeats // 2)
     with tempfile.TemporaryDirectory() as folder:
         base = pathlib.Path(folder) / "recipe.yaml"
@@ -125,8 +132,8 @@ def training_settings(recipe, repeats, data, settings=None, rounds=ROUNDS):
         base.write_text(recipe.to_yaml())
         for _ in range(rounds):
             for name, changes in settings.items():
-                found[name].append(_in_a_process(base, {**PLAIN, **classes, **changes}, steps))
-    table = {name: _summary(rows) for name, rows in found.items()}
+                results[name].append(_in_a_process(base, {**PLAIN, **classes, **changes}, steps))
+    table = {name: _summary(rows) for name, rows in results.items()}
     first = next(iter(table.values()))
     for row in table.values():
         row["step_over_first"] = round(row["step_s"] / first["step_s"], 2)
@@ -147,12 +154,12 @@ def _in_a_process(recipe, changes, repeats):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"bench: the process with {changes} ended with code {done.returncode}: {last}")
+        raise UserError(f"bench: the process with {changes} failed with exit code {done.returncode}: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _summary(rows):
-    """One row of several rounds: medians of times, the largest memory."""
+    """Merges the rows of several rounds: medians of times, the largest memory."""
     summary = dict(rows[0])
     for key in ("first_step_s", "step_s", "images_per_s"):
         summary[key] = round(float(np.median([row[key] for row in rows])), 4)

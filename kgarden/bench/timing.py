@@ -1,17 +1,18 @@
-"""Seconds and memory."""
+"""Timing and memory measurement."""
 
 import pathlib
 import resource
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 
-def compiled(function, *arguments):
-    """The call compiled as the backend does it; it returns when the work is done.
+def compiled(function: Callable, *arguments) -> Callable[[], object]:
+    """Compiles a call with the backend; the returned function blocks until the result is computed.
 
-    Tensors are arguments and not constants of the graph, which a compiler would compute beforehand.
+    Tensors are arguments and not constants of the graph, which a compiler would fold.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -24,17 +25,18 @@ def compiled(function, *arguments):
     return lambda: [tensor.numpy() for tensor in tf.nest.flatten(graph(*arguments))]
 
 
-def median(function, repeats):
-    return alternate({"one": function}, repeats)["one"]
+def median(function: Callable, repeats: int) -> float:
+    """Returns the median seconds of a function."""
+    return interleaved_medians({"one": function}, repeats)["one"]
 
 
-def alternate(functions, repeats):
-    """Median seconds of each, run in turn so that a machine's moods meet all alike."""
+def interleaved_medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Returns median seconds, interleaved, so that background load affects all of them equally."""
     return {name: float(np.median(seconds)) for name, seconds in rounds(functions, repeats).items()}
 
 
-def rounds(functions, repeats):
-    """Seconds of each in every round, after one that is not counted.   dict name -> (repeats,)."""
+def rounds(functions: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
+    """Times each function once per round, after a warm-up round.   {name: (repeats,) seconds}"""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}
@@ -46,18 +48,18 @@ def rounds(functions, repeats):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def quartiles(ratios):
-    """Of the rounds' ratios.   list of three floats."""
+def quartiles(ratios: np.ndarray) -> list[float]:
+    """Returns the three quartiles of the rounds' ratios."""
     return [round(float(one), 3) for one in np.quantile(ratios, [0.25, 0.5, 0.75])]
 
 
-def peak_memory():
-    """Largest resident size of this process so far, GiB."""
+def peak_memory() -> float:
+    """Returns the largest resident size of this process so far, GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
-def resident_memory():
-    """Resident size of this process now, MiB; where the system does not say, the largest so far."""
+def resident_memory() -> float:
+    """Returns the current resident size of this process, MiB; without /proc, the largest so far."""
     status = pathlib.Path("/proc/self/statm")
     if not status.is_file():
         return round(1024 * peak_memory(), 1)

@@ -248,10 +248,10 @@ def predict(
     """Draw a run's detections on pictures."""
     start_tensorflow()
     from kgarden.inference.predictor import Predictor
-    from kgarden.predict import draw_files, find_pictures
+    from kgarden.predict import draw_files, find_images
     from kgarden.utils.files import write_json
 
-    paths = find_pictures(images)
+    paths = find_images(images)
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
     found, faults = draw_files(predictor, paths, to, min_score)
     if not found:

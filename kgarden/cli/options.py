@@ -1,5 +1,6 @@
 """What the commands share: options, `--set`, and the start of TensorFlow."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -10,6 +11,7 @@ import typer
 
 from kgarden.config.loading import parse_value
 from kgarden.errors import UserError
+from kgarden.utils.quiet import quiet
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="path of a recipe, or the name of one")]
 RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="run directory")]
@@ -26,16 +28,9 @@ def start_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules or "--debug" in sys.argv:
         return
-    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    # on JAX much works without TensorFlow; the rest names what it lacks
+    with quiet(), contextlib.suppress(ModuleNotFoundError):
         importlib.import_module("tensorflow")
-    except ModuleNotFoundError:  # on JAX much works without; the rest says what it lacks
-        pass
-    finally:
-        os.dup2(screen, 2)
-        os.close(screen)
-        os.close(nowhere)
 
 
 def settings_of(assignments):

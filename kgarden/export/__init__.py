@@ -1,11 +1,14 @@
-"""From a run to a model that serves without kgarden: SavedModel, ONNX or LiteRT.
+"""Export of runs to SavedModel, ONNX or LiteRT; serving needs no kgarden.
 
-All forms hold the same network (kgarden/export/network.py). A SavedModel lays the graph of `kgarden predict`
-around it, from bytes of files to boxes in the photo; ONNX and LiteRT files are the network alone, one for
-each canvas, compared with the model when they are written.
+All formats contain the same network (kgarden/export/network.py). A SavedModel adds the steps of
+`kgarden predict` around it, from encoded images to boxes in px of the original image; ONNX and LiteRT files
+contain the network only, one file for each canvas, and are compared with the model when they are written.
 """
 
+import os
+import pathlib
 import warnings
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -19,31 +22,40 @@ from kgarden.export.version import views_left_out
 FORMATS = ("saved_model", "onnx", "litert")
 
 
-def export_run(run, to, form="saved_model", canvases=None, batch=None, say=warnings.warn):
-    """Write TO/1/, or the next free number, whole or not at all.
+def export_run(
+    run: str | os.PathLike,
+    to: str | os.PathLike,
+    form: str = "saved_model",
+    canvases: Sequence[tuple[int, int]] | None = None,
+    batch: int | None = None,
+    say: Callable[[str], object] = warnings.warn,
+) -> pathlib.Path:
+    """Exports a run to TO/1/, or the next free version number, atomically.
 
     Args:
-        run:      a run directory; its best weights are exported.
+        run:      run directory; its best weights are exported.
         to:       parent of the version directory.
         form:     one of FORMATS.
-        canvases: [(height, width), ...] of ONNX and LiteRT files; none: all of the recipe.
-        batch:    pictures at once in ONNX and LiteRT files; None: 1.
-        say:      called with a line on what the model leaves out, if it leaves something out.
+        canvases: [(height, width), ...] of ONNX and LiteRT files; None: all of the recipe.
+        batch:    batch size of ONNX and LiteRT files; None: 1.
+        say:      called with a line on features that the exported model omits, if any.
     Returns:
         path of the version directory.
     Raises:
-        UserError: an unknown form, one that needs a package that is not there, a canvas that the recipe does
-                   not have, or a place that is taken.
-        TrainingFailed: the written file does not answer as the model does.
+        UserError: the format is unknown or needs a package that is not installed, the recipe does not have a
+                   canvas, or `to` cannot be written to.
+        TrainingFailed: the exported file's predictions differ from the model's.
     """
     if form not in FORMATS:
-        raise UserError(f"export --format {form}: one of {', '.join(FORMATS)}")
+        raise UserError(f"export --format {form} is not supported; use one of {', '.join(FORMATS)}")
     if form == "saved_model" and (canvases or batch):
         raise UserError(
-            "export: --canvas and --batch are for onnx and litert; a SavedModel takes any of them"
+            "export: --canvas and --batch apply to onnx and litert; a SavedModel accepts any canvas and batch"
         )
     if keras.backend.backend() != "tensorflow":
-        raise UserError(f"export runs on the TensorFlow backend, KERAS_BACKEND is {keras.backend.backend()}")
+        raise UserError(
+            f"export does not support KERAS_BACKEND={keras.backend.backend()}; use the TensorFlow backend"
+        )
     recipe, detector, categories = load_run(run)
     if line := views_left_out(recipe):
         say(line)
@@ -53,7 +65,9 @@ def export_run(run, to, form="saved_model", canvases=None, batch=None, say=warni
     for canvas in canvases or known:
         if tuple(canvas) not in known:
             raise UserError(f"export --canvas {_name(canvas)}: the recipe has {', '.join(map(_name, known))}")
-    return write_portable(detector, recipe, categories, to, form, canvases or known, batch or 1)
+    return write_portable(
+        detector, recipe, categories, to, form=form, canvases=canvases or known, batch=batch or 1
+    )
 
 
 def _name(canvas):

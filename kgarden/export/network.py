@@ -1,15 +1,15 @@
-"""The network on one canvas: what every exported form has at its core.
+"""Exported network: the detector's graph on one canvas, common to all export formats.
 
-    images          (B, H, W, 3) uint8 RGB, the picture in the upper left corner; normalisation is inside
-    size_hw         (B, 2) int32, height and width of the picture inside the canvas
+    images          (B, H, W, 3) uint8 RGB, the image in the upper left corner; normalisation is inside
+    size_hw         (B, 2) int32, height and width of the image inside the canvas
     ->
-    boxes           (B, K, 4) float32 xyxy, px of the canvas, clipped to the picture
+    boxes           (B, K, 4) float32 xyxy, px of the canvas, clipped to the image
     scores          (B, K) float32, best first
     labels          (B, K) int32, 0..C-1, rows of labels.txt
     num_detections  (B,) int32; rows beyond it hold zeros and label -1
     masks           (B, K, S, S) float32, probabilities over the boxes; only of a model with a mask head
 
-A detector without NMS has no loop, no NMS and no overlap of pairs of boxes in here.
+For a detector without NMS, the graph has no loop, no NMS and no pairwise IoU.
 """
 
 import tensorflow as tf
@@ -20,10 +20,10 @@ COUNT = "num_detections"
 
 
 class Network(tf.Module):
-    """A detector's graphs with its variables.
+    """A detector's graphs and variables.
 
     Args:
-        detector: with its weights.
+        detector: a Detector with its weights.
     """
 
     def __init__(self, detector):
@@ -31,8 +31,8 @@ class Network(tf.Module):
         self._model = detector.inference_model()
         self.weights = [variable.value for variable in detector.variables]
 
-    def on(self, canvas, batch=None):
-        """The graph for one canvas.
+    def on(self, canvas: tuple[int, int], batch: int | None = None):
+        """Builds the graph for one canvas.
 
         Args:
             canvas: (height, width) px.
@@ -54,13 +54,13 @@ class Network(tf.Module):
 
 
 def ranked(detections):
-    """Detections of kgarden.structures with the valid rows in front, best first, and their number."""
+    """Sorts detections by score, valid rows first, and adds the number of valid rows."""
     scores = tf.where(detections[VALID], detections[SCORES], -1.0)
     order = tf.math.top_k(scores, scores.shape[1])[1]
     valid = tf.gather(detections[VALID], order, batch_dims=1)
-    answer = {}
+    outputs = {}
     for key in detections.keys() - {VALID, SOURCE}:
         value = tf.gather(detections[key], order, batch_dims=1)
         real = tf.reshape(valid, (-1, *value.shape[1:2], *[1] * (len(value.shape) - 2)))
-        answer[key] = tf.where(real, value, tf.constant(PAD_LABEL if key == LABELS else 0, value.dtype))
-    return {**answer, COUNT: tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)}
+        outputs[key] = tf.where(real, value, tf.constant(PAD_LABEL if key == LABELS else 0, value.dtype))
+    return {**outputs, COUNT: tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)}

@@ -1,56 +1,58 @@
-"""ONNX and LiteRT files: the network alone, one file for each canvas, compared with the model when written.
+"""ONNX and LiteRT export: the network only, one file for each canvas, compared with the model when written.
 
-What lies around the network in a SavedModel is left to the caller: laying the photo on the canvas and leading
-boxes back. docs/export.md has the lines of Python for it, metadata.json the numbers.
+Resizing the image into the canvas and mapping the boxes back, which a SavedModel includes, are left to the
+caller. docs/export.md has the Python code for it, metadata.json the numbers.
 """
 
-import contextlib
 import importlib
 import logging
-import os
+import pathlib
 import re
 
 import tensorflow as tf
 
 from kgarden.build import test_sizes
 from kgarden.errors import UserError
-from kgarden.export.agreement import check_agreement, made_up_picture
+from kgarden.export.agreement import check_agreement, synthetic_batch
 from kgarden.export.network import COUNT, Network
 from kgarden.export.version import new_version, write_beside
 from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
+from kgarden.utils.quiet import quiet
 
-# With 18, tf2onnx 1.17 takes means over the wrong axes on a level of one cell.
+# With opset 18, tf2onnx 1.17 computes means over the wrong axes on a level of one point.
 OPSET = 17
 INPUTS = {
-    IMAGES: "uint8 RGB, the picture in the upper left corner, zeros around it; normalisation is inside",
-    SIZE_HW: "int32, height and width in px of the picture inside the canvas",
+    IMAGES: "uint8 RGB, the image in the upper left corner, zeros around it; normalisation is inside",
+    SIZE_HW: "int32, height and width in px of the image inside the canvas",
 }
 OUTPUTS = {
     MASKS: "float32, probabilities over the boxes, at the centres of their cells",
-    BOXES: "float32, x1, y1, x2, y2 in px of the canvas, clipped to the picture",
+    BOXES: "float32, x1, y1, x2, y2 in px of the canvas, clipped to the image",
     SCORES: "float32, best first",
     LABELS: "int32, rows of labels.txt counted from 0; -1 beyond num_detections",
     COUNT: "int32, how many rows are detections; the rest is zero",
 }
 
 
-def write_portable(detector, recipe, categories, to, form, canvases, batch=1):
-    """Write TO/1/ (or the next free number) with model_<H>x<W>.onnx or .tflite, whole or not at all.
+def write_portable(
+    detector, recipe, categories: list[dict], to, *, form: str, canvases: list, batch: int = 1
+) -> pathlib.Path:
+    """Writes model_<H>x<W>.onnx or .tflite to TO/1/ (or the next free version number), atomically.
 
     Args:
-        detector:   with its weights.
-        recipe:     what it was trained with.
+        detector:   a Detector with its weights.
+        recipe:     the recipe that it was trained with.
         categories: [{"id", "name"}, ...] in label order.
         to:         parent of the version directory.
         form:       "onnx" or "litert".
         canvases:   [(height, width), ...], a file for each.
-        batch:      pictures at once; the shapes of the files are fixed.
+        batch:      batch size; the shapes of the files are fixed.
     Returns:
         path of the version directory.
     """
     if "roi_head" in detector.parts():
         raise UserError(
-            f"{recipe.model.name}: a model of two stages has no form in {form} (RoIAlign); use saved_model"
+            f"{recipe.model.name}: {form} does not support two-stage models (RoIAlign); use saved_model"
         )
     converter = {"onnx": Onnx, "litert": LiteRT}[form]()
     network = Network(detector)
@@ -60,24 +62,23 @@ def write_portable(detector, recipe, categories, to, form, canvases, batch=1):
             path = aside / f"model_{height}x{width}{converter.suffix}"
             function = network.on((height, width), batch)
             graph = function.get_concrete_function()
-            converter.write(network, function, graph, path, recipe.model.name)
-            x = made_up_picture((height, width), batch)
+            converter.write(network, function, graph, path=path, model=recipe.model.name)
+            x = synthetic_batch((height, width), batch)
             expected = {key: value.numpy() for key, value in graph(**_tensors(x)).items()}
-            agreement = check_agreement(path.name, expected, converter.run(path, x), (height, width))
+            outputs = converter.run(path, x)
+            agreement = check_agreement(path.name, expected, outputs, canvas=(height, width))
             files.append({"file": path.name, "canvas": [height, width], "checked": agreement})
-        write_beside(aside, recipe, categories, _metadata(form, converter, recipe, files, batch, expected))
+        metadata = {"format": form, "files": files, "batch": batch, **_metadata(recipe, converter, expected)}
+        write_beside(aside, recipe, categories, metadata)
     return version
 
 
-def _metadata(form, converter, recipe, files, batch, answer):
+def _metadata(recipe, converter, example):
     sizes = test_sizes(recipe)
     return {
-        "format": form,
-        "files": files,
-        "batch": batch,
-        "max_detections": int(answer[SCORES].shape[-1]),
+        "max_detections": int(example[SCORES].shape[-1]),
         "inputs": INPUTS,
-        "outputs": {name: OUTPUTS[name] for name in answer},
+        "outputs": {name: OUTPUTS[name] for name in example},
         "short_side_px": int(sizes["short_side_px"]),
         "long_side_px": int(sizes["long_side_px"]),
         "written_by": converter.written_by,
@@ -86,7 +87,7 @@ def _metadata(form, converter, recipe, files, batch, answer):
 
 
 class Onnx:
-    """tf2onnx writes, onnxruntime answers."""
+    """ONNX: converted by tf2onnx, run by onnxruntime."""
 
     suffix = ".onnx"
 
@@ -96,8 +97,8 @@ class Onnx:
         self.written_by = f"tf2onnx {self._tf2onnx.__version__}, opset {OPSET}"
         self.checked_by = f"onnxruntime {self._runtime.__version__}"
 
-    def write(self, network, function, graph, path, model):
-        """Convert, or say in one line which operations have no form in ONNX."""
+    def write(self, network, function, graph, *, path, model):
+        """Converts the function; raises UserError with the operations that ONNX does not have."""
         logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
         with quiet():
             proto, _ = self._tf2onnx.convert.from_function(
@@ -106,18 +107,18 @@ class Onnx:
         known = {"", "ai.onnx", "ai.onnx.ml"}
         foreign = {node.op_type for node in proto.graph.node if node.domain not in known}
         if foreign:
-            raise UserError(f"{model} has no form in ONNX ({', '.join(sorted(foreign))}); use saved_model")
+            raise UserError(f"{model}: ONNX does not support {', '.join(sorted(foreign))}; use saved_model")
         path.write_bytes(proto.SerializeToString())
 
     def run(self, path, x):
-        """Outputs by name."""
+        """Runs the file and returns its outputs by name."""
         session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, x), strict=True))
 
 
 class LiteRT:
-    """TensorFlow's converter writes, with built-in operations alone; LiteRT's interpreter answers."""
+    """LiteRT: converted by TensorFlow with built-in operations only, run by LiteRT's interpreter."""
 
     suffix = ".tflite"
 
@@ -126,8 +127,8 @@ class LiteRT:
         self.written_by = f"TensorFlow {tf.__version__}, built-in operations alone"
         self.checked_by = f"ai-edge-litert {_needed('ai_edge_litert', 'litert').__version__}"
 
-    def write(self, network, function, graph, path, model):
-        """Convert, or say in one line which operations LiteRT does not have."""
+    def write(self, network, function, graph, *, path, model):
+        """Converts the graph; raises UserError with the operations that LiteRT does not have."""
         scratch = path.with_suffix(".saved_model")
         with quiet():
             tf.saved_model.save(network, str(scratch), signatures={"serving_default": graph})
@@ -138,13 +139,13 @@ class LiteRT:
             except tf.lite.python.convert.ConverterError as error:
                 missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
                 reason = ", ".join(missing) or str(error).splitlines()[0]
-                raise UserError(f"{model} has no form in LiteRT ({reason}); use saved_model") from None
+                raise UserError(f"{model}: LiteRT does not support {reason}; use saved_model") from None
         path.write_bytes(content)
         tf.io.gfile.rmtree(str(scratch))
 
     def run(self, path, x):
-        """Outputs by name."""
-        with quiet():  # a line about its delegate
+        """Runs the file and returns its outputs by name."""
+        with quiet():  # it prints a line about its delegate
             interpreter = self._interpreter.Interpreter(model_path=str(path))
             interpreter.allocate_tensors()
             return interpreter.get_signature_runner("serving_default")(**x)
@@ -162,16 +163,3 @@ def _needed(module, extra):
         raise UserError(
             f"export --format {extra} needs {error.name}: pip install 'kgarden[{extra}]'"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet():
-    """Libraries that print pages to the standard error stream do not."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)

@@ -1,8 +1,10 @@
-"""From a detector to a SavedModel that needs TensorFlow alone.
+"""SavedModel export: a graph for serving that needs TensorFlow only.
 
-The graph holds the whole path of `kgarden predict`: decoding, resizing into the picture's own canvas,
-the network, and the way back. Outputs are named as in the TensorFlow Object Detection API.
+The graph contains all steps of `kgarden predict`: decoding, resizing into the image's canvas, the network,
+and mapping boxes back. Outputs are named as in the TensorFlow Object Detection API.
 """
+
+import pathlib
 
 import tensorflow as tf
 
@@ -15,26 +17,26 @@ from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
 from tfrecords.pictures import decode
 
-WARMUP_SIDE = 64  # px of the grey picture in the warm-up requests
+WARMUP_SIDE = 64  # px, side of the grey image in the warm-up requests
 
 
-def write_saved_model(detector, recipe, categories, to):
-    """Write TO/1/ (or the next free number), whole or not at all.
+def write_saved_model(detector, recipe, categories: list[dict], to) -> pathlib.Path:
+    """Writes a SavedModel to TO/1/ (or the next free version number), atomically.
 
-    Signatures of pictures, each with one argument `inputs` and batch size free:
+    Signatures for images, each with one argument `inputs` of any batch size:
         serving_default: string [B], bytes of JPEG or PNG files of any sizes.
         image_tensor:    uint8 [B, H, W, 3], RGB.
         tf_example:      string [B], serialised records with `image/encoded`.
-    Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original picture's height
+    Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original image's height
     and width; detection_scores (B, K); detection_classes (B, K) float32, the data set's own ids as in
     labels.txt; num_detections (B,) float32; of a model with a mask head also detection_masks (B, K, S, S)
     float32, probabilities over the boxes. Rows beyond num_detections are zero.
 
-    canvas_<H>x<W>, one for each canvas: the network alone, see kgarden/export/network.py.
+    canvas_<H>x<W>, one for each canvas: the network only, see kgarden/export/network.py.
 
     Args:
-        detector:   with its weights.
-        recipe:     what it was trained with.
+        detector:   a Detector with its weights.
+        recipe:     the recipe that it was trained with.
         categories: [{"id", "name"}, ...] in label order.
         to:         parent of the version directory.
     Returns:
@@ -51,10 +53,10 @@ def write_saved_model(detector, recipe, categories, to):
 
 
 class ServingGraph(tf.Module):
-    """The functions that a SavedModel carries, with the detector's variables.
+    """The signatures of a SavedModel with the detector's variables.
 
-    Pictures are decoded and resized by a tf.data map over the request, on several cores. Outside of that and
-    of the network's own NMS, where it has one, there is no loop.
+    Images of a request are decoded and resized in parallel by a tf.data map. Apart from that and the
+    network's NMS, if it has one, there is no loop.
     """
 
     def __init__(self, detector, recipe, categories):
@@ -63,11 +65,11 @@ class ServingGraph(tf.Module):
         self._sizes = test_sizes(recipe)
         self._class_ids = tf.constant([float(category["id"]) for category in categories], tf.float32)
         self.canvases = [tuple(int(side) for side in canvas) for canvas in self._sizes["canvases"]]
-        # One graph for each canvas, which all signatures call.
+        # One graph for each canvas, shared by all signatures.
         self._on_canvas = [self._network.on(canvas).get_concrete_function() for canvas in self.canvases]
 
     def signatures(self):
-        """name -> concrete function."""
+        """Returns {name: concrete function}."""
         strings = tf.TensorSpec([None], tf.string, name="inputs")
         pixels = tf.TensorSpec([None, None, None, 3], tf.uint8, name="inputs")
         networks = zip(self.canvases, self._on_canvas, strict=True)
@@ -82,7 +84,7 @@ class ServingGraph(tf.Module):
         return self._detect(inputs, decode)
 
     def _of_pixels(self, inputs):
-        return self._detect(inputs, lambda picture: picture)
+        return self._detect(inputs, lambda image: image)
 
     def _of_records(self, inputs):
         features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
@@ -90,26 +92,28 @@ class ServingGraph(tf.Module):
         return self._detect(encoded, decode)
 
     def _detect(self, inputs, read):
-        """Each picture through its own canvas: the answer does not depend on what else is in the request."""
-        images, size_hw, original_hw, number = self._laid(inputs, read)
+        """Detects on each image's own canvas, so that results do not depend on the rest of the request."""
+        images, size_hw, original_hw, number = self._preprocessed(inputs, read)
         rows = [tf.where(number == index)[:, 0] for index in range(len(self.canvases))]
         parts = [
-            self._detect_on(index, of_canvas, images, size_hw, original_hw)
+            self._detect_on(index, of_canvas, images, size_hw=size_hw, original_hw=original_hw)
             for index, of_canvas in enumerate(rows)
         ]
-        order = tf.argsort(tf.concat(rows, axis=0))  # the parts come canvas by canvas
-        found = {key: tf.gather(tf.concat([part[key] for part in parts], axis=0), order) for key in parts[0]}
-        return self._named(found, original_hw)
+        order = tf.argsort(tf.concat(rows, axis=0))  # the parts are sorted by canvas
+        detections = {
+            key: tf.gather(tf.concat([part[key] for part in parts], axis=0), order) for key in parts[0]
+        }
+        return self._named(detections, original_hw)
 
-    def _laid(self, inputs, read):
-        """All pictures in one tensor that holds every canvas, and the number of each one's canvas."""
+    def _preprocessed(self, inputs, read):
+        """All images in one tensor as large as the largest canvas, and the index of each image's canvas."""
         height = max(canvas[0] for canvas in self.canvases)
         width = max(canvas[1] for canvas in self.canvases)
 
         def prepare(one):
-            picture = read(one)
-            original_hw = tf.shape(picture)[:2]
-            canvas, size_hw = resize_to_canvas(picture, **self._sizes)
+            image = read(one)
+            original_hw = tf.shape(image)[:2]
+            canvas, size_hw = resize_to_canvas(image, **self._sizes)
             number = canvas_of(
                 original_hw, self.canvases, self._sizes["short_side_px"], self._sizes["long_side_px"]
             )
@@ -117,40 +121,40 @@ class ServingGraph(tf.Module):
             padded = tf.ensure_shape(tf.pad(canvas, missing), (height, width, 3))
             return padded, tf.cast(size_hw, tf.int32), original_hw, tf.cast(number, tf.int32)
 
-        pictures = tf.data.Dataset.from_tensor_slices(inputs)
-        pictures = pictures.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        return pictures.batch(tf.shape(inputs, out_type=tf.int64)[0]).get_single_element()
+        images = tf.data.Dataset.from_tensor_slices(inputs)
+        images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        return images.batch(tf.shape(inputs, out_type=tf.int64)[0]).get_single_element()
 
-    def _detect_on(self, index, rows, images, size_hw, original_hw):
-        """Detections of the pictures of one canvas, those of `rows`, which may be none."""
+    def _detect_on(self, index, rows, images, *, size_hw, original_hw):
+        """Detections of the images of one canvas, given by `rows`, which may be empty."""
         high, wide = self.canvases[index]
         network = self._on_canvas[index]
 
         def run():
             size_in_canvas = tf.gather(size_hw, rows)
-            found = network(tf.gather(images[:, :high, :wide], rows), size_in_canvas)
-            return to_original(found, size_in_canvas, tf.gather(original_hw, rows))
+            detections = network(tf.gather(images[:, :high, :wide], rows), size_in_canvas)
+            return to_original(detections, size_in_canvas, tf.gather(original_hw, rows))
 
-        def none():
-            forms = network.structured_outputs
-            return {key: tf.zeros((0, *form.shape[1:]), form.dtype) for key, form in forms.items()}
+        def empty():
+            specs = network.structured_outputs
+            return {key: tf.zeros((0, *spec.shape[1:]), spec.dtype) for key, spec in specs.items()}
 
-        return tf.cond(tf.size(rows) > 0, run, none)
+        return tf.cond(tf.size(rows) > 0, run, empty)
 
-    def _named(self, found, original_hw):
+    def _named(self, detections, original_hw):
         """Outputs of the Object Detection API."""
-        valid = tf.sequence_mask(found[COUNT], found[SCORES].shape[1])
+        valid = tf.sequence_mask(detections[COUNT], detections[SCORES].shape[1])
         high, wide = tf.split(tf.cast(original_hw, tf.float32), 2, axis=-1)
-        x1, y1, x2, y2 = tf.unstack(found[BOXES], axis=-1)
-        classes = tf.gather(self._class_ids, tf.maximum(found[LABELS], 0))
+        x1, y1, x2, y2 = tf.unstack(detections[BOXES], axis=-1)
+        classes = tf.gather(self._class_ids, tf.maximum(detections[LABELS], 0))
         outputs = {
             "detection_boxes": tf.stack([y1 / high, x1 / wide, y2 / high, x2 / wide], axis=-1),
-            "detection_scores": found[SCORES],
+            "detection_scores": detections[SCORES],
             "detection_classes": tf.where(valid, classes, 0.0),
-            "num_detections": tf.cast(found[COUNT], tf.float32),
+            "num_detections": tf.cast(detections[COUNT], tf.float32),
         }
-        if MASKS in found:
-            outputs["detection_masks"] = found[MASKS]
+        if MASKS in detections:
+            outputs["detection_masks"] = detections[MASKS]
         return outputs
 
 
@@ -158,15 +162,15 @@ def _metadata(graph, outputs):
     return {
         "format": "saved_model",
         "max_detections": int(outputs["detection_scores"].shape[-1]),
-        "boxes": "ymin, xmin, ymax, xmax, over the height and width of the original picture",
+        "boxes": "ymin, xmin, ymax, xmax, over the height and width of the original image",
         **_metadata_of_masks(outputs),
         "canvases": [list(canvas) for canvas in graph.canvases],
-        "exif": "orientation is not applied: turn pictures upright before sending them",
+        "exif": "orientation is not applied: turn images upright before sending them",
     }
 
 
 def _metadata_of_masks(outputs):
-    """Nothing for a model without masks."""
+    """The entries on masks; none for a model without masks."""
     if "detection_masks" not in outputs:
         return {}
     return {
@@ -178,7 +182,7 @@ def _metadata_of_masks(outputs):
 
 
 def _write_warmup(directory, name):
-    """One request for each signature of pictures; TensorFlow Serving replays them before it takes traffic."""
+    """Writes a request for each image signature, which TensorFlow Serving replays before serving."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     directory.mkdir()

@@ -1,4 +1,4 @@
-"""The folder of an exported model: numbered versions, each written aside and renamed."""
+"""Version directories of exported models: numbered and written atomically."""
 
 import contextlib
 import datetime
@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -13,33 +14,35 @@ from kgarden.errors import UserError
 
 
 @contextlib.contextmanager
-def new_version(to, form):
-    """A folder to write into that becomes TO/<next free number>/ at the end, or vanishes on an error.
+def new_version(to, form: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Context with a temporary folder that becomes TO/<next free number>/, or is deleted on an error.
 
     Args:
-        to:   parent of the version directories; made where it is missing.
-        form: of the model. Versions of one folder are of one form: a server takes the highest.
+        to:   parent of the version directories; created if it is missing.
+        form: format of the model. All versions in a folder have one format, because a server loads the
+              highest.
     Yields:
-        (folder to write into, path that it will have).
+        (temporary folder, final path).
     Raises:
-        UserError: a file is in the way, or versions of another form.
+        UserError: `to` is a file, or holds versions of another format.
     """
     to = pathlib.Path(to)
     if to.exists() and not to.is_dir():
-        raise UserError(f"{to}: is a file; name a directory for the export")
+        raise UserError(f"{to} is a file; give a directory for the export")
     to.mkdir(parents=True, exist_ok=True)
     versions = sorted(path for path in to.iterdir() if path.name.isdigit())
     for version in versions:
         if (other := _form_of(version)) != form:
             raise UserError(
-                f"{version} is {other}, a server would mix it up with {form}: name another folder"
+                f"{version} is {other}; versions in a folder must have one format: give another folder "
+                f"for {form}"
             )
     aside = to / f".exporting.{os.getpid()}"
     version = to / str(1 + max((int(path.name) for path in versions), default=0))
     try:
         aside.mkdir()
         yield aside, version
-        os.rename(aside, version)  # refuses a directory that has come to be in the meantime
+        os.rename(aside, version)  # fails if the directory was created in the meantime
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -50,26 +53,28 @@ def _form_of(version):
     try:
         return json.loads((version / "metadata.json").read_text())["format"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "not of kgarden"
+        return "not an export of kgarden"
 
 
-def views_left_out(recipe):
-    """A line on the views that an exported model does without, or None where there is one view anyway."""
+def views_left_out(recipe) -> str | None:
+    """Returns a line on the test-time views that an exported model omits; None if there is one view only."""
     views = recipe.evaluate.views
     if views is None or views.number == 1:
         return None
     return (
-        f"evaluate.views: the model answers from one view, at the test size, not from {views.number}; "
-        f"`kgarden predict` merges them"
+        f"evaluate.views: the exported model uses one view, at the test size, instead of {views.number}; "
+        f"`kgarden predict` merges all views"
     )
 
 
-def write_beside(folder, recipe, categories, metadata):
-    """labels.txt, recipe.yaml and metadata.json: what a client has to know.
+def write_beside(folder: pathlib.Path, recipe, categories: list[dict], metadata: dict) -> None:
+    """Writes labels.txt, recipe.yaml and metadata.json for clients.
 
     Args:
+        folder:     temporary folder of the version.
+        recipe:     the recipe of the model.
         categories: [{"id", "name"}, ...] in label order.
-        metadata:   what this form adds to what all have.
+        metadata:   entries of the format, added to the common ones.
     """
     lines = [f"{category['id']} {category['name']}" for category in categories]
     (folder / "labels.txt").write_text("\n".join(lines) + "\n")

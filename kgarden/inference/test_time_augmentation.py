@@ -1,11 +1,11 @@
-"""Test-time augmentation: one answer from several views of each picture.
+"""Test-time augmentation: merges the detections of several resized and flipped views of each image.
 
-Every view, a picture at another size or in a mirror, goes through the network on a canvas of its own. What
-the network says is led back to the first view, laid together, and duplicates are suppressed once more. Two
-conventions say what a view hands on:
+Every view goes through the network on a canvas of its own. Its boxes are mapped back to the first view and
+concatenated with those of the other views, and NMS runs once more. Two conventions define what is
+concatenated:
 
-    detectron2           its detections, as if it were alone
-    maskrcnn_benchmark   all candidates that pass the threshold, none of them suppressed yet
+    detectron2           the final detections of every view
+    maskrcnn_benchmark   the candidates of every view above the score threshold, before NMS
 
     merge = TestTimeAugmentation(detector, convention="detectron2")
     detections = merge.predict_on_batch(x)             # x with "views", see kgarden.structures
@@ -13,87 +13,96 @@ conventions say what a view hands on:
 
 import dataclasses
 
+import keras
 import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
-from kgarden.heads.selection import GROUP
+from kgarden.heads.selection import GROUP, Selection
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, IMAGES, LABELS, MIRRORED, SCORES, SIZE_HW, SOURCE, VALID, VIEWS
 
 CONVENTIONS = ("detectron2", "maskrcnn_benchmark")
 THRESHOLD = 1e-8  # detectron2's, on the detections of views
-FIRST_HW = "first_hw"  # size of the picture in the first view
-OF_SOFT_NMS = ("soft", "sigma", "min_score")
+FIRST_HW = "first_hw"  # size of the image in the first view
+SOFT_NMS_SETTINGS = ("soft", "sigma", "min_score")
 
 
 class TestTimeAugmentation:
-    """What an InferenceModel is for one view, for several: asked by `predict_on_batch`.
+    """Inference on several views of each image, merged by a final NMS.
+
+    Has the `predict_on_batch` of an InferenceModel.
 
     Args:
-        detector:   with boxes alone.
+        detector:   a Detector without a mask head.
         convention: one of CONVENTIONS.
-        settings:   "method", "iou", "soft", "sigma", "min_score" of the last step, which lie over those of
-                    the detector's own selection; a detector without NMS gets "nms".
+        settings:   "method", "iou", "soft", "sigma", "min_score" of the final NMS, which override those of
+                    the detector's own selection; the default method of a detector without NMS is "nms".
     Raises:
-        UserError: a detector with masks, or settings that mean nothing to the method.
+        UserError: the detector has a mask head, or a setting does not apply to the method.
     """
 
-    def __init__(self, detector, convention="detectron2", **settings):
+    __test__ = False  # the name starts with Test, but pytest must not collect it
+
+    def __init__(self, detector: keras.Model, convention: str = "detectron2", **settings):
         if getattr(detector, "mask_head", None) is not None:
             raise UserError(
-                "evaluate.views: masks of several views cannot be merged; take views out, or leave one size "
-                "and no flip"
+                "evaluate.views: merging masks of several views is not supported; remove views, or use one "
+                "size without flip"
             )
         if convention not in CONVENTIONS:
-            raise UserError(f"evaluate.merge.convention {convention!r}: one of {', '.join(CONVENTIONS)}")
+            raise UserError(
+                f"evaluate.merge.convention: {convention!r} is not supported; use one of "
+                f"{', '.join(CONVENTIONS)}"
+            )
         self.selection = last_selection(detector.selection, **settings)
-        of_view = {"detectron2": Detected, "maskrcnn_benchmark": Picked}[convention]
-        self.of_view = ready_to_predict(of_view(detector, self.selection))
+        view_model = {"detectron2": ViewDetections, "maskrcnn_benchmark": ViewCandidates}[convention]
+        self.view_model = ready_to_predict(view_model(detector, self.selection))
         self.merge = ready_to_predict(Merge(self.selection))
 
-    def predict_on_batch(self, x):
-        """Detections in px of the first view, as an InferenceModel's; "source" counts the rows of all views.
+    def predict_on_batch(self, x: dict) -> dict:
+        """Returns detections in px of the first view; "source" counts the rows of all views.
 
         Args:
             x: {"images", "size_hw", "views"}, see kgarden.structures.
         """
         first = {IMAGES: x[IMAGES], SIZE_HW: x[SIZE_HW], MIRRORED: np.zeros(len(x[IMAGES]), bool)}
-        answers = [
-            self.of_view.predict_on_batch({**view, FIRST_HW: x[SIZE_HW]}) for view in (first, *x[VIEWS])
+        predictions = [
+            self.view_model.predict_on_batch({**view, FIRST_HW: x[SIZE_HW]}) for view in (first, *x[VIEWS])
         ]
-        rows = {key: np.concatenate([answer[key] for answer in answers], axis=1) for key in answers[0]}
+        rows = {key: np.concatenate([one[key] for one in predictions], axis=1) for key in predictions[0]}
         return self.merge.predict_on_batch({**rows, SIZE_HW: x[SIZE_HW]})
 
 
-def last_selection(selection, method=None, **settings):
-    """The selection over all views: that of the detector with settings laid over it.
+def last_selection(selection: Selection, method: str | None = None, **settings) -> Selection:
+    """Builds the selection over all views: the detector's, with settings overridden.
 
     Args:
-        selection: kgarden.heads.selection.Selection.
-        method:    "nms" or "soft_nms"; None: the detector's, "nms" where it has none.
+        selection: of the detector.
+        method:    "nms" or "soft_nms"; None: the detector's, or "nms" if it uses none.
         settings:  "iou", "soft", "sigma", "min_score"; None: the detector's.
     """
     method = method or (selection.method if selection.method == "soft_nms" else "nms")
     settings = {key: value for key, value in settings.items() if value is not None}
-    idle = [key for key in OF_SOFT_NMS if key in settings and method != "soft_nms"]
-    if idle:
+    unused = [key for key in SOFT_NMS_SETTINGS if key in settings and method != "soft_nms"]
+    if unused:
         raise UserError(
-            f"evaluate.merge.{idle[0]} means nothing to method {method}: leave it out, or set method soft_nms"
+            f"evaluate.merge.{unused[0]} does not apply to method {method}; remove it, or set method soft_nms"
         )
     return dataclasses.replace(selection, method=method, **settings)
 
 
-class OfView(StaticShapeModel):
-    """{"images", "size_hw", "mirrored", "first_hw"} -> rows, in px of the first view.
+class ViewModel(StaticShapeModel):
+    """Base class: computes the rows of one view that are merged, in px of the first view.
 
-    Rows are what `Selection.suppress` takes: boxes (B, N, 4), scores (B, N), below 0 for a row that is none,
-    labels (B, N), and group (B, N) unless all boxes may suppress each other.
+    Maps {"images", "size_hw", "mirrored", "first_hw"} to the rows that `Selection.suppress` takes: boxes
+    (B, N, 4), scores (B, N), negative for padding, labels (B, N), and group (B, N) unless all boxes may
+    suppress each other.
 
     Args:
-        detector:  of a family with a selection.
-        selection: what comes after all views.
+        detector:  a Detector with a selection.
+        selection: the final selection over all views.
     """
 
     def __init__(self, detector, selection, **kwargs):
@@ -103,8 +112,8 @@ class OfView(StaticShapeModel):
         self.built = True
 
     def call(self, x, training=False):
-        seen = {key: x[key] for key in (IMAGES, SIZE_HW)}
-        rows = self.rows(seen, self.detector(seen, training=False))
+        view = {key: x[key] for key in (IMAGES, SIZE_HW)}
+        rows = self.rows(view, self.detector(view, training=False))
         mirrored = ops.cast(x[MIRRORED], "bool")[:, None, None]
         boxes = ops.where(mirrored, box_ops.mirror(rows[BOXES], x[SIZE_HW]), rows[BOXES])
         boxes = box_ops.rescale(boxes, x[SIZE_HW], x[FIRST_HW])
@@ -112,25 +121,26 @@ class OfView(StaticShapeModel):
         return {BOXES: boxes, **kept}
 
     def rows(self, x, raw):
-        """What this view hands on, in its own px."""
-        raise NotImplementedError(f"{type(self).__name__} is a frame: a convention says what goes on")
+        """Returns the rows of this view, in its own px."""
+        raise NotImplementedError(f"{type(self).__name__} must implement rows(x, raw)")
 
 
-class Detected(OfView):
-    """Detections that the view would give if it were alone."""
+class ViewDetections(ViewModel):
+    """The final detections of the view alone (detectron2)."""
 
     def rows(self, x, raw):
-        found = self.detector.detect(x, raw)
-        scores = ops.where(found[VALID] & (found[SCORES] > THRESHOLD), found[SCORES], -1.0)
-        group = {GROUP: found[LABELS]} if self.selection.class_wise else {}
-        return {BOXES: found[BOXES], SCORES: scores, LABELS: found[LABELS], **group}
+        detections = self.detector.detect(x, raw)
+        valid = detections[VALID] & (detections[SCORES] > THRESHOLD)
+        scores = ops.where(valid, detections[SCORES], -1.0)
+        group = {GROUP: detections[LABELS]} if self.selection.class_wise else {}
+        return {BOXES: detections[BOXES], SCORES: scores, LABELS: detections[LABELS], **group}
 
 
-class Picked(OfView):
-    """Candidates that a selection would compare with each other.
+class ViewCandidates(ViewModel):
+    """The candidates of the view before NMS (maskrcnn_benchmark).
 
-    They pass its threshold and its limit of each level here and not after merging: nothing else is left out
-    by that, and a few thousand rows go on instead of all places.
+    The score threshold and the limit per level are applied here and not after merging. The result is the
+    same, with a few thousand rows instead of all candidates.
     """
 
     def rows(self, x, raw):
@@ -138,7 +148,7 @@ class Picked(OfView):
 
 
 class Merge(StaticShapeModel):
-    """Rows of all views in px of the first one, and its "size_hw" -> detections, clipped to the picture."""
+    """Selects detections from the rows of all views and clips them to the first view's image."""
 
     def __init__(self, selection, **kwargs):
         super().__init__(**kwargs)
@@ -148,6 +158,7 @@ class Merge(StaticShapeModel):
     def call(self, rows, training=False):
         number = ops.arange(rows[LABELS].shape[1], dtype="int32")
         picked = {key: rows[key] for key in (BOXES, SCORES, LABELS, GROUP) if key in rows}
-        found = self.selection.suppress({**picked, SOURCE: ops.broadcast_to(number, ops.shape(rows[LABELS]))})
-        boxes = box_ops.clip(found[BOXES], rows[SIZE_HW])
-        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        source = ops.broadcast_to(number, ops.shape(rows[LABELS]))
+        detections = self.selection.suppress({**picked, SOURCE: source})
+        boxes = box_ops.clip(detections[BOXES], rows[SIZE_HW])
+        return {**detections, BOXES: boxes, VALID: detections[VALID] & (box_ops.area(boxes) > 0)}

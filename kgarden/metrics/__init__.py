@@ -1,1 +1,1 @@
-"""How good detections are and what is wrong with them: dictionaries in, numbers and pictures out."""
+"""Detection metrics: COCO, PASCAL VOC and Open Images AP, TIDE error analysis, diagnosis and figures."""

@@ -1,47 +1,51 @@
-"""Everything that can be learnt from detections and ground truth, as one dictionary (`analysis.json`)."""
+"""Error analysis: TIDE errors, confusion matrix, precision-recall curves and score histograms in one dict."""
 
 import numpy as np
 
 from kgarden.metrics import curves
-from kgarden.metrics.arrays import pairs
+from kgarden.metrics.arrays import Table, pairs
 from kgarden.metrics.matching import ranks
-from kgarden.metrics.tide import KINDS, confusion, judge, prices, split
+from kgarden.metrics.tide import KINDS, ap_gains, classify_errors, confusion_counts, match_detections
 
 CURVE_IOUS = (0.5, 0.75)
 BINS = 20  # of the score histograms, over 0..1
 
 
-def analyse(table, reach=0.5, near=0.1, score=None):
-    """Errors, confusions, curves and scores.
+def analyse(table: Table, reach: float = 0.5, near: float = 0.1, score: float | None = None) -> dict:
+    """Computes the contents of `analysis.json`: errors, confusion matrix, curves and score histograms.
 
     Args:
         table: Table.
-        reach: IoU of a right detection.
-        near:  IoU below which a detection has nothing to do with an object.
-        score: detections from this score on enter the confusion matrix; None: the score of the best F1 over
-               all classes.
+        reach: IoU of a true positive.
+        near:  IoU below which a detection is background.
+        score: smallest score in the confusion matrix; None: the score of the best F1 over all classes.
     Returns:
-        dictionary of plain numbers, percent where something is a share; see docs/evaluation.md.
+        dictionary of plain numbers, fractions in percent; see docs/evaluation.md.
     """
     objects, detections = table.objects, table.detections
     order = detections.order()
     rank = ranks(order)
     close = pairs(table, least=min(near, reach, *CURVE_IOUS))
-    judged = judge(table, close, rank, reach)
-    found = split(table, close, judged, reach, near)
-    ap, gains = prices(table, judged, found, order)
-    num_objects = np.bincount(objects.label[~objects.crowd], minlength=len(table.categories))
-    best = best_f1(judged, order, num_objects.sum(), detections.score)
+    matching = match_detections(table, close, rank, reach)
+    errors = classify_errors(table, close, matching, reach=reach, near_iou=near)
+    ap, gains = ap_gains(table, matching, errors, order)
+    num_objects = _num_objects(table)
+    best = best_f1(matching, order, num_objects.sum(), detections.score)
     threshold = best["score"] if score is None else score
-    matrix = confusion(table, close, judged, threshold or 0.0, reach)
-    kinds = np.append(np.bincount(found.kind[found.kind >= 0], minlength=5), found.missed.sum())
+    matrix = confusion_counts(table, close, matching, score=threshold or 0.0, reach=reach)
+    kinds = np.append(np.bincount(errors.kind[errors.kind >= 0], minlength=5), errors.missed.sum())
+    per_class = _per_class(table, matching, errors, order)
+    lines = {
+        f"iou{round(100 * iou)}": _curves(table, match_detections(table, close, rank, iou), order)
+        for iou in CURVE_IOUS
+    }
     return {
         "images": len(table.image_ids),
         "objects": int(num_objects.sum()),
         "crowds": int(objects.crowd.sum()),
         "detections": len(detections),
-        "right": int(judged.hits.sum()),
-        "not_counted": int((~judged.counts).sum()),
+        "right": int(matching.hits.sum()),
+        "not_counted": int((~matching.counted).sum()),
         "iou": {"right": reach, "background_below": near},
         "ap": _percent(ap),
         "errors": {
@@ -50,46 +54,48 @@ def analyse(table, reach=0.5, near=0.1, score=None):
         },
         "best_f1": best,
         "confusion": {"score": threshold, "iou": reach, "cells": _cells(matrix, table.categories)},
-        "per_class": _per_class(table, judged, found, order, num_objects),
-        "curves": {
-            "recall": np.round(100 * curves.RECALLS, 1).tolist(),
-            **{f"iou{round(100 * iou)}": _curves(table, close, rank, order, iou) for iou in CURVE_IOUS},
-        },
-        "scores": _histograms(judged, detections.score),
+        "per_class": per_class,
+        "curves": {"recall": np.round(100 * curves.RECALLS, 1).tolist(), **lines},
+        "scores": _histograms(matching, detections.score),
     }
 
 
-def best_f1(judged, order, num_objects, scores):
-    """The score above which detections have the best F1, and what they have there.
+def best_f1(matching, order, num_objects, scores):
+    """Finds the score threshold of the best F1.
 
     Args:
-        judged:      Judged.
-        order:       rows of the detections in question, from the surest on.
-        num_objects: to be found.
+        matching:    Matching.
+        order:       rows of the detections concerned, by descending score.
+        num_objects: number of objects.
         scores:      (N,) of all detections.
     Returns:
-        {"f1", "precision", "recall": percent, "score"}; all None where nothing is right.
+        {"f1", "precision", "recall": percent, "score"}; all None without a true positive.
     """
-    rows = order[judged.counts[order]]
-    if not num_objects or not judged.hits[rows].any():
+    rows = order[matching.counted[order]]
+    if not num_objects or not matching.hits[rows].any():
         return {"f1": None, "precision": None, "recall": None, "score": None}
-    precision, recall = curves.precision_recall(judged.hits[rows], num_objects)
+    precision, recall = curves.precision_recall(matching.hits[rows], num_objects)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    # detections of equal score come in together
+    # detections of equal score pass the threshold together
     last = np.append(np.diff(scores[rows]) != 0, True)
     at = int(np.argmax(np.where(last, f1, -1)))
     values = {"f1": f1[at], "precision": precision[at], "recall": recall[at]}
     return {name: _percent(value) for name, value in values.items()} | {"score": float(scores[rows[at]])}
 
 
-def _per_class(table, judged, found, order, num_objects):
-    labels = table.detections.label
+def _num_objects(table):
+    """(C,) objects of each class, without crowds."""
+    return np.bincount(table.objects.label[~table.objects.crowd], minlength=len(table.categories))
+
+
+def _per_class(table, matching, errors, order):
+    labels, num_objects = table.detections.label, _num_objects(table)
     num = len(table.categories)
     counts = {
-        kind: np.bincount(labels[found.kind == number], minlength=num)
+        kind: np.bincount(labels[errors.kind == number], minlength=num)
         for number, kind in enumerate(KINDS[:-1])
     }
-    counts["missed"] = np.bincount(table.objects.label[found.missed], minlength=num)
+    counts["missed"] = np.bincount(table.objects.label[errors.missed], minlength=num)
     rows = []
     for one, mine in curves.by_class(labels, order, num):
         category = table.categories[one]
@@ -98,23 +104,21 @@ def _per_class(table, judged, found, order, num_objects):
                 **category,
                 "objects": int(num_objects[one]),
                 "detections": len(mine),
-                "right": int(judged.hits[mine].sum()),
+                "right": int(matching.hits[mine].sum()),
                 "errors": {kind: int(counts[kind][one]) for kind in KINDS},
-                "best_f1": best_f1(judged, mine, num_objects[one], table.detections.score),
+                "best_f1": best_f1(matching, mine, num_objects[one], table.detections.score),
             }
         )
     return rows
 
 
-def _curves(table, close, rank, order, iou):
+def _curves(table, matching, order):
     """{"per_class": {id: 101 precisions}, "mean": 101 precisions}, percent; classes with objects only."""
-    judged = judge(table, close, rank, iou)
-    num_objects = np.bincount(table.objects.label[~table.objects.crowd], minlength=len(table.categories))
-    lines = {}
-    counted = order[judged.counts[order]]
+    num_objects, lines = _num_objects(table), {}
+    counted = order[matching.counted[order]]
     for one, rows in curves.by_class(table.detections.label, counted, len(num_objects)):
         if num_objects[one]:
-            lines[one] = curves.sampled(*curves.precision_recall(judged.hits[rows], num_objects[one]))
+            lines[one] = curves.sampled(*curves.precision_recall(matching.hits[rows], num_objects[one]))
     mean = np.mean(list(lines.values()), axis=0) if lines else np.zeros(0)
     return {
         "mean": _rounded(mean),
@@ -127,18 +131,18 @@ def _rounded(line):
 
 
 def _cells(matrix, categories):
-    """[[id of the object's class, id of the class said, count], ...]; None is the background."""
+    """[[id of the object's class, id of the predicted class, count], ...]; None is the background."""
     ids = [*(category["id"] for category in categories), None]
     return [[ids[row], ids[column], int(matrix[row, column])] for row, column in np.argwhere(matrix)]
 
 
-def _histograms(judged, scores):
+def _histograms(matching, scores):
     edges = np.linspace(0, 1, BINS + 1)
     clipped = np.clip(scores, 0, 1)
     return {
         "edges": edges.round(6).tolist(),
-        "right": np.histogram(clipped[judged.hits], edges)[0].tolist(),
-        "wrong": np.histogram(clipped[judged.counts & ~judged.hits], edges)[0].tolist(),
+        "right": np.histogram(clipped[matching.hits], edges)[0].tolist(),
+        "wrong": np.histogram(clipped[matching.counted & ~matching.hits], edges)[0].tolist(),
     }
 
 

@@ -1,17 +1,18 @@
-"""Ground truth and detections as arrays, and which of them lie in the same picture.
+"""Arrays of ground truth and detections, and the overlaps of those in the same image.
 
-Every measure beside pycocotools works on these: no loop over pictures or boxes.
-Letters: M objects, N detections, P pairs of a detection and an object of one picture.
+All metrics except COCO's, which pycocotools computes, work on these arrays, without loops over images or
+boxes. Letters: M objects, N detections, P pairs of a detection and an object of one image.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from pycocotools import mask as mask_tools
 
 from kgarden.errors import UserError
 
-PAIRS_AT_ONCE = 2_000_000  # of one chunk; bounds the memory of `pairs`
+PAIRS_PER_CHUNK = 2_000_000  # bounds the memory of `pairs`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Objects:
     """Ground truth.   boxes (M, 4) xyxy px; the others (M,).
 
     Args:
-        image:     row of the picture.
+        image:     row of the image.
         label:     row of the category.
-        crowd:     a region that may hold many: nobody is asked to find it, who does so is not blamed.
-        difficult: as PASCAL VOC marks objects; what it means is the metric's choice.
-        group:     one box around several (Open Images' IsGroupOf).
+        crowd:     COCO's crowd regions: not counted as objects, and detections in them are ignored.
+        difficult: PASCAL VOC's flag; each metric defines its meaning.
+        group:     one box around several objects (Open Images' IsGroupOf).
         masks:     list of run-length codes, or None: boxes only.
     """
 
@@ -41,7 +42,7 @@ class Objects:
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What a detector said.   boxes (N, 4) xyxy px; image, label as in Objects; score (N,); masks or None."""
+    """Detections.   boxes (N, 4) xyxy px; image, label as in Objects; score (N,); masks or None."""
 
     image: np.ndarray
     label: np.ndarray
@@ -53,18 +54,18 @@ class Detections:
         return len(self.image)
 
     def order(self):
-        """Rows from the surest on; equal scores by picture, then as given, as COCO has them."""
+        """Returns rows by descending score; ties by image, then in the given order, as in COCO."""
         return np.lexsort((np.arange(len(self)), self.image, -self.score))
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Objects and detections of the same pictures.
+    """Objects and detections of the same images.
 
     Args:
         objects, detections: as above.
         categories:          [{"id", "name"}, ...] by id; row = label.
-        image_ids:           ids of the pictures, ascending; row = image.
+        image_ids:           ids of the images, ascending; row = image.
     """
 
     objects: Objects
@@ -73,14 +74,16 @@ class Table:
     image_ids: np.ndarray
 
 
-def tabulate(truth, results, image_ids=None, iou_type="bbox"):
-    """COCO dictionaries -> Table. What is not of these pictures and categories is left out, as COCO does.
+def tabulate(
+    truth: dict, results: list[dict], image_ids: Iterable | None = None, iou_type: str = "bbox"
+) -> Table:
+    """Converts COCO dictionaries to a Table; entries of other images and categories are dropped, as in COCO.
 
     Args:
-        truth:     ground truth in COCO form, complete (see `kgarden.metrics.coco.complete`).
+        truth:     ground truth in COCO form, complete (see `kgarden.metrics.evaluation_table.complete`).
         results:   list in COCO results form.
-        image_ids: these pictures only; None: all.
-        iou_type:  "segm" keeps masks too.
+        image_ids: these images only; None: all.
+        iou_type:  "bbox", or "segm" to convert masks as well.
     """
     categories = [
         {"id": one["id"], "name": str(one.get("name", one["id"]))}
@@ -103,23 +106,23 @@ def tabulate(truth, results, image_ids=None, iou_type="bbox"):
         first = [next((e[name] for name in names if name in e), 0) for e in entries]
         return np.array([bool(one) for one in first], bool)
 
-    there, found = kept(truth["annotations"]), kept(results)
-    masks = {}
+    annotations, results = kept(truth["annotations"]), kept(results)
+    object_masks = result_masks = None
     if iou_type == "segm":
         size_of = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
-        masks = {
-            name: [run_lengths(e["segmentation"], size_of[e["image_id"]]) for e in entries]
-            for name, entries in (("there", there), ("found", found))
-        }
+        object_masks, result_masks = (
+            [run_lengths(e["segmentation"], size_of[e["image_id"]]) for e in entries]
+            for entries in (annotations, results)
+        )
     objects = Objects(
-        *columns(there),
-        crowd=flags(there, "iscrowd"),
-        difficult=flags(there, "difficult"),
-        group=flags(there, "is_group_of", "isgroupof", "iscrowd"),
-        masks=masks.get("there"),
+        *columns(annotations),
+        crowd=flags(annotations, "iscrowd"),
+        difficult=flags(annotations, "difficult"),
+        group=flags(annotations, "is_group_of", "isgroupof", "iscrowd"),
+        masks=object_masks,
     )
-    score = np.array([e["score"] for e in found], np.float64)
-    detections = Detections(*columns(found), score=score, masks=masks.get("found"))
+    score = np.array([e["score"] for e in results], np.float64)
+    detections = Detections(*columns(results), score=score, masks=result_masks)
     return Table(objects, detections, categories, np.array(image_ids))
 
 
@@ -130,7 +133,7 @@ def _xyxy(entries):
 
 
 def box_of(entry):
-    """xywh px of an annotation or a result; where it has only a mask, the box around that."""
+    """Returns the box of an annotation or result, xywh px; without a box, the bounding box of its mask."""
     if entry.get("bbox"):
         return entry["bbox"]
     mask = entry["segmentation"]
@@ -143,7 +146,7 @@ def box_of(entry):
 
 
 def run_lengths(mask, size_hw):
-    """A segmentation in any of COCO's forms, polygons, counts, compressed counts -> compressed counts."""
+    """Converts any of COCO's segmentations (polygons, counts, compressed counts) to compressed counts."""
     if isinstance(mask, list):
         return mask_tools.merge(mask_tools.frPyObjects(mask, *size_hw))
     if isinstance(mask["counts"], list):
@@ -156,48 +159,49 @@ def run_lengths(mask, size_hw):
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Detections and objects of the same picture.   All (P,).
+    """Detections and objects of the same image.   All (P,).
 
     Args:
-        found: row of the detections.
-        there: row of the objects.
-        iou:   their overlap; of a crowd, the share of the detection that lies in it.
+        detection: row of the detections.
+        object:    row of the objects.
+        iou:       their IoU; for a crowd, the fraction of the detection that lies in it.
     """
 
-    found: np.ndarray
-    there: np.ndarray
+    detection: np.ndarray
+    object: np.ndarray
     iou: np.ndarray
 
     def __len__(self):
-        return len(self.found)
+        return len(self.detection)
 
     def where(self, kept):
-        return Pairs(self.found[kept], self.there[kept], self.iou[kept])
+        return Pairs(self.detection[kept], self.object[kept], self.iou[kept])
 
 
 def pairs(table, least=0.0, plus_one=False):
-    """All pairs of a detection and an object that overlap.
+    """Computes the overlaps of all detections and objects of the same image.
 
     Args:
         table:    Table.
-        least:    only pairs of at least this overlap, and of more than 0.
-        plus_one: a box from 3 to 5 is 3 px wide, as VOC's first programs have it.
+        least:    smallest overlap of a returned pair; pairs without overlap are never returned.
+        plus_one: a box from 3 to 5 is 3 px wide, as in the first VOC development kits.
     """
     objects, detections = table.objects, table.detections
     parts = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for found, there in neighbours(detections.image, objects.image):
+    for rows, gt_rows in equal_pairs(detections.image, objects.image):
         if objects.masks is not None:
-            iou = _mask_overlap(detections, objects, found, there)
+            iou = _mask_overlap(detections, objects, rows, gt_rows)
         else:
-            crowd = objects.crowd[there]
-            iou = overlap(detections.boxes[found], objects.boxes[there], crowd, plus_one)
+            crowd = objects.crowd[gt_rows]
+            iou = overlap(detections.boxes[rows], objects.boxes[gt_rows], crowd, plus_one)
         kept = (iou > 0) & (iou >= least)
-        parts.append(Pairs(found[kept], there[kept], iou[kept]))
-    return Pairs(*(np.concatenate([getattr(part, f) for part in parts]) for f in ("found", "there", "iou")))
+        parts.append(Pairs(rows[kept], gt_rows[kept], iou[kept]))
+    fields = ("detection", "object", "iou")
+    return Pairs(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
 
 
-def neighbours(one, other):
-    """Yields (rows of one, rows of other) of equal value, every such pair once, in chunks of bounded size."""
+def equal_pairs(one, other):
+    """Yields (rows of one, rows of other) of equal value, each pair once, in chunks of bounded size."""
     order = np.argsort(other, kind="stable")
     first = np.searchsorted(other[order], one, "left")
     count = np.searchsorted(other[order], one, "right") - first
@@ -205,7 +209,7 @@ def neighbours(one, other):
     begin = 0
     while begin < len(one):
         done = ends[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, done + PAIRS_AT_ONCE, "right")))
+        end = max(begin + 1, int(np.searchsorted(ends, done + PAIRS_PER_CHUNK, "right")))
         counts = count[begin:end]
         rows = np.repeat(np.arange(begin, end), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -214,7 +218,7 @@ def neighbours(one, other):
 
 
 def overlap(boxes, others, crowd=None, plus_one=False):
-    """IoU of boxes, row by row; where `crowd` is true, the share of the first box that the second covers.
+    """Computes the IoU of boxes row by row; with `crowd`, the fraction of the first box that is covered.
 
     Args:
         boxes, others: (P, 4) xyxy px.
@@ -224,40 +228,40 @@ def overlap(boxes, others, crowd=None, plus_one=False):
     """
     extra = 1.0 if plus_one else 0.0
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2]) + extra
-    shared = np.maximum(sides, 0).prod(axis=1)
+    intersection = np.maximum(sides, 0).prod(axis=1)
     area = (boxes[:, 2:] - boxes[:, :2] + extra).prod(axis=1)
-    whole = area + (others[:, 2:] - others[:, :2] + extra).prod(axis=1) - shared
+    union = area + (others[:, 2:] - others[:, :2] + extra).prod(axis=1) - intersection
     if crowd is not None:
-        whole = np.where(crowd, area, whole)
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+        union = np.where(crowd, area, union)
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def _mask_overlap(detections, objects, found, there):
-    """As `overlap`, of masks; pycocotools compares the masks of one picture at a time."""
-    iou = np.zeros(len(found))
-    image = detections.image[found]
+def _mask_overlap(detections, objects, detection_rows, object_rows):
+    """As `overlap`, of masks; pycocotools compares the masks of one image at a time."""
+    iou = np.zeros(len(detection_rows))
+    image = detections.image[detection_rows]
     order = np.argsort(image, kind="stable")
     starts = np.flatnonzero(np.diff(image[order], prepend=-1))
     for rows in np.split(order, starts[1:]) if len(order) else []:
-        a, at_a = np.unique(found[rows], return_inverse=True)
-        b, at_b = np.unique(there[rows], return_inverse=True)
-        whole = mask_tools.iou(
+        a, at_a = np.unique(detection_rows[rows], return_inverse=True)
+        b, at_b = np.unique(object_rows[rows], return_inverse=True)
+        matrix = mask_tools.iou(
             [detections.masks[n] for n in a],
             [objects.masks[n] for n in b],
             objects.crowd[b].astype(np.uint8).tolist(),
         )
-        iou[rows] = whole[at_a, at_b]
+        iou[rows] = matrix[at_a, at_b]
     return iou
 
 
 def image_sizes(truth, image_ids):
-    """(I, 2) height and width of the pictures, px; NaN where the ground truth does not give them."""
+    """Returns (I, 2) height and width of the images, px; NaN where the ground truth has none."""
     sizes = {one["id"]: (one.get("height"), one.get("width")) for one in truth["images"]}
     return np.array([sizes[one] for one in np.asarray(image_ids).tolist()], np.float64).reshape(-1, 2)
 
 
-def need(entries, key, what):
-    """UserError unless every entry has the key."""
+def require(entries, key, what):
+    """Raises UserError unless every entry has the key."""
     lacking = [n for n, entry in enumerate(entries) if not entry.get(key)]
     if lacking:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Other ways in which four numbers may have been meant: formats, units, px of a resized picture."""
+"""Alternative box formats, units and image scales, tried when AP is near zero."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def _in_px(format_):
     return lambda raw, hw: format_(raw)
 
 
-def _in_shares(format_):
+def _in_fractions(format_):
     return lambda raw, hw: format_(raw) * hw[:, [1, 0, 1, 0]]
 
 
@@ -39,27 +39,27 @@ _FORMATS = {
     "centre x, centre y, width, height": _cxcywh,
 }
 
-# words -> function of the numbers as they stand (N, 4) and the pictures' sizes (N, 2): xyxy px (N, 4)
-BOX_READINGS = {
-    f"{words} in {unit}": read(format_)
-    for words, format_ in _FORMATS.items()
-    for unit, read in (("px", _in_px), ("fractions of the picture", _in_shares))
+# description -> function of the raw numbers (N, 4) and the images' sizes (N, 2): xyxy px (N, 4)
+BOX_FORMATS = {
+    f"{name} in {unit}": convert(format_)
+    for name, format_ in _FORMATS.items()
+    for unit, convert in (("px", _in_px), ("fractions of the image", _in_fractions))
 }
-del BOX_READINGS["x, y, width, height in px"]  # what was assumed
+del BOX_FORMATS["x, y, width, height in px"]  # the assumed format
 
 SIDES = (*range(96, 1056, 32), 1088, 1216, 1280, 1333, 1344, 1536, 1600, 1920, 2048)  # px
 FACTORS = np.geomspace(1 / 8, 8, 49)
 
 
 def scalings(hw):
-    """Yields (words, (N, 1 or 4) factor from the px in question to the picture's own), for usual sizes.
+    """Yields (description, (N, 1 or 4) factor to px of the original image) for common image sizes.
 
     Args:
-        hw: (N, 2) height and width of each detection's picture, px.
+        hw: (N, 2) height and width of each detection's image, px.
     """
     for side in SIDES:
-        yield f"pictures resized to {side} x {side}", hw[:, [1, 0, 1, 0]] / side
-        yield f"pictures with a short side of {side}", hw.min(axis=1, keepdims=True) / side
-        yield f"pictures with a long side of {side}", hw.max(axis=1, keepdims=True) / side
+        yield f"images resized to {side} x {side}", hw[:, [1, 0, 1, 0]] / side
+        yield f"images with a short side of {side}", hw.min(axis=1, keepdims=True) / side
+        yield f"images with a long side of {side}", hw.max(axis=1, keepdims=True) / side
     for factor in FACTORS:
-        yield f"pictures {1 / factor:.3g} times as large", np.full((len(hw), 1), factor)
+        yield f"images {1 / factor:.3g} times as large", np.full((len(hw), 1), factor)

@@ -1,71 +1,71 @@
-"""What json files of ground truth and detections must hold, and how the two are brought together.
+"""COCO JSON: validates files of ground truth and detections, and joins their ids.
 
-Faults of the detections are errors: a number made from the rest would be believed. Faults of single
-annotations in the ground truth are counted and told, as everywhere in kgarden.
+Faults of detections are errors, because metrics of the remaining ones would be misleading. Faulty annotations
+of the ground truth are left out and reported.
 """
 
 import math
 from collections import Counter
 
 from kgarden.errors import UserError
-from kgarden.metrics.explain import unknown_classes, unknown_pictures
+from kgarden.metrics.explain import unknown_classes, unknown_images
 
-MOST_PX = 1_000_000  # no picture is larger; a mask of such a size would fill the memory
+MAX_PX = 1_000_000  # of a side; a mask of such a size would fill the memory
 
 
-def read_truth(content):
-    """Check ground truth in COCO form.
+def read_truth(content) -> tuple[dict, list[str]]:
+    """Validates ground truth in COCO form.
 
     Args:
-        content: what the json file holds.
+        content: of the json file.
     Returns:
-        (truth, notes): without annotations that cannot be used; a line for each kind of those.
+        (truth, notes): the ground truth without unusable annotations; a line for each kind of those.
     """
     if isinstance(content, list):
-        raise UserError("this is a list, as of detections; ground truth has images and annotations")
+        raise UserError("a list is not ground truth; give a COCO file with images and annotations")
     missing = [key for key in ("images", "annotations", "categories") if not _lists(content, key)]
     if missing:
-        raise UserError(f"this is no ground truth in COCO form: it has no list of {', '.join(missing)}")
+        raise UserError(f"not ground truth in COCO form: it has no list of {', '.join(missing)}")
     for key in ("images", "categories"):
         if not all(isinstance(one, dict) and _is_id(one.get("id")) for one in content[key]):
-            raise UserError(f"{key}: every entry needs an id")
+            raise UserError(f"{key}: an entry has no id")
         if len({type(one["id"]) for one in content[key]}) > 1:
-            raise UserError(f"{key}: some ids are numbers and some are text")
-    twice = [one for one, count in Counter(one["id"] for one in content["categories"]).items() if count > 1]
-    if twice:
-        raise UserError(f"categories: {twice[0]!r} is the id of more than one")
+            raise UserError(f"{key}: ids must be all numbers or all strings")
+    duplicates = [
+        one for one, count in Counter(one["id"] for one in content["categories"]).items() if count > 1
+    ]
+    if duplicates:
+        raise UserError(f"categories: id {duplicates[0]!r} is not unique")
     for one in content["images"]:
         if not all(_is_side(one.get(side)) for side in ("height", "width")):
-            raise UserError(f"images: {one['id']!r} has a height or width that is no whole number of px")
+            raise UserError(f"images: the height or width of {one['id']!r} is not a positive integer")
     images, classes = ({one["id"] for one in content[key]} for key in ("images", "categories"))
     faults = {
-        "is no object with image_id and category_id": lambda one: not _is_labelled(one),
-        "is of a picture that is not listed": lambda one: one["image_id"] not in images,
-        "is of a category that is not listed": lambda one: one["category_id"] not in classes,
-        "has neither a bbox of four numbers nor a segmentation": lambda one: not _is_placed(one),
-        "has an area or iscrowd that is no number": lambda one: not _is_flagged(one),
+        "without image_id and category_id": lambda one: not _is_labelled(one),
+        "of an image that is not listed": lambda one: one["image_id"] not in images,
+        "of a category that is not listed": lambda one: one["category_id"] not in classes,
+        "with neither a bbox of four numbers nor a segmentation": lambda one: not _has_region(one),
+        "with an area or iscrowd that is not a number": lambda one: not _has_valid_flags(one),
     }
     kept, notes = content["annotations"], []
-    for words, wrong in faults.items():
-        bad = [n for n, one in enumerate(kept) if wrong(one)]
-        if bad:
-            notes.append(
-                f"{len(bad)} annotations left out: each {words} (the first: {str(kept[bad[0]])[:80]})"
-            )
-            kept = [one for one in kept if not wrong(one)]
+    for fault, is_faulty in faults.items():
+        faulty = [one for one in kept if is_faulty(one)]
+        if faulty:
+            notes.append(f"{len(faulty)} annotations left out: {fault} (the first: {str(faulty[0])[:80]})")
+            kept = [one for one in kept if not is_faulty(one)]
     return {**content, "annotations": _without_bad_masks(kept)}, notes
 
 
-def read_results(content, truth):
-    """Check detections and give them the ground truth's ids.
+def read_results(content, truth: dict) -> tuple[list[dict], list[str]]:
+    """Validates detections and converts their ids to those of the ground truth.
 
     Args:
-        content: what the json file holds: a list in COCO results form, or a data set in COCO form whose
-                 annotations have scores. Such a data set names its pictures and classes itself: they are
-                 found by file name and class name, and may have other ids.
+        content: of the json file: a list in COCO results form, or a data set in COCO form whose annotations
+                 have scores. The images and classes of such a data set may have other ids; they are joined
+                 by file name and class name.
         truth:   of `read_truth`.
     Returns:
-        (results, notes): list in COCO results form; what there is to tell.
+        (results, notes): list in COCO results form; remarks for the user.
     """
     results = _entries(content)
     _check(results)
@@ -73,74 +73,75 @@ def read_results(content, truth):
     notes = []
     if isinstance(content, dict):
         results, notes = _joined(content, results, truth)
-    for complaint in (
-        unknown_pictures(truth, [one["image_id"] for one in results]),
+    for fault in (
+        unknown_images(truth, [one["image_id"] for one in results]),
         unknown_classes(truth, [one["category_id"] for one in results]),
     ):
-        if complaint:
-            raise UserError(complaint)
+        if fault:
+            raise UserError(fault)
     return results, notes
 
 
 def _entries(content):
-    """The list of detections, whichever form it stands in."""
+    """The list of detections of either form."""
     if isinstance(content, dict):
         if not _lists(content, "annotations"):
-            raise UserError("these are no detections: neither a list nor a data set with annotations")
+            raise UserError("not detections: give a list in COCO results form, or a data set with scores")
         entries = content["annotations"]
         if entries and not any(_has(one, "score") for one in entries):
-            raise UserError("this is ground truth, its annotations have no score: give detections")
+            raise UserError("this is ground truth (its annotations have no score); give detections")
     elif isinstance(content, list):
         entries = content
     else:
-        raise UserError("these are no detections: a list in COCO results form is needed")
+        raise UserError("not detections: give a list in COCO results form")
     if not entries:
-        raise UserError("there are no detections in it (an empty list)")
+        raise UserError("the list of detections is empty")
     return entries
 
 
 def _check(results):
-    """UserError that names the first entry that is not a detection."""
+    """Raises UserError for the first entry that is not a valid detection."""
     for n, one in enumerate(results):
         if not _has(one, "image_id", "category_id", "score"):
             lacking = [key for key in ("image_id", "category_id", "score") if not _has(one, key)]
-            raise UserError(f"detection {n} has no {', '.join(lacking)}: COCO results form is needed")
+            raise UserError(f"detection {n} has no {', '.join(lacking)}; use COCO results form")
         if not _is_number(one["score"]):
-            raise UserError(f"detection {n} has the score {one['score']!r}: it must be a finite number")
-        if not _is_placed(one):
+            raise UserError(f"detection {n}: score {one['score']!r} is not a finite number")
+        if not _has_region(one):
             raise UserError(f"detection {n} has neither a bbox of four finite numbers nor a segmentation")
         if one.get("bbox") and min(one["bbox"][2:]) < 0:
             raise UserError(f"detection {n} has a negative width or height: {one['bbox']}")
         for key in ("image_id", "category_id"):
             if not _is_id(one[key]):
-                raise UserError(f"detection {n} has the {key} {one[key]!r}: it must be a whole number")
+                raise UserError(f"detection {n}: {key} {one[key]!r} is not an integer or string")
 
 
 def _joined(content, results, truth):
-    """Results of a data set that lists pictures and classes of its own, with the ground truth's ids."""
+    """Results of a data set with its own images and classes, converted to the ground truth's ids."""
     notes = []
     for part, key, name, what in (
-        ("images", "image_id", "file_name", "pictures"),
+        ("images", "image_id", "file_name", "images"),
         ("categories", "category_id", "name", "classes"),
     ):
         theirs = {id_: named for named, id_ in _named(content.get(part), name)}
         ours = dict(_named(truth[part], name))
         if not set(theirs.values()) & ours.keys():
-            continue  # no names to go by: the ids must do
+            continue  # no common names: the ids are used as they are
         if all(ours.get(named, one) == one for one, named in theirs.items()):
             continue
-        lost = sorted({str(theirs.get(one[key], one[key])) for one in results} - {str(n) for n in ours})
-        if lost:
+        unknown = sorted({str(theirs.get(one[key], one[key])) for one in results} - {str(n) for n in ours})
+        if unknown:
             raise UserError(
-                f"{len(lost)} {what} of the detections are not in the ground truth (the first: {lost[0]})"
+                f"{len(unknown)} {what} of the detections are not in the ground truth "
+                f"(the first: {unknown[0]})"
             )
         results = [{**one, key: ours[theirs[one[key]]]} for one in results]
-        notes.append(f"{what} have other ids in the ground truth: joined by {name}")
+        notes.append(f"{what} have other ids in the ground truth; joined by {name}")
     return results, notes
 
 
 def _named(entries, name):
-    """[(name, id), ...] of those entries that have both."""
+    """[(name, id), ...] of the entries that have both."""
     entries = entries if isinstance(entries, list) else []
     return [
         (one[name], one["id"])
@@ -166,10 +167,10 @@ def _is_labelled(one):
 
 
 def _is_side(value):
-    return value is None or (isinstance(value, int) and 0 < value < MOST_PX)
+    return value is None or (isinstance(value, int) and 0 < value < MAX_PX)
 
 
-def _is_flagged(one):
+def _has_valid_flags(one):
     return all(one.get(key) is None or _is_number(one[key]) for key in ("area", "iscrowd"))
 
 
@@ -178,7 +179,7 @@ def _is_number(value):
 
 
 def _without_bad_masks(entries):
-    """Masks that cannot be drawn are as good as none; boxes beside them may still be judged."""
+    """Entries without invalid masks; their boxes can still be evaluated."""
     return [
         one
         if _is_mask(one.get("segmentation"))
@@ -187,26 +188,26 @@ def _without_bad_masks(entries):
     ]
 
 
-def _is_placed(one):
-    """Has it a place in the picture?"""
+def _has_region(one):
+    """Whether an entry has a valid box, or a valid mask if it has no box."""
     box = one.get("bbox")
     if box:
-        return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_place, box))
+        return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_coordinate, box))
     return _is_mask(one.get("segmentation"))
 
 
-def _is_place(value):
-    return _is_number(value) and abs(value) < MOST_PX
+def _is_coordinate(value):
+    return _is_number(value) and abs(value) < MAX_PX
 
 
 def _is_mask(mask):
-    """Polygons of three corners and more, or run lengths?"""
+    """Whether a segmentation is a list of polygons with at least three corners, or run lengths."""
     if isinstance(mask, dict):
         size, counts = mask.get("size"), mask.get("counts")
         sized = isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
         return sized and isinstance(counts, str | list) and len(counts) > 0
     polygons = mask if isinstance(mask, list) else []
     return bool(polygons) and all(
-        isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and all(map(_is_place, one))
+        isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and all(map(_is_coordinate, one))
         for one in polygons
     )

@@ -1,86 +1,87 @@
-"""Which detection finds which object: COCO's greedy matching, without a loop over detections.
+"""Greedy matching of detections and objects as in COCO, vectorised.
 
-Detections come in the order of their scores, and each takes the object it overlaps most among those that are
-still free. That is what comes out, too, if all of them ask at once for the object they like best, each object
-keeps the surest asker, and the rest ask for their next: a few rounds over arrays.
+In COCO, detections are processed by descending score, and each takes the unmatched object of the highest IoU.
+This is equivalent to deferred acceptance (Gale-Shapley): each detection proposes to its highest-IoU object,
+objects keep the highest-scoring proposer, and rejected detections propose again. This takes a few vectorised
+rounds.
 """
 
 import numpy as np
 
 
-def match(pairs, rank, num_found, num_there):
-    """COCO's greedy matching.
+def match(pairs, rank, num_detections, num_objects):
+    """Matches detections and objects greedily by score, as COCO does.
 
     Args:
-        pairs:     Pairs that may be matched: overlap, class and flags are settled.
-        rank:      (N,) place of each detection by score, 0 = surest.
-        num_found: N.
-        num_there: M.
+        pairs:          Pairs that may match, of sufficient IoU and equal class.
+        rank:           (N,) position of each detection by score, 0 = highest.
+        num_detections: N.
+        num_objects:    M.
     Returns:
-        (N,) row of the object that each detection takes, -1: none.
+        (N,) row of the object that each detection matches, -1: none.
     """
     # by detection, its best object first; of equal overlaps the later one, as in pycocotools
-    order = np.lexsort((-pairs.there, -pairs.iou, pairs.found))
-    found, there = pairs.found[order], pairs.there[order]
-    next_ = np.searchsorted(found, np.arange(num_found), "left")  # the pair that each will ask for
-    end = np.searchsorted(found, np.arange(num_found), "right")
-    holder = np.full(num_there, -1)  # who has each object so far
-    taken = np.full(num_found, -1)
-    asking = np.flatnonzero(next_ < end)
-    while len(asking):
-        asking = asking[np.argsort(rank[asking], kind="stable")]
-        wanted, first = np.unique(there[next_[asking]], return_index=True)
-        surest = asking[first]
+    order = np.lexsort((-pairs.object, -pairs.iou, pairs.detection))
+    rows, gt_rows = pairs.detection[order], pairs.object[order]
+    next_ = np.searchsorted(rows, np.arange(num_detections), "left")  # pair of the next proposal
+    end = np.searchsorted(rows, np.arange(num_detections), "right")
+    holder = np.full(num_objects, -1)  # detection that each object keeps so far
+    matched = np.full(num_detections, -1)
+    proposing = np.flatnonzero(next_ < end)
+    while len(proposing):
+        proposing = proposing[np.argsort(rank[proposing], kind="stable")]
+        wanted, first = np.unique(gt_rows[next_[proposing]], return_index=True)
+        best = proposing[first]
         held = holder[wanted]
-        wins = (held < 0) | (rank[surest] < rank[held])
-        losers = held[wins & (held >= 0)]
-        taken[losers] = -1
-        holder[wanted[wins]] = surest[wins]
-        taken[surest[wins]] = wanted[wins]
-        rejected = np.concatenate([np.setdiff1d(asking, surest[wins], assume_unique=True), losers])
+        accepted = (held < 0) | (rank[best] < rank[held])
+        displaced = held[accepted & (held >= 0)]
+        matched[displaced] = -1
+        holder[wanted[accepted]] = best[accepted]
+        matched[best[accepted]] = wanted[accepted]
+        rejected = np.concatenate([np.setdiff1d(proposing, best[accepted], assume_unique=True), displaced])
         next_[rejected] += 1
-        asking = rejected[next_[rejected] < end[rejected]]
-    return taken
+        proposing = rejected[next_[rejected] < end[rejected]]
+    return matched
 
 
 def best_of(pairs, num, prefer=None):
-    """The pair of largest overlap of each detection.
+    """Selects the pair of the largest overlap of each detection.
 
     Args:
         pairs:  Pairs.
         num:    N, detections.
-        prefer: (M,) among equal overlaps, objects with the smaller number here; then the earlier one.
+        prefer: (M,) ties go to the object with the smaller number here, then to the earlier one.
     Returns:
-        (iou, there): (N,) overlap, 0 where there is none; (N,) row of the object, -1 where there is none.
+        (iou, target): (N,) overlap, 0 without a pair; (N,) row of the object, -1 without a pair.
     """
-    first = np.zeros(len(pairs)) if prefer is None else prefer[pairs.there]
-    order = np.lexsort((pairs.there, first, -pairs.iou, pairs.found))
-    rows, at = np.unique(pairs.found[order], return_index=True)
-    iou, there = np.zeros(num), np.full(num, -1)
-    iou[rows], there[rows] = pairs.iou[order][at], pairs.there[order][at]
-    return iou, there
+    first = np.zeros(len(pairs)) if prefer is None else prefer[pairs.object]
+    order = np.lexsort((pairs.object, first, -pairs.iou, pairs.detection))
+    rows, at = np.unique(pairs.detection[order], return_index=True)
+    iou, target = np.zeros(num), np.full(num, -1)
+    iou[rows], target[rows] = pairs.iou[order][at], pairs.object[order][at]
+    return iou, target
 
 
-def first_claims(there, rank, claiming):
-    """Of the detections that claim the same object the surest, each object once.
+def first_claims(target, rank, claiming):
+    """Selects the highest-scoring detection of those that claim the same object.
 
     Args:
-        there:    (N,) row of the object.
-        rank:     (N,) place by score.
-        claiming: (N,) bool.
+        target:   (N,) row of the object.
+        rank:     (N,) position by score.
+        claiming: (N,) bool, detections with a claim.
     Returns:
         (N,) bool.
     """
     rows = np.flatnonzero(claiming)
     rows = rows[np.argsort(rank[rows], kind="stable")]
-    _, first = np.unique(there[rows], return_index=True)
-    chosen = np.zeros(len(there), bool)
+    _, first = np.unique(target[rows], return_index=True)
+    chosen = np.zeros(len(target), bool)
     chosen[rows[first]] = True
     return chosen
 
 
 def ranks(order):
-    """The inverse of an order: place of each row."""
+    """Inverts an order: returns the position of each row."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank

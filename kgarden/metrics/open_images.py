@@ -1,26 +1,30 @@
-"""Open Images' average precision, which knows boxes around groups.
+"""Open Images average precision, with group boxes (IsGroupOf).
 
-Detections are first compared with single objects as PASCAL VOC does. Those that are not right may lie in a
-group of their class: of all detections in one group the surest stands for them and is right, the others count
-as nothing. A group is one object to be found. Kuznetsova et al., "The Open Images Dataset V4", IJCV 2020, and
-the rules of the Open Images Challenge, without the hierarchy of classes.
+Detections are first matched with single objects as in PASCAL VOC. The unmatched ones may lie in a group of
+their class: of all detections in one group, the one of the highest score is a true positive and the others
+are ignored. A group counts as one object. Kuznetsova et al., "The Open Images Dataset V4", IJCV 2020, and the
+rules of the Open Images Challenge, without the class hierarchy.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from kgarden.metrics import curves
-from kgarden.metrics.arrays import overlap, pairs
+from kgarden.metrics.arrays import Pairs, Table, overlap, pairs
 from kgarden.metrics.matching import best_of, first_claims, ranks
 
 
-def open_images_ap(table, iou=0.5, inside=0.5, kept=None):
-    """AP of each class, area under the curve.
+def open_images_ap(
+    table: Table, iou: float = 0.5, inside: float = 0.5, kept: np.ndarray | None = None
+) -> dict:
+    """Computes the AP of each class, the area under the curve.
 
     Args:
         table:  Table; `objects.group` marks groups.
-        iou:    smallest overlap of a right detection with a single object.
-        inside: smallest share of a detection that must lie in a group to be of it.
-        kept:   (N,) bool, detections that are judged, or None: all. See `of_present_classes`.
+        iou:    smallest IoU of a true positive with a single object.
+        inside: smallest fraction of a detection that must lie in a group to belong to it.
+        kept:   (N,) bool, the evaluated detections; None: all. See `of_present_classes`.
     Returns:
         {"ap": (C,) in [0, 1], NaN without objects; "map": their mean; "num_objects": (C,)}
     """
@@ -28,30 +32,31 @@ def open_images_ap(table, iou=0.5, inside=0.5, kept=None):
     order = detections.order()
     rank = ranks(order)
     same = pairs(table)
-    same = same.where(objects.label[same.there] == detections.label[same.found])
+    same = same.where(objects.label[same.object] == detections.label[same.detection])
     kept = np.ones(len(detections), bool) if kept is None else kept
 
-    best, there = best_of(same.where(~objects.group[same.there]), len(detections))
-    hits = first_claims(there, rank, kept & (best >= iou) & (there >= 0))
+    best, target = best_of(same.where(~objects.group[same.object]), len(detections))
+    hits = first_claims(target, rank, kept & (best >= iou) & (target >= 0))
 
-    grouped = same.where(objects.group[same.there])
-    share = overlap(
-        detections.boxes[grouped.found], objects.boxes[grouped.there], np.ones(len(grouped), bool)
+    grouped = same.where(objects.group[same.object])
+    fraction = overlap(
+        detections.boxes[grouped.detection], objects.boxes[grouped.object], np.ones(len(grouped), bool)
     )
-    share, group = best_of(type(grouped)(grouped.found, grouped.there, share), len(detections))
-    of_group = kept & ~hits & (share >= inside) & (group >= 0)
-    spokesmen = first_claims(group, rank, of_group)
+    fraction, group = best_of(Pairs(grouped.detection, grouped.object, fraction), len(detections))
+    in_group = kept & ~hits & (fraction >= inside) & (group >= 0)
+    best_of_group = first_claims(group, rank, in_group)
 
-    counts = kept & (~of_group | spokesmen)
+    counts = kept & (~in_group | best_of_group)
     num_objects = np.bincount(objects.label, minlength=len(table.categories))
-    aps = curves.class_aps(hits | spokesmen, counts, detections.label, order, num_objects, curves.ap_area)
+    scored = curves.Scored(hits | best_of_group, counts, detections.label, order)
+    aps = curves.class_aps(scored, num_objects, curves.ap_area)
     return {"ap": aps, "map": curves.mean_of(aps), "num_objects": num_objects}
 
 
-def of_present_classes(table, always=()):
-    """Which detections are of a class that their picture holds, or of one of `always`?   (N,) bool.
+def of_present_classes(table: Table, always: Sequence[int] = ()) -> np.ndarray:
+    """Returns which detections are of a class annotated in their image, or of one of `always`.   (N,) bool.
 
-    Open Images' labels of a picture are not complete: elsewhere nothing is known about a class.
+    Open Images' labels are incomplete: nothing is known about a class in images where it is not annotated.
     """
     objects, detections = table.objects, table.detections
     num = len(table.categories)

@@ -1,12 +1,14 @@
-"""All measures by name: what a recipe's `evaluate.metrics` and `--metrics` may ask for."""
+"""Metric registry: the names that a recipe's `evaluate.metrics` and `--metrics` accept."""
+
+from collections.abc import Iterable, Sequence
 
 from kgarden.errors import UserError
-from kgarden.metrics.arrays import tabulate
-from kgarden.metrics.coco import coco_metrics, complete, percent
+from kgarden.metrics.coco import coco_metrics_of, percent
+from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.open_images import open_images_ap
 from kgarden.metrics.voc import voc_ap
 
-# The number of each measure that stands for it: where it comes first, it chooses the best weights.
+# The headline number of each metric. That of the first metric selects the best checkpoint.
 HEADLINES = {
     "coco": "ap",
     "voc07": "voc07_map",
@@ -15,46 +17,64 @@ HEADLINES = {
 }
 
 
-def measure(names, truth, results, image_ids=None, iou_type="bbox"):
-    """Everything that is asked for, in percent; None where there is nothing to measure.
+def measure(
+    names: Sequence[str],
+    truth: dict,
+    results: list[dict],
+    image_ids: Iterable | None = None,
+    iou_type: str = "bbox",
+) -> dict:
+    """Computes metrics by name; see `compute_metrics`.
 
     Args:
-        names:     of HEADLINES; the first one's headline is what runs are compared by.
+        names:     of HEADLINES; the headline of the first one is what runs are compared by.
         truth:     ground truth in COCO form, a dictionary.
         results:   list in COCO results form; may be empty.
-        image_ids: evaluate these pictures only; None: all.
+        image_ids: evaluate these images only; None: all.
         iou_type:  "bbox" or "segm".
+    """
+    return compute_metrics(names, EvaluationTable(truth, results, image_ids), iou_type)
+
+
+def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str = "bbox") -> dict:
+    """Computes metrics by name, in percent; None where undefined.
+
+    Args:
+        names:    of HEADLINES; the headline of the first one is what runs are compared by.
+        table:    EvaluationTable.
+        iou_type: "bbox" or "segm".
     Returns:
         {"headline": a key of metrics, "metrics": {name: number},
          "per_class": [{"id", "name", "objects", ...}, ...]}
-        with the twelve numbers of COCO under their own names, of the others `<name>_map` and, by class,
-        `<name>_ap`.
+        with the twelve COCO metrics under their own names, and of the other metrics `<name>_map` and, by
+        class, `<name>_ap`.
     """
     unknown = [name for name in names if name not in HEADLINES]
     if unknown or not names:
-        raise UserError(f"metrics: {', '.join(unknown) or 'none'}; there are {', '.join(HEADLINES)}")
+        raise UserError(
+            f"metrics: {', '.join(unknown) or 'none'} not supported; use some of {', '.join(HEADLINES)}"
+        )
     metrics, rows = {}, []
     if "coco" in names:
-        judged = coco_metrics(truth, results, image_ids, iou_type)
-        metrics, rows = judged["metrics"], judged["per_class"]
+        coco = coco_metrics_of(table, iou_type)
+        metrics, rows = coco["metrics"], coco["per_class"]
     others = [name for name in names if name != "coco"]
     if others:
-        table = tabulate(complete(truth, iou_type), results, image_ids, iou_type)
-        rows = rows or _rows(table)
+        rows = rows or _class_rows(table.arrays(iou_type))
     for name in others:
-        judged = _judge(name, table)
-        metrics[f"{name}_map"] = percent(judged["map"])
-        for row, ap in zip(rows, judged["ap"], strict=True):
+        aps = _class_aps(name, table.arrays(iou_type))
+        metrics[f"{name}_map"] = percent(aps["map"])
+        for row, ap in zip(rows, aps["ap"], strict=True):
             row[f"{name}_ap"] = percent(ap)
     return {"headline": HEADLINES[names[0]], "metrics": metrics, "per_class": rows}
 
 
-def _judge(name, table):
+def _class_aps(name, arrays):
     if name == "open_images":
-        return open_images_ap(table)
-    return voc_ap(table, iou=0.5, points="11 points" if name == "voc07" else "area")
+        return open_images_ap(arrays)
+    return voc_ap(arrays, iou=0.5, points="11 points" if name == "voc07" else "area")
 
 
-def _rows(table):
-    asked = table.objects.label[~table.objects.crowd].tolist()
-    return [{**category, "objects": asked.count(row)} for row, category in enumerate(table.categories)]
+def _class_rows(arrays):
+    labels = arrays.objects.label[~arrays.objects.crowd].tolist()
+    return [{**category, "objects": labels.count(row)} for row, category in enumerate(arrays.categories)]

@@ -1,4 +1,4 @@
-"""Scores given detections: two json files in, numbers and a folder of figures out. No network is needed.
+"""Evaluation reports: metrics and error analysis of existing detections, and the folder that holds them.
 
 evaluation, analysis = score_file("detections.json", "annotations.json")
 write_folder("scores", evaluation, analysis)
@@ -6,21 +6,27 @@ write_folder("scores", evaluation, analysis)
 
 import csv
 import io
+import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 from kgarden.errors import UserError
 from kgarden.metrics.analysis import analyse
-from kgarden.metrics.arrays import tabulate
-from kgarden.metrics.coco import complete
 from kgarden.metrics.coco_json import read_results, read_truth
-from kgarden.metrics.explain import explain, needs_explaining
+from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.explain import explain_table, needs_explaining
 from kgarden.metrics.figures import all_figures
-from kgarden.metrics.registry import measure
+from kgarden.metrics.registry import compute_metrics
 from kgarden.utils.files import read_json, replace_file, write_json
 
 
-def score_file(detections, annotations, metrics=("coco",), iou_type="bbox"):
-    """Measure and analyse detections.
+def score_file(
+    detections: str | os.PathLike,
+    annotations: str | os.PathLike,
+    metrics: Sequence[str] = ("coco",),
+    iou_type: str = "bbox",
+) -> tuple[dict, dict]:
+    """Evaluates a file of detections: metrics and error analysis.
 
     Args:
         detections:  path; a list in COCO results form, or a data set in COCO form with scores.
@@ -30,66 +36,77 @@ def score_file(detections, annotations, metrics=("coco",), iou_type="bbox"):
     Returns:
         (evaluation, analysis): see `score`.
     Raises:
-        UserError: a file cannot be used; says which and why.
+        UserError: a file cannot be used; the message names the file and the reason.
     """
     truth, notes = _checked(annotations, read_truth)
     results, more = _checked(detections, lambda content: read_results(content, truth))
     evaluation, analysis = score(truth, results, metrics=metrics, iou_type=iou_type)
-    named = {
+    names = {
         "detections_file": pathlib.Path(detections).name,
         "annotations_file": pathlib.Path(annotations).name,
     }
-    return {**named, **evaluation, **({"notes": notes + more} if notes + more else {})}, analysis
+    return {**names, **evaluation, **({"notes": notes + more} if notes + more else {})}, analysis
 
 
-def score(truth, results, image_ids=None, metrics=("coco",), iou_type="bbox"):
-    """Measure and analyse detections that are at hand.
+def score(
+    truth: dict,
+    results: list[dict],
+    image_ids: Iterable | None = None,
+    metrics: Sequence[str] = ("coco",),
+    iou_type: str = "bbox",
+) -> tuple[dict, dict]:
+    """Computes metrics and error analysis of detections in COCO results form.
 
     Returns:
-        (evaluation, analysis): what `evaluation.json` and `analysis.json` hold.
+        (evaluation, analysis): contents of `evaluation.json` and `analysis.json`.
     """
-    evaluation = judged(truth, results, image_ids, metrics, iou_type)
-    analysis = analysed(truth, results, image_ids, iou_type)
+    table = EvaluationTable(truth, results, image_ids)
+    evaluation = evaluate_boxes(table, metrics, iou_type)
+    analysis = analyse_errors(table, iou_type)
     return {**evaluation, "errors": analysis["errors"]}, analysis
 
 
-def judged(truth, results, image_ids=None, metrics=("coco",), iou_type="bbox", explained=True):
-    """All measures that are asked for; with `explained` also the cause if the first is nearly nothing."""
+def evaluate_boxes(
+    table: EvaluationTable,
+    metrics: Sequence[str] = ("coco",),
+    iou_type: str = "bbox",
+    explained: bool = True,
+) -> dict:
+    """Computes the metrics of an evaluation; with `explained`, diagnoses a near-zero headline metric."""
     evaluation = {"unit": "percent", "iou_type": iou_type}
-    evaluation |= measure(metrics, truth, results, image_ids, iou_type)
+    evaluation |= compute_metrics(metrics, table, iou_type)
     if explained and needs_explaining(evaluation):
-        evaluation["explanation"] = explain(truth, results, image_ids, evaluation["headline"])
-    pictures = {one["id"] for one in truth["images"]} if image_ids is None else set(image_ids)
-    return {**evaluation, "images": len(pictures), "detections": len(results)}
+        evaluation["explanation"] = explain_table(table, evaluation["headline"])
+    return {**evaluation, "images": table.num_images, "detections": len(table.results)}
 
 
-def judged_masks(truth, results, image_ids=None, metrics=("coco",)):
-    """The same measures of the masks that a model gave beside its boxes.
+def evaluate_masks(table: EvaluationTable, metrics: Sequence[str] = ("coco",)) -> dict:
+    """Computes the same metrics for the masks that a model predicts with its boxes.
 
     Returns:
-        {"metrics", "per_class"} as `judged` has them, or {"not_judged": why} where the ground truth has no
-        masks to compare with.
+        {"metrics", "per_class"} as in `evaluate_boxes`, or {"not_judged": reason} if the ground truth has no
+        masks.
     """
     try:
-        found = measure(metrics, truth, results, image_ids, "segm")
+        evaluation = compute_metrics(metrics, table, "segm")
     except UserError as error:
         return {"not_judged": f"in the ground truth, {error}"}
-    return {key: found[key] for key in ("metrics", "per_class")}
+    return {key: evaluation[key] for key in ("metrics", "per_class")}
 
 
-def numbers_of(evaluation):
-    """All numbers under one name each, those of masks as `masks_ap`, ..."""
+def numbers_of(evaluation: dict) -> dict:
+    """Returns all metrics of an evaluation in one flat dictionary, those of masks as `masks_ap`, ..."""
     masks = evaluation.get("masks", {}).get("metrics", {})
     return evaluation["metrics"] | {f"masks_{name}": value for name, value in masks.items()}
 
 
-def analysed(truth, results, image_ids=None, iou_type="bbox"):
-    """Errors, confusions, curves; see `kgarden.metrics.analysis`."""
-    return analyse(tabulate(complete(truth, iou_type), results, image_ids, iou_type))
+def analyse_errors(table: EvaluationTable, iou_type: str = "bbox") -> dict:
+    """Computes errors, confusions and curves; see `kgarden.metrics.analysis`."""
+    return analyse(table.arrays(iou_type))
 
 
-def write_folder(folder, evaluation, analysis):
-    """analysis.json, its three figures and a table by class, each written aside and renamed."""
+def write_folder(folder: str | os.PathLike, evaluation: dict, analysis: dict) -> None:
+    """Writes analysis.json, its three figures and per_class.csv, each file atomically."""
     folder = pathlib.Path(folder)
     write_json(folder / "analysis.json", analysis)
     replace_file(folder / "per_class.csv", table_by_class(evaluation, analysis).encode())
@@ -97,18 +114,18 @@ def write_folder(folder, evaluation, analysis):
         replace_file(folder / name, content)
 
 
-def table_by_class(evaluation, analysis):
-    """A line for each class, for spreadsheets: its AP, also of masks, its best F1 with score, its errors."""
+def table_by_class(evaluation: dict, analysis: dict) -> str:
+    """Formats the numbers of each class as CSV: AP of boxes and masks, counts, errors, best F1."""
     text = io.StringIO()
     writer = None
     masks = evaluation.get("masks", {}).get("per_class", [{}] * len(evaluation["per_class"]))
     rows = zip(evaluation["per_class"], masks, analysis["per_class"], strict=True)
-    for judged_row, masks_row, row in rows:
+    for metrics_row, masks_row, row in rows:
         of_masks = {f"masks_{key}": masks_row[key] for key in masks_row if key not in row}
         best = {"best_f1": row["best_f1"]["f1"], **row["best_f1"]}
         best.pop("f1")
         counted = {key: row[key] for key in ("detections", "right")}
-        line = {**judged_row, **of_masks, **counted, **row["errors"], **best}
+        line = {**metrics_row, **of_masks, **counted, **row["errors"], **best}
         if writer is None:
             writer = csv.DictWriter(text, line.keys(), lineterminator="\n")
             writer.writeheader()
@@ -117,7 +134,7 @@ def table_by_class(evaluation, analysis):
 
 
 def _checked(path, check):
-    """The content of a file after a check, whose complaint names the file."""
+    """The checked content of a json file; errors name the file."""
     content = read_json(path)
     try:
         return check(content)

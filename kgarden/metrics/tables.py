@@ -1,4 +1,4 @@
-"""Evaluations as tables for a terminal."""
+"""Metric tables: formats evaluations for a terminal."""
 
 from rich.table import Table
 
@@ -30,8 +30,8 @@ CLASS_LABELS = {
 }
 
 
-def evaluation_tables(evaluation):
-    """[COCO's numbers, other measures', both of masks, by class] as rich tables, as far as measured."""
+def evaluation_tables(evaluation: dict) -> list[Table]:
+    """Builds the tables of an evaluation: COCO metrics, other metrics, those of masks, classes, errors."""
     title, masks = _title(evaluation), evaluation.get("masks", {})
     tables = _metric_tables(evaluation["metrics"], f"{title}, boxes" if masks else title)
     if "metrics" in masks:
@@ -62,7 +62,7 @@ def _title(evaluation):
     else:
         subject = evaluation["detections_file"]
     masks = ", masks" if evaluation.get("iou_type") == "segm" else ""
-    return f"{subject}, {evaluation['images']} pictures{masks}"
+    return f"{subject}, {evaluation['images']} images{masks}"
 
 
 def _coco_table(metrics, title):
@@ -94,22 +94,23 @@ def _class_table(rows, of_masks=None):
 
 def _error_table(errors):
     table = Table()
-    for column in ("error", "how many", "AP50 gained if put right"):
+    for column in ("error", "count", "AP50 gain if corrected"):
         table.add_column(column, justify="left" if column == "error" else "right")
     for kind, row in errors.items():
         table.add_row(kind, f"{row['count']:,}", shown(row["dap"]))
     return table
 
 
-def summary(evaluation):
-    """The few numbers of an evaluation that fit in a line, the headline first, those of masks last."""
+def summary(evaluation: dict) -> str:
+    """Formats the main metrics of an evaluation in one line, the headline first, those of masks last."""
     names = dict.fromkeys((evaluation["headline"], "ap", "ap50", *OTHER_LABELS))
     labels, masks = LABELS | OTHER_LABELS, evaluation.get("masks", {})
     parts = []
     for prefix, metrics in (("", evaluation["metrics"]), ("mask ", masks.get("metrics", {}))):
         parts += [f"{prefix}{labels[name]} {shown(metrics[name])}" for name in names if name in metrics]
-    return "  ".join(parts + ["masks not judged"] * ("not_judged" in masks))
+    return "  ".join(parts + ["masks not evaluated"] * ("not_judged" in masks))
 
 
-def shown(value):
+def shown(value: float | None) -> str:
+    """Formats a percentage; a dash for None."""
     return "–" if value is None else f"{value:.1f}"

@@ -1,22 +1,23 @@
-"""What is wrong with detections: every wrong one gets one reason, every reason its price in AP50.
+"""TIDE error analysis: classifies every false positive and computes the AP50 that each error type costs.
 
-The reasons are those of Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors",
-ECCV 2020 (arXiv:2008.08115), section 2.2, tried in the order of its toolbox. With `reach` = 0.5 and `near` =
-0.1, a detection that COCO's matching at IoU `reach` leaves without an object is an error of
+Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv:2008.08115),
+section 2.2, with the precedence of its toolbox. With `reach` = 0.5 and `near` = 0.1, a detection that COCO's
+matching at IoU `reach` leaves unmatched is an error of
 
-    localisation   an object of its class overlaps by near..reach
-    class          an object of another class overlaps by reach or more
-    duplicate      an object of its class does, but a surer detection has it
-    both           an object of another class overlaps by near..reach
-    background     no object overlaps by near
+    localisation   IoU near..reach with an object of its class
+    class          IoU >= reach with an object of another class
+    duplicate      IoU >= reach with an object of its class that a higher-scoring detection matches
+    both           IoU near..reach with an object of another class
+    background     IoU < near with every object
 
-and an object that was not found is
+and an unmatched object is
 
     missed         unless an error of localisation or class points at it.
 
-The price of a kind (dAP50) is what AP50 gains if that kind alone is put right: a detection with a wrong place
-or class finds its object, if it is the surest that points there and nobody else has it, and else goes away;
-the other kinds go away; missed objects are no longer asked for. Prices do not add up to what AP50 lacks.
+The cost of an error type (dAP50) is what AP50 gains if only that type is corrected: a localisation or class
+error becomes correct if it has the highest score among those that point at its object and the object is
+unmatched, and is removed otherwise; errors of the other types are removed; missed objects no longer count as
+objects. The costs do not add up to 100 - AP50.
 """
 
 import dataclasses
@@ -24,68 +25,70 @@ import dataclasses
 import numpy as np
 
 from kgarden.metrics import curves
+from kgarden.metrics.curves import Scored
 from kgarden.metrics.matching import best_of, first_claims, match, ranks
 
 KINDS = ("localisation", "class", "duplicate", "both", "background", "missed")
-MOST = 100  # detections of a class in a picture that count, as in COCO
+MAX_DETECTIONS = 100  # per class and image, as in COCO
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """COCO's matching at one IoU.
+class Matching:
+    """COCO's matching at one IoU threshold.
 
     Args:
-        taken:  (N,) row of the object that each detection finds, -1: none.
-        counts: (N,) bool, False: it counts as nothing (it lies in a crowd, or behind the first MOST).
+        matched: (N,) row of the object that each detection matches, -1: none.
+        counted: (N,) bool, False: ignored (it lies in a crowd, or is not among the MAX_DETECTIONS best).
     """
 
-    taken: np.ndarray
-    counts: np.ndarray
+    matched: np.ndarray
+    counted: np.ndarray
 
     @property
     def hits(self):
-        return self.taken >= 0
+        """(N,) bool, true positives."""
+        return self.matched >= 0
 
 
-def judge(table, near, rank, reach):
-    """COCO's matching.
+def match_detections(table, near, rank, reach):
+    """Matches detections and objects as COCO does.
 
     Args:
         table: Table.
-        near:  Pairs of the table, those of IoU `reach` and more among them.
-        rank:  (N,) place of each detection by score.
-        reach: IoU of a right detection.
+        near:  Pairs of the table; all those of IoU `reach` and more must be among them.
+        rank:  (N,) position of each detection by score.
+        reach: IoU of a true positive.
     """
     objects, detections = table.objects, table.detections
     counts = _among_first(detections, rank)
-    same = objects.label[near.there] == detections.label[near.found]
-    same = near.where(same & (near.iou >= min(reach, 1 - 1e-10)) & counts[near.found])
-    crowd = objects.crowd[same.there]
-    taken = match(same.where(~crowd), rank, len(detections), len(objects))
+    same = objects.label[near.object] == detections.label[near.detection]
+    same = near.where(same & (near.iou >= min(reach, 1 - 1e-10)) & counts[near.detection])
+    crowd = objects.crowd[same.object]
+    matched = match(same.where(~crowd), rank, len(detections), len(objects))
     in_crowd = np.zeros(len(detections), bool)
-    in_crowd[same.found[crowd]] = True
-    return Judged(taken, counts & ((taken >= 0) | ~in_crowd))
+    in_crowd[same.detection[crowd]] = True
+    return Matching(matched, counts & ((matched >= 0) | ~in_crowd))
 
 
 def _among_first(detections, rank):
-    """Is it one of the MOST surest of its class in its picture?   (N,) bool."""
+    """Whether each detection is among the MAX_DETECTIONS best of its class and image.   (N,) bool."""
     order = np.lexsort((rank, detections.label, detections.image))
     new = np.diff(detections.image[order], prepend=-1) | np.diff(detections.label[order], prepend=-1)
     start = np.maximum.accumulate(np.where(new != 0, np.arange(len(order)), 0))
     among = np.empty(len(order), bool)
-    among[order] = np.arange(len(order)) - start < MOST
+    among[order] = np.arange(len(order)) - start < MAX_DETECTIONS
     return among
 
 
-# --- the split --------------------------------------------------------------------------------------
+# --- error types ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """Every detection's reason.
+class Errors:
+    """Error type of every detection and object.
 
     Args:
-        kind:   (N,) place in KINDS, -1: right or not counted.
+        kind:   (N,) index of KINDS, -1: true positive or ignored.
         target: (N,) row of the object that an error of localisation or class points at, else -1.
         missed: (M,) bool.
     """
@@ -95,105 +98,114 @@ class Split:
     missed: np.ndarray
 
 
-def split(table, near, judged, reach, near_iou):
-    """One reason for each wrong detection; see the top of this file.
+def classify_errors(table, near, matching, *, reach, near_iou):
+    """Assigns one error type to each false positive; see the head of this file.
 
     Args:
-        near: Pairs of IoU `near_iou` and more.
+        table:    Table.
+        near:     Pairs of IoU `near_iou` and more.
+        matching: Matching at `reach`.
+        reach:    IoU of a true positive.
+        near_iou: IoU below which a detection is background.
     """
     objects, detections = table.objects, table.detections
-    near = near.where(~objects.crowd[near.there] & (near.iou >= near_iou))
-    same = objects.label[near.there] == detections.label[near.found]
-    own, own_there = best_of(near.where(same), len(detections))
-    other, other_there = best_of(near.where(~same), len(detections))
-    reasons = [
+    near = near.where(~objects.crowd[near.object] & (near.iou >= near_iou))
+    same = objects.label[near.object] == detections.label[near.detection]
+    own, own_object = best_of(near.where(same), len(detections))
+    other, other_object = best_of(near.where(~same), len(detections))
+    conditions = [
         (own >= near_iou) & (own < reach),
         other >= reach,
         own >= reach,
         other >= near_iou,
         np.ones(len(detections), bool),
     ]
-    kind = np.select(reasons, range(len(reasons)))
-    kind = np.where(judged.hits | ~judged.counts, -1, kind)
-    target = np.select([kind == 0, kind == 1], [own_there, other_there], -1)
+    kind = np.select(conditions, range(len(conditions)))
+    kind = np.where(matching.hits | ~matching.counted, -1, kind)
+    target = np.select([kind == 0, kind == 1], [own_object, other_object], -1)
     missed = ~objects.crowd
-    missed[judged.taken[judged.hits]] = False
+    missed[matching.matched[matching.hits]] = False
     missed[target[target >= 0]] = False
-    return Split(kind, target, missed)
+    return Errors(kind, target, missed)
 
 
-def prices(table, judged, found, order):
-    """AP50 gained by putting each kind right.
+def ap_gains(table, matching, errors, order):
+    """Computes the AP50 gained by correcting each error type alone.
 
     Args:
-        judged: Judged at IoU 0.5, or whatever `reach` is.
-        found:  Split.
-        order:  (N,) rows of the detections by score.
+        table:    Table.
+        matching: Matching at `reach`, usually 0.5.
+        errors:   Errors.
+        order:    (N,) rows of the detections by score.
     Returns:
         (ap, {kind: gain}): in [0, 1]; NaN without objects.
     """
     objects, labels = table.objects, table.detections.label
-    num_objects = _asked(table)
+    num_objects = _num_objects(table)
 
     def mean_ap(hits, counts, labels, number):
-        aps = curves.class_aps(hits, counts, labels, order, number, curves.ap_coco)
-        aps[(number == 0) & (num_objects > 0)] = 1.0  # every object of the class had been missed
+        rows = Scored(hits, counts, labels, order)
+        aps = curves.class_aps(rows, number, curves.ap_coco)
+        aps[(number == 0) & (num_objects > 0)] = 1.0  # every object of the class was missed
         return curves.mean_of(aps[num_objects > 0])
 
-    ap = mean_ap(judged.hits, judged.counts, labels, num_objects)
+    ap = mean_ap(matching.hits, matching.counted, labels, num_objects)
     free = np.ones(len(objects), bool)
-    free[judged.taken[judged.hits]] = False
+    free[matching.matched[matching.hits]] = False
     gains = {}
     for number, kind in enumerate(KINDS[:-1]):
-        of_kind = found.kind == number
-        pointing = of_kind & (found.target >= 0)
-        pointing[pointing] = free[found.target[pointing]]
-        mended = first_claims(found.target, ranks(order), pointing)
-        mended_labels = labels.copy()
-        mended_labels[mended] = objects.label[found.target[mended]]
-        counts = judged.counts & (~of_kind | mended)
-        gains[kind] = mean_ap(judged.hits | mended, counts, mended_labels, num_objects) - ap
-    asked = num_objects - np.bincount(objects.label[found.missed], minlength=len(num_objects))
-    gains["missed"] = mean_ap(judged.hits, judged.counts, labels, asked) - ap
+        of_kind = errors.kind == number
+        pointing = of_kind & (errors.target >= 0)
+        pointing[pointing] = free[errors.target[pointing]]
+        corrected = first_claims(errors.target, ranks(order), pointing)
+        corrected_labels = labels.copy()
+        corrected_labels[corrected] = objects.label[errors.target[corrected]]
+        counts = matching.counted & (~of_kind | corrected)
+        gains[kind] = mean_ap(matching.hits | corrected, counts, corrected_labels, num_objects) - ap
+    num_found = num_objects - np.bincount(objects.label[errors.missed], minlength=len(num_objects))
+    gains["missed"] = mean_ap(matching.hits, matching.counted, labels, num_found) - ap
     return ap, gains
 
 
-def _asked(table):
-    """(C,) objects of each class that are to be found."""
+def _num_objects(table):
+    """(C,) objects of each class, without crowds."""
     return np.bincount(table.objects.label[~table.objects.crowd], minlength=len(table.categories))
 
 
-# --- which class is taken for which -------------------------------------------------------------------
+# --- confusion matrix ---------------------------------------------------------------------------------
 
 
-def confusion(table, near, judged, score, reach):
-    """How often each class was taken for which.
+def confusion_counts(table, near, matching, *, score, reach):
+    """Computes the confusion matrix.
 
-    Detections below `score` are left out. An object goes to a detection of its own class where one fits
-    (COCO's matching); what is left over on both sides is matched in the same way whatever its class.
+    Detections below `score` are ignored. Objects are matched with detections of their own class first
+    (COCO's matching); the unmatched ones are then matched in the same way regardless of class.
 
     Args:
-        near:   Pairs of IoU `reach` and more.
-        judged: Judged at `reach`.
+        table:    Table.
+        near:     Pairs of IoU `reach` and more.
+        matching: Matching at `reach`.
+        score:    smallest score of a detection.
+        reach:    IoU of a match.
     Returns:
-        (C + 1, C + 1) int: row = class of the object, column = class said. The last row holds detections
-        without an object, the last column objects without a detection.
+        (C + 1, C + 1) int: row = class of the object, column = predicted class. The last row holds
+        detections without an object, the last column objects without a detection.
     """
     objects, detections = table.objects, table.detections
     background = len(table.categories)
-    shown = judged.counts & (detections.score >= score)
-    taken = np.where(shown, judged.taken, -1)
+    shown = matching.counted & (detections.score >= score)
+    matched = np.where(shown, matching.matched, -1)
     free = ~objects.crowd
-    free[taken[taken >= 0]] = False
-    left = shown & (taken < 0)
-    loose = near.where((near.iou >= reach) & left[near.found] & free[near.there])
-    strange = match(loose, ranks(detections.order()), len(detections), len(objects))
-    taken = np.where(strange >= 0, strange, taken)
-    free[taken[taken >= 0]] = False
+    free[matched[matched >= 0]] = False
+    left = shown & (matched < 0)
+    remaining = near.where((near.iou >= reach) & left[near.detection] & free[near.object])
+    any_class = match(remaining, ranks(detections.order()), len(detections), len(objects))
+    matched = np.where(any_class >= 0, any_class, matched)
+    free[matched[matched >= 0]] = False
 
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    said = detections.label[shown]
-    meant = np.append(objects.label, background)[taken[shown]]
-    np.add.at(matrix, (meant, said), 1)
+    predicted = detections.label[shown]
+    gt_label = np.append(objects.label, background)[matched[shown]]
+    np.add.at(matrix, (gt_label, predicted), 1)
     np.add.at(matrix, (objects.label[free], background), 1)
     return matrix

@@ -96,7 +96,7 @@ def test_pictures_side_by_side(ext, call, tmp_path):
     assert len({row["image_id"] for row in rows}) <= 2
     assert files_of(to) == {"compare.csv", "compare.png", "compare.svg", "reading.txt"}
     code, _, err = call("compare", ext, "--to", to, "--ids", "1,9999")
-    assert code == 2 and "--ids 9999: no such picture" in err
+    assert code == 2 and "--ids 9999: no such image" in err
     code, _, err = call("compare", ext, "--to", to, "--ids", "one")
     assert code == 2 and "numbers with commas" in err
 
@@ -125,7 +125,7 @@ def test_other_heads_and_runs_without_any(call, tmp_path):
     assert code == 0, err
     assert [row["map"] for row in rows_of(to / "spatial_correlation.csv")] == ["fc output", "fc weights"]
     code, _, err = call("sliding-window", faster, "--to", to, "--groups", "difficulty")
-    assert code == 2 and "evaluation.json: not there" in err
+    assert code == 2 and "evaluation.json: no such file" in err
     dense = {
         "name": "fcos",
         "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},

@@ -85,7 +85,7 @@ def test_a_run_of_pss_is_looked_into(tmp_path, monkeypatch, capsys):
 @pytest.mark.tensorflow
 def test_high_scores_everywhere_are_duplicates_that_nms_removes():
     """A detector whose classes are all likely, and whose boxes are as they start, answers many times."""
-    from kgarden.analyze.duplicates import Ways
+    from kgarden.analyze.duplicates import SelectionComparison
     from kgarden.models import build_detector
 
     detector = build_detector(
@@ -101,7 +101,7 @@ def test_high_scores_everywhere_are_duplicates_that_nms_removes():
     head.base.centerness.bias.assign(ops.ones_like(head.base.centerness.bias) * 8)
     head.base.code.bias.assign(ops.ones_like(head.base.code.bias) * 4)  # boxes of eight cells
     head.selector.predictor.bias.assign(ops.ones_like(head.selector.predictor.bias) * -8)
-    model = Ways(detector)
+    model = SelectionComparison(detector)
     model.compile(jit_compile=False)
     x = {"images": np.full((2, 128, 128, 3), 99, "uint8"), "size_hw": np.int32([[128, 128]] * 2)}
     answer = keras.tree.map_structure(np.asarray, model.predict_on_batch(x))

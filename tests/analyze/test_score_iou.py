@@ -1,12 +1,12 @@
-"""IoU and score of proposals and detections by hand, and the correlation of heads that are known."""
+"""IoU and score of proposals and detections by hand, and the correlation of known heads."""
 
 import numpy as np
 import pytest
 from keras import ops
-from support.fake_runs import known_subject
+from support.fake_runs import known_run
 
 from kgarden.analyze import score_iou
-from kgarden.analyze.score_iou import JointCounts, analyze_score_iou, of_detections, of_proposals
+from kgarden.analyze.score_iou import JointCounts, analyze_score_iou, detection_iou, proposal_iou_and_scores
 from kgarden.analyze.windows import Windows
 
 TRUTH = [
@@ -20,23 +20,23 @@ def arrays(found):
     return {key: ops.convert_to_numpy(value) for key, value in found.items()}
 
 
-def test_proposals_take_the_class_of_the_object_they_overlap_most():
+def test_proposals_are_scored_by_the_class_of_the_object_of_highest_iou():
     boxes = np.float32([[[0, 0, 10, 5], [5, 0, 25, 10], [18, 0, 30, 10], [50, 50, 60, 60]]])
     scores = np.float32([[[0.9, 0.1, 0.3], [0.9, 0.2, 0.4], [0.9, 0.5, 0.6], [0.9, 0.7, 0.1]]])
-    found = arrays(of_proposals(boxes, {"own": scores, "fc": scores / 2}, *TRUTH))
+    found = arrays(proposal_iou_and_scores(boxes, {"own": scores, "fc": scores / 2}, *TRUTH))
     np.testing.assert_allclose(found["proposals/iou"], [[0.5, 0.2, 100 / 120, 0]], rtol=1e-6)
-    # object, first of two equal ones, object, and the better one of the two classes in the picture
+    # object, first of two ties, object, and the higher score of the two classes in the image
     np.testing.assert_allclose(found["proposals/own"], [[0.3, 0.4, 0.5, 0.7]], rtol=1e-6)
     np.testing.assert_allclose(found["proposals/fc"], [[0.15, 0.2, 0.25, 0.35]], rtol=1e-6)
 
 
 def test_detections_are_compared_with_objects_of_their_class():
     boxes = np.float32([[[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 0, 30, 5]]])
-    found = of_detections(boxes, np.int32([[2, 1, 0, 1]]), *TRUTH)
+    found = detection_iou(boxes, np.int32([[2, 1, 0, 1]]), *TRUTH)
     np.testing.assert_allclose(ops.convert_to_numpy(found), [[1, 0, 0, 0.5]], rtol=1e-6)
 
 
-def test_all_boxes_and_those_that_overlap():
+def test_all_boxes_and_overlapping_boxes():
     one = JointCounts()
     ious, scores = np.array([0.0, 0.0, 0.2, 0.6, 1.0]), np.array([0.9, 0.0, 0.3, 0.5, 0.7])
     one.add(ious, scores)
@@ -46,9 +46,9 @@ def test_all_boxes_and_those_that_overlap():
 
 
 def test_known_heads_have_known_correlations(monkeypatch, tmp_path):
-    runs = [known_subject("line", lambda overlap: 0.1 + overlap / 2), known_subject("fall", lambda o: 1 - o)]
+    runs = [known_run("line", lambda overlap: 0.1 + overlap / 2), known_run("fall", lambda o: 1 - o)]
     monkeypatch.setattr(score_iou, "open_runs", lambda *_: runs)
-    monkeypatch.setattr(score_iou, "need_roi_heads", lambda _: None)
+    monkeypatch.setattr(score_iou, "require_roi_heads", lambda _: None)
     monkeypatch.setattr(score_iou, "_add_own_boxes", lambda *_: None)
     found = analyze_score_iou(["line", "fall"], tmp_path, Windows(per_object=400))
     assert len(found["rows"]) == 2 * 3 * 2  # runs, groups with objects, all and overlapping

@@ -21,7 +21,7 @@ numpy = ops.convert_to_numpy
 
 
 @pytest.mark.parametrize("golden", goldens("mmdet_double_head_analysis_own"), ids=str)
-def test_numbers_of_the_analyses_agree(golden):
+def test_statistics_agree_with_the_reference(golden):
     s = params(golden)
     assert s["bins"] == BINS and s["std"] == "population"
     features, width = golden["roi_feat"], len(golden["fc_b"])
@@ -51,7 +51,7 @@ def test_numbers_of_the_analyses_agree(golden):
 
 
 @pytest.mark.parametrize("num_convs", [0, 1])
-def test_cells_and_bias_make_the_true_pre_activation(num_convs):
+def test_cells_and_bias_sum_to_the_pre_activation(num_convs):
     rng = np.random.default_rng(0)
     head = FCHead(5, num_fcs=1, num_convs=num_convs)
     head.build((None, None, 7, 7, 3))
@@ -61,7 +61,7 @@ def test_cells_and_bias_make_the_true_pre_activation(num_convs):
     assert cells.shape == (8, 7, 7, 5)
     sums = numpy(ops.sum(cells, axis=(1, 2))) + numpy(head.layers[0].bias)
     np.testing.assert_allclose(np.maximum(sums, 0).reshape(2, 4, 5), numpy(head(features)), atol=1e-5)
-    # one cell alone: what its features add
+    # one cell alone: the contribution of its features
     only = features.copy()
     only[:, :, np.arange(7) != 2], only[:, :, 2, np.arange(7) != 5] = 0, 0
     if not num_convs:
@@ -79,7 +79,7 @@ def test_bins_by_hand():
     assert np.isnan(bins.mean()[1:19]).all() and np.isnan(bins.std()[1:19]).all()
 
 
-def test_correlation_in_parts_and_of_what_does_not_vary():
+def test_streaming_correlation_and_constant_values():
     rng = np.random.default_rng(3)
     x = rng.uniform(0.4, 0.6, 500)
     y = x + rng.normal(scale=0.05, size=500)
@@ -107,5 +107,5 @@ def test_cosines_distances_and_tiles_by_hand():
     np.testing.assert_allclose(distances, [0, 1, 2**0.5])
     assert pairs.tolist() == [4, 4, 2]
     np.testing.assert_allclose(means, [0.75, 0.15, 0], atol=1e-6)
-    # top right tile: how alike cell (0, 1) is to (0, 0), (0, 1), (1, 0), (1, 1)
+    # top right tile: similarity of cell (0, 1) to (0, 0), (0, 1), (1, 0), (1, 1)
     np.testing.assert_allclose(tiled(cosines, 2)[:2, 2:], [[0.6, 1], [0, 0]], atol=1e-6)

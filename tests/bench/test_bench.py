@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kgarden.bench import bench
-from kgarden.bench.pss_nms import _selection_of, made_up_raw
-from kgarden.bench.steps import made_up_batch, training_settings
+from kgarden.bench.pss_nms import _selection_of, synthetic_maps
+from kgarden.bench.steps import synthetic_batch, training_settings
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -36,7 +36,7 @@ def test_inference_is_measured_whole_and_by_part():
 
 
 def test_made_up_batches_are_what_the_recipe_says():
-    x, y = made_up_batch(recipe(), num_classes=3, batch_size=2, objects=4)
+    x, y = synthetic_batch(recipe(), num_classes=3, batch_size=2, objects=4)
     assert x["images"].shape == (2, 64, 96, 3) and x["images"].dtype == "uint8"
     assert y["boxes"].shape == (2, 16, 4) and truth_is_valid(y).sum() == 8
 
@@ -49,7 +49,7 @@ def test_settings_are_measured_in_processes_of_their_own():
     assert (again["precision"], again["remat"]) == ("mixed_bfloat16", ["backbone"])
     assert kept["step_over_first"] == 1.0 and again["step_s"] > 0
     assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
-    with pytest.raises(UserError, match="ended with code .*neck"):
+    with pytest.raises(UserError, match="failed with exit code .*neck"):
         training_settings(recipe(), 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
 
 
@@ -67,7 +67,7 @@ def test_selection_is_measured_with_and_without_nms():
     for ratio in ("network_over_base", "no_nms_over_nms"):
         assert 0 < found[ratio][0] <= found[ratio][1] <= found[ratio][2]
     assert found["whole_s"] == pytest.approx(found["network_s"] + found["no_nms_s"], abs=1e-4)
-    with pytest.raises(UserError, match="is no PSS recipe"):
+    with pytest.raises(UserError, match="is not a PSS recipe"):
         bench(recipe(), ["nms"])
 
 
@@ -84,7 +84,7 @@ def test_heads_are_measured_beside_a_single_one():
     assert {"fc_head", "roi_align_x1", "roi_head"} <= set(base["parts"])
     assert set(both["parts"]) - set(base["parts"]) == {"conv_head", "roi_align_x1.3"}
     assert found["train"]["double_head_ext"]["s"] > 0 and found["train"]["batch_size"] == 1
-    with pytest.raises(UserError, match="is no recipe of double_head"):
+    with pytest.raises(UserError, match="is not a double_head recipe"):
         bench(recipe(), ["heads"])
 
 
@@ -94,7 +94,7 @@ def test_made_up_maps_give_nms_something_to_do(base):
     detector = build_model(pss_recipe(base), 3)
     x = {"images": np.zeros((1, 256, 320, 3), "uint8"), "size_hw": np.int32([[256, 310]])}
     raw = keras.tree.map_structure(keras.ops.convert_to_numpy, detector(x))
-    raw, boxes = made_up_raw(detector.dense_head.base, raw, x["size_hw"][0])
+    raw, boxes = synthetic_maps(detector.dense_head.base, raw, x["size_hw"][0])
     assert boxes.shape == (1, sum(np.prod(level) for level in detector.dense_head.base.levels(raw)), 4)
     sure = [1 / (1 + np.exp(-level)) > 0.05 for level in raw["classes"]]
     assert 200 < sum(level.sum() for level in sure) < 20_000
@@ -106,5 +106,5 @@ def test_made_up_maps_give_nms_something_to_do(base):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(UserError, match="'speed'"):
+    with pytest.raises(UserError, match="--what speed is not supported"):
         bench(recipe(), ["speed"])

@@ -143,7 +143,7 @@ def test_several_views_by_keys(world, call):
     assert json.loads(numbers.read_text())["metrics"]["ap"] == 100.0
     soft = ["--set", "evaluate.merge={convention: maskrcnn_benchmark, soft: linear}"]
     code, _, err = call("evaluate", run, *flip, *soft)
-    assert code == 2 and "evaluate.merge.soft means nothing to method nms" in err and err.count("\n") == 1
+    assert code == 2 and "evaluate.merge.soft does not apply to method nms" in err and err.count("\n") == 1
 
     assert call("predict", run, "val/0.png", "--to", "once")[0] == 0
     assert call("predict", run, "val/0.png", "--to", "twice", *flip)[0] == 0
@@ -152,7 +152,7 @@ def test_several_views_by_keys(world, call):
     assert once[0]["detections"][0]["box"] == twice[0]["detections"][0]["box"]
 
     code, out, _ = call("export", world / "seen_twice", "--to", "served")
-    assert code == 0 and "evaluate.views: the model answers from one view" in out and "not from 2" in out
+    assert code == 0 and "evaluate.views: the exported model uses one view" in out and "instead of 2" in out
     assert "one view" in json.loads((world / "served/1/metadata.json").read_text())["views"]
     code, out, _ = call("export", run, "--to", "plain")
     assert code == 0 and "views" not in out + (world / "plain/1/metadata.json").read_text()
@@ -169,7 +169,7 @@ def test_several_views_by_keys(world, call):
         (["train", "standin.yaml"], "shards/train"),
         (["train", "double_head", "--row", "table5.c4_r50"], "data/coco/train2017"),  # of another recipe
         (["evaluate", "nowhere"], "not a run directory"),
-        (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no picture there"),
+        (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no image found"),
         (["list", "nothing"], "list nothing"),
         (["list", "rows"], "whose"),
         (

@@ -218,7 +218,7 @@ def test_other_runtimes_answer_as_the_model_does(base, form, canvas, tmp_path):
     for package in NEEDED[form]:
         pytest.importorskip(package)
     recipe, detector = detector_of(pss_on(base))
-    version = write_portable(detector, recipe, CATEGORIES, tmp_path, form, [canvas])
+    version = write_portable(detector, recipe, CATEGORIES, tmp_path, form=form, canvases=[canvas])
     path = version / f"model_{canvas[0]}x{canvas[1]}.{SUFFIX[form]}"
     x = picture(canvas, seed=1)
     operations, answer = WAYS[form](path, x)
@@ -285,7 +285,7 @@ def test_what_agrees_and_what_does_not():
     a, b, c = [0, 0, 10, 10], [5, 5, 20, 20], [1, 2, 3, 4]
     model = answer_of([0.5, 0.4, 0.3], [a, b, c], [0, 1, 1])
     swapped = answer_of([0.40001, 0.5, 0.3], [[5, 5, 20, 20.005], a, c], [1, 0, 1])
-    agreed = check_agreement("file", model, swapped, (96, 160))
+    agreed = check_agreement("file", model, swapped, canvas=(96, 160))
     assert agreed["detections"] == 3 and agreed["boxes_px"] == pytest.approx(0.005, rel=0.01)
     assert agreed["scores"] == pytest.approx(2.5e-5, rel=0.01)
     for wrong in (
@@ -296,12 +296,11 @@ def test_what_agrees_and_what_does_not():
         answer_of([0.5, 0.4, 0.301], [a, b, c], [0, 1, 1]),  # another score
         answer_of([0.5, 0.4, 0.4], [a, b, b], [0, 1, 1]),  # one twice instead of another
     ):
-        with pytest.raises(TrainingFailed, match="does not answer as the model does"):
-            check_agreement("file", model, wrong, (96, 160))
+        with pytest.raises(TrainingFailed, match="differ from the model's"):
+            check_agreement("file", model, wrong, canvas=(96, 160))
     # at the end of a full list, an equal takes the other's place
-    check_agreement(
-        "file", answer_of([0.5, 0.4], [a, b], [0, 1], 2), answer_of([0.5, 0.4], [a, c], [0, 1], 2), (96, 160)
-    )
+    expected, outputs = (answer_of([0.5, 0.4], [a, last], [0, 1], 2) for last in (b, c))
+    check_agreement("file", expected, outputs, canvas=(96, 160))
 
 
 # --- the command line ---------------------------------------------------------------------------------------
@@ -323,10 +322,10 @@ def run(fcos_pss, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--format", "onxx"], "--format onxx: one of saved_model, onnx, litert"),
+        (["--format", "onxx"], "--format onxx is not supported; use one of saved_model, onnx, litert"),
         (["--format", "onnx", "--canvas", "800"], "HEIGHTxWIDTH"),
         (["--format", "onnx", "--canvas", "64x64"], "--canvas 64x64: the recipe has 96x160, 160x96"),
-        (["--batch", "2"], "--canvas and --batch are for onnx and litert"),
+        (["--batch", "2"], "--canvas and --batch apply to onnx and litert"),
         (["--format", "onnx"], "pip install 'kgarden[onnx]'"),
         (["--format", "litert"], "pip install 'kgarden[litert]'"),
     ],
@@ -366,8 +365,8 @@ def test_two_stages_are_refused(tmp_path):
     }
     recipe = load_recipe("quickstart", {"model": model, **SIZES})
     detector = build_model(recipe, len(CATEGORIES))
-    with pytest.raises(UserError, match="centernet2: a model of two stages has no form in onnx"):
-        write_portable(detector, recipe, CATEGORIES, tmp_path / "served", "onnx", [(96, 160)])
+    with pytest.raises(UserError, match="centernet2: onnx does not support two-stage models"):
+        write_portable(detector, recipe, CATEGORIES, tmp_path / "served", form="onnx", canvases=[(96, 160)])
     assert not (tmp_path / "served").exists()
 
 

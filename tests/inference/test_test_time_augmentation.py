@@ -284,9 +284,9 @@ def test_masks_and_idle_settings_are_refused_in_one_line():
     known = Known([[[0, 0, 9, 9]]], [[[0.5]]])
     for settings, words in [
         ({"convention": "mmdetection"}, "one of detectron2, maskrcnn_benchmark"),
-        ({"soft": "linear"}, "merge.soft means nothing to method nms"),
-        ({"sigma": 0.3}, "merge.sigma means nothing"),
-        ({"method": "nms", "min_score": 0.1}, "merge.min_score means nothing"),
+        ({"soft": "linear"}, "merge.soft does not apply to method nms"),
+        ({"sigma": 0.3}, "merge.sigma does not apply"),
+        ({"method": "nms", "min_score": 0.1}, "merge.min_score does not apply"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
             TestTimeAugmentation(known, **settings)

@@ -1,4 +1,4 @@
-"""COCO's numbers: pycocotools run directly, published figures, cases by hand."""
+"""COCO metrics: compared with pycocotools called directly, published numbers and cases by hand."""
 
 import contextlib
 import copy
@@ -13,13 +13,14 @@ from pycocotools.cocoeval import COCOeval
 from support import real_data
 
 from kgarden.errors import UserError
-from kgarden.metrics.coco import METRICS, coco_metrics, complete
+from kgarden.metrics.coco import METRICS, coco_metrics
 from kgarden.metrics.coco_json import read_results
+from kgarden.metrics.evaluation_table import complete
 from kgarden.metrics.registry import HEADLINES, measure
 
 
 def directly(truth_file, results, iou_type):
-    """pycocotools' twelve numbers, nothing of ours between."""
+    """The twelve numbers of pycocotools, called directly."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(truth_file))
         judge = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
@@ -38,8 +39,8 @@ def fractions(judged):
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_the_published_numbers_of_val2014(iou_type):
-    """Three digits as published with pycocotools, six as pycocotools gives them here."""
+def test_published_numbers_of_val2014(iou_type):
+    """Three digits as published with pycocotools, six as computed by pycocotools here."""
     folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
     truth = folder / "instances_val2014_100.json"
     results = load(folder / f"instances_val2014_fake{iou_type}100_results.json")
@@ -50,7 +51,7 @@ def test_the_published_numbers_of_val2014(iou_type):
     np.testing.assert_allclose(got, published, rtol=0, atol=5.01e-4)
 
 
-def test_the_published_numbers_without_crowds():
+def test_published_numbers_without_crowds():
     folder = real_data.folder("coco_samples", "bbox_area_no_crowd")
     results = load(folder / "sampled_bbox_results.json")["annotations"]
     got = fractions(coco_metrics(load(folder / "sampled_gts_bbox_area.json"), results))
@@ -59,24 +60,24 @@ def test_the_published_numbers_without_crowds():
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5.1e-7)
 
 
-def test_the_numbers_of_real_detections_on_voc():
+def test_numbers_of_real_detections_on_voc():
     folder = real_data.folder("voc100")
     truth = folder / "other_formats/coco_v1/instances_default.json"
     results, notes = read_results(load(folder / "detections/coco/coco_dets.json"), load(truth))
-    assert len(results) == 452 and len(notes) == 2  # pictures and classes have other numbers there
+    assert len(results) == 452 and len(notes) == 2  # images and classes have other numbers there
     got = fractions(coco_metrics(load(truth), results))
     np.testing.assert_allclose(got, directly(truth, results, "bbox"), rtol=0, atol=5e-7)
     wanted = [0.3470, 0.6100, 0.3537, 0.0752, 0.3395, 0.4979, 0.3735, 0.5206, 0.5226]
     np.testing.assert_allclose(got[:9], wanted, rtol=0, atol=5.01e-5)
 
 
-def test_annotation_number_0_is_an_object():
-    """This file's annotations count from 0; as its own detections it is found whole (pycocotools: 0.9993)."""
+def test_annotation_id_0_is_an_object():
+    """This file's annotation ids start at 0; as its own detections its AP is 1 (pycocotools: 0.9993)."""
     folder = real_data.folder("voc100", "detections", "coco")
     truth = load(folder / "coco_dets.json")
     before = copy.deepcopy(truth)
     assert min(one["id"] for one in truth["annotations"]) == 0
-    # equal boxes with equal scores of one class may not be there twice: each then finds the other
+    # must not contain equal boxes with equal scores of one class: each would match the other
     assert coco_metrics(truth, truth["annotations"])["metrics"]["ap"] == pytest.approx(100.0)
     assert truth == before
 
@@ -96,7 +97,7 @@ def truth_of(*annotations):
 
 
 @pytest.mark.parametrize("ids", [(0, 1), (7, 7), (None, None), ("a", "b"), (3, 0)])
-def test_ids_that_pycocotools_misreads(ids):
+def test_ids_that_pycocotools_misinterprets(ids):
     """By hand: one of two objects found, then a wrong box: precision 1 to recall 0.5, 51 of 101 points."""
     named = [{} if one is None else {"id": one} for one in ids]
     truth = truth_of(*(square(n, **more) for n, more in enumerate(named)))
@@ -104,7 +105,7 @@ def test_ids_that_pycocotools_misreads(ids):
     assert coco_metrics(truth, results)["metrics"]["ap"] == pytest.approx(100 * 51 / 101)
 
 
-def test_missing_area_and_crowd_are_filled_as_said():
+def test_missing_fields_are_completed():
     """10 px squares are small; a triangle's mask has half the area of its box."""
     triangle = {"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 40, 0, 0, 40]]}
     filled = complete(truth_of(square(0), triangle))["annotations"]
@@ -118,8 +119,8 @@ def test_missing_area_and_crowd_are_filled_as_said():
     assert found["ap_small"] == 100.0 and found["ap_medium"] is None
 
 
-def test_masks_are_judged_as_masks():
-    """Two triangles fill the same box and share nothing: right as boxes, wrong as masks."""
+def test_iou_type_selects_boxes_or_masks():
+    """Two disjoint triangles of the same box: equal as boxes, different as masks."""
     one = {"segmentation": [[0, 0, 40, 0, 0, 40]], "bbox": [0, 0, 40, 40]}
     other = {"segmentation": [[40, 40, 40, 0, 0, 40]], "bbox": [0, 0, 40, 40]}
     truth = truth_of({"image_id": 1, "category_id": 1, **one})
@@ -135,17 +136,17 @@ def test_masks_are_judged_as_masks():
             assert judged["metrics"][HEADLINES[name]] == ap
 
 
-def test_missing_masks_are_a_clear_error():
+def test_missing_masks_are_an_error():
     truth = truth_of({**square(0), "segmentation": [[0, 0, 10, 0, 0, 10]]})
     with pytest.raises(UserError, match="1 of 1 results have no usable segmentation"):
         coco_metrics(truth, [square(0, score=1.0)], iou_type="segm")
     with pytest.raises(UserError, match="1 of 1 annotations have no usable segmentation"):
         coco_metrics(truth_of(square(0)), [], iou_type="segm")
-    with pytest.raises(UserError, match="there are bbox and segm"):
+    with pytest.raises(UserError, match="use bbox or segm"):
         coco_metrics(truth, [], iou_type="keypoints")
 
 
-def test_difficult_objects_are_ordinary_to_coco_and_none_to_voc():
+def test_difficult_objects_count_for_coco_and_not_for_voc():
     truth = truth_of(square(0, difficult=1), square(1))
     results = [square(0, score=0.9), square(5, score=0.8), square(1, score=0.7)]
     judged = measure(["voc_area", "coco", "voc07"], truth, results)
@@ -157,7 +158,7 @@ def test_difficult_objects_are_ordinary_to_coco_and_none_to_voc():
     assert (cup["objects"], cup["voc_area_ap"], lid["objects"], lid["voc_area_ap"]) == (2, 50.0, 0, None)
 
 
-def test_what_the_truth_does_not_know_is_not_judged():
+def test_results_of_unknown_images_and_classes_are_ignored():
     truth = truth_of(square(0))
     results = [square(0, score=0.5), square(0, image=9, score=0.9), square(0, category=4, score=0.9)]
     for name, headline in HEADLINES.items():
@@ -166,6 +167,6 @@ def test_what_the_truth_does_not_know_is_not_judged():
         assert [row["objects"] for row in judged["per_class"]] == [1, 0]
 
 
-def test_unknown_metrics_are_named():
-    with pytest.raises(UserError, match="voc12; there are coco, voc07"):
+def test_unknown_metrics_are_an_error():
+    with pytest.raises(UserError, match="voc12 not supported; use some of coco, voc07"):
         measure(["voc12"], truth_of(), [])

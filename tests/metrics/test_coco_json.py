@@ -1,4 +1,4 @@
-"""What is taken for ground truth and for detections, and what is refused in one line."""
+"""Validation of COCO JSON: what is accepted as ground truth and detections, and one-line errors."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ TRUTH = {
 ONE = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
 
 
-def test_a_list_of_results_is_taken_as_it_is():
+def test_a_list_of_results_is_returned_unchanged():
     assert read_truth(TRUTH) == (TRUTH, [])
     assert read_results([ONE], TRUTH) == ([ONE], [])
     masked = {**ONE, "segmentation": {"size": [5, 5], "counts": "x"}}
@@ -26,11 +26,11 @@ def test_a_list_of_results_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize("content,words", [
-    ([], "empty list"),
-    ({"annotations": [], "images": []}, "empty list"),
+    ([], "list of detections is empty"),
+    ({"annotations": [], "images": []}, "list of detections is empty"),
     (TRUTH, "this is ground truth"),
-    ({"metrics": {}}, "no detections"),
-    (3, "no detections"),
+    ({"metrics": {}}, "not detections"),
+    (3, "not detections"),
     ([{"file": "a.jpg", "detections": []}], "detection 0 has no image_id, category_id, score"),
     ([ONE, {**ONE, "score": None}], "detection 1 has no score"),
     ([ONE, "x"], "detection 1 has no image_id"),
@@ -41,14 +41,14 @@ def test_a_list_of_results_is_taken_as_it_is():
     ([{**ONE, "bbox": [0, 0, 5, float("inf")]}], "neither a bbox of four"),
     ([{**ONE, "bbox": []}], "neither a bbox of four"),
     ([{**ONE, "bbox": [9, 9, -5, 5]}], "negative width or height"),
-    ([{**ONE, "image_id": 1.5}], "image_id 1.5"),
-    ([{**ONE, "category_id": [1]}], "category_id [1]"),
-    ([{**ONE, "image_id": "1"}], "turned into whole numbers"),
+    ([{**ONE, "image_id": 1.5}], "image_id 1.5 is not"),
+    ([{**ONE, "category_id": [1]}], "category_id [1] is not"),
+    ([{**ONE, "image_id": "1"}], "converted to integers"),
     ([ONE, {**ONE, "image_id": 7}], "1 of 2 detections have image ids that are not in the ground truth"),
-    ([{**ONE, "category_id": 0}], "counted one higher"),
-    ([{**ONE, "category_id": 4}], "category ids that are not in the ground truth (theirs: 4; "),
+    ([{**ONE, "category_id": 0}], "increased by one"),
+    ([{**ONE, "category_id": 4}], "category ids that are not in the ground truth (detections: 4; "),
 ])  # fmt: skip
-def test_what_are_no_detections(content, words):
+def test_invalid_detections_are_refused(content, words):
     with pytest.raises(UserError, match=".") as caught:
         read_results(content, TRUTH)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -57,18 +57,18 @@ def test_what_are_no_detections(content, words):
 @pytest.mark.parametrize("content,words", [
     ([ONE], "list"),
     ({"images": [], "annotations": []}, "no list of categories"),
-    ({**TRUTH, "images": [{"file_name": "a.jpg"}]}, "every entry needs an id"),
-    ("text", "no ground truth"),
-    ({**TRUTH, "images": [{"id": 1}, {"id": "2"}]}, "some ids are numbers and some are text"),
-    ({**TRUTH, "categories": [{"id": 1}, {"id": 1}]}, "1 is the id of more than one"),
-    ({**TRUTH, "images": [{"id": 1, "width": 0, "height": 5}]}, "no whole number of px"),
+    ({**TRUTH, "images": [{"file_name": "a.jpg"}]}, "an entry has no id"),
+    ("text", "not ground truth"),
+    ({**TRUTH, "images": [{"id": 1}, {"id": "2"}]}, "ids must be all numbers or all strings"),
+    ({**TRUTH, "categories": [{"id": 1}, {"id": 1}]}, "id 1 is not unique"),
+    ({**TRUTH, "images": [{"id": 1, "width": 0, "height": 5}]}, "not a positive integer"),
 ])  # fmt: skip
-def test_what_is_no_ground_truth(content, words):
+def test_invalid_ground_truth_is_refused(content, words):
     with pytest.raises(UserError, match=words):
         read_truth(content)
 
 
-def test_single_faults_of_the_ground_truth_are_told_and_left_out():
+def test_faulty_annotations_are_reported_and_left_out():
     (good,) = TRUTH["annotations"]
     bad = [
         {**good, "image_id": 9},
@@ -83,7 +83,7 @@ def test_single_faults_of_the_ground_truth_are_told_and_left_out():
     assert [note.split(" annotations")[0] for note in notes] == ["2", "1", "2", "1"]
 
 
-def test_masks_that_cannot_be_drawn_are_none():
+def test_invalid_masks_are_removed():
     """Such numbers would fill the memory or end the process; the boxes beside them are judged."""
     (good,) = TRUTH["annotations"]
     for mask in ([[0, 0, 5, 5]], [[1e300, 0, 5, 5, 0, 5]], [[]], [], "x", {"counts": "x", "size": [5, 1e9]}):
@@ -92,7 +92,7 @@ def test_masks_that_cannot_be_drawn_are_none():
         assert read_results([{**ONE, "segmentation": mask}], TRUTH) == ([ONE], [])
 
 
-def test_a_data_set_of_detections_is_joined_by_names():
+def test_a_data_set_of_detections_is_joined_by_name():
     """The names agree, the numbers do not; a data set whose names say nothing goes by its numbers."""
     said = {
         "images": [{"id": 70, "file_name": "b.jpg"}, {"id": 71, "file_name": "a.jpg"}],
@@ -107,11 +107,11 @@ def test_a_data_set_of_detections_is_joined_by_names():
     assert read_results(same, TRUTH) == ([ONE], [])
     assert read_results({"annotations": [ONE]}, TRUTH) == ([ONE], [])
     said["images"][0]["file_name"] = "c.jpg"
-    with pytest.raises(UserError, match="1 pictures of the detections are not in the ground truth .*c.jpg"):
+    with pytest.raises(UserError, match="1 images of the detections are not in the ground truth .*c.jpg"):
         read_results(said, TRUTH)
 
 
-def test_every_real_ground_truth_is_taken():
+def test_every_real_ground_truth_is_accepted():
     seen = 0
     for path in sorted(real_data.folder().rglob("*.json")):
         content = json.loads(path.read_text())

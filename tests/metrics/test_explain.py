@@ -1,4 +1,4 @@
-"""AP explained: a case built for every cause, and none named where it is not."""
+"""Diagnosis of near-zero AP: a case for every cause, and cases without a cause."""
 
 import copy
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kgarden.metrics.coco import coco_metrics
-from kgarden.metrics.explain import explain, needs_explaining, unknown_classes, unknown_pictures
+from kgarden.metrics.explain import explain, needs_explaining, unknown_classes, unknown_images
 from kgarden.metrics.registry import measure
 
 NAMES = ["cup", "lid", "pot", "pan", "jar"]
@@ -15,7 +15,7 @@ IDS = [1, 2, 3, 5, 6]
 
 @pytest.fixture
 def truth():
-    """Forty pictures of many sizes, 1 to 4 objects each."""
+    """Forty images of many sizes, 1 to 4 objects each."""
     random = np.random.default_rng(3)
     images, annotations = [], []
     for n in range(40):
@@ -34,7 +34,7 @@ def truth():
 
 @pytest.fixture
 def good(truth):
-    """Detections that are nearly right, so that whatever is wrong afterwards was made wrong."""
+    """Detections that are nearly right, to which single faults are added."""
     random = np.random.default_rng(4)
     results = []
     for one in truth["annotations"]:
@@ -64,7 +64,7 @@ def the_cause(truth, results, **more):
     return sentences[0]
 
 
-def test_what_asks_for_a_cause(truth, good):
+def test_near_zero_headlines_need_explaining(truth, good):
     judged = measure(["coco"], truth, good)
     assert judged["metrics"]["ap"] > 50 and not needs_explaining(judged)
     for value, wanted in [(None, True), (0.0, True), (0.99, True), (1.0, False)]:
@@ -72,7 +72,7 @@ def test_what_asks_for_a_cause(truth, good):
 
 
 def test_no_detections(truth):
-    assert "no detections at all" in the_cause(truth, [])
+    assert "There are no detections" in the_cause(truth, [])
 
 
 def test_low_scores(truth, good):
@@ -82,44 +82,44 @@ def test_low_scores(truth, good):
 
 
 @pytest.mark.parametrize("change,words", [
-    (str, "turned into whole numbers, all would be"),
+    (str, "converted to integers, all would be"),
     (lambda n: f"kitchen_{n - 10:03d}.jpg", "read as file names, all would be"),
     (lambda n: f"kitchen_{n - 10:03d}", "read as file names without suffix, all would be"),
-    (lambda n: n - 1, "counted one higher, all would be"),
-    (lambda n: n + 1, "counted one lower, all would be"),
-    (lambda n: n - 10, "read as places in the list of ids, from 0, all would be"),
-    (lambda n: n + 5000, "(theirs: 5010, 5011, 5012, …; the ground truth's: 10, 11, 12, …)."),
+    (lambda n: n - 1, "increased by one, all would be"),
+    (lambda n: n + 1, "decreased by one, all would be"),
+    (lambda n: n - 10, "read as positions in the list of ids, from 0, all would be"),
+    (lambda n: n + 5000, "(detections: 5010, 5011, 5012, …; ground truth: 10, 11, 12, …)."),
 ])  # fmt: skip
-def test_image_ids_that_do_not_meet(truth, good, change, words):
+def test_unknown_image_ids(truth, good, change, words):
     results = changed(good, lambda one: {"image_id": change(one["image_id"])})
     cause = the_cause(truth, results)
     assert words in cause and "image ids" in cause
     if "would be" not in words:
         assert f"{len(good)} of {len(good)} detections" in cause
-    assert unknown_pictures(truth, [one["image_id"] for one in good]) is None
+    assert unknown_images(truth, [one["image_id"] for one in good]) is None
 
 
 def test_text_ids_in_the_ground_truth(truth, good):
     for part, key in (("images", "id"), ("annotations", "image_id")):
         for one in truth[part]:
             one[key] = str(one[key])
-    assert "turned into text, all would be" in the_cause(truth, good)
+    assert "converted to strings, all would be" in the_cause(truth, good)
 
 
 @pytest.mark.parametrize("change,words", [
     (lambda n: NAMES[IDS.index(n)], "read as class names, all would be"),
-    (lambda n: IDS.index(n), "read as places in the list of ids, from 0, all would be"),
-    (lambda n: n + 50, "(theirs: 51, 52, 53, …; the ground truth's: 1, 2, 3, …)."),
+    (lambda n: IDS.index(n), "read as positions in the list of ids, from 0, all would be"),
+    (lambda n: n + 50, "(detections: 51, 52, 53, …; ground truth: 1, 2, 3, …)."),
 ])  # fmt: skip
-def test_category_ids_that_do_not_meet(truth, good, change, words):
+def test_unknown_category_ids(truth, good, change, words):
     results = changed(good, lambda one: {"category_id": change(one["category_id"])})
     cause = the_cause(truth, results)
     assert words in cause and "category ids" in cause
     assert unknown_classes(truth, [one["category_id"] for one in good]) is None
 
 
-def test_category_ids_that_meet_others(truth, good):
-    """Every id is known and every one is wrong: only boxes can tell."""
+def test_shifted_category_ids(truth, good):
+    """Every id is known and wrong; only the boxes reveal it."""
     for category, one in zip(truth["categories"], range(1, 6), strict=True):
         category["id"] = one
     for one in truth["annotations"]:
@@ -127,21 +127,21 @@ def test_category_ids_that_meet_others(truth, good):
     right = changed(good, lambda one: {"category_id": IDS.index(one["category_id"]) % 4 + 1})
     higher = changed(right, lambda one: {"category_id": one["category_id"] + 1})
     assert coco_metrics(truth, higher)["metrics"]["ap"] < 1
-    assert "with category ids one lower" in the_cause(truth, higher)
+    assert "with category ids decreased by one" in the_cause(truth, higher)
     lower = [one for one in right if one["category_id"] > 1]
     lower = changed(lower, lambda one: {"category_id": one["category_id"] - 1})
-    assert "with category ids one higher" in the_cause(truth, lower)
+    assert "with category ids increased by one" in the_cause(truth, lower)
     truth["categories"][:0] = [{"id": 0, "name": "other"}]
     mixed = changed(right, lambda one: {"category_id": (one["category_id"] * 2) % 5})
     cause = the_cause(truth, mixed)
-    assert "classes do not" in cause and "is called" in cause and "one lower" not in cause
+    assert "classes do not" in cause and "is predicted as" in cause and "decreased by one" not in cause
 
 
-def test_all_called_the_same(truth, good):
+def test_all_detections_of_one_class(truth, good):
     cause = the_cause(
         truth, changed([o for o in good if o["category_id"] != 6], lambda one: {"category_id": 6})
     )
-    assert "The boxes fit, the classes do not" in cause and "is called jar" in cause
+    assert "The boxes match, the classes do not" in cause and "is predicted as jar" in cause
 
 
 def as_format(truth, one, form, share=False):
@@ -163,16 +163,16 @@ def as_format(truth, one, form, share=False):
     ("yxyx", False, "read as y0, x0, y1, x1 in px"),
     ("yxhw", False, "read as y, x, height, width in px"),
     ("cxcywh", False, "read as centre x, centre y, width, height in px"),
-    ("xyxy", True, "read as x0, y0, x1, y1 in fractions of the picture"),
-    ("yxyx", True, "read as y0, x0, y1, x1 in fractions of the picture"),
-    ("xywh", True, "read as x, y, width, height in fractions of the picture"),
-    ("cxcywh", True, "read as centre x, centre y, width, height in fractions of the picture"),
+    ("xyxy", True, "read as x0, y0, x1, y1 in fractions of the image"),
+    ("yxyx", True, "read as y0, x0, y1, x1 in fractions of the image"),
+    ("xywh", True, "read as x, y, width, height in fractions of the image"),
+    ("cxcywh", True, "read as centre x, centre y, width, height in fractions of the image"),
 ])  # fmt: skip
 def test_boxes_of_another_format(truth, good, form, share, words):
     results = changed(good, lambda one: as_format(truth, one, form, share))
     cause = the_cause(truth, results)
     assert words in cause, cause
-    assert "The boxes do not fit" in cause
+    assert "The boxes do not match" in cause
 
 
 def scaled(one, sx, sy):
@@ -181,42 +181,42 @@ def scaled(one, sx, sy):
 
 
 @pytest.mark.parametrize("scale,words", [
-    (lambda w, h: (320 / w, 320 / h), "pictures resized to 320 x 320"),
-    (lambda w, h: (800 / min(w, h),) * 2, "pictures with a short side of 800"),
-    (lambda w, h: (1333 / max(w, h),) * 2, "pictures with a long side of 13"),
-    (lambda w, h: (0.5, 0.5), "pictures 0.5 times as large"),
+    (lambda w, h: (320 / w, 320 / h), "images resized to 320 x 320"),
+    (lambda w, h: (800 / min(w, h),) * 2, "images with a short side of 800"),
+    (lambda w, h: (1333 / max(w, h),) * 2, "images with a long side of 13"),
+    (lambda w, h: (0.5, 0.5), "images 0.5 times as large"),
 ])  # fmt: skip
 def test_boxes_in_px_of_another_size(truth, good, scale, words):
     results = changed(good, lambda one: scaled(one, *scale(*size_of(truth, one))))
     assert f"read as px of {words}" in the_cause(truth, results)
 
 
-def test_boxes_of_the_next_picture(truth, good):
+def test_boxes_of_the_next_image(truth, good):
     wrong = changed(good, lambda one: {"image_id": one["image_id"] + 1 if one["image_id"] < 49 else 10})
-    assert "given to the picture one lower" in the_cause(truth, wrong)
+    assert "assigned to the previous image" in the_cause(truth, wrong)
 
 
-def test_boxes_outside_their_pictures(truth, good):
+def test_boxes_outside_their_images(truth, good):
     wrong = changed(good, lambda one: {"bbox": [one["bbox"][0] - 4000, *one["bbox"][1:]]})
-    assert "100 % of the boxes lie outside their pictures" in the_cause(truth, wrong)
+    assert "100 % of the boxes lie outside their images" in the_cause(truth, wrong)
 
 
-def test_ground_truth_with_nothing_to_find(truth, good):
+def test_ground_truth_without_objects(truth, good):
     nothing = {**truth, "annotations": []}
-    assert "no objects at all" in the_cause(nothing, good)
+    assert "contains no objects" in the_cause(nothing, good)
     crowds = {**truth, "annotations": [{**one, "iscrowd": 1} for one in truth["annotations"]]}
     assert "are crowd regions" in the_cause(crowds, good)
     difficult = {**truth, "annotations": [{**one, "difficult": 1} for one in truth["annotations"]]}
     assert "marked difficult" in the_cause(difficult, good, headline="voc07_map")
     assert "difficult" not in the_cause(difficult, good)
-    assert "None of the 2 pictures that were judged" in the_cause(truth, good, image_ids=[900, 901])
+    assert "None of the 2 evaluated images" in the_cause(truth, good, image_ids=[900, 901])
     empty = {**truth, "annotations": [one for one in truth["annotations"] if one["image_id"] != 10]}
-    assert "no objects in the 1 pictures that were judged" in the_cause(empty, good, image_ids=[10])
+    assert "no objects in the 1 evaluated images" in the_cause(empty, good, image_ids=[10])
     others = [one for one in good if one["image_id"] > 20]
-    assert "of a picture that was judged" in the_cause(truth, others, image_ids=[10, 11])
+    assert "in an evaluated image" in the_cause(truth, others, image_ids=[10, 11])
 
 
-def test_boxes_that_come_near(truth, good):
+def test_boxes_of_low_iou(truth, good):
     """Half of the width: IoU about 0.45 with the object, never 0.5."""
 
     def narrower(one):
@@ -224,12 +224,12 @@ def test_boxes_that_come_near(truth, good):
         return {"bbox": [x, y, 0.42 * w, h]}
 
     cause = the_cause(truth, changed(good, narrower))
-    assert "best box of an object has IoU 0.4" in cause and "not come far yet" in cause
+    assert "best box of an object has IoU 0.4" in cause and "needs more training" in cause
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_is_called_noise(truth, good, seed):
-    """A hundred random boxes in every picture, as of an untrained network: no cause is made up."""
+def test_random_boxes_have_no_cause(truth, good, seed):
+    """A hundred random boxes in every image, as of an untrained network: no cause is named."""
     random = np.random.default_rng(seed)
     results = []
     for image in truth["images"]:
@@ -241,15 +241,15 @@ def test_noise_is_called_noise(truth, good, seed):
             results.append({"image_id": image["id"], "category_id": label, "bbox": box, "score": score})
     assert coco_metrics(truth, results)["metrics"]["ap"] < 3
     cause = the_cause(truth, results)
-    assert "not come far yet" in cause or "Nothing matches" in cause, cause
+    assert "needs more training" in cause or "Nothing matches" in cause, cause
 
 
-def test_boxes_of_other_pictures_match_nothing(truth, good):
+def test_boxes_of_other_images_match_nothing(truth, good):
     for image in truth["images"]:
-        image.pop("width"), image.pop("height")  # without sizes less can be tried, and nothing fails
+        image.pop("width"), image.pop("height")  # without sizes, fewer interpretations are tested
     tiny = changed(good, lambda one: {"bbox": [3.0, 3.0, 2.0, 2.0]})
     assert "Nothing matches" in the_cause(truth, tiny)
 
 
-def test_right_boxes_behind_wrong_ones(truth, good):
-    assert "wrong boxes with higher scores" in the_cause(truth, good)
+def test_correct_boxes_with_lower_scores_than_wrong_ones(truth, good):
+    assert "wrong boxes have higher scores" in the_cause(truth, good)

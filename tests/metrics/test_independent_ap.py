@@ -1,7 +1,7 @@
-"""COCO's AP of masks written a second time, from the definition: on COCO's own example it must agree.
+"""COCO's mask AP implemented a second time, from its definition, and compared on COCO's own example.
 
-Lin et al. 2014, cocodataset.org/#detection-eval: greedy matching from the surest detection on, crowds
-forgive, precision made monotone and read at 101 recalls, mean over IoU 0.50, 0.55, ..., 0.95 and classes.
+Lin et al. 2014, cocodataset.org/#detection-eval: greedy matching by descending score, detections in crowds
+ignored, monotone precision sampled at 101 recalls, mean over IoU 0.50, 0.55, ..., 0.95 and classes.
 """
 
 import collections
@@ -16,7 +16,7 @@ from kgarden.metrics.coco import coco_metrics
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
-MOST = 100  # detections of a class in a picture
+MOST = 100  # detections of a class in an image
 AREAS = {"": (0, 1e10), "_small": (0, 32**2), "_medium": (32**2, 96**2), "_large": (96**2, 1e10)}
 
 
@@ -27,7 +27,7 @@ def bitmaps(entries, size_hw):
 
 
 def overlaps(found, objects, size_hw):
-    """(N, M) IoU of masks, with a crowd the share of the detection that lies in it; (N,) px of detections."""
+    """(N, M) IoU of masks, for a crowd the fraction of the detection in it; (N,) px of detections."""
     one, other = bitmaps(found, size_hw), bitmaps(objects, size_hw)
     shared = (one @ other.T).astype("float64")
     area, area_there = one.sum(axis=1, dtype="float64"), other.sum(axis=1, dtype="float64")
@@ -40,7 +40,7 @@ def crowds(objects):
 
 
 def matched(iou, ignored, crowd, threshold):
-    """Row of the object that each detection gets, surest first, or -1. Ignored ones are the last choice."""
+    """Row of the object that each detection matches, by score, or -1. Ignored objects come last."""
     taken, rows = np.zeros(len(ignored), bool), []
     for line in iou:
         free = (line >= threshold) & (crowd | ~taken)
@@ -55,11 +55,11 @@ def matched(iou, ignored, crowd, threshold):
     return np.array(rows, int)
 
 
-def average_precision(pictures, threshold, area):
-    """AP of one class: pictures hold found (sorted), their areas, objects, IoUs. NaN: nothing to find."""
+def average_precision(images, threshold, area):
+    """AP of one class: images hold found (sorted), their areas, objects, IoUs. NaN without objects."""
     low, high = area
     scores, right, counted, to_find = [], [], [], 0
-    for one in pictures:
+    for one in images:
         crowd = crowds(one["objects"])
         inside = np.array([low <= each["area"] <= high for each in one["objects"]], bool)
         ignored = crowd | ~inside
@@ -82,8 +82,8 @@ def average_precision(pictures, threshold, area):
     return float(np.mean(best))
 
 
-def all_pictures(truth, results):
-    """{class: [picture with objects, detections and their IoUs, ...]}, pictures by id."""
+def all_images(truth, results):
+    """{class: [image with objects, detections and their IoUs, ...]}, images by id."""
     there, found = collections.defaultdict(list), collections.defaultdict(list)
     for one in truth["annotations"]:
         there[one["category_id"], one["image_id"]].append(one)
@@ -98,18 +98,18 @@ def all_pictures(truth, results):
     return classes
 
 
-def test_ap_of_masks_is_what_its_definition_gives():
+def test_mask_ap_equals_its_definition():
     folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakesegm100_results.json").read_text())
     assert sum(one["iscrowd"] for one in truth["annotations"]) == 9
-    classes = all_pictures(truth, results)
+    classes = all_images(truth, results)
     judged = coco_metrics(truth, results, iou_type="segm")
     got, checked = judged["metrics"], 0
     for suffix, area in AREAS.items():
         table = {
-            number: [average_precision(pictures, iou, area) for iou in IOUS]
-            for number, pictures in classes.items()
+            number: [average_precision(images, iou, area) for iou in IOUS]
+            for number, images in classes.items()
         }
         by_iou = 100 * np.nanmean(list(table.values()), axis=0)
         assert abs(got[f"ap{suffix}"] - by_iou.mean()) < 1e-6, suffix

@@ -1,4 +1,4 @@
-"""Masks from the detector to the numbers: pycocotools asked directly must agree."""
+"""Mask metrics of detectors, compared with pycocotools called directly."""
 
 import contextlib
 import csv
@@ -23,11 +23,11 @@ from kgarden.metrics.report import score_file
 from kgarden.training.reporter import Reporter
 
 
-class Answers:
-    """An "InferenceModel" that gives each picture what is in a table; pictures come as their ids."""
+class ScriptedModel:
+    """An InferenceModel that returns scripted predictions; an image holds its own id."""
 
     def __init__(self, **table):
-        self.table = table  # name -> (N, K, ...), picture n has the id 100 + n
+        self.table = table  # name -> (N, K, ...), image n has the id 100 + n
 
     def predict_on_batch(self, x):
         rows = x["images"][:, 0, 0, 0].astype(int)
@@ -35,7 +35,7 @@ class Answers:
 
 
 def batches(count, scale):
-    """Picture n has the pixel value n, 64 x 96 px, and was `scale` times as large."""
+    """Image n has the pixel value n, 64 x 96 px, and its original is `scale` times as large."""
     sizes = np.tile(np.int32([[64, 96]]), (count, 1))
     images = np.broadcast_to(np.arange(count, dtype="uint8")[:, None, None, None], (count, 64, 96, 3))
     yield (
@@ -44,14 +44,14 @@ def batches(count, scale):
     )
 
 
-def answers_of(boxes, labels, masks, scores=None):
-    """Detections in the first row of two; the second is padding and holds nonsense in its box."""
+def predictions_of(boxes, labels, masks, scores=None):
+    """Detections in the first row of two; the second is padding with a meaningless box."""
     count = len(boxes)
     both = {"boxes": (boxes, np.full((count, 1, 4), 5.0)), "masks": (masks, np.zeros_like(masks))}
     both |= {"labels": (labels, -np.ones_like(labels)), "valid": (np.ones((count, 1)), np.zeros((count, 1)))}
     both["scores"] = (np.full((count, 1), 0.9) if scores is None else scores, np.zeros((count, 1)))
     kinds = {"labels": "int32", "valid": "bool"}
-    return Answers(**{
+    return ScriptedModel(**{
         key: np.concatenate(parts, axis=1).astype(kinds.get(key, "float32")) for key, parts in both.items()
     })  # fmt: skip
 
@@ -68,9 +68,9 @@ def judge(tmp_path):
         evaluation, results = evaluate(
             detector,
             load_recipe(recipe, changes),
-            batches(10, 3),
-            CATEGORIES,
-            annotations,
+            batches=batches(10, 3),
+            categories=CATEGORIES,
+            annotations=annotations,
             model=model,
             folder=folder,
         )
@@ -83,7 +83,7 @@ def judge(tmp_path):
 
 @pytest.fixture
 def truth():
-    """Ten pictures with a square of 48 px each, whose masks are the discs in them."""
+    """Ten images with a square of 48 px each, whose masks are the discs in them."""
     _, boxes, labels = pictures(10, seed=4)
     return boxes, labels, ground_truth(boxes, labels, scale=3, outline=circle)
 
@@ -96,11 +96,13 @@ def discs(count, side=112):
 # --- numbers ----------------------------------------------------------------------------------------------
 
 
-def test_boxes_may_be_right_and_masks_wrong(truth, judge, tmp_path):
+def test_masks_are_evaluated_apart_from_boxes(truth, judge, tmp_path):
     """Discs are right. Full squares share 0.785 with them: right at six of ten thresholds. Corners: never."""
     boxes, labels, annotations = truth
     for masks, ap in [(discs(10), 100), (np.ones((10, 1, 28, 28)), 60), (1 - discs(10), 0)]:
-        evaluation, *paths = judge(answers_of(boxes, labels, masks), annotations, folder=tmp_path / "folder")
+        evaluation, *paths = judge(
+            predictions_of(boxes, labels, masks), annotations, folder=tmp_path / "folder"
+        )
         assert evaluation["metrics"]["ap"] == 100.0 and evaluation["headline"] == "ap"
         of_masks = evaluation["masks"]["metrics"]
         assert of_masks["ap"] == pytest.approx(ap), ap
@@ -112,14 +114,14 @@ def test_boxes_may_be_right_and_masks_wrong(truth, judge, tmp_path):
         assert [float(row["ap"]) for row in table] == [100, 100]
 
 
-def test_masks_of_any_quality_are_judged_as_pycocotools_and_the_command_line_do(truth, judge):
+def test_mask_metrics_equal_those_of_pycocotools_and_the_command_line(truth, judge):
     boxes, labels, annotations = truth
     random = np.random.default_rng(0)
     boxes = boxes + random.normal(0, 1.2, boxes.shape).astype("float32")
     scores, labels = random.random((10, 1)), np.where(random.random((10, 1)) < 0.8, labels, 1 - labels)
     masks = np.clip(discs(10, 28) + random.normal(0, 0.4, (10, 1, 28, 28)), 0, 1)
     metrics = ["coco", "voc_area"]
-    model = answers_of(boxes, labels, masks, scores)
+    model = predictions_of(boxes, labels, masks, scores)
     evaluation, *paths = judge(model, annotations, **{"evaluate.metrics": metrics})
     of_masks = evaluation["masks"]["metrics"]
     twelve = {name: of_masks[name] for name in of_masks if name != "voc_area_map"}
@@ -131,10 +133,10 @@ def test_masks_of_any_quality_are_judged_as_pycocotools_and_the_command_line_do(
     assert boxes_again["metrics"] == evaluation["metrics"] != of_masks
 
 
-def test_segmentations_lie_in_the_original_picture(truth, judge):
-    """48 px discs, three times what the network saw; counts are text; padding has no result."""
+def test_segmentations_lie_in_the_original_image(truth, judge):
+    """48 px discs, three times as large as in the network input; counts are text; padding has no result."""
     boxes, labels, annotations = truth
-    _, _, found = judge(answers_of(boxes, labels, discs(10)), annotations)
+    _, _, found = judge(predictions_of(boxes, labels, discs(10)), annotations)
     results = json.loads(found.read_text())
     assert len(results) == 10
     for one, wanted in zip(results, annotations["annotations"], strict=True):
@@ -145,7 +147,7 @@ def test_segmentations_lie_in_the_original_picture(truth, judge):
 
 
 def shown(evaluation):
-    """What a person reads: after a training, and in the line of an interval."""
+    """The printed tables at the end of a training, and the line of an evaluation in between."""
     reporter = Reporter(Console(file=io.StringIO(), width=200, highlight=False))
     reporter.total = 12
     reporter.evaluation(evaluation)
@@ -154,11 +156,11 @@ def shown(evaluation):
     return "\n".join(table), line
 
 
-def test_numbers_of_masks_are_shown_beside_those_of_boxes(truth, judge):
+def test_mask_metrics_are_printed_beside_those_of_boxes(truth, judge):
     boxes, labels, annotations = truth
-    evaluation, *_ = judge(answers_of(boxes, labels, np.ones((10, 1, 28, 28))), annotations)
+    evaluation, *_ = judge(predictions_of(boxes, labels, np.ones((10, 1, 28, 28))), annotations)
     table, line = shown(evaluation)
-    for words in ("standin, step 3, 10 pictures, boxes", "standin, step 3, 10 pictures, masks", "mask AP50"):
+    for words in ("standin, step 3, 10 images, boxes", "standin, step 3, 10 images, masks", "mask AP50"):
         assert words in table
     assert any(row.split() == ["red", "5", "100.0", "100.0", "60.0", "100.0"] for row in plain(table)), table
     assert "AP 100.0  AP50 100.0  mask AP 60.0  mask AP50 100.0  on 10 pictures" in line
@@ -169,31 +171,31 @@ def plain(table):
 
 
 @pytest.mark.parametrize("lacking", [10, 1])
-def test_a_truth_without_masks_is_told_and_boxes_are_judged(truth, judge, lacking):
+def test_ground_truth_without_masks_is_reported_and_boxes_are_evaluated(truth, judge, lacking):
     boxes, labels, annotations = truth
     for one in annotations["annotations"][:lacking]:
         del one["segmentation"]
-    evaluation, _, found = judge(answers_of(boxes, labels, discs(10)), annotations)
+    evaluation, _, found = judge(predictions_of(boxes, labels, discs(10)), annotations)
     assert evaluation["metrics"]["ap"] == 100.0
     assert list(evaluation["masks"]) == ["not_judged"]
     assert all("segmentation" in one for one in json.loads(found.read_text()))
     table, line = shown(evaluation)
     (told,) = [row for row in table.splitlines() if row.startswith("masks were not judged: ")]
     assert f"{lacking} of 10 annotations have no usable segmentation" in told
-    assert "AP50 100.0  masks not judged  on" in line
+    assert "AP50 100.0  masks not evaluated  on" in line
 
 
-def test_no_detections_is_an_answer_for_masks_too(truth, judge):
+def test_mask_metrics_without_detections_are_zero(truth, judge):
     boxes, labels, annotations = truth
-    model = answers_of(boxes, labels, discs(10))
+    model = predictions_of(boxes, labels, discs(10))
     model.table["valid"][:] = False
     evaluation, *_ = judge(model, annotations)
     assert evaluation["masks"]["metrics"]["ap"] == 0.0 and evaluation["detections"] == 0
 
 
-def test_a_model_without_masks_says_nothing_of_them(truth, judge):
+def test_a_model_without_masks_has_no_mask_metrics(truth, judge):
     boxes, labels, annotations = truth
-    model = answers_of(boxes, labels, discs(10))
+    model = predictions_of(boxes, labels, discs(10))
     del model.table["masks"]
     evaluation, _, found = judge(model, annotations)
     assert "masks" not in evaluation and "segmentation" not in found.read_text()
@@ -201,11 +203,11 @@ def test_a_model_without_masks_says_nothing_of_them(truth, judge):
     assert "mask" not in table + line
 
 
-# --- real pictures ----------------------------------------------------------------------------------------
+# --- real images ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.tensorflow
-def test_the_true_masks_of_real_pictures_come_back(tmp_path):
+def test_ground_truth_masks_of_real_images_as_predictions(tmp_path):
     """Photos of nuts through shards, canvas, 112 cells and back: what the cells lose is half a percent.
 
     Measured: mean IoU 0.9951 over all 165 masks, the worst 0.9856.
@@ -254,9 +256,9 @@ def test_the_true_masks_of_real_pictures_come_back(tmp_path):
     evaluation, results = evaluate(
         types.SimpleNamespace(step=keras.Variable(0)),
         recipe,
-        watched(),
-        prepared.categories,
-        prepared.annotations,
+        batches=watched(),
+        categories=prepared.categories,
+        annotations=prepared.annotations,
         model=TrueMasks(),
     )
     assert evaluation["metrics"]["ap"] == pytest.approx(100)

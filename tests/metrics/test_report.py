@@ -1,4 +1,4 @@
-"""Scoring given detections: from the command line, without a network, with clear refusals."""
+"""Evaluation of existing detections from the command line: numbers, files and error messages."""
 
 import copy
 import csv
@@ -53,7 +53,7 @@ def call(*arguments):
     return cli.main(["evaluate", *map(str, arguments)])
 
 
-def test_numbers_figures_and_analysis(files, capsys):
+def test_a_results_file_gives_metrics_figures_and_analysis(files, capsys):
     arguments = [
         "--annotations",
         "truth.json",
@@ -82,8 +82,8 @@ def test_numbers_figures_and_analysis(files, capsys):
     ]
 
 
-def test_the_reference_numbers_from_the_command_line(tmp_path):
-    """COCO's own example, boxes and masks, to the digits that were published."""
+def test_command_line_reproduces_published_numbers(tmp_path):
+    """COCO's own example, boxes and masks, to the published digits."""
     folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
     for kind, ap, small in (("bbox", 0.505, 0.586), ("segm", 0.320, 0.387)):
         found = folder / f"instances_val2014_fake{kind}100_results.json"
@@ -93,8 +93,8 @@ def test_the_reference_numbers_from_the_command_line(tmp_path):
         assert round(metrics["ap"] / 100, 3) == ap and round(metrics["ap_small"] / 100, 3) == small
 
 
-def test_no_network_is_needed(files):
-    """In a process of its own: TensorFlow, Keras and JAX stay outside, and so does pyplot with its state."""
+def test_no_deep_learning_framework_is_imported(files):
+    """In a separate process: neither TensorFlow, Keras nor JAX is imported, nor pyplot with its state."""
     program = (
         "import sys, kgarden.cli as cli\n"
         "code = cli.main(['evaluate', 'found.json', '--annotations', 'truth.json', '--to', 'out'])\n"
@@ -108,17 +108,17 @@ def test_no_network_is_needed(files):
 
 @pytest.mark.parametrize("content,words", [
     (json.dumps(TRUTH), "found.json: this is ground truth"),
-    ("[]", "found.json: there are no detections in it"),
+    ("[]", "found.json: the list of detections is empty"),
     ('[{"image_id": 1, "category', "found.json: no whole json file"),
     ("", "found.json: no whole json file"),
     ("[" * 100_000, "found.json: no whole json file"),
-    ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": NaN}]', "the score nan"),
+    ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": NaN}]', "score nan is not a finite"),
     ('[{"file": "a.jpg", "detections": []}]', "detection 0 has no image_id"),
     (json.dumps([{**FOUND[0], "image_id": 9}]), "1 of 1 detections have image ids"),
-    (json.dumps([{**FOUND[0], "category_id": 1}]), "counted one higher, all would be"),
-    (json.dumps({"metrics": {}}), "neither a list nor a data set"),
+    (json.dumps([{**FOUND[0], "category_id": 1}]), "increased by one, all would be"),
+    (json.dumps({"metrics": {}}), "not detections"),
 ])  # fmt: skip
-def test_what_is_no_detections_is_one_line_and_exit_code_2(files, capsys, content, words):
+def test_invalid_detections_exit_2_with_one_line(files, capsys, content, words):
     (files / "found.json").write_text(content)
     assert_refused(capsys, ["found.json", "--annotations", "truth.json", "--to", "out"], words)
     assert not (files / "out").exists()
@@ -129,15 +129,15 @@ def test_what_is_no_detections_is_one_line_and_exit_code_2(files, capsys, conten
     (["nothing.json", "--annotations", "truth.json"], "nothing.json: cannot be read"),
     (["found.json", "--annotations", "nothing.json"], "nothing.json: cannot be read"),
     (["found.json", "--annotations", "."], ".: cannot be read"),
-    (["found.json", "--annotations", "found.json"], "found.json: this is a list, as of detections"),
-    (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map; there are coco, voc07"),
+    (["found.json", "--annotations", "found.json"], "found.json: a list is not ground truth"),
+    (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map not supported; use some of"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "segm"], "3 of 3 annotations have no"),
-    (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "there are bbox and segm"),
+    (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "use bbox or segm"),
     (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: an option of a run's"),
     (["run", "--annotations", "truth.json"], "--annotations: an option of detections'"),
     (["run", "--iou-type", "segm"], "--iou-type segm is for files"),
 ])  # fmt: skip
-def test_wrong_usage_is_one_line_and_exit_code_2(files, capsys, arguments, words):
+def test_wrong_usage_exits_2_with_one_line(files, capsys, arguments, words):
     assert_refused(capsys, arguments, words)
 
 
@@ -147,14 +147,14 @@ def assert_refused(capsys, arguments, words):
     assert words in err and out == "" and err.startswith("kgarden: ") and err.count("\n") == 1
 
 
-def test_faults_of_the_ground_truth_are_told(files, capsys):
+def test_faults_of_the_ground_truth_are_reported(files, capsys):
     lost = {**TRUTH["annotations"][0], "image_id": 77}
     (files / "truth.json").write_text(json.dumps({**TRUTH, "annotations": [*TRUTH["annotations"], lost]}))
     assert call("found.json", "--annotations", "truth.json") == 0
-    assert "1 annotations left out: each is of a picture that is not listed" in capsys.readouterr().err
+    assert "1 annotations left out: of an image that is not listed" in capsys.readouterr().err
 
 
-def test_nearly_nothing_comes_with_the_cause(files, capsys):
+def test_near_zero_ap_is_diagnosed(files, capsys):
     wrong = [{**one, "bbox": [10, 10, 500, 500]} for one in FOUND]
     (files / "found.json").write_text(json.dumps(wrong))
     assert call("found.json", "--annotations", "truth.json", "--json", "n.json") == 0
@@ -162,8 +162,8 @@ def test_nearly_nothing_comes_with_the_cause(files, capsys):
     assert f"why: {cause}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_a_folder_that_is_there_is_replaced_whole(files):
-    """Older files are replaced, foreign ones stay, nothing half-written is left."""
+def test_an_existing_output_folder_is_updated(files):
+    """Older files are replaced, other files stay, no temporary file is left."""
     evaluation, analysis = score_file("found.json", "truth.json")
     (files / "out").mkdir()
     for name in ("errors.png", "mine.txt"):
@@ -177,14 +177,14 @@ def test_a_folder_that_is_there_is_replaced_whole(files):
         write_json(files / "wall" / "n.json", {})
 
 
-def test_recipes_know_the_same_metrics():
+def test_recipes_accept_the_same_metrics():
     assert set(typing.get_args(recipe.Metric)) == HEADLINES.keys()
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 90])
 @pytest.mark.parametrize("num", [0, 300])
 def test_figures_are_drawn_for_any_number_of_classes(num_classes, num):
-    """They open, are not blank and stay within a page, with names that could break layouts."""
+    """They open, are not blank and fit a page, with class names that could break layouts."""
     random = np.random.default_rng(0)
     corner = random.integers(0, 80, (num, 2))
     boxes = np.concatenate([corner, corner + 20], axis=1)
@@ -203,7 +203,7 @@ def test_figures_are_drawn_for_any_number_of_classes(num_classes, num):
 
 
 def mutated(content, draw):
-    """The content with one place in it changed: removed, doubled, or another value put there."""
+    """The content with one entry removed, duplicated or replaced by another value."""
     content = copy.deepcopy(content)
     at, steps = content, draw(st.integers(1, 5))
     for step in range(steps):
@@ -250,8 +250,8 @@ MASKED_TRUTH = {
 
 @settings(max_examples=300, deadline=None, derandomize=True, report_multiple_bugs=False)
 @given(data=st.data())
-def test_damaged_files_are_scored_or_refused(data):
-    """One to three places of either file changed: numbers, or one line that says what is wrong."""
+def test_damaged_files_are_evaluated_or_refused(data):
+    """One to three entries of either file are changed: metrics, or a one-line error."""
     truth, found = MASKED_TRUTH, data.draw(st.sampled_from([FOUND, MASKED, {**TRUTH, "annotations": FOUND}]))
     for _ in range(data.draw(st.integers(1, 3))):
         if data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""The error split: every kind once by hand, what must hold for any input, and pycocotools' own matching."""
+"""TIDE errors: every error type by hand, invariants, and the matching of pycocotools."""
 
 import contextlib
 import io
@@ -15,37 +15,38 @@ from support.metric_tables import table
 from kgarden.metrics import curves
 from kgarden.metrics.analysis import analyse
 from kgarden.metrics.arrays import pairs, tabulate
-from kgarden.metrics.coco import coco_metrics, complete
+from kgarden.metrics.coco import coco_metrics
+from kgarden.metrics.evaluation_table import complete
 from kgarden.metrics.matching import ranks
-from kgarden.metrics.tide import KINDS, confusion, judge, prices, split
+from kgarden.metrics.tide import KINDS, ap_gains, classify_errors, confusion_counts, match_detections
 
 CAT, DOG = 0, 1
-# One picture each: 10 x 10 px objects at the origin, and what is said about them.
+# One image each: 10 x 10 px objects at the origin, and detections of them.
 OBJECTS = [(n, 0, 0, 10, 10, CAT) for n in range(6)]
-SAID = [
-    (0, 0, 0, 10, 10, 0.95, CAT),  # right
-    (0, 0, 0, 10, 9, 0.90, CAT),  # duplicate: IoU 0.9 with an object that a surer one has
+FOUND = [
+    (0, 0, 0, 10, 10, 0.95, CAT),  # correct
+    (0, 0, 0, 10, 9, 0.90, CAT),  # duplicate: IoU 0.9 with an object that a higher-scoring box matches
     (1, 0, 0, 10, 4, 0.85, CAT),  # localisation: IoU 0.4
     (2, 0, 0, 10, 10, 0.80, DOG),  # class
     (3, 0, 0, 10, 3, 0.75, DOG),  # both: IoU 0.3 with a cat
     (4, 50, 50, 60, 60, 0.70, CAT),  # background
-    (5, 0, 0, 10, 10, 0.65, CAT),  # right
-]  # and the objects of pictures 3 and 4 are missed
+    (5, 0, 0, 10, 10, 0.65, CAT),  # correct
+]  # and the objects of images 3 and 4 are missed
 
 
 def parts(data, reach=0.5, near=0.1):
     order = data.detections.order()
     close = pairs(data)
-    judged = judge(data, close, ranks(order), reach)
-    return close, judged, split(data, close, judged, reach, near), order
+    matching = match_detections(data, close, ranks(order), reach)
+    return close, matching, classify_errors(data, close, matching, reach=reach, near_iou=near), order
 
 
-def test_every_kind_of_error_once():
-    data = table(OBJECTS, SAID, 2)
-    _, judged, found, _ = parts(data)
+def test_every_error_type_once():
+    data = table(OBJECTS, FOUND, 2)
+    _, matching, found, _ = parts(data)
     names = ["right", "duplicate", "localisation", "class", "both", "background", "right"]
     assert [KINDS[kind] if kind >= 0 else "right" for kind in found.kind] == names
-    assert judged.hits.tolist() == [name == "right" for name in names]
+    assert matching.hits.tolist() == [name == "right" for name in names]
     assert np.flatnonzero(found.missed).tolist() == [
         3,
         4,
@@ -53,8 +54,8 @@ def test_every_kind_of_error_once():
     assert found.target.tolist() == [-1, -1, 1, 2, -1, -1, -1]
 
 
-def test_the_first_reason_that_fits_counts():
-    """A cat and a dog on nearly the same place; a second box of the cat also fits the free dog: class."""
+def test_error_types_have_a_precedence():
+    """A cat and a dog of nearly the same box; a second cat box also overlaps the unmatched dog: class."""
     objects = [(0, 0, 0, 10, 10, CAT), (0, 0, 0, 10, 9, DOG)]
     said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 0, 0, 10, 9, 0.8, CAT), (0, 0, 0, 10, 4, 0.7, CAT)]
     _, _, found, _ = parts(table(objects, said, 2))
@@ -71,11 +72,11 @@ def ap101(verdicts, number):
     )
 
 
-def test_the_price_of_every_kind_by_hand():
-    """Only cats have objects, six of them; said of cats, in order: right, dup, loc, background, right."""
-    data = table(OBJECTS, SAID, 2)
-    _, judged, found, order = parts(data)
-    ap, gains = prices(data, judged, found, order)
+def test_ap_gain_of_every_error_type_by_hand():
+    """Six objects, all cats; detections of cats in order: correct, dup, loc, background, correct."""
+    data = table(OBJECTS, FOUND, 2)
+    _, matching, found, order = parts(data)
+    ap, gains = ap_gains(data, matching, found, order)
     base = ap101([1, 0, 0, 0, 1], 6)
     mended = {
         "localisation": ap101([1, 0, 1, 0, 1], 6),
@@ -90,39 +91,39 @@ def test_the_price_of_every_kind_by_hand():
         assert gains[kind] == pytest.approx(mended[kind] - base, abs=1e-12), kind
 
 
-def test_two_errors_at_one_object_are_mended_once():
-    """Two boxes miss the same object by a little: the surer becomes right, the other goes."""
+def test_two_errors_at_one_object_are_corrected_once():
+    """Two localisation errors at one object: the higher-scoring one is corrected, the other is removed."""
     data = table([(0, 0, 0, 10, 10, CAT)], [(0, 0, 0, 10, 4, 0.9, CAT), (0, 0, 0, 10, 3, 0.8, CAT)], 1)
-    _, judged, found, order = parts(data)
-    ap, gains = prices(data, judged, found, order)
+    _, matching, found, order = parts(data)
+    ap, gains = ap_gains(data, matching, found, order)
     assert (ap, gains["localisation"], gains["missed"]) == (0.0, 1.0, 0.0)
 
 
-def test_an_object_that_is_had_cannot_be_won():
-    """A dog's box on a cat that is found already goes away when classes are put right; only dogs gain."""
+def test_a_class_error_at_a_matched_object_is_removed():
+    """A dog box on a matched cat is removed when class errors are corrected; only dogs gain."""
     objects = [(0, 0, 0, 10, 10, CAT), (1, 0, 0, 10, 10, DOG), (2, 0, 0, 10, 10, CAT)]
     said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 0, 0, 10, 10, 0.8, DOG), (1, 0, 0, 10, 10, 0.7, DOG)]
     data = table(objects, said, 2)
-    _, judged, found, order = parts(data)
-    ap, gains = prices(data, judged, found, order)
+    _, matching, found, order = parts(data)
+    ap, gains = ap_gains(data, matching, found, order)
     assert ap == pytest.approx((51 / 101 + 0.5) / 2) and gains["class"] == pytest.approx(0.25)
 
 
-def test_a_class_that_was_missed_whole_counts_as_found():
-    """Cats keep their AP of 1/2, a wrong box before the right one; dogs come from 0 to 1."""
+def test_a_class_without_detections_gets_ap_1_when_missed_objects_are_corrected():
+    """Cats keep their AP of 1/2, a wrong box before the right one; the AP of dogs rises from 0 to 1."""
     objects = [(0, 0, 0, 10, 10, CAT), (0, 20, 20, 30, 30, DOG)]
     said = [(0, 60, 60, 70, 70, 0.95, CAT), (0, 0, 0, 10, 10, 0.9, CAT)]
     data = table(objects, said, 2)
-    _, judged, found, order = parts(data)
-    ap, gains = prices(data, judged, found, order)
+    _, matching, found, order = parts(data)
+    ap, gains = ap_gains(data, matching, found, order)
     assert (ap, gains["missed"]) == (0.25, 0.5)
 
 
-def test_what_lies_in_a_crowd_counts_as_nothing():
+def test_detections_in_a_crowd_are_ignored():
     crowd = (0, 0, 0, 100, 100, CAT, 0, 0, 1)
     data = table([crowd], [(0, 10, 10, 20, 20, 0.9, CAT), (0, 10, 10, 20, 20, 0.8, DOG)], 2)
-    _, judged, found, _ = parts(data)
-    assert judged.counts.tolist() == [False, True] and not found.missed.any()
+    _, matching, found, _ = parts(data)
+    assert matching.counted.tolist() == [False, True] and not found.missed.any()
     assert [KINDS[kind] for kind in found.kind if kind >= 0] == ["background"]
 
 
@@ -132,15 +133,19 @@ def test_thresholds_are_arguments():
         assert parts(data, *thresholds)[2].kind.tolist() == [kind]
 
 
-def test_confusions_by_hand():
-    data = table(OBJECTS, SAID, 2)
-    close, judged, _, _ = parts(data)
-    whole = confusion(data, close, judged, 0.0, 0.5)
+def test_confusion_matrix_by_hand():
+    data = table(OBJECTS, FOUND, 2)
+    close, matching, _, _ = parts(data)
+    whole = confusion_counts(data, close, matching, score=0.0, reach=0.5)
     # cats: two found, one called dog, three without a box; boxes without an object: three cats', one dog's
     assert whole.tolist() == [[2, 1, 3], [0, 0, 0], [3, 1, 0]]
-    assert confusion(data, close, judged, 0.82, 0.5).tolist() == [[1, 0, 5], [0, 0, 0], [2, 0, 0]]
-    close, judged, _, _ = parts(data, reach=0.25)
-    assert confusion(data, close, judged, 0.0, 0.25).tolist()[0] == [3, 2, 1]
+    assert confusion_counts(data, close, matching, score=0.82, reach=0.5).tolist() == [
+        [1, 0, 5],
+        [0, 0, 0],
+        [2, 0, 0],
+    ]
+    close, matching, _, _ = parts(data, reach=0.25)
+    assert confusion_counts(data, close, matching, score=0.0, reach=0.25).tolist()[0] == [3, 2, 1]
 
 
 def random_table(seed, num_images=30, crowds=True):
@@ -206,22 +211,22 @@ def matched_by_pycocotools(truth, results, iou):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("iou", [0.5, 0.75])
-def test_matching_is_that_of_pycocotools(seed, iou):
+def test_matching_equals_that_of_pycocotools(seed, iou):
     data = random_table(seed)
-    _, judged, *_ = parts(data, iou)
-    got = {n: int(there) for n, there in enumerate(judged.taken) if there >= 0}
-    got |= {n: "ignored" for n in np.flatnonzero(~judged.counts).tolist()}
+    _, matching, *_ = parts(data, iou)
+    got = {n: int(there) for n, there in enumerate(matching.matched) if there >= 0}
+    got |= {n: "ignored" for n in np.flatnonzero(~matching.counted).tolist()}
     assert got == matched_by_pycocotools(*as_coco(data), iou)
     assert "ignored" in got.values() and len(got) > 30
 
 
-def test_equal_overlaps_go_as_in_pycocotools():
-    """The surer box overlaps both objects alike and takes the later, the only one that the other box fits."""
+def test_ties_of_iou_as_in_pycocotools():
+    """The first box overlaps both objects equally and matches the later one, the only one the other fits."""
     objects = [(0, 0, 0, 10, 10, CAT), (0, 4, 0, 14, 10, CAT)]
     said = [(0, 2, 0, 12, 10, 0.9, CAT), (0, 5, 0, 15, 10, 0.8, CAT)]
     data = table(objects, said, 1)
-    _, judged, *_ = parts(data)
-    assert judged.taken.tolist() == [1, -1]
+    _, matching, *_ = parts(data)
+    assert matching.matched.tolist() == [1, -1]
     assert matched_by_pycocotools(*as_coco(data), 0.5) == {0: 1}
 
 
@@ -243,8 +248,8 @@ def assert_adds_up(data, analysis):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_holds_for_any_detections(seed):
-    """Everything adds up, AP50 is COCO's, and the order of rows says nothing where scores differ."""
+def test_invariants_of_any_detections(seed):
+    """Counts add up, AP50 is COCO's, and the order of rows is irrelevant if scores differ."""
     data = random_table(seed)
     analysis = analyse(data)
     assert_adds_up(data, analysis)
@@ -266,7 +271,7 @@ def test_what_holds_for_any_detections(seed):
         "cocoapi_val2014_100/instances_val2014_fakebbox100_results.json",
     ),
 ])  # fmt: skip
-def test_real_detections_add_up(names):
+def test_counts_of_real_detections_add_up(names):
     folder = real_data.folder("coco_samples")
     truth, results = (json.loads((folder / name).read_text()) for name in names)
     truth = complete(truth)
@@ -277,19 +282,19 @@ def test_real_detections_add_up(names):
     assert analysis["ap"] == pytest.approx(coco_metrics(truth, results)["metrics"]["ap50"], abs=1e-4)
 
 
-def test_masks_have_errors_too():
+def test_errors_of_masks():
     folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakesegm100_results.json").read_text())
     data = tabulate(complete(truth, "segm"), results, iou_type="segm")
     analysis = analyse(data)
     assert_adds_up(data, analysis)
-    judged = coco_metrics(truth, results, iou_type="segm")["metrics"]
-    assert analysis["ap"] == pytest.approx(judged["ap50"], abs=1e-4)
+    metrics = coco_metrics(truth, results, iou_type="segm")["metrics"]
+    assert analysis["ap"] == pytest.approx(metrics["ap50"], abs=1e-4)
 
 
-@pytest.mark.parametrize("objects,said", [([], []), (OBJECTS, []), ([], SAID)])
-def test_nothing_to_find_and_nothing_said(objects, said):
+@pytest.mark.parametrize("objects,said", [([], []), (OBJECTS, []), ([], FOUND)])
+def test_no_objects_and_no_detections(objects, said):
     data = table(objects, said, 2, num_images=6)
     analysis = analyse(data)
     assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
@@ -299,7 +304,7 @@ def test_nothing_to_find_and_nothing_said(objects, said):
 
 
 def test_best_f1_by_hand():
-    """Right, wrong, right of four objects: F1 after each 2/5, 2/6, 4/7."""
+    """Correct, wrong, correct of four objects: F1 after each 2/5, 2/6, 4/7."""
     objects = [(n, 0, 0, 10, 10, CAT) for n in range(4)]
     said = [(0, 0, 0, 10, 10, 0.9, CAT), (0, 50, 50, 60, 60, 0.8, CAT), (1, 0, 0, 10, 10, 0.7, CAT)]
     best = analyse(table(objects, said, 1))["best_f1"]
@@ -307,8 +312,8 @@ def test_best_f1_by_hand():
     assert (best["precision"], best["recall"]) == (pytest.approx(200 / 3, abs=1e-5), 50.0)
 
 
-def test_only_the_first_hundred_of_a_class_in_a_picture_count():
-    """As in COCO: the right box stands behind a hundred wrong ones and is not seen."""
+def test_only_the_first_hundred_of_a_class_in_an_image_count():
+    """As in COCO: the correct box follows a hundred wrong ones and is ignored."""
     wrong = [(0, 50 + n, 50, 60 + n, 60, 0.9, CAT) for n in range(100)]
     said = [*wrong, (0, 0, 0, 10, 10, 0.1, CAT), (0, 0, 0, 10, 10, 0.1, DOG)]
     data = table([(0, 0, 0, 10, 10, CAT), (0, 0, 0, 10, 10, DOG)], said, 2)
@@ -318,7 +323,7 @@ def test_only_the_first_hundred_of_a_class_in_a_picture_count():
     assert coco_metrics(truth, results)["metrics"]["ap50"] == 50.0
 
 
-def test_means_of_curves_by_hand():
+def test_ap_rules_by_hand():
     precision, recall = np.array([1, 1 / 2, 2 / 3]), np.array([1 / 2, 1 / 2, 1])
     assert curves.ap_area(precision, recall) == pytest.approx(1 / 2 + 1 / 3)
     assert curves.ap_eleven(precision, recall) == pytest.approx((6 + 5 * 2 / 3) / 11)

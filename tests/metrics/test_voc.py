@@ -1,4 +1,4 @@
-"""AP of PASCAL VOC and Open Images: reference numbers, fractions by hand, a second computation by loops."""
+"""AP of PASCAL VOC and Open Images: reference numbers, fractions by hand, an implementation in loops."""
 
 from fractions import Fraction
 
@@ -78,7 +78,7 @@ FOUND = [(0, 10, 10, 20, 20, 0.9, 0), (0, 30, 30, 40, 40, 0.8, 0), (1, 10, 10, 2
 FOUND += [(2, 10, 10, 20, 20, 0.6, 0), (3, 50, 50, 60, 60, 0.5, 0), (4, 10, 10, 20, 20, 0.4, 0)]
 
 
-def test_both_means_by_hand():
+def test_both_ap_rules_by_hand():
     """3 of 5 is 0.6, which is below 6 * 0.1 in floating point: that point belongs to recall 4/5."""
     area = Fraction(1, 5) * (1 + Fraction(3, 4) + Fraction(3, 4) + Fraction(2, 3))
     eleven = (3 * Fraction(1) + 3 * Fraction(3, 4) + 3 * Fraction(2, 3)) / 11
@@ -87,8 +87,8 @@ def test_both_means_by_hand():
     assert voc_ap(data, points="11 points")["map"] == pytest.approx(float(eleven), abs=1e-12)
 
 
-def test_a_difficult_object_is_neither_missed_nor_wrong_to_find():
-    """The last object is difficult: recall 1/4, 2/4, 3/4, precision 1, 2/3, 3/4, the last detection gone."""
+def test_difficult_objects_are_ignored():
+    """The last object is difficult: recall 1/4, 2/4, 3/4, precision 1, 2/3, 3/4; the last is ignored."""
     objects = [*SQUARES[:4], (*SQUARES[4], 1)]
     area = Fraction(1, 4) * (1 + Fraction(3, 4) + Fraction(3, 4))
     found = voc_ap(table(objects, FOUND, 1))
@@ -97,22 +97,22 @@ def test_a_difficult_object_is_neither_missed_nor_wrong_to_find():
     assert np.isnan(everything["ap"]).all() and np.isnan(everything["map"])
 
 
-def test_the_best_object_is_the_only_one_asked():
-    """A second box nearest to the same object is wrong, though another object within reach is still free."""
+def test_only_the_object_of_the_highest_iou_is_considered():
+    """A second box on the same object is a false positive, though it overlaps a free object, too."""
     objects = [(0, 0, 0, 10, 10, 0), (0, 3, 0, 13, 10, 0)]
     found = [(0, 0, 0, 10, 10, 0.9, 0), (0, 1, 0, 11, 10, 0.8, 0)]  # IoU of the second: 9/11 and 8/12
     assert voc_ap(table(objects, found, 1))["map"] == pytest.approx(0.5)
 
 
 def test_plus_one_by_hand():
-    """10 x 9 px against 10 x 18: 90 / 180 = 0.5; with a px more each way 110 / 209 = 0.526."""
+    """10 x 9 px against 10 x 18: 90 / 180 = 0.5; with 1 px more each way 110 / 209 = 0.526."""
     data = table([(0, 0, 0, 10, 18, 0)], [(0, 0, 0, 10, 9, 0.9, 0)], 1)
     assert [voc_ap(data, iou)["map"] for iou in (0.5, 0.52)] == [1.0, 0.0]
     assert [voc_ap(data, iou, plus_one=True)["map"] for iou in (0.52, 0.53)] == [1.0, 0.0]
 
 
 def test_groups_by_hand():
-    """Two boxes in a group are one finding, that of the surer; a third is wrong; a single is found."""
+    """Two boxes in a group are one true positive; a third box is wrong; a single object is found."""
     objects = [(0, 0, 0, 100, 100, 0, 0, 1), (0, 200, 0, 210, 10, 0, 0, 0)]
     found = [(0, 10, 10, 20, 20, 0.9, 0), (0, 30, 30, 40, 40, 0.8, 0), (0, 150, 0, 160, 10, 0.7, 0)]
     found += [(0, 200, 0, 210, 10, 0.6, 0)]
@@ -124,7 +124,7 @@ def test_groups_by_hand():
     assert [open_images_ap(half, inside=share)["map"] for share in (0.5, 0.6)] == [1.0, 0.0]
 
 
-def test_classes_a_picture_is_not_known_to_hold_are_not_judged():
+def test_classes_not_annotated_in_an_image_are_ignored():
     objects = [(0, 0, 0, 10, 10, 0), (1, 0, 0, 10, 10, 1)]
     found = [(0, 50, 50, 60, 60, 0.9, 1), (1, 0, 0, 10, 10, 0.8, 1), (0, 0, 0, 10, 10, 0.7, 0)]
     found += [(1, 0, 0, 10, 10, 0.9, 0)]
@@ -137,7 +137,7 @@ def test_classes_a_picture_is_not_known_to_hold_are_not_judged():
 
 
 def by_loops(objects, found, iou, points, groups):
-    """The same rules as a programmer would write them first: one detection at a time."""
+    """The same rules in loops, one detection at a time."""
     aps = []
     for label in sorted({row[5] for row in objects}):
         there = [row for row in objects if row[5] == label]
@@ -182,7 +182,7 @@ def one_iou(a, b, of_first=False):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_arrays_and_loops_agree(seed):
+def test_vectorised_ap_equals_loops(seed):
     random = np.random.default_rng(seed)
 
     def boxes(count):

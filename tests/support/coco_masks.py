@@ -1,4 +1,4 @@
-"""Masks of two json files judged by pycocotools, nothing of ours between."""
+"""COCO metrics of masks computed by pycocotools directly, from two json files."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 
 def directly(truth, results):
-    """The twelve numbers of pycocotools for the masks of two json files, in percent; NaN: not measured."""
+    """The twelve numbers of pycocotools for the masks of two json files, in percent; NaN where undefined."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(truth))
         results = json.loads(results.read_text())

@@ -1,11 +1,11 @@
-"""Stand-ins for runs: RoI heads whose answers are known functions of IoU, and small runs of real ones."""
+"""Fake runs: RoI heads whose predictions are known functions of IoU, and small run directories."""
 
 import json
 import types
 
 import numpy as np
 
-from kgarden.analyze.loaded_runs import Subject
+from kgarden.analyze.loaded_runs import LoadedRun
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.models.faster_rcnn import FUSED
@@ -16,7 +16,7 @@ CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}, {"id": 5, "n
 
 
 class KnownHead:
-    """Class c is scored by `score` of the IoU with object c; its box lies half way from the RoI to it."""
+    """Class c is scored by `score` of the IoU with object c; its box is the mean of RoI and object."""
 
     def __init__(self, score, also_alone=False):
         self.score, self.also_alone = score, also_alone
@@ -34,7 +34,7 @@ class KnownHead:
 
 
 class KnownDetector:
-    """Its pyramid is a copy of the input's objects."""
+    """A detector whose pyramid is a copy of the input's objects."""
 
     def __init__(self, head):
         self.roi_head = head
@@ -43,10 +43,10 @@ class KnownDetector:
         return [x["objects"] + 0.0]
 
 
-class KnownSubject(Subject):
-    """A run on two pictures of 100 x 120 px in a network input of half that size."""
+class KnownRun(LoadedRun):
+    """A run on two images of 100 x 120 px in a network input of half that size."""
 
-    def pictures(self, limit=None):
+    def images(self, limit=None):
         for image_id in list(self.objects)[:limit]:
             objects = self.objects[image_id]
             boxes = np.array([one["bbox"] for one in objects], "float64").reshape(-1, 4) / 2
@@ -57,21 +57,19 @@ class KnownSubject(Subject):
                 every[0, one["label"]] = box
             yield {**x, "objects": every}, image_id, objects, boxes
 
-    def known(self, limit=None):
+    def num_images(self, limit=None):
         return min(len(self.objects), limit or 2)
 
 
-def known_subject(name, score, also_alone=False):
+def known_run(name, score, also_alone=False):
     sizes = {4: [(0, [30, 40, 40, 20]), (2, [60, 30, 16, 30])], 9: [(1, [0, 0, 110, 90])]}
     objects = {
-        image_id: [
-            {"id": 1, "label": label, "bbox": box, "area": box[2] * box[3]} for label, box in of_picture
-        ]
-        for image_id, of_picture in sizes.items()
+        image_id: [{"id": 1, "label": label, "bbox": box, "area": box[2] * box[3]} for label, box in of_image]
+        for image_id, of_image in sizes.items()
     }
     recipe = types.SimpleNamespace(model=types.SimpleNamespace(name="known"))
     detector = KnownDetector(KnownHead(score, also_alone))
-    return KnownSubject(name, recipe, detector, CATEGORIES, None, objects)
+    return KnownRun(name, recipe, detector, categories=CATEGORIES, data=None, objects=objects)
 
 
 RECIPE = """
@@ -99,7 +97,7 @@ NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 
 
 def make_run(folder, **settings):
-    """What a training leaves of a recipe, without the training: weights as they start."""
+    """Writes a run directory with initial weights, as after a training of zero steps."""
     folder.mkdir()
     (folder / "given.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "given.yaml", settings)

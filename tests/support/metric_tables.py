@@ -1,4 +1,4 @@
-"""Tables for tests, written as rows."""
+"""Metric tables for tests, written as rows."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from kgarden.metrics.arrays import Detections, Objects, Table
 
 
 def table(objects, detections, num_classes, num_images=None):
-    """A Table.
+    """Builds a Table.
 
     Args:
         objects:    rows of image, x0, y0, x1, y1, class, and any of difficult, group, crowd.

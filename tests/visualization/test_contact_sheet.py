@@ -1,4 +1,4 @@
-"""Contact sheets show what is there, where it is."""
+"""Contact sheets of data sets and of training batches."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from tfrecords.converters import shapes  # noqa: E402
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Twenty drawn pictures of 96x128 px: a directory of shards."""
+    """A directory of shards with twenty synthetic images of 96x128 px."""
     folder = tmp_path_factory.mktemp("show") / "drawn"
     shapes.build(folder, count=20, seed=0, size_hw=(96, 128))
     return folder
@@ -37,7 +37,7 @@ def data_of(drawn, **more):
 
 
 def point_grid_of(path, width, height, count):
-    """The pictures of a sheet whose pictures all have one size, in their order."""
+    """The images of a sheet, in order; all have the same size."""
     sheet = np.asarray(Image.open(path))
     across = (sheet.shape[1] - GAP) // (width + GAP)
     for number in range(count):
@@ -48,7 +48,7 @@ def point_grid_of(path, width, height, count):
         yield sheet[top : top + height, left : left + width]
 
 
-def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
+def test_sheets_show_stored_images(drawn, tmp_path):
     paths = show_shards(open_dataset(drawn), tmp_path / "sheets", count=14, seed=0)
     assert [path.name for path in paths] == ["sheet-001.png", "sheet-002.png"]
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [path.name for path in paths]
@@ -58,14 +58,14 @@ def test_stored_pictures_are_on_the_sheets(drawn, tmp_path):
         stored = stored_example(dataset, row)
         enlarged = np.asarray(Image.fromarray(stored["image"]).resize((480, 360), Image.NEAREST), "int32")
         unpainted = (np.abs(cell - enlarged).sum(axis=-1) == 0).mean()
-        assert unpainted > 0.6  # the rest are frames and names
+        assert unpainted > 0.6  # the rest are boxes and names
         for box, label in zip(stored["boxes"] * CELL / 128, stored["labels"], strict=True):
             bottom, left, right = min(round(box[3]), 359), round(box[0]), min(round(box[2]), 479)
             edge = cell[max(bottom - 3, 0) : bottom + 1, left : right + 1]
-            assert (edge == color_of(label)).all(axis=-1).mean() > 0.2  # others may cover a part of it
+            assert (edge == color_of(label)).all(axis=-1).mean() > 0.2  # others may cover some of it
 
 
-def test_a_recipe_shows_pictures_before_and_after(drawn, tmp_path):
+def test_a_recipe_shows_stored_images_and_network_input(drawn, tmp_path):
     (path,) = show_recipe(data_of(drawn), tmp_path / "pairs", count=4)
     sheet = np.asarray(Image.open(path))
     before, after = (
@@ -77,7 +77,7 @@ def test_a_recipe_shows_pictures_before_and_after(drawn, tmp_path):
     assert before.std() > 10
 
 
-def test_only_a_directory_of_sheets_is_written_over(drawn, tmp_path, capsys):
+def test_only_a_directory_of_sheets_is_overwritten(drawn, tmp_path, capsys):
     folder = tmp_path / "mine"
     arguments = ["data", "show", str(drawn), "--to", str(folder), "--count", "3"]
     assert cli.main(arguments) == cli.main(arguments) == 0
@@ -86,12 +86,12 @@ def test_only_a_directory_of_sheets_is_written_over(drawn, tmp_path, capsys):
     assert "letter.txt" in capsys.readouterr().err and (folder / "letter.txt").read_text() == "dear"
 
 
-def test_settings_are_for_recipes(drawn, tmp_path, capsys):
+def test_settings_apply_to_recipes_only(drawn, tmp_path, capsys):
     assert cli.main(["data", "show", str(drawn), "--to", str(tmp_path), "--set", "seed=1"]) == 2
     assert "these are shards" in capsys.readouterr().err
 
 
-def test_masks_and_marks_are_painted():
+def test_masks_and_flags_are_drawn():
     image = np.zeros((100, 100, 3), "uint8")
     mask = np.zeros((10, 10), bool)
     mask[:, :5] = True  # the left half of the box
