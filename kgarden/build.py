@@ -253,7 +253,8 @@ def prepare_data(recipe, cache=None, progress=None, splits=("train", "val")):
     annotations = [path for dataset in found["val"] for path in dataset.annotations]
     if len(annotations) > 1:
         raise UserError("data.val: one data set can be measured at a time")
-    return Data(recipe, found["train"], found["val"], first.categories, *(annotations or [None]))
+    [path] = annotations or [None]
+    return Data(recipe, found["train"], found["val"], first.categories, annotations=path)
 
 
 def _pipeline():

@@ -55,7 +55,7 @@ def _train_stages(stages, run, reporter, team):
         folder = run if number == len(stages) else run / "stages" / str(number)
         if len(stages) > 1:
             reporter.line(f"stage {number} of {len(stages)}")
-        evaluation = _train_stage(stage, folder, before, reporter, team)
+        evaluation = _train_stage(stage, folder, before, reporter=reporter, team=team)
         if evaluation is None:
             return None
         before = folder
@@ -88,7 +88,7 @@ def _train_stage(recipe, run, before, reporter, team):
         if recipe.schedule.micro_batches > 1:
             detector.train_step = accumulated(detector, recipe.schedule.micro_batches)
     trained = recipe.init is not None or before is not None
-    session = Session(detector, recipe, run, data, reporter, team, trained)
+    session = Session(detector, recipe, run, data=data, reporter=reporter, team=team, trained=trained)
     session.resume()
     if session.step < recipe.schedule.steps:
         session.fit()

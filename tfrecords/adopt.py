@@ -54,7 +54,7 @@ def adopt(files, cache, labels=None, progress=None):
         try:
             if not (to / "manifest.json").is_file():  # else another process did it while this one waited
                 plain = [_unpacked(file, aside, to) for file in files]
-                _adopt(files, plain, aside, to, categories, progress)
+                _adopt(files, plain, aside, to=to, categories=categories, progress=progress)
                 aside.rename(to)
                 (to / LOCK).unlink()
         finally:

@@ -77,7 +77,9 @@ def check(pattern, progress=None):
             folder = folders[file.parent]
             folder.compare_shard(file)
             with _plain(file) as plain:
-                rows = _check_shard(plain, folder.categories, folder.manifest is not None, findings, pool)
+                rows = _check_shard(
+                    plain, folder.categories, folder.manifest is not None, findings=findings, pool=pool
+                )
             for row in rows:
                 twice = (file.parent, row.image_id) in seen
                 if twice and row.image_id is not None:
@@ -166,7 +168,7 @@ def _check_record(file, offset, data, categories, is_ours):
     height, width = _check_picture(features, faults)
     boxes, objects = _check_boxes(features, faults)
     _check_classes(features, len(boxes), categories, faults)
-    _check_masks(features, len(boxes), height, width, faults)
+    _check_masks(features, len(boxes), height, width=width, faults=faults)
     image_id = _text(features, "image/source_id")
     image_id = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
     if is_ours and image_id is None:
@@ -175,11 +177,11 @@ def _check_record(file, offset, data, categories, is_ours):
         where,
         offset,
         image_id,
-        height,
-        width,
-        boxes * [width, height, width, height],
-        tuple(_ints(features, OBJECT + "class/label")),
-        np.array(_ints(features, OBJECT + "is_crowd")[: len(boxes)] or [0] * len(boxes), bool),
+        height=height,
+        width=width,
+        boxes=boxes * [width, height, width, height],
+        category_ids=tuple(_ints(features, OBJECT + "class/label")),
+        crowd=np.array(_ints(features, OBJECT + "is_crowd")[: len(boxes)] or [0] * len(boxes), bool),
     )
     return row, [(kind, where) for kind in faults], objects
 

@@ -27,7 +27,7 @@ def make_all(tasks, work, *, strict=False, workers=None, progress=None):
     count = _Count(total, progress)
     if workers < 2 or len(tasks) < 2:
         for file, key, jobs in tasks:
-            shard_files.make(file, key, jobs, work, strict, count.add)
+            shard_files.make(file, key, jobs, work, strict=strict, tick=count.add)
         return
     # Forking a process in which TensorFlow runs threads hangs sooner or later.
     spawn = multiprocessing.get_context("spawn")
@@ -85,4 +85,4 @@ def _in_worker(file, key, jobs, work, strict):
         with _in_worker.shared.get_lock():
             _in_worker.shared.value += count
 
-    shard_files.make(file, key, jobs, work, strict, add)
+    shard_files.make(file, key, jobs, work, strict=strict, tick=add)

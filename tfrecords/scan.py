@@ -112,16 +112,23 @@ def _row(offset, lists):
     if hw is None:
         return Unusable(offset, "image/encoded holds no picture", count)
     said = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
+    areas, crowds, difficult, masks = (
+        lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")
+    )
     return Row(
         offset,
-        _text(lists["image/source_id"]),
-        _text(lists["image/filename"]),
-        *hw,
-        said != hw,
-        np.array(sides, "float32").T.reshape(-1, 4),
-        labels,
-        [_text([name]) for name in lists[f"{OBJECT}class/text"]],
-        *(lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")),
+        source_id=_text(lists["image/source_id"]),
+        file_name=_text(lists["image/filename"]),
+        height=hw[0],
+        width=hw[1],
+        says_another_size=said != hw,
+        boxes=np.array(sides, "float32").T.reshape(-1, 4),
+        category_ids=labels,
+        names=[_text([name]) for name in lists[f"{OBJECT}class/text"]],
+        areas=areas,
+        crowd=crowds,
+        difficult=difficult,
+        masks=masks,
     )
 
 

@@ -37,7 +37,7 @@ def make(file, key, jobs, work, strict=False, tick=None):
     with writing(file), _cleared(record_file, line_file):
         with line_file.open("w", encoding="utf-8") as lines:
             print(json.dumps({"key": key}), file=lines)
-            records, size = _write_records(record_file, jobs, work, strict, tick, lines)
+            records, size = _write_records(record_file, jobs, work, strict=strict, tick=tick, lines=lines)
             if record_file.stat().st_size != size:
                 raise OSError(0, "the disk took less than was written")
             about = {"file": file.name, "records": records, "bytes": size, "sha256": _sha256(record_file)}

@@ -87,7 +87,15 @@ def write(
                 (file, key, jobs[n::count]) for n, (file, key) in enumerate(zip(files, plan, strict=True))
             ]
             make_all(tasks, work, strict=strict, workers=workers, progress=progress)
-            finish(aside, files, jobs, source, report, len(jobs) + len(before.pictures), boxes_total)
+            finish(
+                aside,
+                files,
+                jobs,
+                source=source,
+                report=report,
+                images_total=len(jobs) + len(before.pictures),
+                boxes_total=boxes_total,
+            )
         except Unfinished:
             raise
         except DataError:

@@ -96,7 +96,14 @@ class ResNet(keras.layers.Layer):
             return BasicBlock(filters, strides, self.norm, project, name=name)
         width = self.groups * self.width_per_group * 2 ** (number - 2)
         return Bottleneck(
-            filters, width, strides, self.norm, project, self.stride_in_1x1, self.groups, name=name
+            filters,
+            width,
+            strides,
+            norm=self.norm,
+            project=project,
+            stride_in_1x1=self.stride_in_1x1,
+            groups=self.groups,
+            name=name,
         )
 
     def build(self, input_shape):

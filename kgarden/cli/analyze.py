@@ -26,7 +26,7 @@ def duplicates(
 
     from kgarden.analyze.duplicates import READING, analyze_duplicates
 
-    rows = analyze_duplicates(run, to, weights, limit, pictures)
+    rows = analyze_duplicates(run, to, weights, limit=limit, num_maps=pictures)
     table = Table(title=f"{run}, {rows[0]['images']} pictures", title_justify="left")
     for column in ("way", "detections per picture", "duplicates per picture"):
         table.add_column(column, justify="left" if column == "way" else "right")
@@ -72,7 +72,9 @@ def sliding_window(
 
     with progress_of("pictures") as progress:
         windows = Windows(per_object, seed)
-        found = analyze_sliding_window(runs, to, windows, groups, results, weights, limit, progress)
+        found = analyze_sliding_window(
+            runs, to, windows, groups=groups, results=results, weights=weights, limit=limit, progress=progress
+        )
     print(f"{found['seconds_per_object']:.2f} s for each object of a run")
     _tell(found, to)
 
@@ -96,7 +98,9 @@ def score_iou(
 
     with progress_of("pictures") as progress:
         windows = Windows(per_object, seed)
-        found = analyze_score_iou(runs, to, windows, groups, results, weights, limit, progress)
+        found = analyze_score_iou(
+            runs, to, windows, groups=groups, results=results, weights=weights, limit=limit, progress=progress
+        )
     columns = ("run", "answer", "boxes", "group", "which", "n", "r")
     _show(columns, [[row[column] for column in columns] for row in found["rows"]])
     _tell(found, to)
@@ -112,7 +116,7 @@ def spatial_correlation(
     from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
-        found = analyze_spatial_correlation(runs, to, weights, limit, progress)
+        found = analyze_spatial_correlation(runs, to, weights, limit=limit, progress=progress)
     rows = [[row["run"], row["map"], row["off_diagonal"]] for row in found["rows"]]
     _show(("run", "map", "mean cosine of different cells"), rows)
     _tell(found, to)
@@ -134,7 +138,9 @@ def compare(
     from kgarden.utils.progress import progress_of
 
     with progress_of("pictures") as progress:
-        found = analyze_compare(runs, to, pictures, chosen, min_score, weights, progress)
+        found = analyze_compare(
+            runs, to, pictures, ids=chosen, min_score=min_score, weights=weights, progress=progress
+        )
     _tell(found, to)
 
 

@@ -185,7 +185,7 @@ def evaluate(
         )
         if annotations is None:
             raise UserError(f"{subject}: against which ground truth? --annotations FILE")
-        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to)
+        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type=iou_type, to=to)
     else:
         _refuse({"--annotations": annotations}, "detections'; a run knows its data, or --data GLOB")
         if iou_type != "bbox":
@@ -194,7 +194,9 @@ def evaluate(
                 "them where its model gives masks"
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
-        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
+        evaluation = _evaluate_run(
+            pathlib.Path(subject), data, weights, changes=changes, to=to, keep=json_ is None
+        )
     from kgarden.training.reporter import Reporter
     from kgarden.utils.files import write_json
 
@@ -278,7 +280,9 @@ def export(
     start_tensorflow()
     from kgarden.export import export_run
 
-    written = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch, say=print)
+    written = export_run(
+        run, to, form, canvases=[_canvas(text) for text in canvas or []], batch=batch, say=print
+    )
     print(f"written {written}")
 
 

@@ -55,7 +55,9 @@ def batches(rows, canvas, batch_size, start_step=0, others=None, partners=0):
     Yields:
         (B, 3 + K) int64: number of the picture in the stream, row, canvas, rows of its partners.
     """
-    return itertools.islice(_grouped(rows, canvas.tolist(), batch_size, others, partners), start_step, None)
+    return itertools.islice(
+        _grouped(rows, canvas.tolist(), batch_size, others=others, partners=partners), start_step, None
+    )
 
 
 def in_order(canvas, batch_size):

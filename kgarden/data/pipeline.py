@@ -122,13 +122,13 @@ def train_batches(
         data,
         np.array(canvases)[canvas],
         short_sides,
-        long_side_px,
-        antialias,
-        scaled_decode,
-        cache,
-        keep_crowd,
-        masks,
-        augmentation.keeps_size,
+        long_side_px=long_side_px,
+        antialias=antialias,
+        scaled_decode=scaled_decode,
+        cache=cache,
+        keep_crowd=keep_crowd,
+        masks=masks,
+        keeps_size=augmentation.keeps_size,
     )
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
 
@@ -136,7 +136,9 @@ def train_batches(
         sizes, partners = [len(part.index) for part in parts], augmentation.partners
         rows = order.endless_rows(sizes, weights, seed, streams)
         others = order.endless_rows(sizes, weights, (seed, PARTNERS), streams)
-        steps = order.batches(rows, canvas, batch_size, start_step, others, partners)
+        steps = order.batches(
+            rows, canvas, batch_size, start_step=start_step, others=others, partners=partners
+        )
         parts_of_steps = (np.array_split(step, share[1])[share[0]] for step in steps)
         while True:
             chunk = np.concatenate(list(itertools.islice(parts_of_steps, max(1, CHUNK // batch_size))))
@@ -280,7 +282,14 @@ class _Size:
 
 def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode):
     canvases, canvas = _canvases(data.index, canvases, short_side_px, long_side_px)
-    load = Loader(data, np.array(canvases)[canvas], (short_side_px,), long_side_px, antialias, scaled_decode)
+    load = Loader(
+        data,
+        np.array(canvases)[canvas],
+        (short_side_px,),
+        long_side_px=long_side_px,
+        antialias=antialias,
+        scaled_decode=scaled_decode,
+    )
     return _Size(load, canvas, tuple(canvases[0]) if len(canvases) == 1 else (None, None))
 
 

@@ -29,8 +29,8 @@ def resample(image, size_hw, scale, offset=(0.0, 0.0), antialias=True):
 
 def _resample(image, size_hw, scale, offset, antialias):
     height, width, channels = tf.unstack(tf.shape(image))
-    rows = _filter(height, size_hw[0], scale[0], offset[0], antialias)
-    columns = _filter(width, size_hw[1], scale[1], offset[1], antialias)
+    rows = _filter(height, size_hw[0], scale[0], offset=offset[0], antialias=antialias)
+    columns = _filter(width, size_hw[1], scale[1], offset=offset[1], antialias=antialias)
     flat = tf.reshape(tf.cast(image, tf.float32), [height, width * channels])
     flat = tf.reshape(_product(rows, flat), [size_hw[0], width, channels])
     flat = tf.reshape(tf.transpose(flat, [1, 0, 2]), [width, size_hw[0] * channels])
@@ -54,7 +54,7 @@ def _compiled(antialias):
     @tf.function(input_signature=signature)
     def resampled(image, size_hw, scale, offset):
         with tf.device("/CPU:0"):
-            return _resample(image, size_hw, scale, offset, antialias)
+            return _resample(image, size_hw, scale, offset=offset, antialias=antialias)
 
     return resampled
 

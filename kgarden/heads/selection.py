@@ -119,11 +119,11 @@ class Selection:
         boxes, scores, groups = picked[BOXES], picked[SCORES], picked.get(GROUP)
         valid = scores > 0
         if self.method == "nms":
-            rows, valid = nms(boxes, scores, valid, self.iou, total, labels=groups)
+            rows, valid = nms(boxes, scores, valid, iou_threshold=self.iou, max_output=total, labels=groups)
         elif self.method == "soft_nms":
             how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
             rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
-            return _padded(picked, rows, valid, self.total, left)
+            return _padded(picked, rows, valid, total=self.total, scores=left)
         else:
             rows = ops.top_k(scores, total)[1]
             valid = ops.take_along_axis(valid, rows, axis=1)

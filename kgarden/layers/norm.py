@@ -79,7 +79,9 @@ class BatchNorm(keras.layers.Layer):
         if not self.uses_batch(training):
             scale, shift = self.affine()
             return x * ops.cast(scale, x.dtype) + ops.cast(shift, x.dtype)
-        y, mean, variance = normalize_batch(x, self.gamma, self.beta, self.epsilon, self.synchronized)
+        y, mean, variance = normalize_batch(
+            x, self.gamma, self.beta, epsilon=self.epsilon, synchronized=self.synchronized
+        )
         for stored, seen in ((self.moving_mean, mean), (self.moving_variance, variance)):
             stored.assign(stored * self.momentum + ops.stop_gradient(seen) * (1.0 - self.momentum))
         return y

@@ -87,9 +87,8 @@ class ATSSAssigned(DenseHead):
         ignored = None
         if self.crowd_share is not None:
             ignored = under_crowd(anchors.boxes, y, self.crowd_share)
-        gt = (y[BOXES], truth_is_valid(y))
-        found = atss_candidates(anchors.boxes, anchors.counts(), *gt, self.top_k, ignored)
-        return found, ignored
+        settings = dict(gt_valid=truth_is_valid(y), top_k=self.top_k, ignored=ignored)
+        return atss_candidates(anchors.boxes, anchors.counts(), y[BOXES], **settings), ignored
 
     def count(self, positive):
         """What class and quality losses of this part of the batch are divided by.   (B, A) bool -> ()."""

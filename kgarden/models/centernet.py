@@ -160,8 +160,8 @@ class CenterNetHead(keras.layers.Layer):
                 targets,
                 self._loss_at(ltrb),
                 *gt,
-                cells,
-                self.target_settings["size_ranges"],
+                cells=cells,
+                size_ranges=self.target_settings["size_ranges"],
                 **self.more_positives,
             )
         return self.losses_of_targets(raw, targets)
@@ -172,15 +172,22 @@ class CenterNetHead(keras.layers.Layer):
         terms = {}
         if self.objectness is not None:
             label = ops.zeros_like(targets.positive_label)
-            terms |= self._heat_terms("", raw["objectness"], blind_heat, label, targets)
+            terms |= self._heat_terms("", raw["objectness"], blind_heat, label=label, targets=targets)
         if self.classes is not None:
-            terms |= self._heat_terms("class_", raw["classes"], targets.heat, targets.positive_label, targets)
+            terms |= self._heat_terms(
+                "class_", raw["classes"], targets.heat, label=targets.positive_label, targets=targets
+            )
         terms[f"{self.name}/box"] = self._box_term(flatten(raw["ltrb"]), blind_heat[..., 0], targets)
         return terms
 
     def _heat_terms(self, which, maps, heat, label, targets):
         positive, negative = heatmap_focal_loss(
-            flatten(maps), heat, targets.positive, label, targets.positive_valid, **self.focal
+            flatten(maps),
+            heat,
+            targets.positive,
+            positive_label=label,
+            positive_valid=targets.positive_valid,
+            **self.focal,
         )
         count = ops.sum(ops.cast(targets.positive_valid, "float32"))
         return {

@@ -284,7 +284,7 @@ class CondInst(keras.layers.Layer):
         """
         logits = self.logits(raw, ops.maximum(detections[SOURCE], 0))
         boxes, stride = detections[BOXES], self.strides[0]
-        found = sigmoid_over_boxes(logits, boxes, stride, self.upsampling, self.side)
+        found = sigmoid_over_boxes(logits, boxes, stride, factor=self.upsampling, side=self.side)
         return ops.where(detections[VALID][..., None, None], found, 0.0)
 
 

@@ -288,7 +288,9 @@ class DoubleHead(keras.layers.Layer):
 
     def losses(self, raw, y):
         """Terms roi/<branch>_class and roi/<branch>_box of Eqs. 1 and 2, weighted by `loss_weights`."""
-        labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, self.sampling.iou, self.num_classes)
+        labels, gt_boxes = label_rois(
+            raw[BOXES], raw[VALID], y, iou=self.sampling.iou, num_classes=self.num_classes
+        )
         of_boxes = dict(coder=self.coder, num_classes=self.num_classes, loss=self.box_loss)
         terms = {}
         for term, weight in self.weights_of_terms.items():

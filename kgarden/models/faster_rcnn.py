@@ -218,7 +218,7 @@ def class_probability(logits, sigmoid):
 
 def stage_losses(raw, y, *, iou, num_classes, coder, sigmoid=False, box_loss=smooth_l1):
     """Class and box loss of one box head on one set of RoIs.   Ren et al. 2015, Eq. 1.   (), () float32."""
-    labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou, num_classes)
+    labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou=iou, num_classes=num_classes)
     how = dict(coder=coder, num_classes=num_classes, loss=box_loss)
     of_box = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, **how)
     return class_loss_of(raw["logits"], labels, sigmoid), of_box

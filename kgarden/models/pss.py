@@ -223,9 +223,16 @@ class PSSHead(keras.layers.Layer):
         if self.base.num_classes is None:
             labels = ops.minimum(labels, 0)
         probability = self.probability(raw).value()
-        good = quality(probability, self.base.boxes(raw), y[BOXES], labels, rule["alpha"], rule["form"])
+        good = quality(
+            probability,
+            self.base.boxes(raw),
+            y[BOXES],
+            gt_labels=labels,
+            alpha=rule["alpha"],
+            form=rule["form"],
+        )
         omega = self.base.candidate_mask(raw, y, rule["omega"])
-        return choose(good, omega, labels, rule["matching"], rule["outside"])
+        return choose(good, omega, labels, matching=rule["matching"], outside=rule["outside"])
 
     # What the outputs mean.
 

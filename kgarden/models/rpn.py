@@ -202,10 +202,10 @@ class RPNHead(DenseHead):
             ops.take_along_axis(flatten(raw["classes"], 1)[..., 0], rows, axis=1),
             ops.take_along_axis(flatten(raw["code"], 4), rows[..., None], axis=1),
             ops.where(drawn, ops.where(is_positive, POSITIVE, NEGATIVE), IGNORE),
-            ops.take(self.anchors_of(raw).boxes, rows, axis=0),
-            gt_boxes,
-            self.box_beta,
-            self.plus_one,
+            anchors=ops.take(self.anchors_of(raw).boxes, rows, axis=0),
+            gt_boxes=gt_boxes,
+            box_beta=self.box_beta,
+            plus_one=self.plus_one,
         )
         if self.normalizer == "sampled":
             count = ops.sum(ops.cast(drawn, "float32"))

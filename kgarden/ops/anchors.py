@@ -80,7 +80,7 @@ def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_maj
     """
     boxes, levels = [], []
     for (height, width), stride, of_level in zip(level_sizes, strides, sizes, strict=True):
-        cell = templates(of_level, ratios, size_major, form, stride)
+        cell = templates(of_level, ratios, size_major, form=form, base=stride)
         shift = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + offset
         shift = np.tile(shift.reshape(-1, 1, 2) * stride, 2)  # (H * W, 1, 4)
         boxes.append((shift + cell).reshape(-1, 4))

@@ -52,8 +52,8 @@ def sigmoid_over_boxes(logits, boxes, stride, factor, side):
     """
     height, width = logits.shape[2:]
     x0, y0, x1, y1 = (boxes[..., n] for n in range(4))
-    rows, down = _readings(y0, y1, height, stride, factor, side)
-    columns, right = _readings(x0, x1, width, stride, factor, side)
+    rows, down = _readings(y0, y1, height, stride=stride, factor=factor, side=side)
+    columns, right = _readings(x0, x1, width, stride=stride, factor=factor, side=side)
     at = ops.matmul(ops.matmul(rows, logits), ops.transpose(columns, (0, 1, 3, 2)))  # (B, K, 2 S, 2 S)
     found = ops.sigmoid(at)
     found = _mixed(found[:, :, :side], found[:, :, side:], down[..., None])

@@ -15,8 +15,8 @@ def masks_on_grid(bitmaps, boxes, size, stride):
         (B, N, H, W) bool, False outside of the boxes.
     """
     side = bitmaps.shape[-1]
-    row, row_known = _cells_at(boxes[..., 1], boxes[..., 3], size[0], stride, side)
-    column, column_known = _cells_at(boxes[..., 0], boxes[..., 2], size[1], stride, side)
+    row, row_known = _cells_at(boxes[..., 1], boxes[..., 3], size[0], stride=stride, side=side)
+    column, column_known = _cells_at(boxes[..., 0], boxes[..., 2], size[1], stride=stride, side=side)
     bits = ops.take_along_axis(bitmaps, row[..., :, None], axis=2)
     bits = ops.take_along_axis(bits, column[..., None, :], axis=3)
     return bits & row_known[..., :, None] & column_known[..., None, :]

@@ -126,9 +126,9 @@ def _serve_one(cost, column, row_of, u, v):
     """In every image, find a place for its first waiting object by moving others, as cheaply as can be."""
     waits = ops.any(_is_waiting(column), axis=1)  # (B,)
     root = ops.cast(ops.argmax(_is_waiting(column), axis=1), "int32")
-    tree = _shortest_path(cost, column, row_of, u, v, root, waits)
-    u, v = _new_potentials(column, u, v, root, waits, tree)
-    column = _move_along(column, row_of, root, waits, tree)
+    tree = _shortest_path(cost, column, row_of, u=u, v=v, root=root, waits=waits)
+    u, v = _new_potentials(column, u, v, root=root, waits=waits, tree=tree)
+    column = _move_along(column, row_of, root, waits=waits, tree=tree)
     return column, objects_of(ops.maximum(column, -1), cost.shape[2]), u, v
 
 

@@ -36,7 +36,7 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
         nothing = ops.zeros((ops.shape(boxes)[0], max_output), dtype="int32")
         return nothing, ops.cast(nothing, "bool")
     size = min(SMALL_BLOCK if max_output <= SMALL_BLOCK else BLOCK, boxes.shape[1])
-    order, available, walked = _sort(boxes, scores, valid, labels, size)
+    order, available, walked = _sort(boxes, scores, valid, labels=labels, size=size)
     threshold = _float32_not_above(iou_threshold)
     batch = ops.shape(order)[0]
 

@@ -27,7 +27,11 @@ def normalize_batch(x, gamma, beta, epsilon, synchronized=False):
     wide = ops.cast(x, "float32")
     mean, variance = ops.moments(wide, axes=(0, 1, 2))
     count = x.shape[0] * x.shape[1] * x.shape[2]
-    return _apply(x, mean, variance, gamma, beta, epsilon), mean, variance * (count / max(count - 1, 1))
+    return (
+        _apply(x, mean, variance, gamma=gamma, beta=beta, epsilon=epsilon),
+        mean,
+        variance * (count / max(count - 1, 1)),
+    )
 
 
 def _normalize_fused(x, gamma, beta, epsilon):
@@ -47,7 +51,7 @@ def _normalize_across_replicas(x, gamma, beta, epsilon):
     mean = replicas.sum_over_replicas(ops.sum(wide, axis=axes)) / count
     variance = replicas.sum_over_replicas(ops.sum(ops.square(wide - mean), axis=axes)) / count
     unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
-    return _apply(x, mean, variance, gamma, beta, epsilon), mean, unbiased
+    return _apply(x, mean, variance, gamma=gamma, beta=beta, epsilon=epsilon), mean, unbiased
 
 
 def _apply(x, mean, variance, gamma, beta, epsilon):

@@ -58,10 +58,12 @@ def roi_align(
     depth = pyramid[0].shape[-1]
     boxes = ops.cast(ops.stop_gradient(boxes), "float32")
     boxes = ops.where(ops.isfinite(boxes), ops.clip(boxes, -FARTHEST_PX, FARTHEST_PX), 0.0)
-    level = assign_levels(boxes, strides, canonical_level, canonical_size, plus_one)
+    level = assign_levels(boxes, strides, canonical_level, canonical_size=canonical_size, plus_one=plus_one)
     boxes = enlarge(boxes, enlarged, plus_one) if enlarged != 1.0 else boxes
     sizes = [tuple(features.shape[1:3]) for features in pyramid]
-    rois = _on_their_levels(boxes, level, sizes, strides, output_size, sampling_ratio, aligned)
+    rois = _on_their_levels(
+        boxes, level, sizes, strides=strides, bins=output_size, ratio=sampling_ratio, aligned=aligned
+    )
 
     table = ops.concatenate([ops.reshape(features, (-1, depth)) for features in pyramid], axis=0)
     if _may_be_dynamic():
@@ -222,8 +224,8 @@ def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned):
     left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - half for i in range(4))
     if not aligned:
         right, bottom = ops.maximum(right, left + 1.0), ops.maximum(bottom, top + 1.0)
-    rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins, ratio)
-    columns = _Axis.between(left, right, ops.cast(width, "float32"), bins, ratio)
+    rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins=bins, ratio=ratio)
+    columns = _Axis.between(left, right, ops.cast(width, "float32"), bins=bins, ratio=ratio)
     return _Rois(rows, columns, base[:, None], width[:, None])
 
 

@@ -43,7 +43,7 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
     Returns:
         AtssCandidates.
     """
-    rows = _nearest(anchors, counts, gt_boxes, top_k, ignored)  # (B, M, K)
+    rows = _nearest(anchors, counts, gt_boxes, top_k=top_k, ignored=ignored)  # (B, M, K)
     candidates = ops.take(ops.array(anchors), rows, axis=0)
     iou = box_ops.iou(gt_boxes[:, :, None], candidates)[:, :, 0]
     if ignored is not None:

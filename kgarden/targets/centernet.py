@@ -118,7 +118,9 @@ def center_targets(
     positives = num_objects * num_levels
 
     ltrb, offset_cells = _distances(gt_boxes, center_xy, cells)
-    nearness = _weighted_distance(gt_boxes, offset_cells, cells, min_overlap, min_radius)
+    nearness = _weighted_distance(
+        gt_boxes, offset_cells, cells, min_overlap=min_overlap, min_radius=min_radius
+    )
     nearness = ops.where(gt_valid[:, None], nearness, FAR)  # (B, A, M)
 
     box_cells = _regresses(ltrb, offset_cells, cells, size_ranges) & gt_valid[:, None]

@@ -101,4 +101,4 @@ def chosen(row, gt_labels, num_candidates):
     label = ops.cast(gt_labels, "int32")
     of_candidate = ops.take_along_axis(label, ops.maximum(candidate, 0), axis=1)
     labels = ops.where(candidate >= 0, of_candidate, -1)
-    return OneToOne(ops.maximum(row, 0), label, row >= 0, candidate, labels)
+    return OneToOne(ops.maximum(row, 0), label, row >= 0, object=candidate, labels=labels)

@@ -143,7 +143,7 @@ class Session(keras.callbacks.Callback):
         write_json(self.run / "evaluation.json", evaluation)
         if count := self.recipe.evaluate.pictures:
             batches, categories = self._batches(count), self.data.categories
-            draw_examples(self.inference, batches, categories, count, self.run / "pictures")
+            draw_examples(self.inference, batches, categories, count=count, folder=self.run / "pictures")
         self.reporter.evaluation(evaluation)
 
     # --- at each step -----------------------------------------------------------------------------
@@ -201,7 +201,14 @@ class Session(keras.callbacks.Callback):
         images_per_s = per_second * self.recipe.data.batch_size
         waiting = min(self.clock.taken() / seconds, 1.0)
         rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
-        self.reporter.values(self.step, terms, rate, images_per_s, waiting, self._seconds_left(per_second))
+        self.reporter.values(
+            self.step,
+            terms,
+            rate,
+            images_per_s=images_per_s,
+            waiting=waiting,
+            seconds_left=self._seconds_left(per_second),
+        )
         report = {
             **terms,
             "lr": rate,
@@ -271,8 +278,8 @@ class Session(keras.callbacks.Callback):
             self.detector,
             self.recipe,
             self._batches(limit),
-            self.data.categories,
-            self.data.annotations,
+            categories=self.data.categories,
+            annotations=self.data.annotations,
             model=self.inference,
             **more,
         )
@@ -290,7 +297,11 @@ class Session(keras.callbacks.Callback):
         }
         with self._surviving("the checkpoint"):
             save_checkpoint(
-                self.run / "checkpoint", self.detector, self.detector.optimizer, self.averages, state
+                self.run / "checkpoint",
+                self.detector,
+                self.detector.optimizer,
+                averages=self.averages,
+                state=state,
             )
             self.saved = self.step
 

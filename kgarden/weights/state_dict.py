@@ -69,7 +69,13 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(),
             )
         module, suffix = target.rsplit(".", 1)
         flattened = pool_size if module.endswith("/fc1") else None
-        _assign(open_variables, module, suffix, to_our_layout(np.asarray(array, "float32"), flattened), full)
+        _assign(
+            open_variables,
+            module,
+            suffix,
+            array=to_our_layout(np.asarray(array, "float32"), flattened),
+            full=full,
+        )
     left = [path for path in open_variables if not path.endswith("/step")]
     if left and not partial:
         raise UserError(f"weights: {len(left)} variables got no value, first {left[0]}")

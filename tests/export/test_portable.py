@@ -249,7 +249,7 @@ def test_nms_survives_the_way_into_another_runtime(form, tmp_path):
     types = {"boxes": tf.float32, "scores": tf.float32, "labels": tf.int32}
 
     def run(boxes, scores, labels):
-        rows, valid = nms(boxes, scores, scores > 0, 0.6, total, labels=labels)
+        rows, valid = nms(boxes, scores, scores > 0, iou_threshold=0.6, max_output=total, labels=labels)
         return {"rows": rows, "valid": valid}
 
     function = tf.function(run, input_signature=[tf.TensorSpec(shapes[k], types[k], k) for k in shapes])

@@ -51,7 +51,15 @@ def test_both_losses_agree_with_float64(golden):
 
     def ranked(cls, ctr, pss, kind="locmax", n=100):
         scores = sigmoid_product(ctr, pss, cls).value()
-        return ranking_loss(scores, rows, row_labels, valid, rank["gamma"], n, WORDS[kind])
+        return ranking_loss(
+            scores,
+            rows,
+            row_labels,
+            valid=valid,
+            margin=rank["gamma"],
+            num_negatives=n,
+            negatives=WORDS[kind],
+        )
 
     got = {"num_pos": count, "loss_pss_full_per_image_sum": ops.convert_to_numpy(pss(*arrays))}
     loss, gradients = value_and_gradients(lambda *a: ops.sum(pss(*a)) / max(count, 1), arrays)

@@ -71,9 +71,9 @@ class Batch:
             rows,
             found,
             valid,
-            self.rows(heat * np.float32(keep)),
-            self.rows(golden["reg_targets"]),
-            self.rows(golden["reg_valid"]) & (not empty),
+            heat=self.rows(heat * np.float32(keep)),
+            ltrb=self.rows(golden["reg_targets"]),
+            ltrb_valid=self.rows(golden["reg_valid"]) & (not empty),
         )
 
     def head(self, **changed):

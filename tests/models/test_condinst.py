@@ -167,7 +167,7 @@ def test_the_loss_agrees_with_loops(upsampling, count):
     matched = numpy_of(fcos.assign(dense, y))
     assert {0, 1, 2, 3} <= set(matched[0]) and 4 not in matched and (matched[1] < 0).all()
     got = numpy_of(head.losses(raw, y, fcos, dense)["condinst/mask"])
-    total, number = slow_loss(raw, dense, matched, y, count, upsampling)
+    total, number = slow_loss(raw, dense, matched, y=y, count=count, upsampling=upsampling)
     assert number == 9 if count == 9 else number > 9
     np.testing.assert_allclose(got, total / number, rtol=2e-5)
 
@@ -184,7 +184,7 @@ def test_gradients_by_finite_differences():
 
     def slow_at(arguments):
         given = {"maps": arguments[0], "parameters": [arguments[1], *raw["parameters"][1:]]}
-        total, number = slow_loss(given, dense, matched, y, 4, 2)
+        total, number = slow_loss(given, dense, matched, y=y, count=4, upsampling=2)
         return total / number
 
     arguments = [raw["maps"], raw["parameters"][0]]
@@ -275,9 +275,9 @@ def test_masks_of_detections_agree_with_loops():
         row, column = divmod(place - (ends[level] - LEVELS[level][0] * LEVELS[level][1]), LEVELS[level][1])
         xy = (column + 0.5) * STRIDES[level], (row + 0.5) * STRIDES[level]
         small = slow_mask(raw["maps"][image], parameters[image, place], xy, SIZES[level])
-        want = loops.sigmoid_over_boxes(small[None, None], boxes[image : image + 1, one : one + 1], 8, 4, 7)[
-            0, 0
-        ]
+        want = loops.sigmoid_over_boxes(
+            small[None, None], boxes[image : image + 1, one : one + 1], 8, factor=4, side=7
+        )[0, 0]
         np.testing.assert_allclose(got[image, one], want, atol=5e-5)
 
 

@@ -80,7 +80,11 @@ def test_poto_agrees_with_the_reference(golden):
     head, raw, y = head_of(golden, unmatched="released"), raw_of(golden), truth_of(golden)
     omega = numpy_of(head.candidate_mask(raw, y, "center"))
     good = quality(
-        head.probability(raw).value(), head.boxes(raw), y["boxes"], y["labels"], params(golden)["alpha"]
+        head.probability(raw).value(),
+        head.boxes(raw),
+        y["boxes"],
+        gt_labels=y["labels"],
+        alpha=params(golden)["alpha"],
     )
     matched, dropped = head.match(raw, y), head_of(golden).match(raw, y)
 

@@ -132,7 +132,9 @@ def test_the_textbook_conv_head_agrees(golden):
         "width": s["out_channels"] // of_block["reduction"],
         "out_bias": not of_block["bn_after_out_conv"],
     }
-    head = head_of(golden, s["K"], non_local, s["out_channels"], s["bottleneck_planes"], MMDETECTION)
+    head = head_of(
+        golden, s["K"], non_local, width=s["out_channels"], middle=s["bottleneck_planes"], table=MMDETECTION
+    )
     got = {f"eval/block_{number}": one for number, one in enumerate(steps(head, golden["x"])[1:])}
     x = golden["x"][None]
     got |= {"eval/out": numpy(head(x))[0], "train/out": numpy(head(x, training=True))[0]}
@@ -150,7 +152,7 @@ def test_the_authors_conv_head_agrees(golden):
         "post_relu": s["relu_after_sum"],
     }
     middle = golden["param/blocks.0.ffconv.bottleneck.0.weight"].shape[-1]
-    head = head_of(golden, 1 + 2 * blocks, non_local, s["out_channels"], middle, AUTHORS)
+    head = head_of(golden, 1 + 2 * blocks, non_local, width=s["out_channels"], middle=middle, table=AUTHORS)
     after = steps(head, golden["x"])
     got = {"eval/up": after[0]} | {f"eval/block_{n}": after[2 * n + 2] for n in range(blocks)}
     x = golden["x"][None]

@@ -143,12 +143,14 @@ def test_assignments_agree_with_the_reference(golden):
     got["iou"] = np.where(valid, numpy_of(iou(golden["gt_boxes"], boxes)), 0)
     got["p_hat_at_gt"] = np.where(valid, numpy_of(at_labels(probability, y["labels"])), 0)
     for form in ("mul", "add"):
-        good = quality(probability, boxes, y["boxes"], y["labels"], 0.8, form)
+        good = quality(probability, boxes, y["boxes"], gt_labels=y["labels"], alpha=0.8, form=form)
         got[f"q_{form}_080"] = np.where(omegas["candidates"], numpy_of(good), 0)
     for name in golden.outputs():
         if name.startswith("assigned_"):
             rule = rule_of(golden, name)
-            good = quality(probability, boxes, y["boxes"], y["labels"], rule["alpha"], rule["form"])
+            good = quality(
+                probability, boxes, y["boxes"], gt_labels=y["labels"], alpha=rule["alpha"], form=rule["form"]
+            )
             assign = {"hungarian": jitted(hungarian), "top_one": jitted(top_one)}[rule["matching"]]
             settings = [np.float32(rule["outside"])] if rule["matching"] == "hungarian" else []
             rows = assign(good, omegas[rule["omega"]], *settings)

@@ -120,7 +120,7 @@ def test_two_steps_agree_with_detectron2(golden):
         got[f"loss_box_reg_step{step}"] = ops.convert_to_numpy(terms["retinanet/box"])
         got[f"normalizer_step{step}"] = ops.convert_to_numpy(head.average) * images
         if step == 1:
-            got |= gradients_of(head, raw, arrays, y, positive)
+            got |= gradients_of(head, raw, arrays, y=y, positive=positive)
     assert_agrees(golden, got)
 
 

@@ -47,7 +47,9 @@ def test_losses_agree_with_detectron2(golden):
 
     def losses(logits, deltas, beta):
         kind = golden["gt_labels"].astype("int32")
-        sums = sums_of_losses(logits, deltas, kind, anchors, golden["matched_gt_boxes"], beta)
+        sums = sums_of_losses(
+            logits, deltas, kind, anchors=anchors, gt_boxes=golden["matched_gt_boxes"], box_beta=beta
+        )
         return [total / normalizer for total in sums]
 
     got = {}
@@ -88,7 +90,7 @@ def test_the_head_learns_from_what_it_draws(golden):
     np.testing.assert_allclose(at[positive], golden["matched_gt_boxes"][positive])
 
     kind = np.where(matched >= 0, 1, np.where(matched == -1, 0, -1))
-    sums = sums_of_losses(golden["logits"], golden["deltas"], kind, golden["anchors"], at)
+    sums = sums_of_losses(golden["logits"], golden["deltas"], kind, anchors=golden["anchors"], gt_boxes=at)
     terms = head.losses(raw, y, step=3)
     for term, total in zip(terms.values(), sums, strict=True):
         np.testing.assert_allclose(numpy(term), numpy(total) / (kind >= 0).sum(), rtol=1e-4)

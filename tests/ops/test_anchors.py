@@ -15,7 +15,9 @@ def test_anchors_agree_with_detectron2(golden):
     grid_hw = settings.pop("grid_hw")
     for recipe, s in settings.items():
         # A cell's anchors stand around its corner, or around the offset that the grid adds.
-        grid = anchor_grid(grid_hw, s["strides"], s["sizes"], s["ratios"], s["offset"], size_major=True)
+        grid = anchor_grid(
+            grid_hw, s["strides"], s["sizes"], ratios=s["ratios"], offset=s["offset"], size_major=True
+        )
         parts = np.split(grid.boxes, np.cumsum(grid.counts())[:-1])
         for level, (sizes, of_level) in enumerate(zip(s["sizes"], parts, strict=True)):
             got[f"{recipe}_cell_l{level}"] = templates(sizes, s["ratios"], size_major=True)
@@ -34,7 +36,7 @@ def test_anchors_agree_with_mmdetection(golden):
         sizes = [[scale * stride for scale in s["scales"]] for stride in s["strides"]]
         offset = settings["current"]["center_offset"]
         featmap_hw = golden[f"{case}/featmap_hw"].tolist()
-        grid = anchor_grid(featmap_hw, s["strides"], sizes, s["ratios"], offset, form=form)
+        grid = anchor_grid(featmap_hw, s["strides"], sizes, ratios=s["ratios"], offset=offset, form=form)
         parts = np.split(grid.boxes, np.cumsum(grid.counts())[:-1])
         for level, (stride, of_level) in enumerate(zip(s["strides"], parts, strict=True)):
             got[f"{case}/base_{level}"] = templates(sizes[level], s["ratios"], form=form, base=stride)

@@ -9,7 +9,7 @@ from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, match, sample
 
 def matched_and_label(iou, thresholds, labels, low_quality):
     """Of one image, all of whose ground truth is real."""
-    found = match(iou[None], np.ones((1, len(iou)), bool), thresholds, labels, low_quality)
+    found = match(iou[None], np.ones((1, len(iou)), bool), thresholds, labels=labels, low_quality=low_quality)
     return [ops.convert_to_numpy(array)[0] for array in found]
 
 
@@ -86,7 +86,7 @@ def test_padding_is_invisible():
 
 def test_no_object_at_all():
     matched, label = match(
-        np.ones((2, 4, 9), "float32"), np.zeros((2, 4), bool), (0.3, 0.7), (0, -1, 1), True
+        np.ones((2, 4, 9), "float32"), np.zeros((2, 4), bool), (0.3, 0.7), labels=(0, -1, 1), low_quality=True
     )
     assert not ops.convert_to_numpy(matched).any() and not ops.convert_to_numpy(label).any()
 

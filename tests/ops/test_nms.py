@@ -15,7 +15,7 @@ def run(boxes, scores, threshold, max_output=None, labels=None, valid=None):
     valid = np.ones(len(scores), bool) if valid is None else valid
     labels = None if labels is None else np.asarray(labels, "int32")[None]
     k = max(len(scores), 1) if max_output is None else max_output
-    found = nms(boxes[None], scores[None], valid[None], threshold, k, labels)
+    found = nms(boxes[None], scores[None], valid[None], iou_threshold=threshold, max_output=k, labels=labels)
     indices, kept = (ops.convert_to_numpy(array)[0] for array in found)
     assert len(indices) == k and not indices[~kept].any()
     assert (np.diff(kept.astype(int)) <= 0).all()  # what is kept stands first
@@ -76,7 +76,7 @@ def test_equal_to_the_definition(seed, threshold, classes):
     scores = (rng.integers(0, 50, count) / 50).astype("float32")
     labels = None if classes is None else rng.integers(0, classes, count)
     valid = rng.random(count) < 0.8
-    expected = greedy(boxes, scores, threshold, labels, valid)
+    expected = greedy(boxes, scores, threshold, labels=labels, valid=valid)
     np.testing.assert_array_equal(run(boxes, scores, threshold, labels=labels, valid=valid), expected)
     few = run(boxes, scores, threshold, 17, labels, valid)
     np.testing.assert_array_equal(few, expected[:17])
@@ -119,7 +119,9 @@ def test_batch_equals_singles():
     boxes = np.stack([crowd(rng, 300, clusters) for clusters in (3, 30, 100)])
     scores = rng.random((3, 300)).astype("float32")
     valid = np.stack([np.arange(300) < n for n in (300, 40, 0)])
-    indices, kept = (ops.convert_to_numpy(a) for a in nms(boxes, scores, valid, 0.5, 60))
+    indices, kept = (
+        ops.convert_to_numpy(a) for a in nms(boxes, scores, valid, iou_threshold=0.5, max_output=60)
+    )
     for i in range(3):
         single = run(boxes[i], scores[i], 0.5, 60, valid=valid[i])
         np.testing.assert_array_equal(indices[i][kept[i]], single)
@@ -165,7 +167,7 @@ def test_compiled(jit):
     valid = np.ones((1, 600), bool)
 
     def call(boxes, scores, valid, labels):
-        return nms(boxes, scores, valid, 0.6, 200, labels)
+        return nms(boxes, scores, valid, iou_threshold=0.6, max_output=200, labels=labels)
 
     if keras.backend.backend() == "jax":
         import jax
@@ -185,7 +187,9 @@ def test_saved_model_of_any_batch_size(tmp_path):
 
     spec = [tf.TensorSpec((None, 500, 4)), tf.TensorSpec((None, 500)), tf.TensorSpec((None, 500), tf.bool)]
     saved = tf.Module()
-    saved.call = tf.function(lambda b, s, v: dict(zip("iv", nms(b, s, v, 0.5, 50), strict=True)), spec)
+    saved.call = tf.function(
+        lambda b, s, v: dict(zip("iv", nms(b, s, v, iou_threshold=0.5, max_output=50), strict=True)), spec
+    )
     tf.saved_model.save(saved, str(tmp_path))
     loaded = tf.saved_model.load(str(tmp_path))
     rng = np.random.default_rng(9)

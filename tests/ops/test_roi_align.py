@@ -163,7 +163,7 @@ def test_equal_to_the_definition(way, size, ratio):
     boxes = np.float32([ODD_BOXES])
     got = ops.convert_to_numpy(roi_align([features], [8], boxes, size, sampling_ratio=ratio))[0]
     for box, one in zip(ODD_BOXES, got, strict=True):
-        expected = pool_by_definition(features[0], 8, box, size, ratio)
+        expected = pool_by_definition(features[0], 8, box, size=size, ratio=ratio)
         rounding = 1e-6 * np.abs(box).max() / 8  # of a position, in cells
         np.testing.assert_allclose(one, expected, atol=1e-5 + rounding, err_msg=str(box))
 
@@ -213,7 +213,10 @@ def test_unaligned_boxes_are_at_least_a_cell_wide(way):
     features = [np.arange(64, dtype="float32").reshape(1, 8, 8, 1)]
     small, cell = np.float32([[[16, 24, 17, 25]]]), np.float32([[[16, 24, 24, 32]]])
     for ratio in (0, 2):
-        found = [roi_align(features, [8], boxes, 2, ratio, aligned=False) for boxes in (small, cell)]
+        found = [
+            roi_align(features, [8], boxes, output_size=2, sampling_ratio=ratio, aligned=False)
+            for boxes in (small, cell)
+        ]
         np.testing.assert_array_equal(*(ops.convert_to_numpy(one) for one in found))
 
 
@@ -291,7 +294,7 @@ def test_the_static_bound_holds_for_elongated_boxes(monkeypatch):
     level = ops.convert_to_numpy(assign_levels(boxes[0].astype("float32"), [4, 8, 16]))
     assert (level == 0).sum() >= 8
     for box, k, one in zip(boxes[0].astype("float32"), level, got, strict=True):
-        expected = pool_by_definition(pyramid[k][0], [4, 8, 16][k], box, 7, 0)
+        expected = pool_by_definition(pyramid[k][0], [4, 8, 16][k], box, size=7, ratio=0)
         np.testing.assert_allclose(one, expected, atol=3e-5)
 
 
@@ -379,7 +382,7 @@ def test_compiled_with_bins_of_whole_cells():
         compiled = tf.function(lambda boxes: roi_align([features], [8], boxes, 7), jit_compile=True)
     got = ops.convert_to_numpy(compiled(boxes[None]))[0]
     for box, one in zip(boxes, got, strict=True):
-        np.testing.assert_allclose(one, pool_by_definition(features[0], 8, box, 7, 0), atol=1e-4)
+        np.testing.assert_allclose(one, pool_by_definition(features[0], 8, box, size=7, ratio=0), atol=1e-4)
 
 
 @pytest.mark.tensorflow

@@ -191,18 +191,18 @@ def assert_agrees(golden, got, only=".*"):
         )
     for name in [name for name in wanted if name in required]:
         if "order_by" not in rules[name]:
-            _assert_array(golden, name, rules[name], got[name], stored[name])
+            _assert_array(golden, name, rules[name], got=got[name], stored=stored[name])
     for by in sorted({golden.named_in(name, "order_by") for name in required if "order_by" in rules[name]}):
         rows = [n for n in required if "order_by" in rules[n] and golden.named_in(n, "order_by") == by]
         assert by in got, f"{golden}: {rows} are ordered by {by}, which is not among the arrays compared here"
-        _assert_rows_in_some_order(golden, by, sorted(rows), got, stored)
+        _assert_rows_in_some_order(golden, by, sorted(rows), got=got, stored=stored)
 
 
 def _assert_array(golden, name, rule, got, stored):
     """One array, element by element, under every word but `order_by`."""
-    got, stored = _without_skipped(golden, name, rule, got, stored)
+    got, stored = _without_skipped(golden, name, rule, got=got, stored=stored)
     if "ties" in rule:
-        return _assert_equal_up_to_ties(golden, name, golden.raw(rule["ties"]), got, stored)
+        return _assert_equal_up_to_ties(golden, name, golden.raw(rule["ties"]), got=got, stored=stored)
     message = f"{golden}: {name}"
     if rule.get("exact"):
         return np.testing.assert_array_equal(got, stored, err_msg=message)

@@ -33,7 +33,7 @@ def test_assignment_agrees_with_the_reference(golden):
         crowd = golden["ignore_bboxes"] if share > 0 else []
         y, valid = truth(boxes, labels, crowd)
         ignored = under_crowd(priors, y, share) if share > 0 else None
-        found = atss_candidates(priors, counts, y["boxes"], valid, s["topk"], ignored)
+        found = atss_candidates(priors, counts, y["boxes"], gt_valid=valid, top_k=s["topk"], ignored=ignored)
         matched = ops.convert_to_numpy(assign_anchors(found, ignored))[0]
         got[f"{case}/gt_inds"] = np.where(matched == -2, -1, matched + 1)
         if f"{case}/labels" in golden:
@@ -78,8 +78,8 @@ def test_ignored_anchors_are_the_last_candidates_and_spoil_the_threshold():
     y, valid = truth([[30, 30, 100, 110]], [0])
     ignored = np.zeros((1, len(GRID.boxes)), bool)
     ignored[0, -13:] = True
-    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, 9, ignored)
-    plain = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, 9)
+    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], gt_valid=valid, top_k=9, ignored=ignored)
+    plain = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], gt_valid=valid, top_k=9)
     ious = ops.convert_to_numpy(iou(y["boxes"][0, :1], GRID.boxes))[0]
     away = ((GRID.points() - [65, 70]) ** 2).sum(axis=1)
     order = np.argsort(away, kind="stable")

@@ -18,7 +18,9 @@ def test_targets_agree_with_the_reference(golden):
     np.testing.assert_array_equal(grid.points(), golden["points"])
     boxes, got = golden["gt_boxes"], {}
     for case, radius in [("nocs", None), ("cs", settings["center_radius"])]:
-        possible = possible_points(grid, boxes, golden["gt_valid"] > 0, settings["regress_ranges"], radius)
+        possible = possible_points(
+            grid, boxes, golden["gt_valid"] > 0, size_ranges=settings["regress_ranges"], radius=radius
+        )
         matched = ops.convert_to_numpy(assign_points(possible, boxes))
         of_object = np.take_along_axis(boxes, np.maximum(matched, 0)[..., None], axis=1)
         ltrb = np.where(matched[..., None] >= 0, to_ltrb(grid.points(), of_object), 0)
@@ -40,7 +42,7 @@ RANGES = ((-1, 16), (16, 64))
 def matched(boxes, valid=None, radius=None):
     boxes = np.float32(boxes)[None]
     valid = np.ones(boxes.shape[:2], bool) if valid is None else np.array([valid])
-    possible = possible_points(GRID, boxes, valid, RANGES, radius)
+    possible = possible_points(GRID, boxes, valid, size_ranges=RANGES, radius=radius)
     return ops.convert_to_numpy(assign_points(possible, boxes))[0]
 
 

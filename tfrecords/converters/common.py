@@ -65,8 +65,8 @@ def make_record(job, *, folder, names, with_masks=True):
     annotations = [annotation for annotation, _ in kept]
     pngs = [segmentations.to_png(code) if code else b"" for _, code in kept]
     image = {"id": job["id"], "file_name": job["file_name"], "height": picture.height, "width": picture.width}
-    serialized = serialize(picture, image, annotations, names, pngs)
-    return Record(serialized, image, annotations, faults, remarks, clipped)
+    serialized = serialize(picture, image, annotations, names=names, pngs=pngs)
+    return Record(serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped)
 
 
 def serialize(picture, image, annotations, names, pngs=()):

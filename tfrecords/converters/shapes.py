@@ -104,7 +104,7 @@ def draw(seed, number, size_hw=SIZE_HW):
         box, label, coverage, mask = placed
         beneath = [c for c, b in zip(colors, boxes, strict=True) if _touch(b, box)]
         color = _contrasting(rng, ground_colors + beneath)
-        _paint(rng, image, box, coverage, color)
+        _paint(rng, image, box, coverage=coverage, color=color)
         boxes.append(box)
         labels.append(label)
         masks.append(mask)

@@ -73,7 +73,14 @@ def build(
             "id": number,
             "file_name": _picture_of(name, trees[name], files),
             "hw": as_hw(trees[name].findtext("size/height"), trees[name].findtext("size/width")),
-            "objects": _objects(name, trees[name], number_of, one_based, ignore_difficult, faults),
+            "objects": _objects(
+                name,
+                trees[name],
+                number_of,
+                one_based=one_based,
+                ignore_difficult=ignore_difficult,
+                faults=faults,
+            ),
         }
         for name, number in _numbered(trees)
     ]

@@ -45,7 +45,7 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
             corner = tf.stack([below * point[0], beside * point[1]])
             hw = tf.stack([heights[below], widths[beside]])
             factor, draw_y, draw_x = tf.unstack(draws[3 + 3 * number : 6 + 3 * number])
-            place = placement(hw_of(own), hw, rng.scale(*scale, factor), draw_y, draw_x)
+            place = placement(hw_of(own), hw, rng.scale(*scale, factor), draw_y=draw_y, draw_x=draw_x)
             own = placed(own, place, min_visible, antialias)
             room = hw - place[3]
             before = tf.where([below == 0, beside == 0], room, 0)  # px of grey above and to the left

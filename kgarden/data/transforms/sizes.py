@@ -41,7 +41,7 @@ def _placed_on_canvas(name, scale, min_visible, antialias):
     def change(example, seed, partner):
         draws = rng.uniform(seed, 3)
         factor = rng.scale(low, high, draws[0])
-        place = placement(hw_of(example), example["canvas_hw"], factor, draws[1], draws[2])
+        place = placement(hw_of(example), example["canvas_hw"], factor, draw_y=draws[1], draw_x=draws[2])
         return placed(example, place, min_visible, antialias)
 
     return Transform(change, SIZE)
@@ -74,6 +74,8 @@ def placed(example, place, min_visible, antialias=True):
     """A picture scaled and cut as `placement` says, pixels and truth by the same numbers."""
     _, offset, scale, visible_hw = place
     scales = tf.stack([scale, scale])
-    image = resample(example[IMAGE], visible_hw, scales, tf.cast(offset, tf.float64), antialias)
+    image = resample(
+        example[IMAGE], visible_hw, scales, offset=tf.cast(offset, tf.float64), antialias=antialias
+    )
     example = moved({**example, IMAGE: image}, scales, -offset)
     return trimmed(example, min_visible)

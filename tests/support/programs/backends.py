@@ -45,7 +45,13 @@ class Training:
         self.averages = Averages(self.detector.weights, decay=0.9)
 
     def save(self, folder):
-        save_checkpoint(folder, self.detector, self.detector.optimizer, self.averages, {"step": self.step()})
+        save_checkpoint(
+            folder,
+            self.detector,
+            self.detector.optimizer,
+            averages=self.averages,
+            state={"step": self.step()},
+        )
 
     def load(self, folder):
         """From a checkpoint, and from nothing that was there before."""

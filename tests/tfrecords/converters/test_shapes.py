@@ -37,7 +37,13 @@ def test_what_is_drawn_is_where_the_mask_is():
     for name in shapes.NAMES:
         coverage = shapes.shape_coverage(name, 0.3, 40, 30)
         ground = np.zeros((60, 60, 3))
-        shapes._paint(np.random.default_rng(0), ground, (10, 5, 40, 45), coverage, np.array([90.0, 200, 90]))
+        shapes._paint(
+            np.random.default_rng(0),
+            ground,
+            (10, 5, 40, 45),
+            coverage=coverage,
+            color=np.array([90.0, 200, 90]),
+        )
         drawn = ground.any(axis=-1)
         expected = np.zeros((60, 60), bool)
         expected[5:45, 10:40] = coverage > 0
