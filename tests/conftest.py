@@ -5,8 +5,11 @@ KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests tha
 `pytest.importorskip("tensorflow")`.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -14,6 +17,15 @@ ON_JAX = os.environ.get("KERAS_BACKEND") == "jax"
 if ON_JAX:
     sys.modules["tensorflow"] = None  # `import tensorflow` raises ModuleNotFoundError from here on
     sys.modules["tf_keras"] = None
+    # Compilation is most of the suite's time: programs are compiled quickly, and once for all workers.
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kgarden-jax-")
+        atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
