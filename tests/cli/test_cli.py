@@ -88,7 +88,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     for left in ("evaluation.json", "evaluation/analysis.json"):
         (run / left).unlink()
     code, out, _ = call("evaluate", run)
-    assert code == 0 and "AP50 gained" in out and (run / "evaluation/analysis.json").is_file()
+    assert code == 0 and "AP50 gain" in out and (run / "evaluation/analysis.json").is_file()
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == first["metrics"]
     code, out, _ = call("evaluate", run, "--metrics", "voc07", "--json", "voc.json")
     assert code == 0 and json.loads((world / "voc.json").read_text())["metrics"] == {"voc07_map": 100.0}
