@@ -88,7 +88,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     for left in ("evaluation.json", "evaluation/analysis.json"):
         (run / left).unlink()
     code, out, _ = call("evaluate", run)
-    assert code == 0 and "AP50 gained" in out and (run / "evaluation/analysis.json").is_file()
+    assert code == 0 and "AP50 gain" in out and (run / "evaluation/analysis.json").is_file()
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == first["metrics"]
     code, out, _ = call("evaluate", run, "--metrics", "voc07", "--json", "voc.json")
     assert code == 0 and json.loads((world / "voc.json").read_text())["metrics"] == {"voc07_map": 100.0}
@@ -116,7 +116,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     assert Image.open("drawn/large.png").size == (288, 192)
 
     code, _, err = call("predict", run, "val/broken.jpg", "--to", "drawn")
-    assert code == 2 and err == "kgarden: val/broken.jpg: not a picture in a format that Pillow reads\n"
+    assert code == 2 and err == "kgarden: val/broken.jpg: not an image in a format that Pillow can read\n"
     predictor = kgarden.Predictor.from_run(run, batch_size=4)
     one, two = predictor(["val/0.png", image])
     np.testing.assert_allclose(one["boxes"], two["boxes"])

@@ -255,7 +255,7 @@ def test_nms_survives_the_way_into_another_runtime(form, tmp_path):
     function = tf.function(run, input_signature=[tf.TensorSpec(shapes[k], types[k], k) for k in shapes])
     graph, converter = function.get_concrete_function(), {"onnx": Onnx, "litert": LiteRT}[form]()
     assert loops_and_nms(graph.graph.as_graph_def())
-    converter.write(tf.Module(), function, graph, tmp_path / "nms", "nms")
+    converter.write(tf.Module(), function, graph, path=tmp_path / "nms", model="nms")
     for seed in range(20):
         rng = np.random.default_rng(seed)
         center = rng.uniform(0, 20, (1, count, 2))

@@ -62,7 +62,7 @@ def test_a_run_has_the_numbers_of_its_masks_everywhere(trained, capsys):
     assert [line["step"] for line in measured] == [4, 8, 12]
     assert all(f"val/masks_{name}" in line for line in measured for name in ("ap", "ap50", "ap_medium"))
     assert measured[-1]["val/masks_ap75"] == 100.0
-    assert trained.said.count("  mask AP ") == 3 and "10 pictures, masks" in trained.said
+    assert trained.said.count("  mask AP ") == 3 and "10 images, masks" in trained.said
 
     found, truth = (str(path) for path in (run / "detections.json", trained.truth))
     out = run.parent / "numbers.json"
