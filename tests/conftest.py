@@ -31,6 +31,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 from support import golden, not_yet  # noqa: E402
 
+if not ON_JAX:
+    import tensorflow as tf
+
+    # Graphs of tests run a few times: optimising them takes longer than running them.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 
 def pytest_collection_modifyitems(config, items):
     if not ON_JAX:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from support.marks import slow_on_jax, slow_on_jax_but
 
 from kgarden.bench import bench
 from kgarden.bench.pss_nms import _selection_of, synthetic_maps
@@ -41,6 +42,7 @@ def test_made_up_batches_are_what_the_recipe_says():
     assert y["boxes"].shape == (2, 16, 4) and truth_is_valid(y).sum() == 8
 
 
+@slow_on_jax
 def test_settings_are_measured_in_processes_of_their_own():
     settings = {"kept": {}, "again": {"remat": ["backbone"], "precision": "mixed_bfloat16"}}
     found = training_settings(recipe(), 2, None, settings, rounds=1)
@@ -60,6 +62,7 @@ def pss_recipe(base):
     return load_recipe("quickstart", {"model": model, **sizes})
 
 
+@slow_on_jax
 def test_selection_is_measured_with_and_without_nms():
     found = bench(pss_recipe("fcos"), ["nms"], repeats=1)["nms"]
     assert found["canvas"] == [256, 320] and found["picture"] == [256, 310]
@@ -71,6 +74,7 @@ def test_selection_is_measured_with_and_without_nms():
         bench(recipe(), ["nms"])
 
 
+@pytest.mark.slow
 def test_heads_are_measured_beside_a_single_one():
     model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
     model |= {"name": "double_head", "proposals": {"test": {"total": 20}}}
@@ -88,7 +92,7 @@ def test_heads_are_measured_beside_a_single_one():
         bench(recipe(), ["heads"])
 
 
-@pytest.mark.parametrize("base", ["fcos", "gfl", "retinanet"])
+@pytest.mark.parametrize("base", slow_on_jax_but(["fcos", "gfl", "retinanet"], kept=["fcos"]))
 def test_made_up_maps_give_nms_something_to_do(base):
     """Many pairs for every object before NMS; after it, and by the branch, about one for each."""
     detector = build_model(pss_recipe(base), 3)

@@ -203,15 +203,15 @@ NOT_IN_LITERT = re.compile(r"NON_MAX_SUPPRESSION|WHILE|Flex|CUSTOM|^IF$")
     "base, form, canvas",
     [
         ("fcos", "onnx", (96, 160)),
-        ("fcos", "onnx", (160, 96)),
+        pytest.param("fcos", "onnx", (160, 96), marks=pytest.mark.slow),
         ("fcos", "litert", (96, 160)),
-        ("fcos", "litert", (160, 96)),
-        ("atss", "onnx", (160, 96)),
-        ("atss", "litert", (96, 160)),
-        ("gfl", "onnx", (96, 160)),
+        pytest.param("fcos", "litert", (160, 96), marks=pytest.mark.slow),
+        pytest.param("atss", "onnx", (160, 96), marks=pytest.mark.slow),
+        pytest.param("atss", "litert", (96, 160), marks=pytest.mark.slow),
+        pytest.param("gfl", "onnx", (96, 160), marks=pytest.mark.slow),
         ("gfl", "litert", (160, 96)),
         ("retinanet", "onnx", (160, 96)),
-        ("retinanet", "litert", (96, 160)),
+        pytest.param("retinanet", "litert", (96, 160), marks=pytest.mark.slow),
     ],
 )
 def test_other_runtimes_answer_as_the_model_does(base, form, canvas, tmp_path):
@@ -237,7 +237,7 @@ def test_other_runtimes_answer_as_the_model_does(base, form, canvas, tmp_path):
     assert about["inputs"].keys() == x.keys() and about["outputs"].keys() == answer.keys()
 
 
-@pytest.mark.parametrize("form", ["onnx", "litert"])
+@pytest.mark.parametrize("form", ["onnx", pytest.param("litert", marks=pytest.mark.slow)])
 def test_nms_survives_the_way_into_another_runtime(form, tmp_path):
     """Several blocks of boxes, chains within a block; tf2onnx loses a loop state that is handed through."""
     for package in NEEDED[form]:

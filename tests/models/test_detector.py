@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import slow_on_jax, slow_on_jax_but
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.errors import UserError
@@ -26,15 +27,18 @@ def values(variables):
 
 def every_variant():
     """All of them; on JAX, where each compiles for half a minute, what others repeat is slow."""
-    core = {"centernet", "centernet2", "gfl", "retinanet", "defcn", "pss_two_stages"}
-    slow = set(VARIANTS) - core if keras.backend.backend() == "jax" else set()
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in VARIANTS]
+    core = {"centernet2", "pss_two_stages"}
+    return slow_on_jax_but(VARIANTS, kept=core)
 
 
 # Tracing a step takes seconds; these have every part.
-TRAINED = ["centernet", "centernet2", "fcos", "gfl", "retinanet", "atss_pss", "defcn", "two_stage"]
-TRAINED += ["condinst_pss", "faster_rcnn"]
+TRAINED = slow_on_jax_but(
+    ["centernet", "centernet2", "gfl", "retinanet", "atss_pss", "defcn", "condinst_pss", "faster_rcnn"],
+    kept=["centernet2", "atss_pss", "condinst_pss"],
+)
 SLOW = (
+    "fcos",
+    "two_stage",
     "atss",
     "cascade_rcnn",
     "centernet2_gfl",
@@ -139,6 +143,7 @@ def test_pixels_outside_the_picture_do_not_matter():
     np.testing.assert_array_equal(one["scores"], two["scores"])
 
 
+@slow_on_jax
 def test_boxes_stay_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

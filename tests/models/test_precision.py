@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import slow_on_jax
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.heads.selection import Selection
@@ -228,6 +229,7 @@ def test_an_overflow_is_left_out_and_training_goes_on(optimizer):
     assert all("float32" == dtype_of(v) for v in detector.optimizer.variables if "float" in dtype_of(v))
 
 
+@slow_on_jax
 def test_a_loss_that_is_not_finite_is_reported_in_float16_too():
     detector = compiled_float16("sgd")
     x, y = batch()

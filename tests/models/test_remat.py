@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import slow_on_jax
 from support.programs import run
 from support.variants import CLASSES, VARIANTS, batch
 
@@ -22,8 +23,8 @@ WIDE = {"stem_channels": 32, "res2_channels": 32}
 CASES = [
     ({"name": "resnet18", "norm": "bn", **SMALL}, "float32", 6),
     ({"name": "resnet18", "norm": "bn", **SMALL}, "mixed_bfloat16", 1),
-    ({"name": "resnet18", "norm": "gn", **WIDE}, "float32", 6),
-    (FROZEN, "float32", 6),
+    pytest.param({"name": "resnet18", "norm": "gn", **WIDE}, "float32", 6, marks=pytest.mark.slow),
+    pytest.param(FROZEN, "float32", 6, marks=pytest.mark.slow),
 ]
 
 
@@ -70,6 +71,7 @@ def trained_backbone(settings, remat, precision, steps=2):
     return before, arrays(model.variables), float(np.asarray(loss).ravel()[0])
 
 
+@slow_on_jax
 @pytest.mark.parametrize("settings, precision, blocks", CASES)
 def test_weights_and_statistics_are_those_of_a_training_that_keeps_everything(
     settings, precision, blocks, monkeypatch
@@ -93,6 +95,7 @@ def assert_alike(before, one, other, share):
         assert way > 0 or np.array_equal(b, old)
 
 
+@slow_on_jax
 def test_the_key_of_a_recipe_changes_memory_and_nothing_else():
     trained = []
     for remat in ([], ["backbone"]):

@@ -8,6 +8,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from support.marks import slow_on_jax
 
 from kgarden.config.loading import load_recipe, stage_recipes
 from kgarden.errors import UserError
@@ -119,6 +120,7 @@ def kind_of(model):
     return {**model, "roi_head": {**model["roi_head"], "focus": [int(share) or share > 0 for share in focus]}}
 
 
+@slow_on_jax
 @pytest.mark.parametrize("stem", STEMS + OTHERS)
 def test_every_model_of_a_row_is_built_or_refused_in_one_line(stem):
     recipes = {row: load_recipe(stem, row=row) for row in load_recipe(stem).rows}

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import slow_on_jax_but
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.models import MODELS, build_detector
@@ -40,7 +41,7 @@ def softly(boxes, scores, labels, factor):
     return chosen
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_on_jax_but(NAMES, kept=["fcos", "centernet2"]))
 def test_every_detector_ends_in_soft_nms_if_asked_to(name):
     """By the keys of a recipe; against numpy on the pairs that the detector itself picks."""
     selection = {"method": "soft_nms", "soft": "gaussian", "iou": IOU, "min_score": MIN_SCORE}

@@ -1,4 +1,6 @@
-"""One replica against two in a process of its own: `python -m support.programs.replicas VARIANT [MORE]`.
+"""One replica against two in a process of its own.
+
+    python -m support.programs.replicas VARIANT [MORE] [, VARIANT [MORE] ...]
 
 MORE, of the two replicas: `micro` lets each take its share in two micro-batches, `remat` has backbones
 compute again what they did not keep. Prints, for some steps on batches of two canvases, the largest
@@ -90,4 +92,5 @@ def main(variant, *more):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for case in " ".join(sys.argv[1:]).split(" , "):
+        main(*case.split())
