@@ -13,6 +13,17 @@ Names are imported when they are first used: `import kgarden` costs no second.
 import importlib
 import importlib.metadata
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; at run time names are imported from _HOMES
+    from kgarden.build import build_datasets, build_model, build_optimizer, load_run
+    from kgarden.config.loading import load_recipe
+    from kgarden.config.recipe import Recipe
+    from kgarden.errors import UserError
+    from kgarden.inference.paste_masks import paste_masks
+    from kgarden.inference.predictor import Predictor
+    from kgarden.models.base.detector import Detector, InferenceModel
 
 __version__ = "0.1.0"
 
@@ -31,10 +42,23 @@ _HOMES = {
     "paste_masks": "kgarden.inference.paste_masks",
     "UserError": "kgarden.errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Detector",
+    "InferenceModel",
+    "Predictor",
+    "Recipe",
+    "UserError",
+    "__version__",
+    "build_datasets",
+    "build_model",
+    "build_optimizer",
+    "load_recipe",
+    "load_run",
+    "paste_masks",
+]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kgarden' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -42,15 +66,15 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def version_complaint(installed=None):
-    """One line on versions outside the tested window, or None.
+def version_complaint(installed: Mapping[str, str] | None = None) -> str | None:
+    """Returns one line on versions outside the tested window, or None.
 
     Args:
-        installed: {"keras": "3.15.1", ...}; None: what is installed. A package that is absent is no fault.
+        installed: {"keras": "3.15.1", ...}; None: the installed ones. A package may be absent.
     """
     installed = _installed() if installed is None else installed
     wrong = [
@@ -65,7 +89,7 @@ def version_complaint(installed=None):
     return f"kgarden {__version__} is not tested with {found}: pip install {needed}"
 
 
-def _installed():
+def _installed() -> dict[str, str]:
     found = {}
     for name, distributions in {"keras": ["keras"], "tensorflow": ["tensorflow", "tensorflow-cpu"]}.items():
         for distribution in distributions:

@@ -239,7 +239,8 @@ def val_batches(
         further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], sizes at which x has
                        the same pictures again, under "views". A batch has one canvas for each size.
         flip:          "views" has them in a mirror too, at every size behind the picture itself.
-        others:        see `train_batches`.
+        datasets, long_side_px, batch_size, canvases, antialias, scaled_decode, parallel: see
+                       `train_batches`.
     Returns:
         tf.data.Dataset of (x, meta), of known length.
     """

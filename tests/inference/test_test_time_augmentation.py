@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import SLOW_ON_JAX
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.errors import UserError
@@ -243,7 +244,11 @@ def boxes_of(found, size_hw=None):
 
 @pytest.mark.parametrize(
     "name,convention",
-    [("fcos", "detectron2"), ("atss_pss", "maskrcnn_benchmark"), ("centernet2", "maskrcnn_benchmark")],
+    [
+        ("fcos", "detectron2"),
+        pytest.param("atss_pss", "maskrcnn_benchmark", marks=SLOW_ON_JAX),
+        pytest.param("centernet2", "maskrcnn_benchmark", marks=SLOW_ON_JAX),
+    ],
 )
 def test_a_mirrored_picture_gives_mirrored_boxes(name, convention):
     """With flip, the views of a picture and those of its mirror image are the same two."""
@@ -262,9 +267,9 @@ def test_a_mirrored_picture_gives_mirrored_boxes(name, convention):
 @pytest.mark.parametrize(
     "name,convention",
     [
-        ("centernet2", "detectron2"),
+        pytest.param("centernet2", "detectron2", marks=SLOW_ON_JAX),
         ("centernet", "maskrcnn_benchmark"),
-        ("double_head", "maskrcnn_benchmark"),
+        pytest.param("double_head", "maskrcnn_benchmark", marks=SLOW_ON_JAX),
     ],
 )
 def test_one_view_is_the_detector_itself(name, convention):

@@ -18,7 +18,7 @@ SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn", "
     ],
 )
 def test_two_replicas_train_as_one(cases):
-    """Loss terms divide by the objects of all replicas, sampling follows the image, norms see the whole batch."""
+    """Loss terms divide by the objects of all replicas; sampling and norms see the whole batch."""
     cases = cases.split(" , ")
     lines = run("replicas", " , ".join(cases)).splitlines()[-len(cases) :]
     for case, line in zip(cases, lines, strict=True):

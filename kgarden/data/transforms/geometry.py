@@ -71,7 +71,7 @@ def cut(example, window, min_visible, by_center=False):
 
     Args:
         window: (4,) int32 yxyx, inside the picture.
-        others: see `trimmed`.
+        example, min_visible, by_center: see `trimmed`.
     """
     top, left, bottom, right = tf.unstack(window)
     example = moved(example, shift=-tf.stack([top, left]))
