@@ -1,4 +1,4 @@
-"""Shards that others wrote, used where they lie.
+"""Use of existing TF Object Detection API or Model Garden shards in place.
 
 What our own data sets carry beside their shards (categories, index, ground truth) is found by one pass and
 kept in a folder elsewhere. Shards packed with gzip are unpacked there, because a packed file cannot be read

@@ -1,4 +1,4 @@
-"""The account of a conversion: what became of every picture and every box of the source.
+"""Report of a conversion: what became of every image and box of the source.
 
 pictures = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
 """

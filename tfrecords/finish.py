@@ -1,4 +1,4 @@
-"""All shards and what lies beside them -> annotations.json, index.json, manifest.json."""
+"""Last step of a conversion: writes annotations.json, index.json and manifest.json beside the shards."""
 
 import contextlib
 import json

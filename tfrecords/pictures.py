@@ -1,4 +1,4 @@
-"""Picture files -> bytes that TensorFlow decodes, and the decoder."""
+"""Encoding and decoding of image files in formats that TensorFlow reads."""
 
 import dataclasses
 import io

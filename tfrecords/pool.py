@@ -1,4 +1,4 @@
-"""Shards made by several processes at a time."""
+"""Process pool that writes shards in parallel."""
 
 import concurrent.futures
 import multiprocessing

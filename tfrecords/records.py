@@ -1,4 +1,4 @@
-"""The records of a TFRecord file, one by one, past those that are damaged.
+"""Reading of TFRecord files record by record, past damaged ones.
 
 A record is its length (8 bytes), a checksum of the length, the data, and a checksum of the data. TensorFlow's
 reader checks both sums and stops at the first that fails; where the length can be trusted, the next record

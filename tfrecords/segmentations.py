@@ -1,4 +1,4 @@
-"""Masks of objects: COCO's polygons and run-length codes -> PNG files of the picture's size."""
+"""Conversion of COCO polygons and run-length codes to PNG masks of the image's size."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""One shard: made by one process beside its place, renamed when it is whole, and not made twice.
+"""Writing of one shard: aside, renamed when complete, and not written twice.
 
 Beside NAME.tfrecord lies NAME.jsonl until the data set is finished: a line with the key, a line for every
 job, and a line about the file. It is renamed after the shard: if it is there, the shard is whole.

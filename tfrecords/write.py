@@ -1,4 +1,4 @@
-"""Records -> a data set on disk: shards, manifest.json, annotations.json, index.json.
+"""Writing of a data set: shards, manifest.json, annotations.json and index.json.
 
 A data set is one directory. It grows in a directory beside its place and is renamed when it is whole, so
 that a directory that exists is complete. Every shard is one task of a pool of processes; job k goes to

@@ -1,4 +1,4 @@
-"""ResNet: image -> C2..C5.
+"""ResNet and ResNeXt backbones: an image to the feature maps C2..C5.
 
 He et al. 2015, arXiv:1512.03385; grouped blocks: ResNeXt, Xie et al. 2016, arXiv:1611.05431.
 Names follow detectron2: stem, res2..res5. Where the stride of a stage sits is an argument, because

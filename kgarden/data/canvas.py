@@ -1,4 +1,4 @@
-"""How a picture of any size is laid into a canvas of the network, and the way back.
+"""Resizing and padding of images to a canvas, the fixed input sizes of the network.
 
 A picture is scaled so that its shorter side is `short_side_px`, or less if its longer side would exceed
 `long_side_px`, and laid into the upper left corner of a canvas, a fixed size that the network takes. Which

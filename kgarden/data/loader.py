@@ -1,4 +1,4 @@
-"""One picture with its truth, from the record on disk to pixels and boxes."""
+"""Loader: decodes one record into an image with its ground truth."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Which picture comes when: a function of the seed alone, computed on the host before anything is read.
+"""Order of images and their grouping into batches of one canvas; a pure function of the seed.
 
 How often a picture of a data set comes stands in sampling.py. Batches hold pictures of one canvas: a picture
 waits until enough others of its canvas have come. The order from step k on is found by counting

@@ -1,4 +1,4 @@
-"""Ground truth in exactly M rows."""
+"""Padding of ground truth to a fixed number of objects."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Data sets -> batches of one canvas, as `kgarden.structures` has them.
+"""Input pipeline: data sets to batches of one canvas, as `kgarden.structures` describes them.
 
     order of the pictures -> records -> parse -> decode -> transforms -> canvas -> batch
 

@@ -1,4 +1,4 @@
-"""Bilinear resizing with antialiasing, a part of the picture too, in half the time of `tf.image.resize`.
+"""Bilinear resizing with antialiasing, also of a crop, in half the time of `tf.image.resize`.
 
 The triangle filter is a product of a filter along y and one along x. Each is a sparse matrix with one row for
 each pixel of the result, so that a picture is `rows @ picture @ columns^T`: two sparse products and two

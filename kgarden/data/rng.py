@@ -1,4 +1,4 @@
-"""Chance as a function: the same seed gives the same numbers on every thread, machine and version.
+"""Stateless random numbers for tf.data: a hash of (seed, counter), independent of threads and versions.
 
 A hash of (seed, counter) instead of a generator with a state, and instead of `tf.random.stateless_uniform`,
 which takes one seed for a whole tensor: here a batch of seeds gives a batch of numbers. `kgarden.ops.random`

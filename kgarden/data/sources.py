@@ -1,4 +1,4 @@
-"""What a recipe names as data -> a data set on disk, opened.
+"""Data sources of a recipe: converts raw data once and opens data sets on disk.
 
 Raw data (`format`) is converted once into a cache directory, under a name made of everything it depends
 on; shards (`glob`) are taken as they are, and of those that others wrote the cache holds the index, the

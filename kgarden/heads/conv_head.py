@@ -1,4 +1,4 @@
-"""Residual and non-local blocks on the cells of a RoI, and their mean: the conv-head of Double-Head R-CNN.
+"""Convolutional RoI head of Double-Head R-CNN: residual and non-local blocks, then average pooling.
 
 Wu et al. 2020, arXiv:1904.06493, section 3.1 and Fig. 5.
 """

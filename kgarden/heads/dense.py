@@ -1,4 +1,4 @@
-"""What RetinaNet, FCOS, ATSS and GFL have in common: two towers on every level, with shared weights.
+"""Dense heads with two towers, shared by all levels: the base class of RetinaNet, FCOS, ATSS and GFL.
 
 On the class tower sits a convolution for C class logits, on the box tower one for the code of the box, which
 each head reads in its own way; a location quality ("centre-ness") may sit on either. So a head says with

@@ -1,4 +1,4 @@
-"""The layers between RoI features and the outputs of a box head: fully connected ones, maybe convolutions."""
+"""Fully connected RoI head, with optional convolutions in front."""
 
 import math
 

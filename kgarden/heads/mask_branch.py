@@ -1,4 +1,4 @@
-"""Branches that see a whole picture at the stride of the finest level: shared maps for masks, and classes.
+"""Mask branches on the whole image: shared basis maps, and semantic segmentation logits.
 
 Tian, Shen, Chen 2020, arXiv:2003.05664, section 3.1, and its release (AdelaiDet), which adds the classes.
 """

@@ -1,4 +1,4 @@
-"""From all candidates of a dense head or RoI head to a few: the slot `selection` of every detector.
+"""Selection of detections or proposals: thresholds, top-k per level, NMS, soft-NMS, 3x3 peaks or none.
 
 Rank within a level, keep the best of each, suppress duplicates (or not), keep the best of all.
 Everything is padded to a fixed length and carries `valid` and `source`.

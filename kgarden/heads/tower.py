@@ -1,4 +1,4 @@
-"""A run of 3x3 convolutions that a dense head applies to every level with the same weights."""
+"""Tower: a stack of 3x3 convolutions, applied to every pyramid level with the same weights."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""The references' initialisations.
+"""Weight initialisers of the reference implementations.
 
 Functions, because a Keras initializer draws the same numbers at every call: each layer needs its own.
 """

@@ -1,4 +1,4 @@
-"""Non-local blocks: every cell of a map is changed by what all the others hold.
+"""Non-local blocks: self-attention over the cells of a feature map.
 
 Wang, Girshick, Gupta, He, "Non-local neural networks", 2018, arXiv:1711.07971:
 

@@ -1,4 +1,4 @@
-"""Normalisation by name: frozen batch norm, batch norm, synchronised batch norm, group norm.
+"""Normalisation layers by name: frozen, plain and synchronised batch norm, group norm.
 
 The epsilon is 1e-5 throughout, as in every reference; Keras' own default, 1e-3, shifts
 activations by more than goldens allow.

@@ -1,4 +1,4 @@
-"""From the bytes of a canvas to what a backbone expects."""
+"""Pixel normalisation: channel order, mean and standard deviation of the backbone's training."""
 
 import keras
 from keras import ops

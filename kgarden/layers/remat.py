@@ -1,4 +1,4 @@
-"""Computing again on the way back what would otherwise be kept in memory since the way forward.
+"""Rematerialisation (activation checkpointing): recompute activations in the backward pass.
 
 Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174. A layer that offers it has an attribute `remat`, False at
 first, and sends what is to be forgotten through `recomputed`.

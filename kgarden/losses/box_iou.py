@@ -1,4 +1,4 @@
-"""IoU losses between pairs of boxes, as mmdetection computes them; element by element.
+"""IoU, GIoU, DIoU and related losses between pairs of boxes, element-wise, as in mmdetection.
 
 IoU: Yu et al. 2016, arXiv:1608.01471; GIoU: Rezatofighi et al. 2019, arXiv:1902.09630; DIoU and CIoU: Zheng
 et al. 2019, arXiv:1911.08287; bounded IoU: Tychsen-Smith and Petersson 2017, arXiv:1711.00164.

@@ -1,4 +1,4 @@
-"""Focal losses on sigmoid outputs, and the distribution of a distance; element by element.
+"""Focal, quality focal and distribution focal losses on logits, element-wise.
 
 Focal: Lin et al. 2017, arXiv:1708.02002, Eq. 5. Quality and distribution focal loss: Li et al. 2020,
 arXiv:2006.04388, Eq. 5 and 6. Normalisers are left to the caller.

@@ -1,4 +1,4 @@
-"""Focal loss on a heat map of centres.
+"""Penalty-reduced focal loss on a heat map of object centres.
 
 Law and Deng 2018, arXiv:1808.01244, Eq. 1, as CenterNet2 uses it: positives are a list of cells, the
 heat softens the negatives around them.

@@ -1,4 +1,4 @@
-"""IoU losses on distances to the four sides of a box, seen from one point."""
+"""IoU losses on distances from a point to the four sides of a box (ltrb)."""
 
 from keras import ops
 

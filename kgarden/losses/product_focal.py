@@ -1,4 +1,4 @@
-"""Focal loss on a product of sigmoids: P = sigmoid(a) sigmoid(b) ..., one factor for each question asked.
+"""Focal loss on a product of sigmoids, computed from log-probabilities.
 
 Zhou, Yu, Shen, Wang, Li 2021, arXiv:2101.11782, section 3.1.1 (class, centre-ness, positive sample selector);
 Wang et al. 2021, arXiv:2012.03544 (class, filter); focal: Lin et al. 2017, arXiv:1708.02002, Eq. 5.

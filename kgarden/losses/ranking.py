@@ -1,4 +1,4 @@
-"""Ranking loss: every positive is to score higher than every negative, by a margin.
+"""Ranking loss: a margin between the scores of positives and of negatives.
 
 Zhou, Yu, Shen, Wang, Li 2021, arXiv:2101.11782, section 3.1.2, Eq. 2.
 """

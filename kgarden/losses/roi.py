@@ -1,4 +1,4 @@
-"""Losses of a box head, element by element; normalisers are left to the caller."""
+"""Classification and box regression losses of RoI heads, element-wise; the caller normalises."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""ATSS: FCOS' head on one anchor for each cell, and positives that every object chooses by itself.
+"""ATSS: FCOS' head with one anchor for each cell, and adaptive training sample selection.
 
 Zhang, Chi, Yao, Lei, Li, "Bridging the gap between anchor-based and anchor-free detection via adaptive
 training sample selection", 2020, arXiv:1912.02424. What sets RetinaNet and FCOS apart is which places learn

@@ -1,4 +1,4 @@
-"""CenterNet*, the dense detector that CenterNet2 puts first, alone or as a proposer.
+"""CenterNet*: the dense first stage of CenterNet2, alone or as a proposer.
 
 Zhou, Koltun, Krähenbühl, "Probabilistic two-stage detection", 2021, arXiv:2103.07461, section 5;
 after Zhou, Wang, Krähenbühl, "Objects as points", 2019, arXiv:1904.07850. Every level of an FPN

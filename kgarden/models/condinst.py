@@ -1,4 +1,4 @@
-"""CondInst: every place of a dense detector predicts the weights of a tiny network that draws its mask.
+"""CondInst: a dense detector that predicts, for every point, the weights of a small mask network.
 
 Tian, Shen, Chen, "Conditional convolutions for instance segmentation", 2020, arXiv:2003.05664. A branch makes
 8 maps that all objects of a picture share; a convolution on the box tower says at each place the 169 weights

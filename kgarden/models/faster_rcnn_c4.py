@@ -1,4 +1,4 @@
-"""Faster R-CNN as it was before pyramids: RPN and RoIs on C4, the last stage of the ResNet on every RoI.
+"""Faster R-CNN without a pyramid: RPN and RoIs on C4, the last stage of the ResNet on every RoI.
 
 Ren, He, Girshick, Sun 2015, arXiv:1506.01497, with a ResNet: He et al. 2015, arXiv:1512.03385, appendix A.
 The backbone ends at C4, stride 16, where RPN's one level has anchors of all sizes. RoIAlign cuts 14 x 14

@@ -1,4 +1,4 @@
-"""FCOS: every cell inside an object predicts the distances to its four sides.
+"""FCOS: every point inside an object predicts the distances to its four sides.
 
 Tian, Shen, Chen, He, "FCOS: fully convolutional one-stage object detection", 2019, arXiv:1904.01355; the
 improved version: "FCOS: a simple and strong anchor-free object detector", 2020, arXiv:2006.09214. No anchors:

@@ -1,4 +1,4 @@
-"""GFL: one score that is class and quality at once, and sides as distributions.
+"""GFL: a joint score of class and localisation quality, and box sides as distributions.
 
 Li, Wang, Wu, Chen, Hu, Li, Tang, Yang, "Generalized focal loss: learning qualified and distributed bounding
 boxes for dense object detection", 2020, arXiv:2006.04388. Instead of a class score and a centre-ness that

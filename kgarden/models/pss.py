@@ -1,4 +1,4 @@
-"""PSS: any dense detector without NMS, by a branch that selects one positive sample for each object.
+"""PSS: detection without NMS; a branch on any dense detector selects one positive for each object.
 
 Zhou, Yu, Shen, Wang, Li, "Object detection made simpler by eliminating heuristic NMS", 2021,
 arXiv:2101.11782. A few convolutions on the (detached) box tower say at every place whether it is the one

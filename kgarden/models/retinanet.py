@@ -1,4 +1,4 @@
-"""RetinaNet: nine anchors for each cell, and a loss that easy background cannot drown.
+"""RetinaNet: nine anchors for each cell, trained with the focal loss.
 
 Lin, Goyal, Girshick, He, Dollár, "Focal loss for dense object detection", 2017, arXiv:1708.02002. A dense
 detector sees some hundred thousand places of which a handful hold an object; the focal loss takes weight from

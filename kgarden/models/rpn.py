@@ -1,4 +1,4 @@
-"""RPN: where is anything at all? The first stage of Faster R-CNN.
+"""Region proposal network (RPN): objectness and box deltas for every anchor.
 
 Ren, He, Girshick, Sun, "Faster R-CNN", 2015, arXiv:1506.01497, section 3.1; on a pyramid: Lin et al. 2016,
 arXiv:1612.03144, section 4.1. One convolution, then for every anchor a logit "object or not" and four deltas.

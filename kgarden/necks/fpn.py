@@ -1,4 +1,4 @@
-"""Feature pyramid network: C2..C5 -> P2..P7.
+"""Feature pyramid network (FPN): C2..C5 to the levels P2..P7.
 
 Lin et al. 2016, arXiv:1612.03144; the extra levels P6 and P7: Lin et al. 2017, arXiv:1708.02002,
 with P6 taken from P5 as in FCOS and CenterNet2, or from C5 as in RetinaNet.

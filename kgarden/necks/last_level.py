@@ -1,4 +1,4 @@
-"""No pyramid: the backbone's last features as the only level."""
+"""Neck without a pyramid: the backbone's last feature map as the only level."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""Anchors: template boxes of fixed sides around every cell of a pyramid, as constants.
+"""Anchors: template boxes of fixed sizes at every cell of a pyramid, as constants.
 
 Ren et al. 2015, arXiv:1506.01497, section 3.1.1; nine for each cell: Lin et al. 2017, arXiv:1708.02002,
 section 4. Computed once for the static shapes of the levels.

@@ -1,4 +1,4 @@
-"""Maps read between their cells: enlarged by a whole factor, and sampled over boxes."""
+"""Bilinear interpolation of maps: upsampling by a whole factor, and sampling inside boxes."""
 
 from keras import ops
 

@@ -1,4 +1,4 @@
-"""Bitmaps that lie in the frames of boxes, seen on a grid over the picture."""
+"""Masks stored as bitmaps in the frames of boxes, resampled on a grid over the image."""
 
 from keras import ops
 

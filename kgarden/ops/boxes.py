@@ -1,4 +1,4 @@
-"""Boxes: areas, overlaps, clipping, and the code of one box relative to another.
+"""Box operations: area, IoU, clipping, rescaling, and encoding and decoding of deltas.
 
 Boxes are xyxy corners in px, continuous (no "+1"), float32. A box whose right side lies left of its left
 side, or whose bottom lies above its top, is empty: area 0, IoU 0 with everything.

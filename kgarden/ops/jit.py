@@ -1,4 +1,4 @@
-"""Functions compiled anew for each shape that they meet, on either backend.
+"""Functions compiled once for each input shape, on either backend.
 
 Keras relaxes shapes to "unknown" at the second one that a step or a prediction sees. Detectors need static
 shapes: a few canvases, each traced once.

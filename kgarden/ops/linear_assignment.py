@@ -1,4 +1,4 @@
-"""One-to-one assignment: every object gets a candidate of its own, or none.
+"""Linear assignment (Hungarian algorithm): at most one candidate for each object, at least cost.
 
 Two rules that are not each other's approximation, so neither ever stands in for the other:
 

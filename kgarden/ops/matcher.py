@@ -1,4 +1,4 @@
-"""Which ground truth belongs to which box, and which boxes are learned from.
+"""Matching of boxes to ground truth by IoU thresholds, and sampling of positives and negatives.
 
 `match` gives every box a row of the ground truth and one of the labels of this module; `sample` draws a
 fixed number of boxes, positives first. Both are the rules of detectron2's `Matcher` and `subsample_labels`.

@@ -1,4 +1,4 @@
-"""Batch statistics, with TensorFlow's fused kernel where it is at hand (2 to 3 times as fast on a CPU)."""
+"""Batch normalisation with TensorFlow's fused kernel where available (2 to 3 times as fast on a CPU)."""
 
 from keras import backend, ops
 

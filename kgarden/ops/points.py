@@ -1,4 +1,4 @@
-"""Where the cells of a pyramid lie: constants computed from the static shapes of its levels."""
+"""Points: centres of the cells of a pyramid, constants of the static shapes of its levels."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""RoIAlign: what a box shows of a feature pyramid, on a fixed grid of S x S bins.
+"""RoIAlign on a feature pyramid: S x S bins for each box.
 
 He et al. 2017, arXiv:1703.06870, section 3, in the "aligned" form of detectron2: a feature lies at the
 centre of its cell, so a box's side x px is at x / stride - 1/2 cells. A bin averages n x n bilinear samples.

@@ -1,4 +1,4 @@
-"""RoIAlign on TensorFlow as one product with a sparse matrix: bins x cells, a few cells for each bin.
+"""RoIAlign on TensorFlow as one product with a sparse matrix of bins x cells.
 
 On two CPU cores this takes about a third of the time of gathering every box's cells and multiplying densely,
 and needs no memory for gathered features. It asks for shapes that depend on the boxes, so not for XLA.

@@ -1,4 +1,4 @@
-"""Soft-NMS: boxes that overlap a better one lose score instead of being thrown away.
+"""Soft-NMS: overlapping boxes lose score instead of being removed.
 
 Bodla, Singh, Chellappa, Davis 2017, arXiv:1704.04503, Fig. 2. One box is settled in each step, so the work is
 that of as many comparisons with all boxes as boxes are asked for; classes go through together, told apart by

@@ -1,4 +1,4 @@
-"""What the places of a dense head are assigned to: the words that all assigners share.
+"""Assignment results: the values that all assigners of dense heads return.
 
 A place is a cell, or an anchor where a cell has several. `matched` (B, A) int32 holds a row of the ground
 truth, or one of the two constants below.

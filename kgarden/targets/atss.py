@@ -1,4 +1,4 @@
-"""Which anchor must predict which object by adaptive training sample selection.
+"""ATSS assigner: adaptive training sample selection.
 
 Zhang et al. 2020, arXiv:1912.02424, Algorithm 1: the nearest anchors of every level are candidates, and an
 object sets its own IoU threshold by what they are like. Letters: B images, M objects (padded), A anchors.

@@ -1,4 +1,4 @@
-"""Which cells answer for which objects in CenterNet's dense head.
+"""CenterNet assigner: positives near object centres, heat maps and box regression targets.
 
 Zhou, Koltun, Krähenbühl 2021, arXiv:2103.07461, section 5 and the authors' release: overlapping
 size ranges (an object may live on two levels), one positive cell for each level of an object, a

@@ -1,4 +1,4 @@
-"""Which point must predict which object in FCOS, and how near the middle of it the point lies.
+"""FCOS assigner: points inside objects by size range, and centre-ness targets.
 
 Tian et al. 2019, arXiv:1904.01355, sections 3.1 to 3.3; centre sampling: Tian et al. 2020,
 arXiv:2006.09214, section 3.2. Letters: B images, M objects (padded), A points of all levels.

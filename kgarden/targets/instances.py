@@ -1,4 +1,4 @@
-"""What masks teach: which places learn which object's, and the class that lies at each cell."""
+"""Mask targets: which points are supervised by which instance, and per-cell semantic labels."""
 
 from typing import NamedTuple
 

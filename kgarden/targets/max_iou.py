@@ -1,4 +1,4 @@
-"""Which object each prior box must predict by its largest IoU: the rule of Faster R-CNN in all its readings.
+"""Max-IoU assigner of Faster R-CNN's RPN and of mmdetection's anchor heads, in all its settings.
 
 Ren et al. 2015, arXiv:1506.01497, section 3.1.2; mmdetection's MaxIoUAssigner. Letters: B images, M objects
 (padded), A priors: anchors, proposals, RoIs.

@@ -1,4 +1,4 @@
-"""One candidate for each object: what a detector without NMS learns from.
+"""One-to-one assigner: one positive for each object, for detectors without NMS.
 
 Wang et al. 2021 (DeFCN, POTO), arXiv:2012.03544, section 3.2; Zhou et al. 2021 (PSS), arXiv:2101.11782,
 section 3.3. The candidate is chosen anew at every step from what the detector predicts now, by class and by

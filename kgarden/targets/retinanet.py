@@ -1,4 +1,4 @@
-"""Which anchor must predict which object by thresholds of IoU.
+"""IoU-threshold assigner of RetinaNet.
 
 Lin et al. 2017, arXiv:1708.02002, section 4. Letters: B images, M objects (padded), A anchors.
 """

@@ -1,4 +1,4 @@
-"""Names of detectron2 and of the CenterNet2 release (facebookresearch/detectron2, xingyizhou/CenterNet2)."""
+"""Weight names of detectron2 and of the CenterNet2 release."""
 
 HEAD = r"proposal_generator\.centernet_head\."
 

@@ -1,4 +1,4 @@
-"""Reading a state dict of PyTorch's layout with the help of a table of names."""
+"""Loading of PyTorch state dicts through a table of names."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The common core of the converters: a picture and the objects that a source claims -> a Record.
+"""Shared part of the converters: an image and its annotations to a Record.
 
 A converter reads its format into jobs; everything after that is here, and the same for all of them.
 

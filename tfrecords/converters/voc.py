@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for every picture, lists of the pictures of a split."""
+"""PASCAL VOC converter: one XML file for every image, and lists of the images of a split."""
 
 import collections
 import pathlib

@@ -1,4 +1,4 @@
-"""What a transform is, and the order in which kinds of transforms are done."""
+"""Base of the transforms, and the order in which their kinds are applied."""
 
 import dataclasses
 from collections.abc import Callable

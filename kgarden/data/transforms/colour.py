@@ -1,4 +1,4 @@
-"""Colour. Boxes stay where they are."""
+"""Colour jitter; boxes are unchanged."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Windows cut out of the stored picture, before it is resized. What is left is resized as a picture is."""
+"""Random crops of the stored image, before it is resized to its canvas."""
 
 import tensorflow as tf
 

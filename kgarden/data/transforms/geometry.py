@@ -1,4 +1,4 @@
-"""Where things are: windows cut out of a picture, pictures scaled and mirrored, and the rule of what is left.
+"""Geometry of the transforms: crops, scaling and flips of image, boxes and masks, and the visibility rule.
 
 An object that has lost too much gets label -1, "not an object"; nothing is ever dropped from the arrays, so
 that rows keep their places.

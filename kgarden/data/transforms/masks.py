@@ -1,4 +1,4 @@
-"""Masks as small bitmaps that travel with a rectangle of their own, their frame.
+"""Masks as small bitmaps, each in the frame of a rectangle that is transformed with it.
 
 A bitmap is sampled once, from the full-size mask, over the box that the object has in the stored picture.
 Cuts, scales and shifts move the frame alone, mirrors turn the bitmap over. At the very end each mask is

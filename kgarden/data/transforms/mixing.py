@@ -1,4 +1,4 @@
-"""Several pictures become one."""
+"""Mosaic and mixup: one training image from several."""
 
 import tensorflow as tf
 

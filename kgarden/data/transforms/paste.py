@@ -1,4 +1,4 @@
-"""Objects of another picture laid over this one."""
+"""Copy-paste: objects of another image pasted into this one."""
 
 import tensorflow as tf
 

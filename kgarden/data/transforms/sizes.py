@@ -1,4 +1,4 @@
-"""The picture gets its size and its part of the canvas in one go, instead of the plain resize."""
+"""Scale jitter: random scale and position on the canvas, in place of the plain resize."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""What every detector of the garden is: a keras.Model that can be compiled, fitted and asked.
+"""Detector: the base class of all models, a keras.Model with `fit`, losses and detection.
 
 `call` returns raw outputs; `compute_loss` turns them and the ground truth into named terms; `detect`
 turns them into detections. Parts fill slots; a paper is a choice of parts (kgarden/models/<paper>.py),

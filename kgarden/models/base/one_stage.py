@@ -1,4 +1,4 @@
-"""A detector with a dense head alone: backbone, neck, dense head, selection, and maybe a mask head."""
+"""One-stage detectors: backbone, neck, dense head, selection and an optional mask head."""
 
 from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
