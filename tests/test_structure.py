@@ -204,7 +204,7 @@ def test_the_package_root_holds_few_modules():
 
 
 # Names that several files share, because they are about the same paper, format or stage.
-SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "retinanet", "roi", "voc"}
+SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "roi", "voc"}
 
 
 def test_no_two_files_of_one_name_mean_different_things():

@@ -48,7 +48,7 @@ FIRST_STAGES = {
     ),
     "retinanet": (
         RetinaNetHead,
-        OTHERS | {"rescue": "keep", "normalizer": "ema", "weights": {"class": 0.5, "box": 0.5}},
+        OTHERS | {"low_quality_matches": "own", "normalizer": "ema", "weights": {"class": 0.5, "box": 0.5}},
     ),
     "atss": (
         ATSSHead,

@@ -7,7 +7,7 @@ those that are right already.
     paper                           here
     FL (Eq. 5), alpha, gamma        kgarden/losses/focal.py; term <name>/class
     anchors of section 4            kgarden/ops/anchors.py; `octaves`, `ratios`, `anchor_scale`
-    IoU of 0.5 and 0.4              kgarden/targets/retinanet.py; `thresholds`
+    IoU of 0.5 and 0.4              MaxIoU in kgarden/targets/max_iou.py; `thresholds`
     pi = 0.01                       `prior`
     smooth L1 on deltas             `box_loss`, `box_beta`; term <name>/box
 
@@ -15,7 +15,7 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 
                       mmdetection       detectron2       paper
     anchor_order      "ratio"           "size"           -
-    rescue            "overwrite"       "keep"           None
+    low-quality matches "all"           "own"            None
     normalizer        "count_empty"     "ema"            "positives"
     box_beta          0 (L1)            0.1              0.11
     clip              True              False            -
@@ -38,7 +38,7 @@ from kgarden.ops.points import flatten
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, one_hot
-from kgarden.targets.retinanet import RESCUES, assign_by_iou
+from kgarden.targets.max_iou import LOW_QUALITY, MaxIoU, assign
 
 NORMALIZERS = ("count_empty", "positives", "ema")
 
@@ -53,7 +53,7 @@ class RetinaNetHead(DenseHead):
         ratios:       height over width.
         anchor_order: the channels of a cell hold all sizes of a "ratio" or all ratios of a "size" together.
         anchor_offset: where in its cell an anchor sits, in strides: 0 top left, 0.5 middle.
-        thresholds, rescue: see kgarden/targets/retinanet.py.
+        thresholds, low_quality_matches: see MaxIoU in kgarden/targets/max_iou.py.
         normalizer:   what both terms are divided by. "positives" of the batch; "count_empty": a picture
                       without any counts as one; "ema": their average over the steps so far.
         ema_momentum, ema_start: of "ema"; ema_start is a number of positives of one picture (detectron2
@@ -79,7 +79,7 @@ class RetinaNetHead(DenseHead):
         anchor_order="ratio",
         anchor_offset=0.0,
         thresholds=(0.4, 0.5),
-        rescue="overwrite",
+        low_quality_matches="all",
         normalizer="count_empty",
         ema_momentum=0.9,
         ema_start=50.0,
@@ -99,7 +99,7 @@ class RetinaNetHead(DenseHead):
         )
         one_of("dense_head.anchor_order", anchor_order, ("ratio", "size"))
         one_of("dense_head.normalizer", normalizer, NORMALIZERS)
-        one_of("dense_head.rescue", rescue, RESCUES)
+        one_of("dense_head.low_quality_matches", low_quality_matches, LOW_QUALITY)
         one_of("dense_head.box_loss", box_loss, ("smooth_l1", *KINDS))
         sides = [anchor_scale * 2 ** (octave / octaves) for octave in range(octaves)]
         self.anchor_settings = dict(
@@ -109,7 +109,14 @@ class RetinaNetHead(DenseHead):
             offset=anchor_offset,
             size_major=anchor_order == "size",
         )
-        self.thresholds, self.rescue = thresholds, rescue
+        negative, positive = thresholds
+        literal = low_quality_matches == "own"  # as in detectron2's Matcher
+        self.rule = MaxIoU(
+            positive,
+            negative,
+            low_quality_matches=low_quality_matches,
+            low_quality_above=None if literal else 0.0,
+        )
         self.normalizer = normalizer
         self.ema_momentum, self.ema_start = ema_momentum, ema_start
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
@@ -137,7 +144,7 @@ class RetinaNetHead(DenseHead):
     def assign(self, raw, y):
         """The object that an anchor overlaps most, by the thresholds.   (B, A) int32."""
         iou = box_ops.iou(y[BOXES], self.anchors_of(raw).boxes)
-        return assign_by_iou(iou, truth_is_valid(y), self.thresholds, self.rescue)[1]
+        return assign(iou, truth_is_valid(y), self.rule)[0]
 
     def losses(self, raw, y, step=None):
         """Terms <name>/class and <name>/box."""

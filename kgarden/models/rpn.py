@@ -7,7 +7,8 @@ on.
 
     paper                               here
     anchors (3.1.1)                     kgarden/ops/anchors.py; `sizes`, `ratios`, `anchor_form`
-    positive, negative (3.1.2)          kgarden/targets/max_iou.py; `positive`, `negative`, `rescue`
+    positive, negative (3.1.2)          kgarden/targets/max_iou.py; `positive`, `negative`,
+                                        `low_quality_matches`
     256 anchors, half positive (3.1.3)  `num_samples`, `positive_fraction`
     L_cls, L_reg (Eq. 1)                terms rpn/objectness, rpn/box
     proposals                           `candidates`, PROPOSALS
@@ -35,14 +36,14 @@ from kgarden.ops.random import hash_uniform
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, truth_is_valid
 from kgarden.targets.assign_result import BACKGROUND, IGNORED, truth_at
-from kgarden.targets.max_iou import RESCUES, MaxIoU, assign
+from kgarden.targets.max_iou import LOW_QUALITY, MaxIoU, assign
 
 CONVENTIONS = {
     "detectron2": {},
     "mmdetection": {
         "anchor_order": "ratio",
-        "rescue": "all",
-        "rescue_above": 0.3,
+        "low_quality_matches": "all",
+        "low_quality_above": 0.3,
         "normalizer": "sampled",
         "clamp_below": True,
     },
@@ -75,7 +76,7 @@ class RPNHead(DenseHead):
         anchor_order:  the channels of a cell hold all ratios of a "size" or all sizes of a "ratio" together.
         anchor_form:   see kgarden/ops/anchors.py.
         anchor_offset: where in its cell an anchor sits, in strides; only for plain anchors.
-        positive, negative, rescue, rescue_above: see MaxIoU in kgarden/targets/max_iou.py.
+        positive, negative, low_quality_matches, low_quality_above: see MaxIoU in kgarden/targets/max_iou.py.
         straddle:      anchors that reach further than so many px out of the picture are not learned from;
                        None: all are.
         num_samples, positive_fraction: anchors of a picture to learn from.
@@ -104,8 +105,8 @@ class RPNHead(DenseHead):
         anchor_offset=0.0,
         positive=0.7,
         negative=0.3,
-        rescue="own",
-        rescue_above=0.0,
+        low_quality_matches="own",
+        low_quality_above=0.0,
         straddle=None,
         num_samples=256,
         positive_fraction=0.5,
@@ -139,7 +140,7 @@ class RPNHead(DenseHead):
         )
         one_of("rpn.anchor_order", anchor_order, ("ratio", "size"))
         one_of("rpn.anchor_form", anchor_form, FORMS)
-        one_of("rpn.rescue", rescue, RESCUES)
+        one_of("rpn.low_quality_matches", low_quality_matches, LOW_QUALITY)
         one_of("rpn.normalizer", normalizer, NORMALIZERS)
         self.anchor_settings = dict(
             strides=self.strides,
@@ -149,7 +150,7 @@ class RPNHead(DenseHead):
             size_major=anchor_order == "size",
             form=anchor_form,
         )
-        self.rule = MaxIoU(positive, negative, rescue, rescue_above)
+        self.rule = MaxIoU(positive, negative, low_quality_matches, low_quality_above)
         self.straddle = straddle
         self.num_samples, self.positive_fraction = num_samples, positive_fraction
         self.normalizer, self.box_beta = normalizer, box_beta

@@ -1,7 +1,7 @@
-"""Max-IoU assigner of Faster R-CNN's RPN and of mmdetection's anchor heads, in all its settings.
+"""Max-IoU assigner: the IoU rule of RPN, RetinaNet and mmdetection's anchor heads, in all their settings.
 
-Ren et al. 2015, arXiv:1506.01497, section 3.1.2; mmdetection's MaxIoUAssigner. Letters: B images, M objects
-(padded), A priors: anchors, proposals, RoIs.
+Ren et al. 2015, arXiv:1506.01497, section 3.1.2; Lin et al. 2017, arXiv:1708.02002, section 4; mmdetection's
+MaxIoUAssigner and detectron2's Matcher. Letters: B images, M objects (padded), A anchors or RoIs.
 """
 
 from typing import NamedTuple
@@ -9,79 +9,89 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, match
 from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
-RESCUES = ("all", "first", "own", None)
+LOW_QUALITY = ("all", "first", "own", None)
 
 
 class MaxIoU(NamedTuple):
-    """The settings of the rule.
+    """Settings of the rule.
 
     Attributes:
-        positive:     from this IoU on a prior answers for the object that it overlaps most.
-        negative:     below it a prior is background; (low, high): only from low on; ignored in between.
-        rescue:       objects keep a prior however little it overlaps: "all" priors that overlap an object as
-                      much as any does answer for it, or the "first" of them (mmdetection; a later object
-                      overwrites an earlier one); with "own" (detectron2) all such priors answer, but each for
-                      the object that it overlaps most; None: no rescue.
-        rescue_above: least IoU for that; a prior that does not touch an object is never taken for it,
-                      while detectron2 and mmdetection would take all such.
-        ignore_share: a prior is ignored if more than this share of its area lies in an ignore region; None:
+        positive:     IoU from which on an anchor is assigned to the object that it overlaps most.
+        negative:     IoU below which an anchor is background; (low, high): only from low on. Ignored in
+                      between.
+        low_quality_matches: anchors that an object keeps below `positive`: "all" anchors that overlap it as
+                      much as any does, or the "first" of them (mmdetection; a later object overwrites an
+                      earlier one); with "own" (detectron2) all of them become positive, each for the object
+                      that it overlaps most itself; None: no such matches.
+        low_quality_above: least IoU for that. Anchors that do not touch an object are never kept for it,
+                      unless this is None: then an object that touches no anchor makes every anchor positive that it
+                      does not touch, as detectron2's Matcher does.
+        ignore_share: an anchor is ignored if more than this share of its area lies in an ignore region; None:
                       ignore regions are background.
-        share_of:     of whose area, "prior" or "region".
+        share_of:     whose area that share is of, "prior" (the anchor) or "region".
     """
 
     positive: float = 0.7
     negative: float | tuple = 0.3
-    rescue: str | None = "all"
-    rescue_above: float = 0.0
+    low_quality_matches: str | None = "all"
+    low_quality_above: float | None = 0.0
     ignore_share: float | None = None
     share_of: str = "prior"
 
+    def intervals(self):
+        """Ascending IoU thresholds, and the labels of the intervals between them, as `match` takes them."""
+        if isinstance(self.negative, list | tuple):
+            low, high = self.negative
+            return (low, high, self.positive), (IGNORE, NEGATIVE, IGNORE, POSITIVE)
+        return (self.negative, self.positive), (NEGATIVE, IGNORE, POSITIVE)
+
 
 def assign(iou, gt_valid, rule, ignored=None):
-    """Apply the rule.
+    """Assigns anchors to objects.
 
     Args:
-        iou:      (B, M, A) every object against every prior.
+        iou:      (B, M, A) of every object and every anchor.
         gt_valid: (B, M) bool.
         rule:     MaxIoU.
         ignored:  (B, A) bool of `in_ignore_region`, or None.
     Returns:
         matched: (B, A) int32, see kgarden/targets/assign_result.py.
-        best:    (B, A) float32, the largest IoU of each prior; -1 where it is in an ignore region, 0 without
+        best:    (B, A) float32, the largest IoU of each anchor; -1 where it is in an ignore region, 0 without
                  objects.
     """
-    iou = ops.where(gt_valid[..., None], iou, -1.0)
-    if ignored is not None:
-        iou = ops.where(ignored[:, None], -1.0, iou)
-    row, best = ops.cast(ops.argmax(iou, axis=1), "int32"), ops.max(iou, axis=1)
-    low, high = rule.negative if isinstance(rule.negative, list | tuple) else (0.0, rule.negative)
-    matched = ops.where((best >= low) & (best < high), BACKGROUND, IGNORED)
-    matched = ops.where(best >= rule.positive, row, matched)
-    if rule.rescue is not None:
-        rescued = _rescued(iou, rule)
-        matched = ops.where(rescued >= 0, row if rule.rescue == "own" else rescued, matched)
-    any_object = ops.any(gt_valid, axis=1, keepdims=True)
-    outside = ~ignored if ignored is not None else ops.ones_like(matched, "bool")
-    matched = ops.where(any_object | ~outside, matched, BACKGROUND)
-    return matched, ops.where(any_object | ~outside, best, 0.0)
+    outside = ops.ones_like(iou[:, 0], "bool") if ignored is None else ~ignored
+    row, label = match(iou, gt_valid, *rule.intervals(), valid=outside)
+    matched = ops.where(label == POSITIVE, row, ops.where(label == NEGATIVE, BACKGROUND, IGNORED))
+    iou = ops.where(gt_valid[..., None] & outside[:, None], iou, -1.0)
+    if rule.low_quality_matches is not None:
+        kept_for = _low_quality_matches(iou, rule)
+        matched = ops.where(kept_for >= 0, row if rule.low_quality_matches == "own" else kept_for, matched)
+    # Without objects the lowest interval, which may be ignored, says nothing.
+    all_background = ~ops.any(gt_valid, axis=1, keepdims=True) & outside
+    best = ops.where(all_background, 0.0, ops.max(iou, axis=1))
+    return ops.where(all_background, BACKGROUND, matched), best
 
 
-def _rescued(iou, rule):
-    """The last object of which a prior is the best one, -1 where there is none.   (B, A) int32."""
+def _low_quality_matches(iou, rule):
+    """The last object whose best anchor each anchor is, -1 where there is none.   (B, A) int32."""
     highest = ops.max(iou, axis=2, keepdims=True)
-    may = (highest > 0) & (highest >= rule.rescue_above)
-    taken = iou == highest
-    if rule.rescue == "first":
+    if rule.low_quality_above is None:
+        may = highest >= 0
+    else:
+        may = (highest > 0) & (highest >= rule.low_quality_above)
+    is_best = iou == highest
+    if rule.low_quality_matches == "first":
         first = ops.argmax(iou, axis=2)[..., None]
-        taken = ops.arange(iou.shape[2], dtype=first.dtype) == first
+        is_best = ops.arange(iou.shape[2], dtype=first.dtype) == first
     rows = ops.arange(iou.shape[1], dtype="int32")[:, None]
-    return ops.max(ops.where(taken & may, rows, -1), axis=1)
+    return ops.max(ops.where(is_best & may, rows, -1), axis=1)
 
 
 def in_ignore_region(boxes, regions, region_valid, rule):
-    """Priors of which too much lies in an ignore region.
+    """Computes which anchors have too much of their area in an ignore region.
 
     Args:
         boxes:        (A, 4) or (B, A, 4) px.

@@ -248,3 +248,6 @@ def test_a_renamed_setting_is_answered_with_the_new_one():
     recipe = load_recipe("cascade_rcnn", {"model.num_classes": None, "model.roi_head.truth": "removed"})
     with pytest.raises(UserError, match=r"^model\.roi_head\.truth was replaced by gt_rois.*drop for removed"):
         build_model(recipe, 3)
+    recipe = load_recipe("retinanet", {"model.num_classes": None, "model.dense_head.rescue": "keep"})
+    with pytest.raises(UserError, match=r"^model\.dense_head\.rescue was replaced by low_quality_matches"):
+        build_model(recipe, 3)

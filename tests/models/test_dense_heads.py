@@ -323,8 +323,8 @@ def test_unknown_words_are_named():
             head_of(name, box_loss="huber")
         with pytest.raises(UserError, match=r"dense_head\.weights\.boxes: no such setting; .*'box'"):
             head_of(name, weights={"boxes": 2.0})
-    with pytest.raises(UserError, match=r"dense_head\.rescue"):
-        head_of("retinanet", rescue="detectron2")
+    with pytest.raises(UserError, match=r"dense_head\.low_quality_matches"):
+        head_of("retinanet", low_quality_matches="detectron2")
     with pytest.raises(UserError, match="5 ranges for 4 levels"):
         FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):

@@ -11,7 +11,7 @@ from kgarden.heads.selection import Selection
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.ops.boxes import encode_deltas, iou
 from kgarden.structures import truth_is_valid
-from kgarden.targets.retinanet import assign_by_iou
+from kgarden.targets.max_iou import MaxIoU, assign
 
 PYRAMID = [(None, None, None, 8)]
 
@@ -26,7 +26,7 @@ def test_losses_agree_with_mmdetection(golden):
         octaves=s["anchors"]["scales_per_octave"],
         ratios=s["anchors"]["ratios"],
         thresholds=(s["neg_iou_thr"], s["pos_iou_thr"]),
-        rescue="overwrite" if s["match_low_quality"] else None,
+        low_quality_matches="all" if s["match_low_quality"] else None,
         deviations=s["stds"],
         weights={"box": s["l1_weight"]},
         **s["focal"],
@@ -79,7 +79,7 @@ def test_two_steps_agree_with_detectron2(golden):
     head = detectron2_head(
         s,
         thresholds=s["matcher"]["thresholds"],
-        rescue="keep",
+        low_quality_matches="own",
         normalizer="ema",
         ema_momentum=s["ema_momentum"],
         ema_start=s["ema_init"] / images,
@@ -102,8 +102,9 @@ def test_two_steps_agree_with_detectron2(golden):
     arrays = [golden["logits"], golden["deltas"]]
     np.testing.assert_allclose(head.anchors_of(raw(*arrays)).boxes, golden["anchors"], atol=1e-3)
     overlap = iou(y["boxes"], golden["anchors"])
-    best, matched = assign_by_iou(overlap, truth_is_valid(y), head.thresholds, head.rescue)
-    best, matched = ops.convert_to_numpy(best), ops.convert_to_numpy(matched)
+    matched = ops.convert_to_numpy(assign(overlap, truth_is_valid(y), head.rule)[0])
+    real = np.where(truth_is_valid(y)[..., None], overlap, -1)
+    best = np.argmax(real, axis=1)
     positive = matched >= 0
     at_best = np.take_along_axis(y["boxes"], best[..., None], axis=1)
     labels = np.take_along_axis(y["labels"], best, axis=1)
@@ -200,23 +201,27 @@ def level_counts(golden, head):
     return counts
 
 
-def test_rescue():
+def test_low_quality_matches():
     # Anchors overlap two objects by 0.3 and 0.2 at most: nobody reaches a threshold.
     overlap = np.float32([[[0.3, 0.1, 0.0], [0.25, 0.2, 0.0], [0.0, 0.0, 0.0]]])
     valid = np.array([[True, True, False]])
 
-    def matched(rescue):
-        return ops.convert_to_numpy(assign_by_iou(overlap, valid, (0.4, 0.5), rescue)[1])[0].tolist()
+    def rule(kind, above=0.0):
+        return MaxIoU(0.5, 0.4, low_quality_matches=kind, low_quality_above=above)
+
+    def matched(kind):
+        return ops.convert_to_numpy(assign(overlap, valid, rule(kind))[0])[0].tolist()
 
     assert matched(None) == [-1, -1, -1]
-    assert matched("keep") == [0, -1, -1]
-    assert matched("overwrite") == [1, -1, -1]
+    assert matched("own") == [0, -1, -1]
+    assert matched("all") == [1, -1, -1]
     # An object that touches nothing takes nothing.
     untouched = np.zeros((1, 1, 3), "float32")
-    found = assign_by_iou(untouched, np.array([[True]]), (0.4, 0.5), "overwrite")[1]
-    assert ops.convert_to_numpy(found)[0].tolist() == [-1, -1, -1]
+    for above, expected in ((0.0, [-1, -1, -1]), (None, [0, 0, 0])):  # None: literally as detectron2
+        found = assign(untouched, np.array([[True]]), rule("all", above))[0]
+        assert ops.convert_to_numpy(found)[0].tolist() == expected
     # Between the thresholds nothing is learned.
-    between = assign_by_iou(np.float32([[[0.45, 0.39, 0.5]]]), np.array([[True]]), (0.4, 0.5), None)[1]
+    between = assign(np.float32([[[0.45, 0.39, 0.5]]]), np.array([[True]]), rule(None))[0]
     assert ops.convert_to_numpy(between)[0].tolist() == [-2, -1, 0]
 
 

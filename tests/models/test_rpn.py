@@ -234,5 +234,5 @@ def test_mistakes_are_named():
         RPNHead([8], num_classes=3)
     with pytest.raises(UserError, match="one of equal length for each"):
         RPNHead([4, 8])
-    with pytest.raises(UserError, match="rpn.rescue"):
-        RPNHead([8], sizes=[[16]], rescue="maybe")
+    with pytest.raises(UserError, match="rpn.low_quality_matches"):
+        RPNHead([8], sizes=[[16]], low_quality_matches="maybe")

@@ -12,12 +12,12 @@ from kgarden.targets.max_iou import MaxIoU, assign, in_ignore_region
 def rule_of(case):
     """MaxIoU from the words of a file."""
     negative = case["neg_iou_thr"]
-    rescue = ("all" if case["gt_max_assign_all"] else "first") if case["match_low_quality"] else None
+    kind = ("all" if case["gt_max_assign_all"] else "first") if case["match_low_quality"] else None
     return MaxIoU(
         positive=case["pos_iou_thr"],
         negative=tuple(negative) if isinstance(negative, list) else negative,
-        rescue=rescue,
-        rescue_above=case["min_pos_iou"],
+        low_quality_matches=kind,
+        low_quality_above=case["min_pos_iou"],
         ignore_share=case["ignore_iof_thr"] if case["ignore_iof_thr"] > 0 else None,
         share_of="prior" if case["ignore_wrt_candidates"] else "region",
     )
