@@ -89,9 +89,9 @@ def training(recipe, repeats, data):
 def _in_micro_batches(detector, parts):
     if keras.backend.backend() != "tensorflow":
         raise UserError("schedule.micro_batches: needs the TensorFlow backend")
-    from kgarden.training.gradient_accumulation import accumulated
+    from kgarden.training.gradient_accumulation import accumulated_train_step
 
-    return accumulated(detector, parts)
+    return accumulated_train_step(detector, parts)
 
 
 def num_classes_of(recipe, data):

@@ -1,7 +1,6 @@
 """Contact sheets: what lies in a data set, and what a recipe makes of it before it trains on it."""
 
 import itertools
-import os
 import pathlib
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
+from kgarden.utils.files import replacing
 from kgarden.visualization.draw import draw_truth, scaled
 
 CELL = 480  # px, longer side of a picture on a sheet
@@ -91,9 +91,8 @@ def _write_sheets(to, pictures, columns):
     paths, pictures = [], iter(pictures)
     while several := list(itertools.islice(pictures, PER_SHEET)):
         path = to / f"sheet-{len(paths) + 1:03d}.png"
-        aside = path.with_name(f".{path.name}")
-        _sheet(several, columns).save(aside, "png")
-        os.replace(aside, path)
+        with replacing(path) as temporary:
+            _sheet(several, columns).save(temporary, "png")
         paths.append(path)
     return paths
 

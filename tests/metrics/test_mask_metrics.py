@@ -178,7 +178,7 @@ def test_a_truth_without_masks_is_told_and_boxes_are_judged(truth, judge, lackin
     assert list(evaluation["masks"]) == ["not_judged"]
     assert all("segmentation" in one for one in json.loads(found.read_text()))
     table, line = shown(evaluation)
-    (told,) = [row for row in table.splitlines() if row.startswith("masks were not judged: ")]
+    (told,) = [row for row in table.splitlines() if row.startswith("masks were not evaluated: ")]
     assert f"{lacking} of 10 annotations have no usable segmentation" in told
     assert "AP50 100.0  masks not judged  on" in line
 
