@@ -1,30 +1,41 @@
-"""From a recipe to model, optimizer and datasets: the only file that knows both sides."""
+"""Builds the model, the optimizer and the datasets of a recipe."""
 
 import dataclasses
-import json
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
+import keras
+
+from kgarden.config.canvases import default_canvases, round_up
 from kgarden.config.loading import load_recipe
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
-from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled, learning_rate
-from kgarden.runs import best_weights
+from kgarden.models.base.detector import Detector
+from kgarden.necks import NECKS
+from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
+from kgarden.optimizers.schedules import learning_rate
+from kgarden.runs import best_weights, load_categories, load_run_recipe
 
-CACHE = pathlib.Path("~/.cache/kgarden/data")  # converted data of datasets that belong to no run
+CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets that belong to no run
 
 
 # --- model ----------------------------------------------------------------------------------------
 
 
-def build_model(recipe, num_classes=None):
-    """The recipe's detector with all its variables, started and frozen as the recipe says.
+def build_model(recipe: Recipe, num_classes: int | None = None) -> Detector:
+    """Builds the recipe's detector, initialised and frozen as the recipe specifies.
 
     Args:
         recipe:      of `load_recipe`.
-        num_classes: of the data; None: read from the training data where the recipe names none.
+        num_classes: number of classes of the data; None: that of the recipe, or of its training data.
     Returns:
-        kgarden.models.base.detector.Detector, not compiled.
+        Detector with all its variables, not compiled.
+    Raises:
+        UserError: an unknown name or setting, or weights that do not fit.
     """
     if num_classes is None and recipe.model.num_classes is None:
         num_classes = len(prepare_data(recipe, splits=("train",)).categories)
@@ -45,7 +56,7 @@ def _bare_model(recipe, num_classes, precision=None):
     settings = _lists(recipe.model.model_dump(exclude={"num_classes"}))
     wanted = recipe.model.num_classes
     if wanted and num_classes and wanted != num_classes:
-        raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes: leave it out")
+        raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes; remove it")
     with dtype_policy_scope(precision or recipe.precision):
         detector = build_detector(settings, wanted or num_classes, recipe.seed)
     _rematerialise(detector, recipe.remat)
@@ -53,67 +64,72 @@ def _bare_model(recipe, num_classes, precision=None):
         if height % detector.divisor or width % detector.divisor:
             raise UserError(
                 f"data.canvases: {height}x{width} is not divisible by {detector.divisor}, "
-                f"which {recipe.model.name} needs"
+                f"as {recipe.model.name} requires"
             )
     return detector
 
 
 def _rematerialise(detector, names):
-    """Let parts compute features again on the way back; see kgarden/layers/remat.py."""
+    """Enables rematerialisation in the named parts; see kgarden/layers/remat.py."""
     parts = {
         name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
         for name, part in detector.parts().items()
     }
-    able = [name for name, layers in parts.items() if layers]
+    supported = [name for name, layers in parts.items() if layers]
     for name in names:
-        if name not in able:
-            raise UserError(
-                f"remat: {name!r} cannot be computed again; these can: {', '.join(able) or 'none'}"
-            )
+        if name not in supported:
+            raise UserError(f"remat: {name!r} is not supported; use one of: {', '.join(supported) or 'none'}")
         for layer in parts[name]:
             layer.remat = True
 
 
 def _lists(value):
-    """Builders get lists, as YAML has them."""
+    """Returns the value with tuples as lists, the type that builders expect."""
     if isinstance(value, dict):
         return {key: _lists(v) for key, v in value.items()}
     return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def start_from(detector, weights, parts=None, donor=None):
-    """Load weights, of some parts or of all.
+def start_from(
+    detector: Detector,
+    weights: str | os.PathLike,
+    parts: tuple[str, ...] | None = None,
+    donor: Recipe | None = None,
+) -> None:
+    """Initialises a detector, or some of its parts, with saved weights.
 
     Args:
-        detector: to be filled.
+        detector: to be initialised.
         weights:  path of a .weights.h5 file that `save_weights` wrote.
         parts:    names as in `detector.parts()`; None: everything.
-        donor:    the recipe of the weights, needed for `parts`.
+        donor:    the recipe of the weights, required with `parts`.
+    Raises:
+        UserError: no such file or part, or other shapes.
     """
     path = pathlib.Path(weights)
     if not path.is_file():
-        raise UserError(f"init: no file {path}")
+        raise UserError(f"init: no such file: {path}")
     if not path.name.endswith(".weights.h5"):
         raise UserError(f"init: {path} is not a .weights.h5 file")
     if parts is None:
         _load(detector, path)
-        detector.step.assign(0)  # this training has not begun
+        detector.step.assign(0)  # the saved step is that of the earlier training
         return
-    giver = _bare_model(donor, donor.model.num_classes or _num_classes_of(path, detector))
-    _load(giver, path)
+    source = _bare_model(donor, donor.model.num_classes or _num_classes_of(path, detector))
+    _load(source, path)
     for name in parts:
-        if name not in detector.parts() or name not in giver.parts():
-            raise UserError(f"init.parts: no part {name!r}; there are {', '.join(detector.parts())}")
-        ours, theirs = detector.parts()[name].weights, giver.parts()[name].weights
+        if name not in detector.parts() or name not in source.parts():
+            raise UserError(f"init.parts: no part {name!r}; use one of {', '.join(detector.parts())}")
+        ours, theirs = detector.parts()[name].weights, source.parts()[name].weights
         if [v.shape for v in ours] != [v.shape for v in theirs]:
-            raise UserError(f"init.parts: {name} of {path} has other shapes than {name} of this recipe")
+            raise UserError(f"init.parts: {name} of {path} and {name} of this recipe have different shapes")
         for variable, value in zip(ours, theirs, strict=True):
             variable.assign(value.value)
 
 
 def _num_classes_of(path, detector):
-    labels = path.parent / "labels.json"
-    return len(json.loads(labels.read_text())) if labels.is_file() else detector.num_classes
+    is_of_run = (path.parent / "labels.json").is_file()
+    return len(load_categories(path.parent)) if is_of_run else detector.num_classes
 
 
 def _load(detector, path):
@@ -121,14 +137,14 @@ def _load(detector, path):
         detector.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: these are not weights of this model ({reason})") from error
+        raise UserError(f"{path}: the weights do not fit this model ({reason})") from error
 
 
 # --- optimizer ------------------------------------------------------------------------------------
 
 
-def learning_rate_of(recipe):
-    """The learning rate of the recipe as a function of the step, counted from 0."""
+def learning_rate_of(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Builds the recipe's learning-rate schedule, a function of the step, which counts from 0."""
     schedule = recipe.schedule
     decay, warmup = schedule.decay, schedule.warmup
     return learning_rate(
@@ -141,8 +157,8 @@ def learning_rate_of(recipe):
     )
 
 
-def build_optimizer(recipe):
-    """The recipe's optimizer with its learning-rate schedule; for float16 with loss scaling."""
+def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+    """Builds the recipe's optimizer with its learning-rate schedule, and loss scaling for float16."""
     settings = recipe.schedule.optimizer.model_dump(exclude_none=True)
     kind = {"sgd": SGD, "adamw": AdamW}[settings.pop("name")]
     optimizer = kind(learning_rate_of(recipe), **settings)
@@ -154,26 +170,28 @@ def build_optimizer(recipe):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a recipe trains on and is measured by.
+    """Training and validation data of a recipe.
 
     Args:
-        recipe:      sizes, canvases, batch size, augmentation, seed.
+        recipe:      gives sizes, canvases, batch size, augmentation, seed.
         train, val:  [kgarden.data.pipeline.Dataset, ...].
         categories:  [{"id", "name"}, ...] in label order.
-        annotations: path of the validation truth in COCO form; None without val.
+        annotations: path of the validation ground truth in COCO format; None without val.
     """
 
-    recipe: object
-    train: list
-    val: list
-    categories: list
+    recipe: Recipe
+    train: list[Any]
+    val: list[Any]
+    categories: list[dict]
     annotations: pathlib.Path | None
 
-    def train_batches(self, start_step=0, share=(0, 1), pieces=1):
-        """Endless tf.data of (x, y); batch n is the same whatever `start_step` <= n it was started from.
+    def train_batches(self, start_step: int = 0, share: tuple[int, int] = (0, 1), pieces: int = 1):
+        """Returns an endless tf.data.Dataset of (x, y); batch n does not depend on `start_step` <= n.
 
         Args:
-            share, pieces: a part of every batch, in pieces; see `kgarden.data.pipeline.train_batches`.
+            start_step: number of the first batch.
+            share:      (index of this worker, number of workers); see `kgarden.data.pipeline.train_batches`.
+            pieces:     number of replicas of this worker; each gets an element of its own.
         """
         data = self.recipe.data
         return _pipeline().train_batches(
@@ -197,12 +215,12 @@ class Data:
             pieces=pieces,
         )
 
-    def val_batches(self, limit=None):
-        """tf.data of (x, meta), every picture once, or the first `limit` of them, at the test size."""
+    def val_batches(self, limit: int | None = None):
+        """Returns tf.data of (x, meta): every image once (or the first `limit`), at test size."""
         return self._val_batches(test_sizes(self.recipe), limit=limit)
 
-    def view_batches(self, limit=None, divisor=32):
-        """As `val_batches`, with all views of `evaluate.views`; see `view_sizes`."""
+    def view_batches(self, limit: int | None = None, divisor: int = 32):
+        """Returns `val_batches` with all views of `evaluate.views`; see `view_sizes`."""
         first, *further = view_sizes(self.recipe, divisor)
         return self._val_batches(first, limit=limit, further=further, flip=self.recipe.evaluate.flip)
 
@@ -213,25 +231,36 @@ class Data:
         )
 
 
-def build_datasets(recipe, start_step=0, cache=None):
-    """(train, val): tf.data of (x, y) without end, and of (x, meta) with every picture once."""
+def build_datasets(recipe: Recipe, start_step: int = 0, cache: str | os.PathLike | None = None) -> tuple:
+    """Builds (train, val): an endless tf.data.Dataset of (x, y), and one of (x, meta) with every image once.
+
+    Args:
+        recipe:     of `load_recipe`.
+        start_step: number of the first training batch.
+        cache:      folder for converted data; None: a folder in the home directory.
+    """
     data = prepare_data(recipe, cache)
     return data.train_batches(start_step), data.val_batches()
 
 
-def prepare_data(recipe, cache=None, progress=None, splits=("train", "val")):
-    """Open the recipe's data sets, converting raw data first where it names some.
+def prepare_data(
+    recipe: Recipe,
+    cache: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    splits: tuple[str, ...] = ("train", "val"),
+) -> Data:
+    """Opens the recipe's data sets; raw data is converted to shards first.
 
     Args:
         recipe:   of `load_recipe`.
-        cache:    folder for converted data; None: a folder of the user.
-        progress: function of (pictures done, pictures in all), called while converting.
-        splits:   which of train and val are needed.
+        cache:    folder for converted data; None: a folder in the home directory.
+        progress: function of (images done, total), called during the conversion.
+        splits:   which of train and val are required.
     Returns:
         Data.
     """
     if len(recipe.data.val) > 1:
-        raise UserError("data.val: one source can be measured at a time")
+        raise UserError("data.val: several sources are not supported; use one")
     pipeline, cache = _pipeline(), pathlib.Path(cache) if cache else CACHE.expanduser()
     found = {"train": [], "val": []}
     for name in splits:
@@ -242,17 +271,17 @@ def prepare_data(recipe, cache=None, progress=None, splits=("train", "val")):
         if other.categories != first.categories:
             raise UserError(
                 f"{other.index.files[0]} has the classes {_names(other.categories)}, "
-                f"{first.index.files[0]} has {_names(first.categories)}: they must be the same"
+                f"{first.index.files[0]} has {_names(first.categories)}; they must be equal"
             )
     wanted = recipe.model.num_classes
     if wanted and wanted != len(first.categories):
         raise UserError(
             f"model.num_classes is {wanted}, the data has {len(first.categories)} classes "
-            f"({_names(first.categories)}): leave it out"
+            f"({_names(first.categories)}); remove it"
         )
     annotations = [path for dataset in found["val"] for path in dataset.annotations]
     if len(annotations) > 1:
-        raise UserError("data.val: one data set can be measured at a time")
+        raise UserError("data.val: several data sets are not supported; use one")
     [path] = annotations or [None]
     return Data(recipe, found["train"], found["val"], first.categories, annotations=path)
 
@@ -271,8 +300,8 @@ def _names(categories):
     return ", ".join(category["name"] for category in categories[:5]) + (", …" if len(categories) > 5 else "")
 
 
-def test_sizes(recipe):
-    """How pictures are laid into their canvas at test time: arguments of `resize_to_canvas`."""
+def test_sizes(recipe: Recipe) -> dict[str, Any]:
+    """Returns the arguments of `resize_to_canvas` at test time."""
     data = recipe.data
     return {
         "short_side_px": data.test_short_side_px or max(data.short_side_px),
@@ -282,14 +311,17 @@ def test_sizes(recipe):
     }
 
 
-def view_sizes(recipe, divisor=32):
-    """Arguments of `resize_to_canvas` for each size of `evaluate.views`; without views, `test_sizes` alone.
+def view_sizes(recipe: Recipe, divisor: int = 32) -> list[dict[str, Any]]:
+    """Returns the arguments of `resize_to_canvas` for each size of `evaluate.views`.
 
-    At the test size the canvases are the recipe's. At another they are these, scaled as the short side is and
-    rounded up, and behind them a landscape and a portrait one that hold what is too long for them.
+    At the test size the canvases are the recipe's. At another size they are scaled like the short side and
+    rounded up, followed by one landscape and one portrait canvas for images that do not fit.
 
     Args:
-        divisor: of the detector: canvases are divisible by it.
+        recipe:  of `load_recipe`.
+        divisor: that of the detector; canvases are divisible by it.
+    Returns:
+        [dict, ...]; without views only `test_sizes`.
     """
     test, views = test_sizes(recipe), recipe.evaluate.views
     if views is None:
@@ -304,50 +336,55 @@ def _size_of_view(test, short, long, divisor):
     if (short, long) == (test["short_side_px"], test["long_side_px"]):
         return test
 
-    def rounded(side, over=1):
-        return -(-side // (over * divisor)) * divisor
+    def scaled(side):
+        return -(-side * short // (test["short_side_px"] * divisor)) * divisor
 
-    scaled = [[rounded(side * short, test["short_side_px"]) for side in one] for one in test["canvases"]]
-    low, high = rounded(min(short, long)), rounded(long)
-    found = [tuple(one) for one in (*scaled, [low, high], [high, low])]
-    canvases = [list(one) for one in dict.fromkeys(found)]
+    low, high = round_up(min(short, long), divisor), round_up(long, divisor)
+    sizes = [*([scaled(side) for side in one] for one in test["canvases"]), [low, high], [high, low]]
+    canvases = [list(one) for one in dict.fromkeys(map(tuple, sizes))]
     return {**test, "short_side_px": short, "long_side_px": long, "canvases": canvases}
 
 
-def canvases(recipe):
-    """[[height, width], ...]: the recipe's, or one landscape and one portrait that hold every picture."""
+def canvases(recipe: Recipe) -> list[list[int]]:
+    """Returns [[height, width], ...] px: the recipe's, or those of `default_canvases` for its neck."""
     data = recipe.data
     if data.canvases:
         return [list(canvas) for canvas in data.canvases]
     short = max(*data.short_side_px, data.test_short_side_px or 0)
     long = max(data.long_side_px, data.test_long_side_px or 0)
-    short, long = (-(-side // 32) * 32 for side in (min(short, long), long))
-    return [[short, long], [long, short]] if short != long else [[short, long]]
+    return default_canvases(short, long, _divisor_of(recipe))
+
+
+def _divisor_of(recipe):
+    """Returns the number that the recipe's neck requires canvases to be divisible by; 32 without a neck."""
+    neck = (recipe.model.model_extra or {}).get("neck") or "fpn"
+    name = neck.get("name", "fpn") if isinstance(neck, dict) else neck
+    return getattr(NECKS.get(str(name)), "divisor", 32)
 
 
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def load_run(run, weights=None, overrides=None):
-    """A run's recipe, its detector with weights, its classes.
+def load_run(
+    run: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[Recipe, Detector, list[dict]]:
+    """Loads a run's recipe, its detector with weights, and its classes.
 
-    The detector computes in float32, whatever it was trained in: in bfloat16 the same picture is answered a
-    little differently alone, in a batch and from a SavedModel.
+    The detector computes in float32, whatever precision it was trained in: in bfloat16 the predictions for an
+    image differ slightly between a single image, a batch and a SavedModel.
 
     Args:
-        run:       directory.
-        weights:   another file than the run's best weights.
+        run:       run directory.
+        weights:   other weights than the run's best.
         overrides: {"model.proposer.test": 128, ...}, other settings at inference.
     Returns:
         (Recipe, Detector, [{"id", "name"}, ...])
+    Raises:
+        UserError: not a run directory, or weights that do not fit.
     """
-    run = pathlib.Path(run)
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: not a run directory, it has no recipe.yaml")
-    recipe = load_recipe(run / "recipe.yaml", overrides)
-    if not (run / "labels.json").is_file():
-        raise UserError(f"{run}: no labels.json: the training has not begun")
-    categories = json.loads((run / "labels.json").read_text())
+    recipe, categories = load_run_recipe(run, overrides), load_categories(run)
     detector = _bare_model(recipe, len(categories), precision="float32")
     _load(detector, pathlib.Path(weights) if weights else best_weights(run))
     return recipe, detector, categories

@@ -1,8 +1,9 @@
-"""Training: a recipe makes a run directory, and the same call goes on with it.
+"""Training of a recipe in a run directory; the same call resumes an interrupted run.
 
 train(recipe, "runs/c2")
 """
 
+import os
 import pathlib
 
 import keras
@@ -10,52 +11,55 @@ from rich.console import Console
 
 from kgarden import build
 from kgarden.config.loading import load_recipe, stage_recipes
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.runs import best_weights, claim
-from kgarden.training.distribution import be_deterministic, team_of
-from kgarden.training.gradient_accumulation import accumulated
+from kgarden.training.distribution import make_cluster, make_deterministic
+from kgarden.training.gradient_accumulation import accumulated_train_step
 from kgarden.training.reporter import Reporter
-from kgarden.training.trainer import Session
-from kgarden.utils.files import write_json
+from kgarden.training.trainer import Trainer
+from kgarden.utils.files import replace_file, write_json
 from kgarden.utils.progress import progress_of
 
 
-def train(recipe, run, fresh=False, reporter=None):
-    """Train a recipe in a run directory, or go on with what the directory holds.
+def train(
+    recipe: Recipe, run: str | os.PathLike, fresh: bool = False, reporter: Reporter | None = None
+) -> dict | None:
+    """Trains a recipe in a run directory, or resumes the run that the directory holds.
 
     Args:
         recipe:   of `load_recipe`.
-        run:      directory; made if missing, refused if it holds another recipe.
-        fresh:    move what the directory holds aside and start anew.
-        reporter: kgarden.training.reporter.Reporter; None: to standard output.
+        run:      run directory; created if missing, refused if it holds another recipe.
+        fresh:    move the existing run aside and start over.
+        reporter: kgarden.training.reporter.Reporter; None: standard output.
     Returns:
-        the final evaluation, as in `evaluation.json`; None if it was stopped before the end.
+        the final evaluation, as in `evaluation.json`; None if the training was interrupted.
     Raises:
-        UserError:      the directory or the recipe is unfit.
-        TrainingFailed: a loss is no longer finite, or another worker is lost.
+        UserError:      the directory or the recipe cannot be used.
+        TrainingFailed: a loss is not finite, or another worker is lost.
     """
     run, reporter, stages = pathlib.Path(run), reporter or Reporter(), stage_recipes(recipe)
-    team = team_of(recipe.replicas, reporter.line)
+    cluster = make_cluster(recipe.replicas, reporter.line)
     for stage in stages:
-        team.check(stage.data.batch_size, stage.schedule.micro_batches)
-    with team.one_for_all():
-        if team.is_chief:
+        cluster.check(stage.data.batch_size, stage.schedule.micro_batches)
+    with cluster.fail_together():
+        if cluster.is_chief:
             claim(run, recipe, fresh, reporter)
         else:
             reporter = Reporter(Console(quiet=True))
-        team.meet()
+        cluster.barrier()
         _check_shared(run, recipe)
-        return _train_stages(stages, run, reporter, team)
+        return _train_stages(stages, run, reporter, cluster)
 
 
-def _train_stages(stages, run, reporter, team):
-    """One after the other; the last one is the run itself."""
+def _train_stages(stages, run, reporter, cluster):
+    """Trains the stages in turn; the last one in the run directory itself."""
     before, evaluation = None, None
     for number, stage in enumerate(stages, start=1):
         folder = run if number == len(stages) else run / "stages" / str(number)
         if len(stages) > 1:
             reporter.line(f"stage {number} of {len(stages)}")
-        evaluation = _train_stage(stage, folder, before, reporter=reporter, team=team)
+        evaluation = _train_stage(stage, folder, before, reporter=reporter, cluster=cluster)
         if evaluation is None:
             return None
         before = folder
@@ -63,22 +67,22 @@ def _train_stages(stages, run, reporter, team):
 
 
 def _check_shared(run, recipe):
-    """Every worker must see the directory that the chief has claimed."""
+    """Checks that this worker sees the run directory that the chief has claimed."""
     held = run / "recipe.yaml"
     if not held.is_file() or load_recipe(held).digest() != recipe.digest():
         raise UserError(
-            f"{run}: this worker does not find there what the chief wrote: all workers need the same "
-            f"command, with a --run that they share"
+            f"{run}: this worker does not find the recipe that the chief wrote; use the same command on "
+            f"all workers, with a --run on shared storage"
         )
 
 
-def _train_stage(recipe, run, before, reporter, team):
-    """One recipe without stages: data, model, fit, final evaluation."""
-    data = _in_turn(team, lambda: _prepared(recipe, run, reporter, team.is_chief))
+def _train_stage(recipe, run, before, *, reporter, cluster):
+    """Trains one recipe without stages: data, model, fit, final evaluation."""
+    data = _chief_first(cluster, lambda: _prepare(recipe, run, reporter, cluster.is_chief))
     keras.utils.set_random_seed(recipe.seed)
     if recipe.deterministic:
-        be_deterministic()
-    with team.strategy.scope():
+        make_deterministic()
+    with cluster.strategy.scope():
         detector = build.build_model(recipe, num_classes=len(data.categories))
         if before is not None and recipe.init is None:
             build.start_from(detector, weights=best_weights(before))
@@ -86,34 +90,34 @@ def _train_stage(recipe, run, before, reporter, team):
         detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
         detector.optimizer.build(detector.trainable_variables)
         if recipe.schedule.micro_batches > 1:
-            detector.train_step = accumulated(detector, recipe.schedule.micro_batches)
+            detector.train_step = accumulated_train_step(detector, recipe.schedule.micro_batches)
     trained = recipe.init is not None or before is not None
-    session = Session(detector, recipe, run, data=data, reporter=reporter, team=team, trained=trained)
-    session.resume()
-    if session.step < recipe.schedule.steps:
-        session.fit()
-        if session.step < recipe.schedule.steps:
-            reporter.line(f"stopped at step {session.step}; the same command goes on from here")
+    trainer = Trainer(detector, recipe, run, data=data, reporter=reporter, cluster=cluster, trained=trained)
+    trainer.resume()
+    if trainer.step < recipe.schedule.steps:
+        trainer.fit()
+        if trainer.step < recipe.schedule.steps:
+            reporter.line(f"stopped at step {trainer.step}; run the same command to resume")
             return None
-    return session.finish()
+    return trainer.finish()
 
 
-def _prepared(recipe, run, reporter, writes):
-    """The data, converted if they have to be; the chief also makes the run's folder."""
+def _prepare(recipe, run, reporter, writes):
+    """Opens the data, after converting it if necessary; the chief also creates the run directory."""
     if writes:
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "recipe.yaml").exists():
-            (run / "recipe.yaml").write_text(recipe.to_yaml())
-    with progress_of("pictures converted", reporter.console) as progress:
+            replace_file(run / "recipe.yaml", recipe.to_yaml().encode())
+    with progress_of("images converted", reporter.console) as progress:
         data = build.prepare_data(recipe, cache=run / "data", progress=progress)
     if writes:
         write_json(run / "labels.json", data.categories)
     return data
 
 
-def _in_turn(team, work):
-    """The chief's work first; the others find it done."""
-    if team.is_chief:
-        done = work()
-    team.meet()
-    return done if team.is_chief else work()
+def _chief_first(cluster, function):
+    """Calls a function on the chief first, so that the other workers find what it has written."""
+    if cluster.is_chief:
+        result = function()
+    cluster.barrier()
+    return result if cluster.is_chief else function()

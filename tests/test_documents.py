@@ -18,7 +18,7 @@ EXPLANATION = re.compile(r"^((?:\S+\s+){2}\S.*?)(?:\s{2,}(?![-\s])|\s\(|\s#).*$"
 
 
 def commands_of(path):
-    """Command lines of a page or of a recipe's comments: lines that begin with `kgarden`, and code in prose."""
+    """Command lines of a page or a recipe: lines that begin with `kgarden`, and code in prose."""
     text = re.sub(r"\s*\\\n[#\s]*", " ", path.read_text())
     for line in text.splitlines():
         if match := LINE.match(line.strip()):

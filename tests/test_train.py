@@ -27,7 +27,7 @@ from kgarden.training import trainer  # noqa: E402
 from kgarden.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from kgarden.training.loggers import JsonLines  # noqa: E402
 from kgarden.training.reporter import Reporter  # noqa: E402
-from kgarden.training.weight_averaging import Averages  # noqa: E402
+from kgarden.training.weight_averaging import ExponentialMovingAverage  # noqa: E402
 
 
 class Lines(Reporter):
@@ -138,14 +138,14 @@ def test_terms_are_means_since_the_last_report(recipe_of, tmp_path):
 
 def stop_at(step, monkeypatch):
     """The process gets SIGTERM in the middle of this step."""
-    whole = trainer.Session.on_train_batch_end
+    whole = trainer.Trainer.on_train_batch_end
 
     def hit(self, batch, logs=None):
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
         whole(self, batch, logs)
 
-    monkeypatch.setattr(trainer.Session, "on_train_batch_end", hit)
+    monkeypatch.setattr(trainer.Trainer, "on_train_batch_end", hit)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monke
         file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')  # of a process that was killed later
     lines = Lines()
     train.train(recipe, parts, reporter=lines)
-    assert "going on from step 6" in lines.text
+    assert "resuming from step 6" in lines.text
 
     for name in ("model.weights.h5", "best.weights.h5"):
         for one, other in zip(
@@ -210,9 +210,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of,
 
     monkeypatch.setattr(StandIn, "loss_of", poisoned)
     ids = [(row + 9 * 4) * 5 % 64 for row in range(4)]
-    said = (
-        rf"step 10: loss, head/class no longer finite, on the pictures {', '.join(map(str, ids))} .*base_lr"
-    )
+    said = rf"step 10: loss, head/class no longer finite, on the images {', '.join(map(str, ids))} .*base_lr"
     with pytest.raises(TrainingFailed, match=said):
         train.train(recipe_of(), run, reporter=Lines())
     with np.load(run / "bad_batch.npz") as batch:
@@ -262,7 +260,7 @@ def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeyp
     (cause,) = evaluation["explanation"]
     assert "None of the 10 evaluated images is in the ground truth" in cause
     told = [n for n, line in enumerate(lines.text.splitlines()) if line.startswith("why: None of the 10")]
-    steps = [n for n, line in enumerate(lines.text.splitlines()) if " pictures, " in line]
+    steps = [n for n, line in enumerate(lines.text.splitlines()) if " images, " in line]
     assert len(told) == 2 and len(steps) == 3 and told[0] == steps[0] + 1
 
 
@@ -312,7 +310,7 @@ def test_averages_by_hand():
     detector = StandIn(2)
     detector.build()
     averages, expected = (
-        Averages(detector.weights, 0.25, compiled),
+        ExponentialMovingAverage(detector.weights, 0.25, compiled),
         [array(v) for v in detector.weights],
     )
     for time_, value in enumerate([1.0, 5.0, -2.0]):
@@ -379,7 +377,7 @@ def test_init_takes_weights_or_parts_of_a_run(recipe_of, tmp_path):
     assert not np.allclose(learnt["norm/gamma"], untouched["norm/gamma"])
     with pytest.raises(UserError, match="no part 'neck'"):
         build.build_model(recipe_of(init={"run": str(run), "parts": ["neck"]}), 2)
-    with pytest.raises(UserError, match="no weights there"):
+    with pytest.raises(UserError, match="no weights found"):
         build.build_model(recipe_of(init={"run": str(tmp_path)}), 2)
 
 
@@ -427,16 +425,16 @@ def test_waiting_for_data_is_measured(slow, expected):
     batches = tf.data.Dataset.range(100).batch(1)
     if slow == "data":
         batches = batches.map(lambda x: tf.numpy_function(pause, [x], tf.int64))
-    clock = trainer.Clock()
-    iterator = iter(trainer.timed(batches.prefetch(2), clock))
+    wait = trainer.DataWait()
+    iterator = iter(trainer.measure_wait(batches.prefetch(2), wait))
     next(iterator)
-    clock.taken()
+    wait.take()
     started = time.perf_counter()
     for _ in range(10):
         next(iterator)
         if slow == "step":
             time.sleep(0.05)
-    share = clock.taken() / (time.perf_counter() - started)
+    share = wait.take() / (time.perf_counter() - started)
     assert expected[0] <= share <= expected[1]
 
 
@@ -482,7 +480,7 @@ def test_best_weights_that_cannot_be_written_end_no_training(recipe_of, tmp_path
     lines, run = Lines(), tmp_path / "run"
     assert train.train(recipe_of(), run, reporter=lines)["weights"] == "best.weights.h5"
     assert "best.weights.h5 could not be written (No space left on device)" in lines.text
-    assert "no weights kept yet" in lines.text and "model.weights.h5 could not be written" in lines.text
+    assert "no weights saved yet" in lines.text and "model.weights.h5 could not be written" in lines.text
 
 
 def test_a_run_is_made_longer(recipe_of, tmp_path):
@@ -491,7 +489,7 @@ def test_a_run_is_made_longer(recipe_of, tmp_path):
     train.train(recipe_of(), run, reporter=Lines())
     lines = Lines()
     assert train.train(recipe_of(schedule__steps=16), run, reporter=lines) is not None
-    assert "going on from step 12 of 16" in lines.text and load_recipe(run).schedule.steps == 16
+    assert "resuming from step 12 of 16" in lines.text and load_recipe(run).schedule.steps == 16
     assert jsonl(run / "metrics.jsonl")[-1]["step"] == 16
-    with pytest.raises(UserError, match="can be made longer, not shorter"):
+    with pytest.raises(UserError, match="can be extended but not shortened"):
         train.train(recipe_of(schedule__steps=14), run, reporter=Lines())

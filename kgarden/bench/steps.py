@@ -93,10 +93,10 @@ def training(recipe: Recipe, repeats: int, data) -> dict:
 
 def _in_micro_batches(detector, micro_batches):
     if keras.backend.backend() != "tensorflow":
-        raise UserError("schedule.micro_batches needs the TensorFlow backend; set KERAS_BACKEND=tensorflow")
-    from kgarden.training.gradient_accumulation import accumulated
+        raise UserError("schedule.micro_batches: needs the TensorFlow backend")
+    from kgarden.training.gradient_accumulation import accumulated_train_step
 
-    return accumulated(detector, micro_batches)
+    return accumulated_train_step(detector, micro_batches)
 
 
 def num_classes_of(recipe: Recipe, data) -> int:

@@ -8,18 +8,8 @@ functions; they are TensorFlow alone, so that a SavedModel holds them.
 
 import tensorflow as tf
 
+from kgarden.config.canvases import default_canvases
 from kgarden.data.resize import resample
-
-
-def default_canvases(short_side_px, long_side_px, divisor=32):
-    """[[height, width], ...]: one landscape and one portrait canvas that hold every picture.
-
-    Args:
-        short_side_px: the largest one.
-        divisor:       sides are rounded up to a multiple of it; what the network's levels need.
-    """
-    short, long = (-(-side // divisor) * divisor for side in (min(short_side_px, long_side_px), long_side_px))
-    return [[short, long]] if short == long else [[short, long], [long, short]]
 
 
 def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):

@@ -36,6 +36,8 @@ class FPN(keras.layers.Layer):
         list of (B, H_l, W_l, channels), finest first.
     """
 
+    divisor = 32  # sides of the network input must be divisible by it: C5 halves five times
+
     def __init__(self, channels=256, levels=(3, 7), top="p6p7_of_p5", relu_before_p7=True, **kwargs):
         super().__init__(**kwargs)
         first, last = levels

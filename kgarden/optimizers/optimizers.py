@@ -1,87 +1,29 @@
-"""Learning rates and optimizers as the reference frameworks do them.
+"""Optimizers with torch's update rules: SGD, AdamW, and loss scaling for float16.
 
-Schedules follow detectron2, update rules follow torch: SGD's weight decay is part of the gradient and its
-momentum does not hold the learning rate (Keras' SGD differs in both); AdamW divides by sqrt(v / bias
-correction) + epsilon. What Keras lacks and detectors use: clipping of what all replicas together computed,
-no weight decay on norms, another learning rate for biases.
+SGD adds weight decay to the gradient, and its momentum does not include the learning rate (Keras' SGD differs
+in both); AdamW divides by sqrt(v / bias correction) + epsilon. In addition to Keras: clipping of the gradient
+summed over all replicas, no weight decay on normalisation layers, a separate learning rate for biases.
 """
-
-import math
 
 import keras
 from keras import ops
 
 from kgarden.ops.replicas import num_replicas, sum_over_replicas
 
-NORM_WEIGHTS = {"gamma", "beta"}  # the names that Keras' normalisation layers give
+NORM_WEIGHTS = {"gamma", "beta"}  # variable names of Keras' normalisation layers
 BIASES = {"bias"}
 
 
-@keras.saving.register_keras_serializable("kgarden")
-class Steps(keras.optimizers.schedules.LearningRateSchedule):
-    """base_lr times `factor` for every step of `at` that has been reached; no `at`: constant."""
-
-    def __init__(self, base_lr, at=(), factor=0.1):
-        self.base_lr, self.at, self.factor = base_lr, tuple(at), factor
-
-    def __call__(self, step):
-        rates = [self.base_lr * self.factor**n for n in range(len(self.at) + 1)]
-        reached = sum((ops.cast(step >= at, "int32") for at in self.at), ops.zeros((), "int32"))
-        return ops.take(ops.convert_to_tensor(rates, "float32"), reached)
-
-    def get_config(self):
-        return {"base_lr": self.base_lr, "at": self.at, "factor": self.factor}
-
-
-@keras.saving.register_keras_serializable("kgarden")
-class Cosine(keras.optimizers.schedules.LearningRateSchedule):
-    """base_lr * (1 + cos(pi * step / steps)) / 2, as a squared sine: float32 tells it from 0 at the end."""
-
-    def __init__(self, base_lr, steps):
-        self.base_lr, self.steps = base_lr, steps
-
-    def __call__(self, step):
-        left = ops.maximum(ops.cast(self.steps - step, "float32"), 0.0)
-        return self.base_lr * ops.square(ops.sin(left * (math.pi / 2 / self.steps)))
-
-    def get_config(self):
-        return {"base_lr": self.base_lr, "steps": self.steps}
-
-
-@keras.saving.register_keras_serializable("kgarden")
-class Warmup(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from factor * schedule(0) to the value that the schedule has when the warm-up ends."""
-
-    def __init__(self, schedule, steps, factor):
-        self.schedule, self.steps, self.factor = schedule, steps, factor
-
-    def __call__(self, step):
-        share = ops.cast(step, "float32") / self.steps
-        first, last = self.schedule(0) * self.factor, self.schedule(self.steps)
-        return ops.where(step < self.steps, first * (1 - share) + last * share, self.schedule(step))
-
-    def get_config(self):
-        return {
-            "schedule": keras.saving.serialize_keras_object(self.schedule),
-            "steps": self.steps,
-            "factor": self.factor,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
-
-
 class _PerVariable(keras.optimizers.Optimizer):
-    """What both optimizers share: weight decay and learning rate for each variable, clipping.
+    """Base class: weight decay and learning rate for each variable, gradient clipping.
 
     Args:
         learning_rate:   a number or a schedule of the step, which counts from 0.
-        weight_decay:    of every trained variable but those excluded here.
+        weight_decay:    of every trainable variable that is not excluded below.
         decay_norms:     whether scales and shifts of normalisation layers decay.
         decay_biases:    whether biases decay.
-        bias_lr_factor:  learning rate of biases over that of the rest.
-        clip_value:      every element of the gradient is cut to [-clip_value, clip_value].
+        bias_lr_factor:  multiplies the learning rate of biases.
+        clip_value:      every element of the gradient is clipped to [-clip_value, clip_value].
         clip_norm:       the gradient of all variables together is scaled down to this norm.
     """
 
@@ -106,7 +48,7 @@ class _PerVariable(keras.optimizers.Optimizer):
         super().build(variables)
         self.decays = [self._decay_of(variable) for variable in variables]
         self.lr_factors = [self.bias_lr_factor if variable.name in BIASES else 1.0 for variable in variables]
-        # Of the whole batch's gradient in the last step, before clipping.
+        # Norm of the whole batch's gradient in the last step, before clipping.
         self.gradient_norm = self.add_variable(
             (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
         )
@@ -119,7 +61,7 @@ class _PerVariable(keras.optimizers.Optimizer):
         return self.decay
 
     def _clip_gradients(self, grads):
-        """Keras' hook for clipping. Of several replicas each holds a summand here: they clip the sum."""
+        """Keras' hook for clipping. With several replicas the sum of gradients is clipped, below."""
         return grads if num_replicas() > 1 else self._clipped(grads)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
@@ -131,7 +73,7 @@ class _PerVariable(keras.optimizers.Optimizer):
         return list(zip(self._clipped(grads), variables, strict=True))
 
     def _clipped(self, grads):
-        """The whole batch's gradient; its norm is kept, and limited if it has to be."""
+        """Stores the norm of the whole batch's gradient, and clips it if `clip_norm` is set."""
         squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
         norm = ops.sqrt(sum(squares))
         self.gradient_norm.assign(norm)
@@ -141,9 +83,9 @@ class _PerVariable(keras.optimizers.Optimizer):
         return [g if g is None else g * ops.cast(scale, g.dtype) for g in grads]
 
     def _prepared(self, gradient, variable, learning_rate):
-        """(gradient cut by value, learning rate of this variable, its weight decay, its index).
+        """Returns (gradient clipped by value, learning rate of this variable, its weight decay, its index).
 
-        Here, after Keras has summed over the replicas, the gradient is that of the whole batch.
+        Keras has summed over the replicas at this point: the gradient is that of the whole batch.
         """
         index = self._get_variable_index(variable)
         gradient = ops.cast(gradient, variable.dtype)
@@ -231,26 +173,12 @@ class AdamW(_PerVariable):
 
 @keras.saving.register_keras_serializable("kgarden")
 class LossScaled(keras.optimizers.LossScaleOptimizer):
-    """Loss scaling for float16: a step whose gradient overflows on *any* replica is left out on all of them.
+    """Loss scaling for float16: a step whose gradient overflows on *any* replica is skipped on all of them.
 
-    Micikevicius et al. 2017, arXiv:1710.03740, section 3.2. Keras looks for overflows before it sums over the
-    replicas, and on the first of them alone.
+    Micikevicius et al. 2017, arXiv:1710.03740, section 3.2. Keras checks for overflows before the sum over
+    the replicas, and on the first replica only.
     """
 
     def check_finite(self, grads):
         overflown = 1.0 - ops.cast(super().check_finite(grads), "float32")
         return sum_over_replicas(overflown) == 0.0
-
-
-def learning_rate(base_lr, steps, at=None, factor=None, cosine=False, warmup=None):
-    """The learning rate as a function of the step, which counts from 0.
-
-    Args:
-        base_lr:    before any decay.
-        steps:      length of the training.
-        at, factor: steps at which the rate is multiplied by the factor.
-        cosine:     half a cosine over all steps instead.
-        warmup:     (steps, factor) of a linear warm-up, or None.
-    """
-    schedule = Cosine(base_lr, steps) if cosine else Steps(base_lr, at or (), factor or 1.0)
-    return Warmup(schedule, *warmup) if warmup else schedule

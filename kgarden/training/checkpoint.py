@@ -1,7 +1,8 @@
-"""What a training needs to go on: one file of arrays that any backend reads, and averaged weights.
+"""Checkpoints: everything that resuming a training needs, in one file that every backend reads.
 
-`checkpoint/latest.npz` holds the model's weights, the optimizer's variables, the averages and a few words
-(step, best result so far). It is written aside and renamed, so there is always a whole one.
+`checkpoint/latest.npz` holds the model's weights, the optimizer's variables, the moving averages of the
+weights (EMA) and the state of the training (step, best result so far). It is written atomically, so that a
+complete checkpoint exists at any time.
 """
 
 import contextlib
@@ -14,13 +15,14 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
+from kgarden.utils.files import replacing
 
 LATEST = "latest.npz"
 
 
 @contextlib.contextmanager
-def _weights_alone(detector):
-    """Keras would store the optimizer's variables too, two more of each weight."""
+def _without_optimizer(detector):
+    """Detaches the optimizer: Keras would also store its variables, up to two for each weight."""
     optimizer, detector.optimizer = getattr(detector, "optimizer", None), None
     try:
         yield
@@ -28,73 +30,63 @@ def _weights_alone(detector):
         detector.optimizer = optimizer
 
 
-@contextlib.contextmanager
-def _taken_back(aside):
-    """A file that could not be written whole is removed: on a full disk its room is needed."""
-    try:
-        yield
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 def save_weights(detector, path):
-    """The weights without the optimizer, written aside and renamed."""
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    with _weights_alone(detector), _taken_back(aside):
-        detector.save_weights(aside)
-        os.replace(aside, path)
+    """Writes the weights, without the optimizer's variables, atomically."""
+    with _without_optimizer(detector), replacing(path) as temporary:
+        detector.save_weights(temporary)
 
 
 def load_weights(detector, path):
-    """What `save_weights` wrote."""
-    with _weights_alone(detector):
+    """Loads a file that `save_weights` wrote."""
+    with _without_optimizer(detector):
         detector.load_weights(path)
 
 
-def _groups(detector, optimizer, averages):
-    """Every variable that a checkpoint holds, in a fixed order, by group."""
+def _groups(detector, optimizer, ema):
+    """Returns every variable that a checkpoint holds, in a fixed order, by group."""
     groups = {"weights": detector.weights, "optimizer": optimizer.variables}
-    if averages is not None:
-        groups["averages"] = [*averages.averages, averages.updates]
+    if ema is not None:
+        groups["averages"] = [*ema.averages, ema.updates]
     return groups
 
 
-def save_checkpoint(folder, detector, optimizer, averages, state):
-    """Write everything that training needs to go on.
+def save_checkpoint(folder, detector, optimizer, ema, state):
+    """Writes a checkpoint atomically.
 
     Args:
-        folder:   `checkpoint/` of a run.
-        averages: Averages or None.
-        state:    dictionary that JSON knows: step, best, ...
+        folder:    `checkpoint/` of a run directory.
+        detector:  kgarden.models.base.detector.Detector, built.
+        optimizer: built.
+        ema:       ExponentialMovingAverage or None.
+        state:     dictionary of JSON values: step, best, ...
     """
     arrays, shapes = {}, {}
-    for group, variables in _groups(detector, optimizer, averages).items():
+    for group, variables in _groups(detector, optimizer, ema).items():
         for number, variable in enumerate(variables):
             arrays[f"{group}/{number:05d}"] = ops.convert_to_numpy(variable.value)
         shapes[group] = [[variable.path, list(variable.shape)] for variable in variables]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".{LATEST}.*"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
-    aside = folder / f".{LATEST}.{os.getpid()}"
-    with _taken_back(aside):
-        with open(aside, "wb") as file:
-            np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, folder / LATEST)
+    for leftover in folder.glob(f".*{LATEST}*"):  # of a process that was killed while writing
+        leftover.unlink(missing_ok=True)
+    with replacing(folder / LATEST) as temporary, open(temporary, "wb") as file:
+        np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def has_checkpoint(folder):
+    """Returns whether the folder holds a checkpoint."""
     return (pathlib.Path(folder) / LATEST).is_file()
 
 
-def load_checkpoint(folder, detector, optimizer, averages):
-    """Put a checkpoint's values into model, (built) optimizer and averages.
+def load_checkpoint(folder, detector, optimizer, ema):
+    """Restores model, optimizer and moving averages from a checkpoint.
 
+    Args:
+        folder, detector, optimizer, ema: as in `save_checkpoint`.
     Returns:
-        the state that was saved.
+        the `state` that was saved.
     Raises:
         UserError: the file is damaged or belongs to another model.
     """
@@ -102,24 +94,24 @@ def load_checkpoint(folder, detector, optimizer, averages):
     try:
         with np.load(path, allow_pickle=False) as stored:
             words = json.loads(str(stored["words"]))
-            for group, variables in _groups(detector, optimizer, averages).items():
+            for group, variables in _groups(detector, optimizer, ema).items():
                 _check(path, group, variables, words["shapes"].get(group, []))
                 for number, variable in enumerate(variables):
                     variable.assign(stored[f"{group}/{number:05d}"])
     except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: the checkpoint is damaged ({error}); --fresh starts anew") from error
+        raise UserError(f"{path}: the checkpoint is damaged ({error}); use --fresh to start over") from error
     return words["state"]
 
 
 def _check(path, group, variables, stored):
     if len(stored) != len(variables):
         raise UserError(
-            f"{path}: holds {len(stored)} {group}, this model has {len(variables)}; "
-            f"another version of kgarden may have written it; --fresh starts anew"
+            f"{path}: holds {len(stored)} {group} variables, this model has {len(variables)}; "
+            f"another version of kgarden may have written it; use --fresh to start over"
         )
     for variable, (name, shape) in zip(variables, stored, strict=True):
         if list(variable.shape) != shape:
             raise UserError(
-                f"{path}: {name} is {shape}, {variable.path} of this model is "
-                f"{list(variable.shape)}; --fresh starts anew"
+                f"{path}: {name} has the shape {shape}, {variable.path} of this model has "
+                f"{list(variable.shape)}; use --fresh to start over"
             )

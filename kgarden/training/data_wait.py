@@ -1,4 +1,4 @@
-"""How long a training waits for its data."""
+"""Time that training steps wait for their batches."""
 
 import time
 
@@ -6,39 +6,39 @@ import numpy as np
 import tensorflow as tf
 
 
-class Clock:
-    """Seconds that the training step waited for its batches."""
+class DataWait:
+    """Accumulates the seconds between the request for a batch and its arrival."""
 
     def __init__(self):
-        self.seconds = self.asked_at = 0.0
+        self.seconds = self.started_at = 0.0
 
-    def asked(self):
-        """A batch is asked for."""
-        self.asked_at = time.perf_counter()
+    def start(self) -> np.int64:
+        """Marks the request for a batch."""
+        self.started_at = time.perf_counter()
         return np.int64(0)
 
-    def came(self):
-        """It has come."""
-        self.seconds += time.perf_counter() - self.asked_at
+    def stop(self) -> np.int64:
+        """Marks the arrival of the batch."""
+        self.seconds += time.perf_counter() - self.started_at
         return np.int64(0)
 
-    def taken(self):
-        """Seconds since the last call."""
+    def take(self) -> float:
+        """Returns the seconds since the last call, and resets them."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
 
-def timed(dataset, clock):
-    """The same batches; the clock counts how long each was waited for.
+def measure_wait(dataset: tf.data.Dataset, wait: DataWait) -> tf.data.Dataset:
+    """Returns the same batches; `wait` accumulates how long each was waited for.
 
-    `zip` asks its parts in turn: the first part notes when a batch was asked for, the map when it had come.
+    `zip` pulls its inputs in order: the first input marks the request for a batch, the map its arrival.
     """
-    asked = tf.data.Dataset.counter().map(lambda _: tf.numpy_function(clock.asked, [], tf.int64))
+    requests = tf.data.Dataset.counter().map(lambda _: tf.numpy_function(wait.start, [], tf.int64))
 
-    def note(_, batch):
-        with tf.control_dependencies([tf.numpy_function(clock.came, [], tf.int64)]):
+    def mark_arrival(_, batch):
+        with tf.control_dependencies([tf.numpy_function(wait.stop, [], tf.int64)]):
             return tf.nest.map_structure(tf.identity, batch)
 
     options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False  # would ask ahead of the training step
-    return tf.data.Dataset.zip(asked, dataset).map(note).with_options(options)
+    options.experimental_optimization.inject_prefetch = False  # would request batches ahead of the step
+    return tf.data.Dataset.zip(requests, dataset).map(mark_arrival).with_options(options)

@@ -1,49 +1,57 @@
-"""What goes wrong in a training, said in words as soon as the numbers show it.
+"""Training diagnostics: warnings on stagnating or rising losses, exploding gradients and repeated tracing.
 
-Judged by the reports of a run, each the mean over some steps. Every sentence is said once.
+They are computed from the reports of a run, each a mean over some steps. Each warning is given once.
 """
 
 import math
 import statistics
+from collections.abc import Iterable
 
-FIRST = 3  # reports that tell how a training began,
-LAST = 5  # and how it goes now
-PATIENCE = 200  # steps after the warm-up in which a loss should have begun to fall
-FALLEN = 0.97  # of its first value: less is a fall
-RISEN = 3.0  # times the lowest loss so far
-GROWN = 20.0  # times the usual norm of the gradient
+FIRST = 3  # reports whose median is the initial loss
+LAST = 5  # reports whose median is the current loss
+PATIENCE = 200  # steps after the warm-up within which the loss should begin to fall
+FALLEN = 0.97  # a loss has fallen below this fraction of its initial value
+RISEN = 3.0  # a loss has risen above this multiple of its minimum
+GROWN = 20.0  # a gradient norm explodes above this multiple of its median
 
 
-class Diagnosis:
-    """Looks at one report after the other.
+class Diagnostics:
+    """Collects reports and returns warnings.
 
     Args:
-        warmup:   steps in which the learning rate rises.
-        clips:    whether the gradient's norm is limited already.
-        canvases: sizes of batches; the step is traced once for each.
-        trained:  whether the weights were trained before: then the loss need not fall.
-        reports:  those of the same run before it was stopped, as `add` takes them.
+        warmup:   number of warm-up steps.
+        clips:    whether the gradient norm is clipped already.
+        canvases: number of canvases; the step is traced once for each.
+        trained:  whether the initial weights are trained; then the loss need not fall.
+        reports:  earlier reports of the same run, as dictionaries of the arguments of `add`.
     """
 
-    def __init__(self, warmup=0, clips=False, canvases=1, trained=False, reports=()):
+    def __init__(
+        self,
+        warmup: int = 0,
+        clips: bool = False,
+        canvases: int = 1,
+        trained: bool = False,
+        reports: Iterable[dict] = (),
+    ):
         self.warmup, self.clips, self.canvases = warmup, clips, canvases
         self.trained = trained
-        self.losses, self.norms, self.said = [], [], set()
+        self.losses, self.norms, self.given = [], [], set()
         for report in reports:
             self.add(**report)
 
-    def add(self, step, loss, gradient_norm=math.nan, traces=0, **_):
-        """Take in a report.
+    def add(self, step: int, loss: float, gradient_norm: float = math.nan, traces: int = 0, **_) -> list[str]:
+        """Adds a report.
 
         Args:
-            step:          of its end.
+            step:          the last step of the report.
             loss:          mean over its steps.
             gradient_norm: of its last step, before clipping.
-            traces:        how often the step was traced so far.
+            traces:        number of times that the step has been traced so far.
         Returns:
-            [sentence, ...], usually none.
+            [warning, ...], usually empty.
         """
-        found = {
+        warnings = {
             "falls": self._no_fall(step, loss),
             "rises": self._rise(step, loss),
             "gradients": self._explosion(step, gradient_norm),
@@ -52,8 +60,8 @@ class Diagnosis:
         self.losses.append(loss)
         if math.isfinite(gradient_norm):
             self.norms.append(gradient_norm)
-        new = {name: sentence for name, sentence in found.items() if sentence and name not in self.said}
-        self.said |= new.keys()
+        new = {name: text for name, text in warnings.items() if text and name not in self.given}
+        self.given |= new.keys()
         return list(new.values())
 
     def _no_fall(self, step, loss):
@@ -64,8 +72,8 @@ class Diagnosis:
         if last <= FALLEN * first:
             return None
         return (
-            f"the loss does not fall: {first:.3g} when training began, {last:.3g} now, at step {step}. Look "
-            f"at what is learned (kgarden data show), at the learning rate, and at what is frozen"
+            f"the loss does not fall: {first:.3g} at the beginning, {last:.3g} at step {step}. Check the "
+            f"training batches (kgarden data show), the learning rate, and which parts are frozen"
         )
 
     def _rise(self, step, loss):
@@ -75,8 +83,8 @@ class Diagnosis:
         if not (lowest > 0 and loss > RISEN * lowest):
             return None
         return (
-            f"the loss rises: {loss:.3g} at step {step}, it has been {lowest:.3g}. Lower schedule.base_lr or "
-            f"lengthen schedule.warmup"
+            f"the loss rises: {loss:.3g} at step {step}, the minimum was {lowest:.3g}. Lower "
+            f"schedule.base_lr or lengthen schedule.warmup"
         )
 
     def _explosion(self, step, norm):
@@ -85,16 +93,16 @@ class Diagnosis:
         usual = statistics.median(self.norms)
         if not (usual > 0 and norm > GROWN * usual):
             return None
-        cure = "" if self.clips else f", or set schedule.optimizer.clip_norm (usual would be {usual:.2g})"
+        remedy = "" if self.clips else f", or set schedule.optimizer.clip_norm (for example {usual:.2g})"
         return (
-            f"the gradient explodes: its norm is {norm:.3g} at step {step}, usually {usual:.3g}. Lower "
-            f"schedule.base_lr or lengthen schedule.warmup{cure}"
+            f"the gradient explodes: its norm is {norm:.3g} at step {step}, the median is {usual:.3g}. Lower "
+            f"schedule.base_lr or lengthen schedule.warmup{remedy}"
         )
 
     def _traces(self, traces):
         if traces <= self.canvases:
             return None
         return (
-            f"the step was traced {traces} times for {self.canvases} canvases, which takes a while each "
-            f"time: something else changes shape from batch to batch"
+            f"the step was traced {traces} times for {self.canvases} canvases, which is slow: another "
+            f"shape changes from batch to batch"
         )

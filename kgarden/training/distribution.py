@@ -1,8 +1,8 @@
-"""Who shares a batch: devices of this machine, and other machines.
+"""Distribution on TensorFlow: one device, MirroredStrategy, or MultiWorkerMirroredStrategy (TF_CONFIG).
 
-`replicas` of the recipe chooses devices of a machine (`MirroredStrategy`); TF_CONFIG in the environment names
-several machines (`MultiWorkerMirroredStrategy`), each of which runs the same command. The batch size of a
-recipe is that of all replicas of all machines together.
+`replicas` of the recipe sets the number of devices of a machine; TF_CONFIG in the environment lists several
+machines, each of which runs the same command. The batch size of a recipe is the global one, over all replicas
+of all machines.
 """
 
 import contextlib
@@ -11,94 +11,99 @@ import faulthandler
 import json
 import os
 import signal
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from kgarden.errors import TrainingFailed, UserError
 
-WAIT_S = 600  # how long a worker waits for the others when it starts
+WAIT_S = 600  # seconds that a worker waits for the others at start-up
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
-    """Everyone who takes part in a step.
+class Cluster:
+    """All replicas of a training, and the place of this worker among them.
 
     Args:
         strategy: tf.distribute.Strategy; TensorFlow's default one for a single device.
-        index:    of this worker; 0 is the chief, who alone evaluates and writes.
+        index:    of this worker; 0 is the chief, the only one that evaluates and writes files.
         workers:  addresses of all workers; empty on a single machine.
     """
 
     strategy: tf.distribute.Strategy
     index: int = 0
-    workers: tuple = ()
+    workers: tuple[str, ...] = ()
 
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
+        """Whether this worker evaluates and writes files."""
         return self.index == 0
 
     @property
-    def share(self):
-        """Which part of each batch this worker prepares: (index, of how many)."""
+    def worker_position(self) -> tuple[int, int]:
+        """(index of this worker, number of workers): which slice of each batch this worker loads."""
         return self.index, max(len(self.workers), 1)
 
     @property
-    def pieces(self):
-        """Into how many pieces that part goes: one for each replica of this machine."""
-        return self.strategy.num_replicas_in_sync // self.share[1]
+    def local_replicas(self) -> int:
+        """Number of replicas on this machine."""
+        return self.strategy.num_replicas_in_sync // self.worker_position[1]
 
-    def check(self, batch_size, micro_batches=1):
-        """Can a batch be dealt to everyone?
+    def check(self, batch_size: int, micro_batches: int = 1) -> None:
+        """Checks that a batch can be divided among all replicas and micro-batches.
 
         Raises:
-            UserError: no; or it can only on another backend.
+            UserError: it is not divisible, or the backend does not support it.
         """
         count = self.strategy.num_replicas_in_sync * micro_batches
         if batch_size % count:
             raise UserError(
-                f"data.batch_size: {batch_size} pictures cannot be dealt to {count // micro_batches} "
-                f"replicas in {micro_batches} micro-batches: take a multiple of {count}"
+                f"data.batch_size: {batch_size} is not divisible by {count // micro_batches} replicas x "
+                f"{micro_batches} micro-batches; use a multiple of {count}"
             )
         backend = keras.backend.backend()
         if count > 1 and backend != "tensorflow":
             raise UserError(
-                f"replicas, schedule.micro_batches: need the TensorFlow backend, this is {backend}"
+                f"replicas and schedule.micro_batches are not supported on {backend}; "
+                f"use KERAS_BACKEND=tensorflow"
             )
 
-    def dealt(self, batches):
-        """A dataset of pieces -> what `fit` takes: in each step every replica gets the next piece."""
+    def distribute_dataset(self, batches):
+        """Returns a dataset for `fit` that gives the next element of `batches` to each replica in turn."""
         if self.strategy.num_replicas_in_sync == 1:
             return batches
         return self.strategy.distribute_datasets_from_function(lambda context: batches)
 
     def any(self, *flags):
-        """Whether a flag is up on any worker; all workers must ask at the same time.   tuple of bool."""
+        """Returns whether each flag is set on any worker; a collective call.   tuple of bool."""
         if not self.workers:
             return tuple(map(bool, flags))
         return tuple((self._sum([float(flag) for flag in flags]) > 0).tolist())
 
-    def meet(self):
-        """Go on when everyone has come here."""
+    def barrier(self):
+        """Blocks until all workers have reached this call."""
         self.any(True)
 
-    def agree(self, number):
-        """Whether all workers have the same number."""
-        count = self.share[1]
-        mean, squares = self._sum([number, number**2]) / (self.pieces * count) if count > 1 else (0, 0)
+    def all_equal(self, number):
+        """Returns whether all workers pass the same number; a collective call."""
+        count = self.worker_position[1]
+        mean, squares = (
+            self._sum([number, number**2]) / (self.local_replicas * count) if count > 1 else (0, 0)
+        )
         return squares == mean**2
 
     def _sum(self, values):
-        """Sums over all replicas."""
-        sums = _everywhere(self.strategy, tf.constant(values, tf.float64))
+        """Returns sums over all replicas."""
+        sums = _sum_over_replicas(self.strategy, tf.constant(values, tf.float64))
         return self.strategy.experimental_local_results(sums)[0].numpy()
 
     @contextlib.contextmanager
-    def one_for_all(self):
-        """When a worker is lost the others cannot go on: they end in one line.
+    def fail_together(self):
+        """Ends this worker with a one-line error when another worker is lost.
 
         Raises:
-            TrainingFailed: a worker no longer answers.
+            TrainingFailed: another worker does not respond.
         """
         try:
             yield
@@ -106,13 +111,13 @@ class Team:
             if not self.workers or not _is_lost(error):
                 raise
             raise TrainingFailed(
-                f"worker {self.index} of {len(self.workers)}: another worker no longer answers "
-                f"({_reason(error)}); start the same command on all: they go on from the last checkpoint"
+                f"worker {self.index} of {len(self.workers)}: another worker does not respond "
+                f"({_reason(error)}); run the same command on all workers to resume from the last checkpoint"
             ) from error
 
 
 @tf.function(autograph=False)
-def _everywhere(strategy, values):
+def _sum_over_replicas(strategy, values):
     def summed(values):
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
@@ -121,48 +126,50 @@ def _everywhere(strategy, values):
 
 
 def _is_lost(error):
-    """Whether another worker is the cause; faults of this one, such as a full memory, stay what they are."""
-    gone = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError
-    return isinstance(error, gone) or "aborted by" in (error.message or "")
+    """Returns whether another worker is the cause, rather than an error of this one (out of memory)."""
+    lost = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError
+    return isinstance(error, lost) or "aborted by" in (error.message or "")
 
 
 def _reason(error):
-    """What TensorFlow says of a lost worker, in a few words."""
+    """Returns TensorFlow's reason for the loss of a worker, in a few words."""
     lines = [line.strip() for line in (error.message or "").splitlines()]
-    told = next((line for line in lines if "aborted by" in line), lines[0] if lines else "")
-    return told.partition("aborted by: ")[2][:100] or type(error).__name__
+    reason = next((line for line in lines if "aborted by" in line), lines[0] if lines else "")
+    return reason.partition("aborted by: ")[2][:100] or type(error).__name__
 
 
-# --- making a team --------------------------------------------------------------------------------
+# --- construction -----------------------------------------------------------------------------------
 
 
-def team_of(replicas, say=print):
-    """Everyone who takes part; must be asked for before TensorFlow has used a device.
+def make_cluster(replicas: int | str, log: Callable[[str], None] = print) -> Cluster:
+    """Builds the cluster; must be called before TensorFlow has used a device.
 
     Args:
-        replicas: how many devices of each machine work together, or "all".
-        say:      function of a line, for what takes long.
+        replicas: number of devices of each machine, or "all".
+        log:      function of a line, called before a long wait.
     Returns:
-        Team.
+        Cluster.
     Raises:
-        UserError: fewer devices than asked for, or a TF_CONFIG that is wrong.
+        UserError: fewer devices than requested, or an invalid TF_CONFIG.
     """
-    workers, index = _cluster()
+    workers, index = _read_tf_config()
     if len(workers) > 1:
-        return Team(_joined(replicas, workers, index, say), index, workers)
+        return Cluster(_multi_worker_strategy(replicas, workers, index, log), index, workers)
     if replicas == 1:
-        return Team(tf.distribute.get_strategy())
+        return Cluster(tf.distribute.get_strategy())
     devices = _devices(replicas)
-    return Team(tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy())
+    return Cluster(
+        tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    )
 
 
-def be_deterministic():
-    """Sums in a fixed order, for the rest of the process: the same bits on the same machine."""
+def make_deterministic() -> None:
+    """Enables deterministic ops for the rest of the process: bitwise reproducible on the same machine."""
     tf.config.experimental.enable_op_determinism()
 
 
-def _cluster():
-    """(addresses of the workers, number of this one), of TF_CONFIG; ((), 0) without it."""
+def _read_tf_config():
+    """Returns (addresses of the workers, index of this one) from TF_CONFIG; ((), 0) without it."""
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
         return (), 0
@@ -174,48 +181,54 @@ def _cluster():
         addresses = tuple(roles[role][n] for role, n in kinds)
         me = task.get("type", "worker"), int(task.get("index", 0))
     except (ValueError, AttributeError, TypeError, KeyError):
-        raise UserError(f"TF_CONFIG: not understood; it looks like {example}") from None
+        raise UserError(f"TF_CONFIG: cannot be parsed; use the form {example}") from None
     if others := sorted(set(roles) - {"chief", "worker"}):
-        raise UserError(f"TF_CONFIG: the role {others[0]} has no work here; name workers, as {example}")
+        raise UserError(
+            f"TF_CONFIG: role {others[0]!r} is not supported; list all machines under 'worker', "
+            f"for example {example}"
+        )
     if len(addresses) > 1 and me not in kinds:
         raise UserError(f"TF_CONFIG: there is no {me[0]} {me[1]} among {', '.join(addresses)}")
     if len(set(addresses)) < len(addresses):
-        raise UserError(f"TF_CONFIG: an address stands there twice: {', '.join(addresses)}")
+        raise UserError(f"TF_CONFIG: an address is listed twice: {', '.join(addresses)}")
     return addresses, kinds.index(me) if len(addresses) > 1 else 0
 
 
-def _joined(replicas, workers, index, say):
-    """The strategy of several machines, once all of them have come."""
+def _multi_worker_strategy(replicas, workers, index, log):
+    """Returns the strategy of several machines, once all of them are connected."""
     if keras.backend.backend() != "tensorflow":
-        raise UserError("TF_CONFIG: several workers need the TensorFlow backend")
+        raise UserError(
+            f"TF_CONFIG: several workers are not supported on {keras.backend.backend()}; "
+            f"use KERAS_BACKEND=tensorflow"
+        )
     gpus = tf.config.list_physical_devices("GPU")
     if replicas != "all":
         if replicas > max(len(gpus), 1):
             raise UserError(
-                f"replicas: {replicas} asked for, a worker has {len(gpus)} GPUs"
+                f"replicas: {replicas} requested, this worker has {len(gpus)} GPUs"
                 if gpus
-                else "replicas: a worker without GPUs has one; start more workers instead"
+                else "replicas: a worker without GPUs has one replica; start more workers instead"
             )
         tf.config.set_visible_devices(gpus[:replicas], "GPU")
     others = ", ".join(address for number, address in enumerate(workers) if number != index)
-    say(f"worker {index} of {len(workers)}, waiting for {others}; ends if they do not come within {WAIT_S} s")
-    with _for_at_most(WAIT_S):
-        team = Team(tf.distribute.MultiWorkerMirroredStrategy(), index, workers)
-        with team.one_for_all():
-            team.meet()
-    return team.strategy
+    log(f"worker {index} of {len(workers)}: waiting for {others}; exits if they do not connect in {WAIT_S} s")
+    with _exit_after(WAIT_S):
+        cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(), index, workers)
+        with cluster.fail_together():
+            cluster.barrier()
+    return cluster.strategy
 
 
 @contextlib.contextmanager
-def _for_at_most(seconds):
-    """Exit with code 1 if this takes longer; Ctrl-C ends it at once.
+def _exit_after(seconds):
+    """Exits with code 1 if the block takes longer; Ctrl-C exits immediately.
 
-    TensorFlow waits for its peers without letting Python run, so neither a thread nor a signal handler of
-    Python can end the wait.
+    TensorFlow waits for its peers in native code that holds the interpreter lock, so neither a thread nor a
+    signal handler of Python can end the wait.
     """
     interrupt = signal.getsignal(signal.SIGINT)
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+    with open(os.devnull, "w") as sink:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sink)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             yield
@@ -225,24 +238,24 @@ def _for_at_most(seconds):
 
 
 def _devices(replicas):
-    """Names of the devices that work together: GPUs if there are any, else parts of the CPU."""
+    """Returns the names of the devices: GPUs if there are any, else logical devices of the CPU."""
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if not gpus:
         return [f"CPU:{n}" for n in range(1 if replicas == "all" else _split_cpu(replicas))]
     if replicas != "all" and replicas > len(gpus):
-        raise UserError(f"replicas: {replicas} asked for, this machine has {len(gpus)} GPUs")
+        raise UserError(f"replicas: {replicas} requested, this machine has {len(gpus)} GPUs")
     return [gpu.name for gpu in gpus[: len(gpus) if replicas == "all" else replicas]]
 
 
 def _split_cpu(count):
-    """Several logical devices on one CPU: nothing is faster, but everything works as on several GPUs."""
+    """Splits the CPU into logical devices: not faster, but it behaves like several GPUs."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except (RuntimeError, ValueError):
         if len(tf.config.list_logical_devices("CPU")) < count:
             raise UserError(
-                f"replicas: {count} on a CPU must be chosen before TensorFlow has started: "
+                f"replicas: {count} on a CPU must be set before TensorFlow is initialised; "
                 "start a new process"
             ) from None
     return count

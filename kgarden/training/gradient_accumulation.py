@@ -1,9 +1,11 @@
-"""One step on a batch that does not fit into memory: micro-batches in turn, one update.
+"""Gradient accumulation: several micro-batches, one update. TensorFlow only.
 
-The gradient is that of the whole batch, because every loss divides by what all micro-batches together count.
-That takes a second pass forwards: first all are counted, then each is differentiated. Norms that look at the
-batch see their micro-batch; all else is as if the batch had gone through at once. TensorFlow only.
+The gradient is that of the whole batch, because every loss divides by normalisers that are summed over all
+micro-batches. That requires two forward passes: the first collects the normalisers, the second computes the
+gradients. Batch normalisation sees one micro-batch at a time; everything else is as with the whole batch.
 """
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -11,35 +13,35 @@ import tensorflow as tf
 from kgarden.ops import replicas
 
 
-def accumulated(detector, parts):
-    """A `train_step` for the detector.
+def accumulated_train_step(detector: keras.Model, micro_batches: int) -> Callable:
+    """Returns a `train_step` for the detector that accumulates gradients.
 
     Args:
-        detector: compiled.
-        parts:    micro-batches of a batch; the batch of a replica must be divisible by it.
+        detector:      compiled.
+        micro_batches: number of micro-batches; the batch of each replica must be divisible by it.
     Returns:
         function of (x, y) -> dictionary of metrics.
     """
 
     def train_step(data):
-        micro_batches = _split(data, parts)
+        batches = _split(data, micro_batches)
         state = detector.non_trainable_weights
         before = [tf.identity(variable.value) for variable in state]
-        with replicas.counting(parts) as counts:
-            for part in micro_batches:
-                x, y = _after(counts, part)
+        with replicas.counting(micro_batches) as counts:
+            for batch in batches:
+                x, y = _after(counts, batch)
                 counts.append([])
                 detector.loss_terms(x, y, detector(x, training=True), training=True)
         totals = replicas.totals_of(counts)
-        _put_back(state, before)
+        _restore(state, before)
         step = tf.identity(detector.step.value)
         gradients = None
-        for part in micro_batches:
-            x, y = _after([totals, gradients], part)
-            detector.step.assign(step)  # what is drawn depends on the step, which is one for all
-            with replicas.counted(totals, parts):
-                found = _gradients(detector, x, y)
-            gradients = found if gradients is None else _sums(gradients, found)
+        for batch in batches:
+            x, y = _after([totals, gradients], batch)
+            detector.step.assign(step)  # random choices depend on the step, which all micro-batches share
+            with replicas.counted(totals, micro_batches):
+                new = _gradients(detector, x, y)
+            gradients = new if gradients is None else _sums(gradients, new)
         variables = detector.trainable_variables
         detector.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return detector.get_metrics_result()
@@ -47,12 +49,12 @@ def accumulated(detector, parts):
     return train_step
 
 
-def _after(done, data):
-    """The same micro-batch, at hand only when `done` is computed.
+def _after(tensors, data):
+    """Returns the micro-batch with a control dependency on `tensors`.
 
-    Nothing else keeps TensorFlow from working on several micro-batches at once, with the memory of all.
+    Without it TensorFlow may compute several micro-batches concurrently, with the memory of all of them.
     """
-    with tf.control_dependencies([one for one in keras.tree.flatten(done) if one is not None]):
+    with tf.control_dependencies([one for one in keras.tree.flatten(tensors) if one is not None]):
         return keras.tree.map_structure(tf.identity, data)
 
 
@@ -65,10 +67,10 @@ def _gradients(detector, x, y):
     return tape.gradient(scaled, detector.trainable_variables)
 
 
-def _split(data, parts):
-    """[(x, y), ...] of consecutive pictures."""
-    size = keras.tree.flatten(data)[0].shape[0] // parts
-    slices = [slice(n * size, (n + 1) * size) for n in range(parts)]
+def _split(data, micro_batches):
+    """Returns [(x, y), ...] of consecutive images."""
+    size = keras.tree.flatten(data)[0].shape[0] // micro_batches
+    slices = [slice(n * size, (n + 1) * size) for n in range(micro_batches)]
     return [keras.tree.map_structure(lambda t, one=one: t[one], tuple(data[:2])) for one in slices]
 
 
@@ -76,7 +78,7 @@ def _sums(gradients, more):
     return [a if b is None else b if a is None else a + b for a, b in zip(gradients, more, strict=True)]
 
 
-def _put_back(variables, values):
-    """Statistics of norms and the step as they were: the counting walk has trained nothing."""
+def _restore(variables, values):
+    """Restores the statistics of normalisation layers and the step after the first pass."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -1,8 +1,8 @@
-"""Where the numbers of a training go besides the screen.
+"""Metric loggers: JSON lines, TensorBoard, CSV, MLflow, Weights & Biases.
 
-`metrics.jsonl` and TensorBoard always; a table, MLflow and Weights & Biases where the recipe's `loggers` name
-them. Each takes a step and a flat dictionary of numbers, and raises OSError where it cannot keep them; a
-package is imported when its logger is made.
+`metrics.jsonl` and TensorBoard are always written, the others if the recipe's `loggers` list them. `add`
+takes a step and a flat dictionary of numbers, and raises OSError if they cannot be stored. Optional packages
+are imported when their logger is constructed.
 """
 
 import csv
@@ -10,40 +10,46 @@ import importlib.util
 import json
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
+from kgarden.utils.files import replacing
 
-PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}  # logger -> package, which is also the name of the extra
+PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}  # logger -> package, also the name of the extra
 
 
-def make_loggers(names, run, recipe, after):
-    """Loggers of a run, in the order in which they are fed.
+def make_loggers(names: Sequence[str], run: pathlib.Path, recipe: Recipe, after: int) -> list:
+    """Builds the loggers of a run.
 
     Args:
-        names:  of the recipe's `loggers`.
-        run:    directory.
-        recipe: what is trained: its keys are the parameters that trackers show.
-        after:  the step from which training goes on; what was noted of later steps is dropped.
+        names:  the recipe's `loggers`.
+        run:    run directory.
+        recipe: its keys are logged as parameters.
+        after:  the step from which training resumes; entries of later steps are dropped.
+    Returns:
+        [JsonLines, TensorBoard, and the named ones in their order].
     Raises:
         UserError: a package is not installed.
     """
     for name in names:
         if name in PACKAGES:
             _check(PACKAGES[name])
-    made = [JsonLines(run / "metrics.jsonl", after), TensorBoard(run / "tensorboard")]
+    always = [JsonLines(run / "metrics.jsonl", after), TensorBoard(run / "tensorboard")]
     kinds = {"csv": Table, "mlflow": MLflow, "wandb": WandB}
-    return made + [kinds[name](run, recipe, after) for name in names]
+    return always + [kinds[name](run, recipe, after) for name in names]
 
 
 def _check(package):
     if importlib.util.find_spec(package) is None:
         raise UserError(
-            f"loggers: {package} is not installed: pip install 'kgarden[{package}]', or leave it out"
+            f"loggers: {package} is not installed: pip install 'kgarden[{package}]', or remove it"
         )
 
 
-def parameters(recipe):
-    """The recipe as {"schedule.base_lr": 0.02, ...}, without what is not set."""
+def parameters(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as {"schedule.base_lr": 0.02, ...}, without unset keys."""
     return dict(_leaves(recipe.plain(), ""))
 
 
@@ -57,31 +63,30 @@ def _leaves(value, key):
 
 
 class JsonLines:
-    """`metrics.jsonl`: a line for each report, never two reports of one step.
+    """`metrics.jsonl`: one line for each report.
 
     Args:
         path:  of the file.
-        after: lines of later steps are dropped: the training goes on from here.
+        after: the step from which training resumes; lines of later steps are dropped.
     """
 
     name = "metrics.jsonl"
 
     def __init__(self, path, after=0):
         self.path = pathlib.Path(path)
-        self.reports = []  # what the file held of earlier steps
+        self.reports = []  # of earlier steps, read from the file
         if self.path.is_file():
             for line in self.path.read_text().splitlines():
                 try:
                     report = json.loads(line)
                     if report["step"] <= after:
                         self.reports.append(report)
-                except (ValueError, KeyError, TypeError):  # a killed process may leave half a line
+                except (ValueError, KeyError, TypeError):  # a killed process may leave an incomplete line
                     continue
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside.write_text("".join(f"{json.dumps(report)}\n" for report in self.reports))
-        os.replace(aside, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(f"{json.dumps(report)}\n" for report in self.reports))
 
-    def add(self, step, values):
+    def add(self, step: int, values: dict[str, Any]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -90,7 +95,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars, named as in `grouped`."""
+    """TensorBoard scalars, named as in `grouped`."""
 
     name = "TensorBoard"
 
@@ -100,7 +105,7 @@ class TensorBoard:
         self.scalar = tf.summary.scalar
         self.board = tf.summary.create_file_writer(str(folder))
 
-    def add(self, step, values):
+    def add(self, step: int, values: dict[str, Any]) -> None:
         with self.board.as_default(step=step):
             for name, value in grouped(values).items():
                 self.scalar(name, value)
@@ -110,10 +115,9 @@ class TensorBoard:
 
 
 class Table:
-    """`metrics.csv`: one row for each report, empty cells for what it does not hold.
+    """`metrics.csv`: one row for each report, with empty cells for missing columns.
 
-    Rows of an evaluation have other columns than those of training: when a new one comes the file is written
-    again, aside.
+    Evaluation reports have other columns than training reports: a new column rewrites the file atomically.
     """
 
     name = "metrics.csv"
@@ -127,7 +131,7 @@ class Table:
                 self.rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= after]
         self._rewrite()
 
-    def add(self, step, values):
+    def add(self, step: int, values: dict[str, Any]) -> None:
         row = {"step": step, **values}
         self.rows.append(row)
         if new := [name for name in row if name not in self.columns]:
@@ -137,19 +141,17 @@ class Table:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _rewrite(self):
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(aside, "w", newline="") as file:
+        with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(aside, self.path)
 
     def close(self):
         pass
 
 
 class MLflow:
-    """A run of MLflow, the same again when training goes on; where to is said by MLFLOW_TRACKING_URI."""
+    """MLflow run, continued when training resumes; MLFLOW_TRACKING_URI sets the server."""
 
     name = "MLflow"
 
@@ -165,7 +167,7 @@ class MLflow:
             note.write_text(mlflow.start_run(run_name=run.name).info.run_id)
             mlflow.log_params({name: str(value)[:500] for name, value in parameters(recipe).items()})
 
-    def add(self, step, values):
+    def add(self, step: int, values: dict[str, Any]) -> None:
         try:
             self.mlflow.log_metrics(grouped(values), step=step)
         except self.mlflow.exceptions.MlflowException as error:
@@ -176,7 +178,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of Weights & Biases, the same again when training goes on; WANDB_MODE=offline keeps it here."""
+    """Weights & Biases run, continued when training resumes; WANDB_MODE=offline keeps it local."""
 
     name = "Weights & Biases"
 
@@ -184,26 +186,26 @@ class WandB:
         import wandb
 
         note = run / "wandb_run.txt"
-        known = note.read_text().strip() if note.is_file() and after else None
+        earlier = note.read_text().strip() if note.is_file() and after else None
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kgarden"),
             name=run.name,
             dir=str(run),
-            id=known,
+            id=earlier,
             resume="allow",
             config=parameters(recipe),
         )
         note.write_text(self.run.id)
 
-    def add(self, step, values):
+    def add(self, step: int, values: dict[str, Any]) -> None:
         self.run.log(grouped(values), step=step)
 
     def close(self):
         self.run.finish()
 
 
-def grouped(values):
-    """Numbers alone, those of training under "train/"; those of an evaluation stand under "val/" already."""
+def grouped(values: dict[str, Any]) -> dict[str, int | float]:
+    """Returns the numbers among the values, those of training with the prefix "train/"."""
     return {
         name if name.startswith("val/") else f"train/{name}": value
         for name, value in values.items()

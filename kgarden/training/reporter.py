@@ -1,4 +1,4 @@
-"""What a training shows: a progress bar on a terminal, plain lines elsewhere."""
+"""Training reporter: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
 
@@ -9,22 +9,22 @@ from kgarden.metrics.tables import evaluation_tables, summary
 
 
 class Reporter:
-    """Tells a person how far a work is.
+    """Prints progress, losses and evaluations of a training.
 
     Args:
         console: rich.console.Console; None: standard output.
     """
 
-    def __init__(self, console=None):
+    def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)
         self.bar = self.task = None
 
-    def line(self, text):
-        """One line of its own, above the bar if there is one."""
+    def line(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def start(self, total, done=0):
-        """A work of `total` steps begins; on a terminal it has a bar."""
+    def start(self, total: int, done: int = 0) -> None:
+        """Starts a training of `total` steps; on a terminal with a bar."""
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.completed}/{task.total}"),
@@ -37,18 +37,29 @@ class Reporter:
             self.bar.start()
         self.total = total
 
-    def advance(self, step):
+    def advance(self, step: int) -> None:
+        """Moves the bar to a step."""
         if self.bar:
             self.bar.update(self.task, completed=step)
 
-    def values(self, step, terms, rate, images_per_s, waiting, seconds_left):
-        """Numbers of the last steps.
+    def values(
+        self,
+        step: int,
+        terms: dict[str, float],
+        rate: float,
+        images_per_s: float,
+        waiting: float,
+        seconds_left: float,
+    ) -> None:
+        """Prints the metrics of the last steps.
 
         Args:
+            step:         the last one.
             terms:        {name: mean since the last call}, "loss" first.
             rate:         learning rate.
-            waiting:      share of the time spent waiting for data, 0..1.
-            seconds_left: of training.
+            images_per_s: throughput.
+            waiting:      fraction of the time spent waiting for data, 0..1.
+            seconds_left: estimated time to the end of the training.
         """
         text = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
         text += f"  lr {rate:.3g}  {images_per_s:.1f} images/s  waiting for data {100 * waiting:.0f} %"
@@ -58,39 +69,42 @@ class Reporter:
         else:
             self.line(f"step {step}/{self.total}  {text}")
 
-    def stop(self):
+    def stop(self) -> None:
+        """Removes the bar."""
         if self.bar:
             self.bar.stop()
             self.bar = None
 
-    def evaluation(self, evaluation):
-        """The tables of numbers, in percent, and the cause where the first is nearly nothing."""
+    def evaluation(self, evaluation: dict) -> None:
+        """Prints metric tables in percent, and the explanation of a near-zero headline metric."""
         self.console.print(*evaluation_tables(evaluation), sep="\n")
         if "not_judged" in (masks := evaluation.get("masks", {})):
-            self.line(f"masks were not judged: {masks['not_judged']}")
+            self.line(f"masks were not evaluated: {masks['not_judged']}")
         self.explanation(evaluation)
 
-    def explanation(self, evaluation):
-        """Why the headline is nearly nothing, if that was asked."""
+    def explanation(self, evaluation: dict) -> None:
+        """Prints the explanation of a near-zero headline metric, if there is one."""
         for sentence in evaluation.get("explanation", []):
             self.line(f"why: {sentence}")
 
-    def interval(self, step, evaluation, best, best_step):
-        """One line for an evaluation between two steps.
+    def interval(self, step: int, evaluation: dict, best: float | None, best_step: int | None) -> None:
+        """Prints one line for an evaluation during training.
 
         Args:
-            best, best_step: the best headline so far, this one included, and when it was reached; None
-                where no weights could be kept.
+            step:       the current one.
+            evaluation: as in `kgarden.evaluate.evaluate`.
+            best:       best headline metric so far, including this one; None if no weights could be saved.
+            best_step:  the step of the best one.
         """
-        verdict = f"best {best:.1f} at {best_step}" if best is not None else "no weights kept yet"
-        verdict = "the best so far" if best_step == step else verdict
-        pictures = f"on {evaluation['images']} pictures"
-        self.line(f"step {step}/{self.total}  {summary(evaluation)}  {pictures}, {verdict}")
+        verdict = f"best {best:.1f} at step {best_step}" if best is not None else "no weights saved yet"
+        verdict = "best so far" if best_step == step else verdict
+        images = f"on {evaluation['images']} images"
+        self.line(f"step {step}/{self.total}  {summary(evaluation)}  {images}, {verdict}")
         self.explanation(evaluation)
 
 
-def duration(seconds):
-    """12:05 or 3:12:05; "?" for what is not known."""
+def duration(seconds: float) -> str:
+    """Formats seconds as 12:05 or 3:12:05; "?" if they are not finite."""
     if not math.isfinite(seconds):
         return "?"
     minutes, seconds = divmod(round(seconds), 60)

@@ -1,12 +1,13 @@
-"""One training from its first step to its last: a callback of `model.fit` that knows what is due.
+"""Trainer: a callback of `model.fit` that schedules reports, evaluation, checkpoints and early stopping.
 
-It counts steps; at intervals it averages, reports, evaluates, keeps the best weights and writes a checkpoint.
-Values are fetched from the device every REPORT_EVERY steps and not at each one. Of several workers all count
-and agree on when to stop; the chief alone evaluates and writes.
+It counts steps and, at intervals, updates the EMA, reports, evaluates, saves the best weights and writes a
+checkpoint. Values are fetched from the device every REPORT_EVERY steps, not at each one. With several workers
+all count steps and agree on when to stop; only the chief evaluates and writes files.
 """
 
 import contextlib
 import math
+import pathlib
 import signal
 import threading
 import time
@@ -16,10 +17,12 @@ import numpy as np
 from keras import ops
 
 from kgarden import build
+from kgarden.config.recipe import Recipe
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.evaluate import batches_of, draw_examples, evaluate
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.report import numbers_of
+from kgarden.models.base.detector import Detector
 from kgarden.ops.jit import compiled
 from kgarden.runs import best_weights
 from kgarden.structures import IMAGE_ID
@@ -30,73 +33,87 @@ from kgarden.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from kgarden.training.data_wait import Clock, timed
-from kgarden.training.diagnostics import Diagnosis
+from kgarden.training.data_wait import DataWait, measure_wait
+from kgarden.training.diagnostics import Diagnostics
+from kgarden.training.distribution import Cluster
 from kgarden.training.loggers import make_loggers
-from kgarden.training.weight_averaging import Averages
+from kgarden.training.reporter import Reporter
+from kgarden.training.weight_averaging import ExponentialMovingAverage
 from kgarden.utils.files import read_json, write_json
 
-REPORT_EVERY = 20  # steps between two looks at the losses,
-REPORT_SECONDS = 10  # unless steps are so slow that this time has passed
-AGREE_EVERY = 5  # steps after which several workers ask each other whether one wants to stop
+REPORT_EVERY = 20  # steps between two reports
+REPORT_SECONDS = 10  # seconds after which a report is made earlier, where steps are slow
+STOP_CHECK_EVERY = 5  # steps between two collective checks whether any worker should stop
 
 
-class Session(keras.callbacks.Callback):
-    """One training: knows how far it is and what is due.
+class Trainer(keras.callbacks.Callback):
+    """State and schedule of one training.
 
     Args:
         detector: compiled, its optimizer built.
         recipe:   without stages.
-        run:      directory.
+        run:      run directory.
         data:     kgarden.build.Data.
         reporter: kgarden.training.reporter.Reporter.
-        team:     kgarden.training.distribution.Team.
+        cluster:  kgarden.training.distribution.Cluster.
         trained:  whether the weights come from an earlier training.
     """
 
-    def __init__(self, detector, recipe, run, data, reporter, team, trained=False):
+    def __init__(
+        self,
+        detector: Detector,
+        recipe: Recipe,
+        run: pathlib.Path,
+        data: build.Data,
+        *,
+        reporter: Reporter,
+        cluster: Cluster,
+        trained: bool = False,
+    ):
         super().__init__()
         self.detector, self.recipe, self.run, self.data, self.reporter = detector, recipe, run, data, reporter
-        self.team, self.trained = team, trained
+        self.cluster, self.trained = cluster, trained
         self.step, self.best, self.best_step = 0, None, None
         self.saved = 0  # step of the last checkpoint
-        self.train_s = 0.0  # seconds in steps, without evaluation and the building of graphs
+        self.train_s = 0.0  # seconds in steps, without evaluation and tracing
         self.total = recipe.schedule.steps
         self.every = min(recipe.evaluate.every or self.total, self.total)
         self.checkpoint_every = recipe.schedule.checkpoint_every or self.total
-        self.rate = build.learning_rate_of(recipe)
+        self.learning_rate = build.learning_rate_of(recipe)
         ema = recipe.schedule.ema
-        with team.strategy.scope():
-            self.averages = Averages(detector.weights, ema.decay, compiled) if ema else None
-        self.inference = inference_of(detector, recipe)  # outside of the scope: the chief's own work
-        self.clock, self.interrupted, self.loggers = Clock(), False, []
+        with cluster.strategy.scope():
+            self.ema = ExponentialMovingAverage(detector.weights, ema.decay, compiled) if ema else None
+        self.inference = inference_of(detector, recipe)  # outside the scope: only the chief evaluates
+        self.data_wait, self.interrupted, self.loggers = DataWait(), False, []
 
-    # --- before and after -------------------------------------------------------------------------
+    # --- start and end ----------------------------------------------------------------------------
 
-    def resume(self):
-        """Take up the checkpoint of the run, if there is one."""
+    def resume(self) -> None:
+        """Restores the checkpoint of the run, if there is one."""
         folder = self.run / "checkpoint"
         if has_checkpoint(folder):
-            state = load_checkpoint(folder, self.detector, self.detector.optimizer, self.averages)
+            state = load_checkpoint(folder, self.detector, self.detector.optimizer, ema=self.ema)
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
             self.saved, self.train_s = self.step, state["train_s"]
-            self.reporter.line(f"going on from step {self.step} of {self.total}")
-        if not self.team.agree(self.step):
+            self.reporter.line(f"resuming from step {self.step} of {self.total}")
+        if not self.cluster.all_equal(self.step):
             raise UserError(
-                f"{folder}: the workers do not all find the checkpoint of step {self.step} there: "
-                f"give a --run that they share"
+                f"{folder}: not all workers find the checkpoint of step {self.step}; "
+                f"use a --run on shared storage"
             )
 
-    def fit(self):
-        """From the present step to the last one, or to an interruption."""
-        batches = self.data.train_batches(self.step, self.team.share, self.team.pieces)
+    def fit(self) -> None:
+        """Trains from the current step to the last one, or to an interruption."""
+        batches = self.data.train_batches(
+            self.step, share=self.cluster.worker_position, pieces=self.cluster.local_replicas
+        )
         callbacks = _Callbacks([self], add_history=True, model=self.detector)
         self._open_loggers()
         self.reporter.start(self.total, self.step)
         try:
-            with _interrupts_noted(self):
+            with _graceful_interrupts(self):
                 self.detector.fit(
-                    self.team.dealt(timed(batches, self.clock)),
+                    self.cluster.distribute_dataset(measure_wait(batches, self.data_wait)),
                     epochs=1,
                     verbose=0,
                     shuffle=False,
@@ -109,12 +126,12 @@ class Session(keras.callbacks.Callback):
                 logger.close()
 
     def _open_loggers(self):
-        """The chief's; what was reported before tells the diagnosis how this training began."""
-        if not self.team.is_chief:
+        """Opens the chief's loggers; the diagnostics get the reports from before a resume."""
+        if not self.cluster.is_chief:
             return
         schedule = self.recipe.schedule
         self.loggers = make_loggers(self.recipe.loggers, self.run, self.recipe, after=self.step)
-        self.diagnosis = Diagnosis(
+        self.diagnostics = Diagnostics(
             warmup=schedule.warmup.steps if schedule.warmup else 0,
             clips=schedule.optimizer.clip_norm is not None,
             canvases=len(build.canvases(self.recipe)),
@@ -122,14 +139,14 @@ class Session(keras.callbacks.Callback):
             reports=[report for report in self.loggers[0].reports if "loss" in report],
         )
 
-    def finish(self):
-        """What a run leaves: weights, the evaluation of the best ones on all pictures, drawings."""
-        if self.team.is_chief:
-            self._leave()
-        self.team.meet()
+    def finish(self) -> dict:
+        """Evaluates the best weights on all images, writes the results and returns `evaluation.json`."""
+        if self.cluster.is_chief:
+            self._evaluate_best()
+        self.cluster.barrier()
         return read_json(self.run / "evaluation.json")
 
-    def _leave(self):
+    def _evaluate_best(self):
         self.reporter.line("evaluating the best weights")
         weights = best_weights(self.run)
         load_weights(self.detector, weights)
@@ -149,62 +166,62 @@ class Session(keras.callbacks.Callback):
     # --- at each step -----------------------------------------------------------------------------
 
     def on_train_begin(self, logs=None):
-        self.begun = self.seen = self.step
-        self.seen_at = time.perf_counter()
-        self.clock.taken()
+        self.first_step = self.reported_step = self.step
+        self.reported_at = time.perf_counter()
+        self.data_wait.take()
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         now = time.perf_counter()
-        stop, slow = self._wanted(self.interrupted, now - self.seen_at > REPORT_SECONDS)
+        stop, slow = self._any_worker(self.interrupted, now - self.reported_at > REPORT_SECONDS)
         due = self.step % self.every == 0 or self.step == self.total
         save = due or stop or self.step % self.checkpoint_every == 0
-        if self.averages or save:
+        if self.ema or save:
             self._sync()
-        if self.averages:
-            self.averages.update()
-        first = self.step == self.begun + 1  # building the graph took its time
-        if due or slow or first or stop or self.step - self.seen >= REPORT_EVERY:
+        if self.ema:
+            self.ema.update()
+        first = self.step == self.first_step + 1  # it included tracing
+        if due or slow or first or stop or self.step - self.reported_step >= REPORT_EVERY:
             self._report(logs, now)
         self.reporter.advance(self.step)
-        if due and self.team.is_chief:
-            self._interval()
-        if save and self.team.is_chief:
+        if due and self.cluster.is_chief:
+            self._evaluate_interval()
+        if save and self.cluster.is_chief:
             self._save()
         if stop:
             self.detector.stop_training = True
 
-    def _wanted(self, *flags):
-        """Flags that are up on any worker; several workers ask each other now and then."""
-        asks = not self.team.workers or self.step % AGREE_EVERY == 0
-        return self.team.any(*flags) if asks else (False,) * len(flags)
+    def _any_worker(self, *flags):
+        """Returns whether each flag is set on any worker; several workers synchronise at intervals only."""
+        due = not self.cluster.workers or self.step % STOP_CHECK_EVERY == 0
+        return self.cluster.any(*flags) if due else (False,) * len(flags)
 
     def _report(self, logs, now):
-        """Fetch the mean of every term since the last report, show and write them."""
+        """Fetches the mean of every loss term since the last report, prints and logs them."""
         self._sync()
         bad_step = int(logs["first_bad_step"])
         names = ("loss", *(name for name in logs if name not in ("loss", "first_bad_step")))
         terms = {name: float(logs[name]) for name in names}
         self.detector.reset_metrics()
-        if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
-            self._give_up(bad_step, wrong)
-        if self.team.is_chief:
-            self._tell(terms, now)
-        self.seen, self.seen_at = self.step, time.perf_counter()
+        if not_finite := [name for name, value in terms.items() if not math.isfinite(value)]:
+            self._fail(bad_step, not_finite)
+        if self.cluster.is_chief:
+            self._log_report(terms, now)
+        self.reported_step, self.reported_at = self.step, time.perf_counter()
 
-    def _tell(self, terms, now):
-        """Show and write what was fetched."""
-        seconds, steps = now - self.seen_at, self.step - self.seen
+    def _log_report(self, terms, now):
+        """Prints and logs the fetched values."""
+        seconds, steps = now - self.reported_at, self.step - self.reported_step
         per_second = steps / seconds
-        if self.step > self.begun + 1:
+        if self.step > self.first_step + 1:
             self.train_s += seconds
         images_per_s = per_second * self.recipe.data.batch_size
-        waiting = min(self.clock.taken() / seconds, 1.0)
-        rate = float(self.rate(ops.convert_to_tensor(self.step - 1, "int32")))
+        waiting = min(self.data_wait.take() / seconds, 1.0)
+        rate = float(self.learning_rate(ops.convert_to_tensor(self.step - 1, "int32")))
         self.reporter.values(
             self.step,
             terms,
-            rate,
+            rate=rate,
             images_per_s=images_per_s,
             waiting=waiting,
             seconds_left=self._seconds_left(per_second),
@@ -218,58 +235,58 @@ class Session(keras.callbacks.Callback):
             "traces": self.detector.traces,
         }
         self._log(report)
-        for sentence in self.diagnosis.add(self.step, **report):
-            self.reporter.line(f"step {self.step}: {sentence}")
+        for warning in self.diagnostics.add(self.step, **report):
+            self.reporter.line(f"step {self.step}: {warning}")
 
     def _log(self, values):
         for logger in self.loggers:
-            with self._surviving(logger.name):
+            with self._tolerating_full_disk(logger.name):
                 logger.add(self.step, values)
 
     def _gradient_norm(self):
-        """Of the last step, before clipping."""
+        """Returns the gradient norm of the last step, before clipping."""
         optimizer = getattr(self.detector.optimizer, "inner_optimizer", self.detector.optimizer)
         return float(ops.convert_to_numpy(optimizer.gradient_norm.value))
 
-    def _give_up(self, step, wrong):
-        """A loss is no longer finite: keep the batch in which it began, and say all that is known."""
+    def _fail(self, step, not_finite):
+        """Raises TrainingFailed for a non-finite loss, after saving the batch in which it first occurred."""
         x, y = next(iter(self.data.train_batches(start_step=step - 1)))  # the same batch again
         batch = {name: np.asarray(value) for name, value in {**x, **y}.items()}
         path = self.run / "bad_batch.npz"
-        with self._surviving("bad_batch.npz"):
-            if self.team.is_chief:
+        with self._tolerating_full_disk("bad_batch.npz"):
+            if self.cluster.is_chief:
                 np.savez(path, **batch)
         ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
         raise TrainingFailed(
-            f"step {step}: {', '.join(wrong)} no longer finite, on the pictures {ids} (batch in {path}); "
-            f"the checkpoint of step {self.saved} is untouched; lower schedule.base_lr, lengthen "
+            f"step {step}: {', '.join(not_finite)} no longer finite, on the images {ids} (batch in {path}); "
+            f"the checkpoint of step {self.saved} is unchanged; lower schedule.base_lr, lengthen "
             f"schedule.warmup or set schedule.optimizer.clip_norm"
         )
 
     def _seconds_left(self, per_second):
-        """Not known after the first step, which built the graph."""
-        return (self.total - self.step) / per_second if self.step > self.begun + 1 else math.inf
+        """Returns the estimated seconds to the end; inf after the first step, which included tracing."""
+        return (self.total - self.step) / per_second if self.step > self.first_step + 1 else math.inf
 
-    def _interval(self):
-        """Evaluate, keep the best weights; at the end also the last ones."""
-        with self.averages.in_place() if self.averages else contextlib.nullcontext():
+    def _evaluate_interval(self):
+        """Evaluates and saves the weights if they are the best so far; at the end also the last ones."""
+        with self.ema.in_place() if self.ema else contextlib.nullcontext():
             first = self.best is None
             evaluation, _ = self._evaluate(self.recipe.evaluate.limit, explained=first)
             metrics = evaluation["metrics"]
             value = metrics[evaluation["headline"]] or 0.0
             if first or value > self.best:
-                with self._surviving("best.weights.h5"):
+                with self._tolerating_full_disk("best.weights.h5"):
                     save_weights(self.detector, self.run / "best.weights.h5")
                     self.best, self.best_step = value, self.step
             if self.step == self.total:
-                with self._surviving("model.weights.h5"):
+                with self._tolerating_full_disk("model.weights.h5"):
                     save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
         measured = {f"val/{name}": one for name, one in numbers_of(evaluation).items() if one is not None}
         self._log({"train_s": round(self.train_s), **measured})
-        # evaluation is no training time
-        self.seen_at = time.perf_counter()
-        self.clock.taken()
+        # exclude the evaluation from the training time
+        self.reported_at = time.perf_counter()
+        self.data_wait.take()
 
     # --- helpers ----------------------------------------------------------------------------------
 
@@ -295,30 +312,28 @@ class Session(keras.callbacks.Callback):
             "train_s": self.train_s,
             "recipe_sha256": self.recipe.digest(),
         }
-        with self._surviving("the checkpoint"):
+        with self._tolerating_full_disk("the checkpoint"):
             save_checkpoint(
-                self.run / "checkpoint",
-                self.detector,
-                self.detector.optimizer,
-                averages=self.averages,
-                state=state,
+                self.run / "checkpoint", self.detector, self.detector.optimizer, ema=self.ema, state=state
             )
             self.saved = self.step
 
     @contextlib.contextmanager
-    def _surviving(self, what):
-        """A full disk ends no training: what was written before stays, and is spoken of."""
+    def _tolerating_full_disk(self, what):
+        """Reports an OSError, such as a full disk, instead of ending the training; earlier files stay."""
         try:
             yield
         except OSError as error:
-            last = f"that of step {self.saved} stays" if self.saved else "there is no earlier one"
+            last = (
+                f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+            )
             self.reporter.line(
                 f"step {self.step}: {what} could not be written ({error.strerror or error}); "
-                f"training goes on; of checkpoints {last}"
+                f"training continues; {last}"
             )
 
     def _sync(self):
-        """On JAX `fit` keeps variables to itself until it is asked for them."""
+        """On JAX, writes the state of `fit` back to the model's variables."""
         if keras.backend.backend() == "jax":
             self.detector.jax_state_sync()
 
@@ -327,7 +342,7 @@ class Session(keras.callbacks.Callback):
 
 
 class _Callbacks(keras.callbacks.CallbackList):
-    """Keras' list fetches every value at every step, a wait for the device each time; this one does not."""
+    """Callback list without the device sync at every step of keras.callbacks.CallbackList."""
 
     def on_train_batch_begin(self, batch, logs=None):
         pass
@@ -338,22 +353,24 @@ class _Callbacks(keras.callbacks.CallbackList):
 
 
 @contextlib.contextmanager
-def _interrupts_noted(session):
-    """Ctrl-C and SIGTERM let the step end and a checkpoint be written; a second one ends at once."""
+def _graceful_interrupts(trainer):
+    """On Ctrl-C or SIGTERM, finishes the step and writes a checkpoint; a second signal ends immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number, frame):
-        session.interrupted = True
-        several = session.team.workers
-        session.reporter.line(f"stopping {f'within {AGREE_EVERY} steps' if several else 'after this step'}")
+    def request_stop(number, frame):
+        trainer.interrupted = True
+        distributed = trainer.cluster.workers
+        trainer.reporter.line(
+            f"stopping {f'within {STOP_CHECK_EVERY} steps' if distributed else 'after this step'}"
+        )
         for each, handler in before.items():
             signal.signal(each, handler)
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, request_stop)
     try:
         yield
     finally:

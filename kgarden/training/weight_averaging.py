@@ -1,24 +1,30 @@
 """Exponential moving average (EMA) of a model's weights."""
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 from keras import ops
 
 
-class Averages:
-    """Exponential moving average of all weights, statistics of norms included.
+class ExponentialMovingAverage:
+    """Exponential moving average of all weights, including the statistics of normalisation layers.
 
-    The decay grows as min(decay, (1 + t) / (10 + t)) over the updates t, so that the first weights, which
-    know nothing, are soon forgotten. Whole numbers (the step) are copied.
+    The decay after t updates is min(decay, (1 + t) / (10 + t)), so that the untrained initial weights are
+    soon forgotten. Integer variables (the step) are copied.
 
     Args:
         variables: of the model.
-        decay:     how much of the average stays in an update.
-        compiled:  turns a function of no arguments that assigns variables into a fast one (`tf.function`).
+        decay:     weight of the previous average in an update.
+        compiled:  compiles a function without arguments that assigns variables (`tf.function`).
     """
 
-    def __init__(self, variables, decay, compiled=lambda function: function):
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        decay: float,
+        compiled: Callable = lambda function: function,
+    ):
         self.variables, self.decay = list(variables), decay
         self.averages = [
             keras.Variable(ops.copy(v.value), trainable=False, dtype=v.dtype, name=f"average{n}")
@@ -27,8 +33,8 @@ class Averages:
         self.updates = keras.Variable(0, trainable=False, dtype="int32", name="updates")
         self._update = compiled(self._assign)
 
-    def update(self):
-        """Take in the present weights."""
+    def update(self) -> None:
+        """Updates the averages with the current weights."""
         self._update()
 
     def _assign(self):
@@ -36,15 +42,15 @@ class Averages:
         decay = ops.minimum(self.decay, (1 + time) / (10 + time))
         for average, variable in zip(self.averages, self.variables, strict=True):
             if "float" in average.dtype:
-                share = ops.cast(1 - decay, average.dtype)
-                average.assign(average.value + share * (variable.value - average.value))
+                step_size = ops.cast(1 - decay, average.dtype)
+                average.assign(average.value + step_size * (variable.value - average.value))
             else:
-                average.assign(ops.copy(variable.value))  # JAX reuses the memory of what a step consumed
+                average.assign(ops.copy(variable.value))  # JAX donates the buffers that a step consumed
         self.updates.assign(self.updates.value + 1)
 
     @contextlib.contextmanager
-    def in_place(self):
-        """The model holds the averages inside this context, and its own weights again afterwards."""
+    def in_place(self) -> Iterator[None]:
+        """Loads the averages into the model for the duration of the block, then restores its weights."""
         own = [ops.convert_to_numpy(variable.value) for variable in self.variables]
         for variable, average in zip(self.variables, self.averages, strict=True):
             variable.assign(ops.copy(average.value))

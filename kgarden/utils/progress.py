@@ -1,14 +1,20 @@
-"""Progress of long work: a bar on a terminal, a line every tenth elsewhere."""
+"""Progress of a long task: a bar on a terminal, a line at every tenth elsewhere."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
 @contextlib.contextmanager
-def progress_of(things, console=None):
-    """A function of (done, total) that shows a bar on a terminal, and a line every tenth elsewhere."""
+def progress_of(things: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of (done, total) that shows the progress.
+
+    Args:
+        things:  what is counted, for example "images converted".
+        console: rich.console.Console; None: standard output.
+    """
     console = console or Console(highlight=False)
     if console.is_terminal:
         with Progress(
@@ -19,10 +25,10 @@ def progress_of(things, console=None):
         return
     tenth = -1
 
-    def tell(done, total):
+    def print_tenth(done, total):
         nonlocal tenth
         if 10 * done // max(total, 1) > tenth:
             tenth = 10 * done // max(total, 1)
             console.print(f"{done}/{total} {things}")
 
-    yield tell
+    yield print_tenth

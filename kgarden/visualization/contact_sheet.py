@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
+from kgarden.utils.files import replacing
 from kgarden.visualization.draw import draw_truth, scaled
 
 CELL = 480  # px, longer side of an image on a sheet
@@ -93,9 +94,8 @@ def _write_sheets(to, images, columns):
     paths, images = [], iter(images)
     while of_sheet := list(itertools.islice(images, PER_SHEET)):
         path = to / f"sheet-{len(paths) + 1:03d}.png"
-        aside = path.with_name(f".{path.name}")
-        _sheet(of_sheet, columns).save(aside, "png")
-        os.replace(aside, path)
+        with replacing(path) as temporary:
+            _sheet(of_sheet, columns).save(temporary, "png")
         paths.append(path)
     return paths
 

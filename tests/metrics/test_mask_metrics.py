@@ -180,7 +180,7 @@ def test_ground_truth_without_masks_is_reported_and_boxes_are_evaluated(truth, j
     assert list(evaluation["masks"]) == ["not_judged"]
     assert all("segmentation" in one for one in json.loads(found.read_text()))
     table, line = shown(evaluation)
-    (told,) = [row for row in table.splitlines() if row.startswith("masks were not judged: ")]
+    (told,) = [row for row in table.splitlines() if row.startswith("masks were not evaluated: ")]
     assert f"{lacking} of 10 annotations have no usable segmentation" in told
     assert "AP50 100.0  masks not evaluated  on" in line
 

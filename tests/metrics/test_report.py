@@ -109,9 +109,9 @@ def test_no_deep_learning_framework_is_imported(files):
 @pytest.mark.parametrize("content,words", [
     (json.dumps(TRUTH), "found.json: this is ground truth"),
     ("[]", "found.json: the list of detections is empty"),
-    ('[{"image_id": 1, "category', "found.json: no whole json file"),
-    ("", "found.json: no whole json file"),
-    ("[" * 100_000, "found.json: no whole json file"),
+    ('[{"image_id": 1, "category', "found.json: not valid JSON"),
+    ("", "found.json: not valid JSON"),
+    ("[" * 100_000, "found.json: not valid JSON"),
     ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": NaN}]', "score nan is not a finite"),
     ('[{"file": "a.jpg", "detections": []}]', "detection 0 has no image_id"),
     (json.dumps([{**FOUND[0], "image_id": 9}]), "1 of 1 detections have image ids"),

@@ -15,7 +15,8 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
-from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled, learning_rate
+from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
+from kgarden.optimizers.schedules import learning_rate
 
 ON_JAX = keras.backend.backend() == "jax"
 POLICIES = ("mixed_bfloat16", "mixed_float16")

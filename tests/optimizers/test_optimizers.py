@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 
-from kgarden.optimizers.optimizers import SGD, AdamW, learning_rate
+from kgarden.optimizers.optimizers import SGD, AdamW
+from kgarden.optimizers.schedules import learning_rate
 
 
 @pytest.mark.parametrize("golden", goldens("d2_lr_schedules"), ids=str)

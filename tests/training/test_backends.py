@@ -104,7 +104,7 @@ def test_a_run_begun_on_one_backend_ends_on_the_other(tmp_path, first, second):
     run(first, "train_fake", tmp_path, tmp_path / "whole", 12)
     run(first, "train_fake", tmp_path, tmp_path / "parts", 8)
     said = run(second, "train_fake", tmp_path, tmp_path / "parts", 12)
-    assert "going on from step 8 of 12" in said
+    assert "resuming from step 8 of 12" in said
     for name in ("model.weights.h5", "best.weights.h5"):
         whole, parts = (stored(tmp_path / folder / name) for folder in ("whole", "parts"))
         assert whole.keys() == parts.keys() and len(whole) == 7

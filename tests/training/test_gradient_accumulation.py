@@ -11,7 +11,7 @@ from support.variants import CLASSES, VARIANTS, batch  # noqa: E402
 
 from kgarden.models import build_detector  # noqa: E402
 from kgarden.optimizers.optimizers import SGD  # noqa: E402
-from kgarden.training.gradient_accumulation import accumulated  # noqa: E402
+from kgarden.training.gradient_accumulation import accumulated_train_step  # noqa: E402
 
 
 def trained(variant, parts, steps=2):
@@ -22,7 +22,7 @@ def trained(variant, parts, steps=2):
     detector = build_detector(settings, CLASSES)
     detector.compile(optimizer=SGD(0.02, weight_decay=1e-4), jit_compile=False)
     if parts > 1:
-        detector.train_step = accumulated(detector, parts)
+        detector.train_step = accumulated_train_step(detector, parts)
     terms = []
     for step in range(steps):
         x, y = batch(seed=step, images=4)

@@ -45,9 +45,9 @@ def test_eight_devices_train_as_one(variant, canvases):
 def test_batches_that_cannot_be_dealt_out_are_refused_in_one_line():
     """By their announced size, at the first batch, and at a smaller last one; then training goes on."""
     lines = run("uneven").strip().splitlines()[-4:]
-    assert lines[0] == "data.batch_size: 6 pictures cannot be dealt to 8 devices: take a multiple of 8"
+    assert lines[0] == "data.batch_size: 6 is not divisible by 8 devices; use a multiple of 8"
     assert lines[1] == lines[0]
-    assert lines[2].startswith("a batch cannot be dealt to 8 devices: each, the last one too, must hold a")
+    assert lines[2].startswith("a batch is not divisible by 8 devices; every batch, including the last")
     assert lines[3] == "an answer for 3 pictures"
 
 
@@ -65,7 +65,7 @@ def test_the_script_of_the_docs_runs(tmp_path):
 
 @pytest.mark.skipif(ON_JAX, reason="about the other backend")
 def test_another_backend_is_refused():
-    with pytest.raises(UserError, match="needs the JAX backend, this is tensorflow"):
+    with pytest.raises(UserError, match="not supported on tensorflow; use KERAS_BACKEND=jax"):
         data_parallel()
 
 
@@ -75,13 +75,13 @@ def test_numbers_of_devices(monkeypatch):
     distribution = data_parallel(1, batch_size=3)
     assert isinstance(distribution, DataParallel) and distribution.num_model_replicas == 1
     assert data_parallel("all", batch_size=4 * found).num_model_replicas == found
-    with pytest.raises(UserError, match=rf"replicas: 99 asked for, JAX sees {found} \(\w+:0"):
+    with pytest.raises(UserError, match=rf"replicas: 99 requested, JAX finds {found} \(\w+:0"):
         data_parallel(99)
     for replicas in (0, -1, "two", None, 2.0, True):
-        with pytest.raises(UserError, match="no number of devices"):
+        with pytest.raises(UserError, match="is not a number of devices"):
             data_parallel(replicas)
     import jax
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="one machine trains at a time on JAX"):
+    with pytest.raises(UserError, match="several processes are not supported on JAX"):
         data_parallel(1)

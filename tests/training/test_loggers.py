@@ -1,4 +1,4 @@
-"""Where the numbers of a training go."""
+"""Metric loggers: rows, columns, resuming, and packages that are not installed."""
 
 import csv
 import importlib.util
@@ -23,7 +23,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_table_grows_columns_and_drops_what_comes_again(tmp_path):
+def test_csv_adds_columns_and_drops_later_steps_on_resume(tmp_path):
     table = Table(tmp_path, None, after=0)
     table.add(20, {"loss": 2.0})
     table.add(20, {"val/ap": 10.0})
@@ -37,14 +37,14 @@ def test_a_table_grows_columns_and_drops_what_comes_again(tmp_path):
     ]
 
 
-def test_half_a_line_is_left_out(tmp_path):
+def test_incomplete_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n[1]\n{"step": 2, "lo')
     assert JsonLines(path, after=5).reports == [{"step": 1, "loss": 3.0}]
     assert path.read_text() == '{"step": 1, "loss": 3.0}\n'
 
 
-def test_groups():
+def test_metric_names_are_grouped():
     assert loggers.grouped({"loss": 1.0, "cls/positive": 2, "val/ap": 3.0, "what": "x"}) == {
         "train/loss": 1.0,
         "train/cls/positive": 2,
@@ -59,20 +59,20 @@ def test_parameters_are_flat():
     assert not any(key.startswith("rows") for key in found)
 
 
-def test_a_package_that_is_not_there(tmp_path, monkeypatch):
+def test_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"mlflow is not installed: pip install 'kgarden\[mlflow\]'"):
         loggers.make_loggers(["mlflow"], tmp_path, load_recipe("quickstart"), 0)
 
 
-def test_trackers_cost_nothing_until_they_are_asked_for():
+def test_trackers_are_imported_lazily():
     code = "import sys, kgarden.training.loggers; print({'mlflow', 'wandb', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "set()", done.stderr
 
 
 @pytest.mark.skipif(not installed("mlflow", "sqlalchemy"), reason="mlflow is not installed")
-def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
+def test_mlflow_resumes_the_same_run(tmp_path, monkeypatch):
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")

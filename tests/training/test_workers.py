@@ -105,7 +105,7 @@ def test_a_killed_worker_ends_the_others_and_all_go_on(data, whole, tmp_path):
     (code, said), (second, _) = two_workers(data, run, 1, of_second=("after a step", 4))
     assert second == KILLED
     assert code == 1 and time.monotonic() - began < PATIENCE_S, said
-    assert "worker 0 of 2: another worker no longer answers" in said
+    assert "worker 0 of 2: another worker does not respond" in said
     for code, said in two_workers(data, run, 1):
         assert code == 0, said
     assert_near(state_of(whole), state_of(run), 1e-5)
@@ -134,4 +134,4 @@ def test_a_directory_that_is_not_shared(data, tmp_path):
     code, said = ended(second)
     assert code == 2 and "all workers need the same command, with a --run that they share" in said
     code, said = ended(chief)
-    assert code == 1 and "another worker no longer answers" in said
+    assert code == 1 and "another worker does not respond" in said

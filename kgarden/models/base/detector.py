@@ -77,19 +77,19 @@ class Detector(StaticShapeModel):
         pixels:      {"mean", "std", "order"}: what the backbone was trained with.
         num_classes: C.
         seed:        of every random choice in training.
-        divisor:     canvases must be divisible by it.
+        divisor:     canvases must be divisible by it; None: that of the neck.
     """
 
     mask_head = None
 
-    def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=32, **kwargs):
+    def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=None, **kwargs):
         super().__init__(**kwargs)
         self.pixels = Normalize(**pixels, name="pixels")
         self.backbone = backbone
         self.neck = neck
         self.num_classes = num_classes
         self.seed = seed
-        self.divisor = divisor
+        self.divisor = divisor or getattr(neck, "divisor", 32)
 
     # The slots. OneStage and TwoStage fill them.
 

@@ -13,7 +13,7 @@ from support.programs.replicas import trained, two_replicas
 from support.weights_close import beyond_rounding
 
 from kgarden.ops.jit import compiled
-from kgarden.training.weight_averaging import Averages
+from kgarden.training.weight_averaging import ExponentialMovingAverage
 
 DECAY = 0.7
 
@@ -23,7 +23,7 @@ class Watch(keras.callbacks.Callback):
 
     def __init__(self, detector):
         super().__init__()
-        self.detector, self.averages = detector, Averages(detector.weights, DECAY, compiled)
+        self.detector, self.averages = detector, ExponentialMovingAverage(detector.weights, DECAY, compiled)
         self.seen = [self.held()]
 
     def held(self):

@@ -14,9 +14,10 @@ from keras import ops
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.models import build_detector
-from kgarden.optimizers.optimizers import SGD, learning_rate
+from kgarden.optimizers.optimizers import SGD
+from kgarden.optimizers.schedules import learning_rate
 from kgarden.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from kgarden.training.weight_averaging import Averages
+from kgarden.training.weight_averaging import ExponentialMovingAverage
 
 STEPS, BETWEEN = 5, 2
 BACKEND = keras.backend.backend()
@@ -42,7 +43,7 @@ class Training:
         rate = learning_rate(0.01, STEPS, cosine=True, warmup=(3, 0.1))  # the step matters
         self.detector.compile(optimizer=SGD(rate, weight_decay=1e-4), jit_compile=BACKEND == "jax")
         self.detector.optimizer.build(self.detector.trainable_variables)
-        self.averages = Averages(self.detector.weights, decay=0.9)
+        self.averages = ExponentialMovingAverage(self.detector.weights, decay=0.9)
 
     def save(self, folder):
         save_checkpoint(

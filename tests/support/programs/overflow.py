@@ -8,7 +8,7 @@ from support.variants import CLASSES, VARIANTS
 
 from kgarden.models import build_detector
 from kgarden.optimizers.optimizers import SGD, LossScaled
-from kgarden.training.gradient_accumulation import accumulated
+from kgarden.training.gradient_accumulation import accumulated_train_step
 
 
 def array(variable):
@@ -54,7 +54,7 @@ def whole_detector():
         optimizer = LossScaled(SGD(0.01, clip_norm=5.0), initial_scale=2.0**50)
         detector.compile(optimizer=optimizer, jit_compile=False)
         detector.optimizer.build(detector.trainable_variables)
-        detector.train_step = accumulated(detector, 2)
+        detector.train_step = accumulated_train_step(detector, 2)
     weights = [array(variable) for variable in detector.trainable_variables]
     x, y = next(batches())
     history = detector.fit(x, y, batch_size=4, verbose=0, shuffle=False).history

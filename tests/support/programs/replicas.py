@@ -22,7 +22,7 @@ from support.weights_close import beyond_rounding  # noqa: E402
 
 from kgarden.models import build_detector  # noqa: E402
 from kgarden.optimizers.optimizers import SGD  # noqa: E402
-from kgarden.training.gradient_accumulation import accumulated  # noqa: E402
+from kgarden.training.gradient_accumulation import accumulated_train_step  # noqa: E402
 
 CANVASES = [(64, 96), (96, 64), (64, 96)]
 
@@ -55,7 +55,7 @@ def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=C
         clip_norm = 1.0 if variant == "centernet2" else None  # it would hide a gradient of another length
         detector.compile(optimizer=SGD(0.01, clip_norm=clip_norm, weight_decay=1e-4), jit_compile=False)
         if "micro" in more:
-            detector.train_step = accumulated(detector, 2)
+            detector.train_step = accumulated_train_step(detector, 2)
         callbacks = [make(detector) for make in callbacks]
     before = values(detector)
     settings = dict(epochs=1, steps_per_epoch=len(canvases), verbose=0, shuffle=False, callbacks=callbacks)

@@ -54,7 +54,7 @@ def half_a_file(file, **arrays):
 
 
 MOMENTS = {
-    "after a step": (trainer.Session, "on_train_batch_end", die),
+    "after a step": (trainer.Trainer, "on_train_batch_end", die),
     "while a checkpoint is written": (np, "savez", half_a_file),
     "before a checkpoint takes its place": (checkpoint.os, "fsync", die),
     "before an evaluation": (trainer, "evaluate", die),

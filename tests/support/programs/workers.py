@@ -29,8 +29,8 @@ def ask_to_stop(trainer, *arguments, **more):
     return end_of_step(trainer, *arguments, **more)
 
 
-end_of_step = trainer.Session.on_train_batch_end
-resume.MOMENTS["told to stop"] = (trainer.Session, "on_train_batch_end", ask_to_stop)
+end_of_step = trainer.Trainer.on_train_batch_end
+resume.MOMENTS["told to stop"] = (trainer.Trainer, "on_train_batch_end", ask_to_stop)
 
 
 def forbid_writing(folder):

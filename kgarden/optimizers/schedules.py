@@ -1,0 +1,83 @@
+"""Learning-rate schedules as in detectron2: multi-step, cosine, linear warm-up."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("kgarden")
+class Steps(keras.optimizers.schedules.LearningRateSchedule):
+    """Multi-step schedule: base_lr times `factor` for every step of `at` that has been reached."""
+
+    def __init__(self, base_lr, at=(), factor=0.1):
+        self.base_lr, self.at, self.factor = base_lr, tuple(at), factor
+
+    def __call__(self, step):
+        rates = [self.base_lr * self.factor**n for n in range(len(self.at) + 1)]
+        reached = sum((ops.cast(step >= at, "int32") for at in self.at), ops.zeros((), "int32"))
+        return ops.take(ops.convert_to_tensor(rates, "float32"), reached)
+
+    def get_config(self):
+        return {"base_lr": self.base_lr, "at": self.at, "factor": self.factor}
+
+
+@keras.saving.register_keras_serializable("kgarden")
+class Cosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Cosine schedule, base_lr * (1 + cos(pi * step / steps)) / 2, as a squared sine, precise near 0."""
+
+    def __init__(self, base_lr, steps):
+        self.base_lr, self.steps = base_lr, steps
+
+    def __call__(self, step):
+        left = ops.maximum(ops.cast(self.steps - step, "float32"), 0.0)
+        return self.base_lr * ops.square(ops.sin(left * (math.pi / 2 / self.steps)))
+
+    def get_config(self):
+        return {"base_lr": self.base_lr, "steps": self.steps}
+
+
+@keras.saving.register_keras_serializable("kgarden")
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from factor * schedule(0) to schedule(steps), followed by the schedule."""
+
+    def __init__(self, schedule, steps, factor):
+        self.schedule, self.steps, self.factor = schedule, steps, factor
+
+    def __call__(self, step):
+        fraction = ops.cast(step, "float32") / self.steps
+        first, last = self.schedule(0) * self.factor, self.schedule(self.steps)
+        return ops.where(step < self.steps, first * (1 - fraction) + last * fraction, self.schedule(step))
+
+    def get_config(self):
+        return {
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "steps": self.steps,
+            "factor": self.factor,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+
+
+def learning_rate(
+    base_lr: float,
+    steps: int,
+    at: Sequence[int] | None = None,
+    factor: float | None = None,
+    cosine: bool = False,
+    warmup: tuple[int, float] | None = None,
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Builds the learning-rate schedule, a function of the step, which counts from 0.
+
+    Args:
+        base_lr:    before any decay.
+        steps:      length of the training.
+        at, factor: steps at which the rate is multiplied by the factor.
+        cosine:     half a cosine period over all steps instead.
+        warmup:     (steps, factor) of a linear warm-up, or None.
+    """
+    schedule = Cosine(base_lr, steps) if cosine else Steps(base_lr, at or (), factor or 1.0)
+    return Warmup(schedule, *warmup) if warmup else schedule
