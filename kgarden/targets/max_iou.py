@@ -27,8 +27,8 @@ class MaxIoU(NamedTuple):
                       earlier one); with "own" (detectron2) all of them become positive, each for the object
                       that it overlaps most itself; None: no such matches.
         low_quality_above: least IoU for that. Anchors that do not touch an object are never kept for it,
-                      unless this is None: then an object that touches no anchor makes every anchor positive that it
-                      does not touch, as detectron2's Matcher does.
+                      unless this is None: then an object that touches no anchor makes every anchor
+                      positive that it does not touch, as detectron2's Matcher does.
         ignore_share: an anchor is ignored if more than this share of its area lies in an ignore region; None:
                       ignore regions are background.
         share_of:     whose area that share is of, "prior" (the anchor) or "region".
