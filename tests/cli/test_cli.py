@@ -104,7 +104,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     Image.fromarray(image.repeat(3, axis=0).repeat(3, axis=1)).save("val/large.png")
     (world / "val" / "broken.jpg").write_text("no")
     code, out, err = call("predict", run, "val", "--to", "drawn")
-    assert code == 1 and "7 pictures" in out and err.count("\n") == 1 and "broken.jpg" in err
+    assert code == 1 and "7 images" in out and err.count("\n") == 1 and "broken.jpg" in err
     found = {one["file"]: one for one in json.loads((world / "drawn/detections.json").read_text())}
     small, large = (found[f"val/{name}.png"]["detections"][0] for name in ("0", "large"))
     np.testing.assert_allclose(large["box"], 3 * np.array(small["box"]), atol=0.01)
@@ -165,13 +165,13 @@ def test_several_views_by_keys(world, call):
         (["train", "standin.yaml", "--set", "schedule.step=3"], "'steps'"),
         (["train", "standin.yaml", "--set", "schedule.steps"], "KEY=VALUE"),
         (["train", "standin.yaml", "--row", "t.c"], "no row 't.c'"),
-        (["train", "standin.yaml", "--row", "t.b"], "scores t.a again"),
+        (["train", "standin.yaml", "--row", "t.b"], "re-evaluates t.a"),
         (["train", "standin.yaml"], "shards/train"),
         (["train", "double_head", "--row", "table5.c4_r50"], "data/coco/train2017"),  # of another recipe
         (["evaluate", "nowhere"], "not a run directory"),
         (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no picture there"),
         (["list", "nothing"], "list nothing"),
-        (["list", "rows"], "whose"),
+        (["list", "rows"], "list rows needs a recipe"),
         (
             ["data", "build", "coco", "--images", "train", "--annotations", "none.json", "--to", "x"],
             "none.json",
@@ -197,7 +197,7 @@ def test_lists(world, call):
     assert "centernet2" in out and "quickstart" in out
     _, out, _ = call("list", "rows", "standin.yaml")
     assert (
-        out.splitlines()[0].split() == ["t.a", "ap", "1.5", "schedule.steps=4"] and "scores t.a again" in out
+        out.splitlines()[0].split() == ["t.a", "ap", "1.5", "schedule.steps=4"] and "re-evaluates t.a" in out
     )
     _, out, _ = call("list", "backbones")
     assert "resnet50" in out.splitlines()

@@ -133,9 +133,9 @@ def test_what_is_no_detections_is_one_line_and_exit_code_2(files, capsys, conten
     (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map; there are coco, voc07"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "segm"], "3 of 3 annotations have no"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "there are bbox and segm"),
-    (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: an option of a run's"),
-    (["run", "--annotations", "truth.json"], "--annotations: an option of detections'"),
-    (["run", "--iou-type", "segm"], "--iou-type segm is for files"),
+    (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: only valid for runs"),
+    (["run", "--annotations", "truth.json"], "--annotations: only valid for results files"),
+    (["run", "--iou-type", "segm"], "--iou-type segm is for results files"),
 ])  # fmt: skip
 def test_wrong_usage_is_one_line_and_exit_code_2(files, capsys, arguments, words):
     assert_refused(capsys, arguments, words)
