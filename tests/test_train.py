@@ -463,7 +463,7 @@ def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
     lines, run = Lines(), tmp_path / "run"
     assert train.train(recipe_of(schedule__checkpoint_every=2), run, reporter=lines) is not None
     assert "step 4: the checkpoint could not be written (No space left on device)" in lines.text
-    assert "that of step 2 stays" in lines.text
+    assert "the checkpoint of step 2 is kept" in lines.text
     assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
 
 
