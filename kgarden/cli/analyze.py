@@ -75,9 +75,9 @@ def sliding_window(
     with progress_of("images") as progress:
         windows = Windows(per_object, seed)
         arguments = {"results": results, "weights": weights, "limit": limit, "progress": progress}
-        found = analyze_sliding_window(runs, to, windows, groups, **arguments)
-    print(f"{found['seconds_per_object']:.2f} s per object and run")
-    _print_reading(found, to)
+        result = analyze_sliding_window(runs, to, windows, groups, **arguments)
+    print(f"{result['seconds_per_object']:.2f} s per object and run")
+    _print_reading(result, to)
 
 
 @analyze_app.command()
@@ -100,10 +100,10 @@ def score_iou(
     with progress_of("images") as progress:
         windows = Windows(per_object, seed)
         arguments = {"results": results, "weights": weights, "limit": limit, "progress": progress}
-        found = analyze_score_iou(runs, to, windows, groups, **arguments)
+        result = analyze_score_iou(runs, to, windows, groups, **arguments)
     columns = ("run", "answer", "boxes", "group", "which", "n", "r")
-    _print_table(columns, [[row[column] for column in columns] for row in found["rows"]])
-    _print_reading(found, to)
+    _print_table(columns, [[row[column] for column in columns] for row in result["rows"]])
+    _print_reading(result, to)
 
 
 @analyze_app.command()
@@ -116,10 +116,10 @@ def spatial_correlation(
     from kgarden.utils.progress import progress_of
 
     with progress_of("images") as progress:
-        found = analyze_spatial_correlation(runs, to, weights, limit, progress=progress)
-    rows = [[row["run"], row["map"], row["off_diagonal"]] for row in found["rows"]]
+        result = analyze_spatial_correlation(runs, to, weights, limit, progress=progress)
+    rows = [[row["run"], row["map"], row["off_diagonal"]] for row in result["rows"]]
     _print_table(("run", "map", "mean cosine of distinct cells"), rows)
-    _print_reading(found, to)
+    _print_reading(result, to)
 
 
 @analyze_app.command()
@@ -140,10 +140,10 @@ def compare(
     from kgarden.utils.progress import progress_of
 
     with progress_of("images") as progress:
-        found = analyze_compare(
+        result = analyze_compare(
             runs, to, pictures, chosen, min_score=min_score, weights=weights, progress=progress
         )
-    _print_reading(found, to)
+    _print_reading(result, to)
 
 
 def _ids(text):
@@ -169,6 +169,6 @@ def _print_table(columns, rows):
     Console(highlight=False).print(table)
 
 
-def _print_reading(found, to):
-    print(found["reading"])
+def _print_reading(result, to):
+    print(result["reading"])
     print(f"saved to {to}")

@@ -63,8 +63,8 @@ def _rows(recipe):
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
         reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
         origin = f"  [re-evaluates {row.evaluates}]" if row.evaluates else ""
-        place = " ".join(filter(None, (row.recipe, row.row)))
-        other = f"  [recipe {place}]" if place else ""
+        source = " ".join(filter(None, (row.recipe, row.row)))
+        other = f"  [recipe {source}]" if source else ""
         yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}"
 
 
@@ -73,9 +73,9 @@ def _transforms():
     from kgarden.data.transforms import describe
 
     for name, settings, summary in describe():
-        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+        defaults = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
         yield f"{name:20} {summary}"
-        yield f"{'':20} {{{given}}}"
+        yield f"{'':20} {{{defaults}}}"
 
 
 def _models():
@@ -189,7 +189,7 @@ def evaluate(
         )
         if annotations is None:
             raise UserError(f"{subject}: a results file needs ground truth; use --annotations FILE")
-        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to)
+        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to=to)
     else:
         _refuse({"--annotations": annotations}, "results files; use --data GLOB for other data of a run")
         if iou_type != "bbox":
@@ -198,7 +198,7 @@ def evaluate(
                 "if its model predicts them"
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
-        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to, keep=json_ is None)
+        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to=to, keep=json_ is None)
     from kgarden.training.reporter import Reporter
     from kgarden.utils.files import write_json
 
@@ -257,13 +257,13 @@ def predict(
 
     paths = find_pictures(images)
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
-    found, faults = draw_files(predictor, paths, to, min_score)
-    if not found:
+    results, faults = draw_files(predictor, paths, to, min_score)
+    if not results:
         raise UserError(faults[0])
-    write_json(to / "detections.json", found)
+    write_json(to / "detections.json", results)
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{len(found)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
+    print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
     raise typer.Exit(1 if faults else 0)
 
 
@@ -313,6 +313,6 @@ def bench(
 
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
     data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None
-    found = measure(chosen, kinds, data=data, report=print)
+    figures = measure(chosen, kinds, data=data, report=print)
     if json_ is not None:
-        write_json(json_, found)
+        write_json(json_, figures)

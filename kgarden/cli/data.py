@@ -27,15 +27,15 @@ def check_(
     from tfrecords.check import check
 
     with progress_of("shards") as progress:
-        found = check(shards, progress)
+        report = check(shards, progress)
     if json_ is not None:
-        write_json(json_, found.plain())
-    print(f"{found.shards} shards, {found.records} records, {found.objects} objects")
-    for kind, places in found.faults.items():
-        print(f"{len(places):8} x {kind}")
-        for place in places if verbose else places[:EXAMPLES]:
-            print(f"{'':11}{place}")
-    if found.faults:
+        write_json(json_, report.plain())
+    print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
+    for kind, locations in report.faults.items():
+        print(f"{len(locations):8} x {kind}")
+        for location in locations if verbose else locations[:EXAMPLES]:
+            print(f"{'':11}{location}")
+    if report.faults:
         raise typer.Exit(1)
     print("no faults found")
 

@@ -104,7 +104,7 @@ def load_recipe(
             return load_recipe(other if other.is_file() else entry["recipe"], overrides, entry.get("row"))
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
-        lines = {place: line for place, line in lines.items() if ".".join(map(str, place)) != dotted}
+        lines = {keys: line for keys, line in lines.items() if ".".join(map(str, keys)) != dotted}
     recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
     _check_rows(recipe, path, lines)
     return recipe
@@ -141,10 +141,10 @@ def _read(path):
         raise UserError(f"{path}: not a UTF-8 text file") from error
 
 
-def _note_lines(node, place, lines, path):
+def _note_lines(node, keys, lines, path):
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*place, key.value)
+            here = (*keys, key.value)
             if here in lines:
                 raise UserError(
                     f"{path}:{key.start_mark.line + 1}: duplicate key {'.'.join(here)} "
@@ -154,8 +154,8 @@ def _note_lines(node, place, lines, path):
             _note_lines(value, here, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*place, str(index))] = value.start_mark.line + 1
-            _note_lines(value, (*place, str(index)), lines, path)
+            lines[(*keys, str(index))] = value.start_mark.line + 1
+            _note_lines(value, (*keys, str(index)), lines, path)
 
 
 def _set(tree, dotted, value):
@@ -233,15 +233,15 @@ def _deep_tuple(value):
 
 
 def _message(problem, path, lines):
-    place = tuple(str(part) for part in problem["loc"])
-    found = place
-    while found and found not in lines:  # a missing key has the line of its section
-        found = found[:-1]
-    where = f"{path}:{lines[found]}" if found else f"{path}"
-    key, value = ".".join(place) or "the recipe", problem.get("input")
+    keys = tuple(str(part) for part in problem["loc"])
+    written = keys
+    while written and written not in lines:  # a missing key has the line of its section
+        written = written[:-1]
+    where = f"{path}:{lines[written]}" if written else f"{path}"
+    key, value = ".".join(keys) or "the recipe", problem.get("input")
     kind = problem["type"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_nearest(place[-1], _keys_beside(place))}"
+        return f"{where}: unknown key {key!r}{_nearest(keys[-1], _keys_beside(keys))}"
     if kind == "missing":
         return f"{where}: {key} is missing"
     if kind == "value_error":
@@ -250,10 +250,10 @@ def _message(problem, path, lines):
     return f"{where}: {key} = {value!r}: {message.replace('input should be', 'should be')}"
 
 
-def _keys_beside(place):
+def _keys_beside(keys):
     """Returns the keys of the section that holds this key."""
     section = Recipe
-    for part in place[:-1]:
+    for part in keys[:-1]:
         field = section.model_fields.get(part) if section else None
         if field is not None:
             section = _section_in(field.annotation)
@@ -266,9 +266,8 @@ def _section_in(annotation):
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _section_in(inner)
-        if found:
-            return found
+        if section := _section_in(inner):
+            return section
     return None
 
 

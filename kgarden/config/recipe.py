@@ -113,10 +113,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _whole(self):
-        given = {key for key in self.model_fields_set if getattr(self, key) is not None}
-        given -= {"weight", "format"}
+        present = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        present -= {"weight", "format"}
         needed, possible = SOURCE_KEYS[self.format]
-        missing, extra = needed - given, given - needed - possible
+        missing, extra = needed - present, present - needed - possible
         name = f"format: {self.format}" if self.format else "glob"
         if missing:
             raise ValueError(
@@ -124,7 +124,7 @@ class Source(Section):
             )
         if extra:
             raise ValueError(f"unexpected {', '.join(sorted(extra))} with {name}; remove it")
-        if self.format == "voc" and not ({"root"} <= given or {"images", "annotations"} <= given):
+        if self.format == "voc" and not ({"root"} <= present or {"images", "annotations"} <= present):
             raise ValueError("a source of format voc requires root, or images and annotations")
         return self
 
@@ -206,10 +206,10 @@ class Decay(Section):
 
     @model_validator(mode="after")
     def _whole(self):
-        given = self.at is not None, self.factor is not None
-        if self.name == "steps" and not all(given):
+        present = self.at is not None, self.factor is not None
+        if self.name == "steps" and not all(present):
             raise ValueError("decay of name steps requires at and factor")
-        if self.name == "cosine" and any(given):
+        if self.name == "cosine" and any(present):
             raise ValueError("at and factor are not parameters of name: cosine; remove them")
         return self
 

@@ -160,7 +160,7 @@ class Trainer(keras.callbacks.Callback):
         write_json(self.run / "evaluation.json", evaluation)
         if count := self.recipe.evaluate.pictures:
             batches, categories = self._batches(count), self.data.categories
-            draw_examples(self.inference, batches, categories, count, self.run / "pictures")
+            draw_examples(self.inference, batches, categories, count, folder=self.run / "pictures")
         self.reporter.evaluation(evaluation)
 
     # --- at each step -----------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class Trainer(keras.callbacks.Callback):
             self.recipe,
             self._batches(limit),
             self.data.categories,
-            self.data.annotations,
+            annotations=self.data.annotations,
             model=self.inference,
             **more,
         )

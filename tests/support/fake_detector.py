@@ -138,7 +138,7 @@ def circle(box):
 
 
 def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
-    """Returns ground truth in COCO format; image n has id 100 + n and was `scale` times larger before resizing.
+    """Returns ground truth in COCO format; image n has id 100 + n and was `scale` times larger.
 
     `outline` returns the polygons of a box; None: no masks.
     """
