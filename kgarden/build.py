@@ -262,11 +262,11 @@ def prepare_data(
     if len(recipe.data.val) > 1:
         raise UserError("data.val: several sources are not supported; use one")
     pipeline, cache = _pipeline(), pathlib.Path(cache) if cache else CACHE.expanduser()
-    found = {"train": [], "val": []}
+    datasets = {"train": [], "val": []}
     for name in splits:
         for source in getattr(recipe.data, name):
-            found[name].append(pipeline.dataset_of(source.model_dump(), cache, progress=progress))
-    first, *others = [*found["train"], *found["val"]]
+            datasets[name].append(pipeline.dataset_of(source.model_dump(), cache, progress=progress))
+    first, *others = [*datasets["train"], *datasets["val"]]
     for other in others:
         if other.categories != first.categories:
             raise UserError(
@@ -279,11 +279,11 @@ def prepare_data(
             f"model.num_classes is {wanted}, the data has {len(first.categories)} classes "
             f"({_names(first.categories)}); remove it"
         )
-    annotations = [path for dataset in found["val"] for path in dataset.annotations]
+    annotations = [path for dataset in datasets["val"] for path in dataset.annotations]
     if len(annotations) > 1:
         raise UserError("data.val: several data sets are not supported; use one")
     [path] = annotations or [None]
-    return Data(recipe, found["train"], found["val"], first.categories, annotations=path)
+    return Data(recipe, datasets["train"], datasets["val"], first.categories, annotations=path)
 
 
 def _pipeline():

@@ -1,13 +1,13 @@
-"""Errors that name a mistake in one line: of the user, or of a training that cannot go on."""
+"""Errors with one-line messages: of the user, and of a failed training."""
 
 
 class UserError(ValueError):
-    """A mistake of the person who called: wrong usage, recipe or input.
+    """Wrong usage, recipe or input.
 
-    The message is one line that says what is wrong, where, and what to do. The command line
-    prints it and exits with code 2; Python callers see an ordinary ValueError.
+    The message is one line: what is wrong, where, and how to fix it. The command line prints it and exits
+    with code 2; in Python it is a ValueError.
     """
 
 
 class TrainingFailed(RuntimeError):
-    """The work ran and went wrong; the message is one line that says what to do."""
+    """A training that failed at run time; the message is one line that includes what to do."""

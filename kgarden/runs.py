@@ -33,11 +33,11 @@ def claim(run: pathlib.Path, recipe: Recipe, fresh: bool, reporter) -> None:
     """
     held = run / "recipe.yaml"
     if held.exists() and fresh:
-        aside = next(
+        backup = next(
             path for n in range(1, 10_000) if not (path := run.with_name(f"{run.name}.{n}")).exists()
         )
-        os.replace(run, aside)
-        reporter.line(f"moved the old run to {aside}")
+        os.replace(run, backup)
+        reporter.line(f"moved the existing run to {backup}")
     elif held.exists():
         before = load_recipe(held)
         changed = set(differing_keys(before.plain(), {**recipe.plain(), "rows": {}})) - MAY_CHANGE

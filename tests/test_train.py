@@ -233,7 +233,7 @@ def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "evaluate", scripted)
     lines = Lines()
     assert train.train(recipe_of(), tmp_path / "run", reporter=lines)["step"] == 8
-    assert "best 30.0 at 8" in lines.text
+    assert "best 30.0 at step 8" in lines.text
     best = weights_of(tmp_path / "run/best.weights.h5", recipe_of())
     last = weights_of(tmp_path / "run/model.weights.h5", recipe_of())
     assert (best["step"], last["step"]) == (8, 12)
@@ -278,7 +278,7 @@ def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypa
     lines = Lines()
     recipe = recipe_of(evaluate__metrics=["voc07", "coco"])
     evaluation = train.train(recipe, tmp_path / "run", reporter=lines)
-    assert evaluation["step"] == 8 and "best 30.0 at 8" in lines.text
+    assert evaluation["step"] == 8 and "best 30.0 at step 8" in lines.text
     assert "VOC07 mAP 30.0  AP " in lines.text
     assert "voc07_ap" in evaluation["per_class"][0] and "ap" in evaluation["per_class"][0]
     written = json.loads((tmp_path / "run/evaluation.json").read_text())
@@ -463,7 +463,7 @@ def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
     lines, run = Lines(), tmp_path / "run"
     assert train.train(recipe_of(schedule__checkpoint_every=2), run, reporter=lines) is not None
     assert "step 4: the checkpoint could not be written (No space left on device)" in lines.text
-    assert "that of step 2 stays" in lines.text
+    assert "the checkpoint of step 2 is kept" in lines.text
     assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
 
 

@@ -1,11 +1,12 @@
-"""The door: reads the command line, hands over to one function, prints, returns an exit code.
+"""Command-line entry point. Parses arguments, calls one library function, prints, returns an exit code.
 
-0: done. 1: the work ran and found faults. 2: wrong usage, recipe or input, told in one line.
-Heavy imports stand inside the commands, so that `kgarden --help` answers at once.
+Exit codes: 0 success; 1 the command ran and failed or found faults; 2 wrong usage, recipe or input, reported
+in one line. Heavy imports are inside the commands, so that `kgarden --help` is fast.
 """
 
 import errno
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from kgarden.cli.data import data_app
 from kgarden.errors import TrainingFailed, UserError
 
 app = typer.Typer(
-    help="An object-detection model garden: train, measure, serve.",
+    help="An object-detection model garden: train, evaluate and serve detectors.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,8 +28,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 
 
-def _version(wanted):
-    if wanted:
+def _version(requested: bool):
+    if requested:
         from kgarden import __version__
 
         print(__version__)
@@ -37,16 +38,20 @@ def _version(wanted):
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ):
     pass
 
 
-def main(arguments=None):
-    """Run a command line; the exit code is what the process should return."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit code of the process.
+
+    Args:
+        arguments: None: those of the process.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     arguments = ["--debug", *(one for one in arguments if one != "--debug")] if debug else arguments
@@ -56,12 +61,12 @@ def main(arguments=None):
         code = _exit_code(error)
         if code is None or (debug and not _is_usage(error)):
             raise
-        _complain(error)
+        _print_error(error)
         return code
 
 
 def _exit_code(error):
-    """2 for what the caller did wrong, 1 for work that went wrong, None for a fault of ours."""
+    """Returns 2 for an error of the user, 1 for a failure at run time, None for an internal error."""
     from tfrecords.schema import DataError
 
     if isinstance(error, UserError | DataError) or _is_usage(error) or _lacks_tensorflow(error):
@@ -71,18 +76,18 @@ def _exit_code(error):
 
 
 def _is_usage(error):
-    # the base of typer's usage errors has no public name in every version, its method has
+    # the base class of typer's usage errors is not public in every version, its method is
     return hasattr(error, "format_message") or isinstance(error, typer.Abort)
 
 
 def _lacks_tensorflow(error):
-    """On JAX kgarden is installed without it, too, and much works."""
+    """Returns whether TensorFlow is missing: on JAX most of kgarden works without it."""
     name = (getattr(error, "name", None) or "").split(".")[0]
     return isinstance(error, ModuleNotFoundError) and name == "tensorflow"
 
 
-def _complain(error):
+def _print_error(error):
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if _lacks_tensorflow(error):
-        text = "this needs TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'"
+        text = "this command requires TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'"
     print(f"kgarden: {text or 'aborted'}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`kgarden analyze`: the diagnostics of the papers, on any run."""
+"""`kgarden analyze`: the diagnostic figures of the papers for any run."""
 
 import pathlib
 from typing import Annotated
@@ -8,18 +8,35 @@ import typer
 from kgarden.cli.options import RunArgument, start_tensorflow
 from kgarden.errors import UserError
 
-analyze_app = typer.Typer(help="Look into a run as the papers do: figures, numbers, how to read them.")
+analyze_app = typer.Typer(help="Reproduce the papers' diagnostic figures for one or more runs.")
+
+
+RunsArgument = Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Run directories.")]
+ToOption = Annotated[pathlib.Path, typer.Option(help="Output directory for figures and numbers.")]
+WeightsOption = Annotated[
+    pathlib.Path | None, typer.Option(help="Other weights than the best ones; requires a single run.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.")]
+PerObjectOption = Annotated[
+    int | None, typer.Option(min=1, help="Random windows for each object; default: the grid of 13,689.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the random windows.")]
+GroupsOption = Annotated[str, typer.Option(help="Group objects by: size or difficulty.")]
+ResultsOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="AP by class for --groups difficulty; default: evaluation.json of the first run."),
+]
 
 
 @analyze_app.command()
 def duplicates(
     run: RunArgument,
-    to: Annotated[pathlib.Path, typer.Option(help="folder for figures and numbers")],
-    weights: Annotated[pathlib.Path | None, typer.Option(help="other weights than the best")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many pictures")] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="how many score maps are drawn")] = 4,
-):
-    """Pairs of detections that answer for one object, and score maps before and after the selection."""
+    to: ToOption,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Number of score maps to draw.")] = 4,
+) -> None:
+    """Count duplicate detections, and draw score maps before and after the selection."""
     start_tensorflow()
     from rich.console import Console
     from rich.table import Table
@@ -27,30 +44,15 @@ def duplicates(
     from kgarden.analyze.duplicates import READING, analyze_duplicates
 
     rows = analyze_duplicates(run, to, weights, limit=limit, num_maps=pictures)
-    table = Table(title=f"{run}, {rows[0]['images']} pictures", title_justify="left")
-    for column in ("way", "detections per picture", "duplicates per picture"):
+    table = Table(title=f"{run}, {rows[0]['images']} images", title_justify="left")
+    for column in ("way", "detections per image", "duplicates per image"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for row in rows:
         table.add_row(row["way"], f"{row['detections_per_image']:.2f}", f"{row['duplicates_per_image']:.2f}")
     console = Console(highlight=False)
     console.print(table)
     console.print(READING)
-    print(f"written to {to}")
-
-
-RunsArgument = Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="run directories")]
-ToOption = Annotated[pathlib.Path, typer.Option(help="folder for figures and numbers")]
-WeightsOption = Annotated[pathlib.Path | None, typer.Option(help="of one run: other weights than the best")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="only the first so many pictures")]
-PerObjectOption = Annotated[
-    int | None, typer.Option(min=1, help="so many windows of each object, drawn; default the grid of 13,689")
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="of that draw")]
-GroupsOption = Annotated[str, typer.Option(help="size or difficulty")]
-ResultsOption = Annotated[
-    pathlib.Path | None,
-    typer.Option(help="of difficulty: AP by class, in place of the first run's evaluation.json"),
-]
+    print(f"saved to {to}")
 
 
 @analyze_app.command()
@@ -63,20 +65,19 @@ def sliding_window(
     results: ResultsOption = None,
     weights: WeightsOption = None,
     limit: LimitOption = None,
-):
-    """Scores and refined boxes of RoI heads over the IoU of the box that they are handed."""
+) -> None:
+    """Plot scores and refined boxes of RoI heads against the IoU of their input boxes."""
     start_tensorflow()
     from kgarden.analyze.sliding_window import analyze_sliding_window
     from kgarden.analyze.windows import Windows
     from kgarden.utils.progress import progress_of
 
-    with progress_of("pictures") as progress:
+    with progress_of("images") as progress:
         windows = Windows(per_object, seed)
-        found = analyze_sliding_window(
-            runs, to, windows, groups=groups, results=results, weights=weights, limit=limit, progress=progress
-        )
-    print(f"{found['seconds_per_object']:.2f} s for each object of a run")
-    _tell(found, to)
+        arguments = {"results": results, "weights": weights, "limit": limit, "progress": progress}
+        result = analyze_sliding_window(runs, to, windows, groups, **arguments)
+    print(f"{result['seconds_per_object']:.2f} s per object and run")
+    _print_reading(result, to)
 
 
 @analyze_app.command()
@@ -89,59 +90,60 @@ def score_iou(
     results: ResultsOption = None,
     weights: WeightsOption = None,
     limit: LimitOption = None,
-):
-    """Correlation of IoU and score: windows around objects, proposals, detections."""
+) -> None:
+    """Compute the correlation of IoU and score for windows around objects, proposals and detections."""
     start_tensorflow()
     from kgarden.analyze.score_iou import analyze_score_iou
     from kgarden.analyze.windows import Windows
     from kgarden.utils.progress import progress_of
 
-    with progress_of("pictures") as progress:
+    with progress_of("images") as progress:
         windows = Windows(per_object, seed)
-        found = analyze_score_iou(
-            runs, to, windows, groups=groups, results=results, weights=weights, limit=limit, progress=progress
-        )
+        arguments = {"results": results, "weights": weights, "limit": limit, "progress": progress}
+        result = analyze_score_iou(runs, to, windows, groups, **arguments)
     columns = ("run", "answer", "boxes", "group", "which", "n", "r")
-    _show(columns, [[row[column] for column in columns] for row in found["rows"]])
-    _tell(found, to)
+    _print_table(columns, [[row[column] for column in columns] for row in result["rows"]])
+    _print_reading(result, to)
 
 
 @analyze_app.command()
 def spatial_correlation(
     runs: RunsArgument, to: ToOption, weights: WeightsOption = None, limit: LimitOption = None
-):
-    """How alike the cells of a RoI are after a conv-head, after an fc-head, and in its weights."""
+) -> None:
+    """Compute the spatial correlation of RoI features: conv head, fc head, and fc weights."""
     start_tensorflow()
     from kgarden.analyze.spatial_correlation import analyze_spatial_correlation
     from kgarden.utils.progress import progress_of
 
-    with progress_of("pictures") as progress:
-        found = analyze_spatial_correlation(runs, to, weights, limit=limit, progress=progress)
-    rows = [[row["run"], row["map"], row["off_diagonal"]] for row in found["rows"]]
-    _show(("run", "map", "mean cosine of different cells"), rows)
-    _tell(found, to)
+    with progress_of("images") as progress:
+        result = analyze_spatial_correlation(runs, to, weights, limit, progress=progress)
+    rows = [[row["run"], row["map"], row["off_diagonal"]] for row in result["rows"]]
+    _print_table(("run", "map", "mean cosine of distinct cells"), rows)
+    _print_reading(result, to)
 
 
 @analyze_app.command()
 def compare(
     runs: RunsArgument,
     to: ToOption,
-    pictures: Annotated[int, typer.Option(min=1, help="the first so many pictures")] = 6,
-    ids: Annotated[str | None, typer.Option(help="image ids instead, with commas between")] = None,
-    min_score: Annotated[float, typer.Option(help="draw detections from this score on")] = 0.3,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of images, from the first.")] = 6,
+    ids: Annotated[
+        str | None, typer.Option(help="Comma-separated image ids, instead of the first ones.")
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Minimum score of drawn detections.")] = 0.3,
     weights: WeightsOption = None,
-):
-    """Pictures side by side: ground truth, fc-head, conv-head, both; or ground truth and each run."""
+) -> None:
+    """Draw images side by side: ground truth, and each branch of a Double-Head run or each run."""
     chosen = _ids(ids)
     start_tensorflow()
     from kgarden.analyze.compare import analyze_compare
     from kgarden.utils.progress import progress_of
 
-    with progress_of("pictures") as progress:
-        found = analyze_compare(
-            runs, to, pictures, ids=chosen, min_score=min_score, weights=weights, progress=progress
+    with progress_of("images") as progress:
+        result = analyze_compare(
+            runs, to, pictures, chosen, min_score=min_score, weights=weights, progress=progress
         )
-    _tell(found, to)
+    _print_reading(result, to)
 
 
 def _ids(text):
@@ -150,10 +152,10 @@ def _ids(text):
     try:
         return [int(one) for one in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--ids {text}: write them as numbers with commas between, 12,40") from error
+        raise UserError(f"--ids {text}: use comma-separated numbers, for example 12,40") from error
 
 
-def _show(columns, rows):
+def _print_table(columns, rows):
     from rich.console import Console
     from rich.table import Table
 
@@ -167,6 +169,6 @@ def _show(columns, rows):
     Console(highlight=False).print(table)
 
 
-def _tell(found, to):
-    print(found["reading"])
-    print(f"written to {to}")
+def _print_reading(result, to):
+    print(result["reading"])
+    print(f"saved to {to}")

@@ -1,4 +1,4 @@
-"""From a recipe to a served detector: list, describe, train, evaluate, predict, export, bench."""
+"""The commands on recipes and runs: list, describe, train, evaluate, predict, export, bench."""
 
 import json
 import pathlib
@@ -25,16 +25,18 @@ runs_app = typer.Typer()
 @runs_app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="recipes, rows, models, backbones, datasets or transforms")
+        str, typer.Argument(help="recipes, rows, models, backbones, datasets or transforms.")
     ] = "all",
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="whose rows")] = None,
-):
-    """Models and recipes, one line each."""
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Recipe whose rows are listed.")
+    ] = None,
+) -> None:
+    """List recipes and models, or the items of one kind, one line each."""
     listings = {"recipes": _recipes, "models": _models, "backbones": _backbones, "datasets": _datasets}
     listings["transforms"] = _transforms
     if what == "rows":
         if recipe is None:
-            raise UserError("list rows: whose? `kgarden list rows RECIPE`")
+            raise UserError("list rows needs a recipe: kgarden list rows RECIPE")
         for line in _rows(load_recipe(recipe)):
             print(line)
     elif what in listings:
@@ -47,7 +49,7 @@ def list_(
                 print(f"  {line}")
     else:
         raise UserError(
-            f"list {what}: there are recipes, rows RECIPE, models, backbones, datasets, transforms"
+            f"list {what}: unknown; use recipes, rows RECIPE, models, backbones, datasets or transforms"
         )
 
 
@@ -60,10 +62,10 @@ def _rows(recipe):
     for row_id, row in recipe.rows.items():
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
         reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
-        origin = f"  [scores {row.evaluates} again]" if row.evaluates else ""
-        place = " ".join(filter(None, (row.recipe, row.row)))
-        other = f"  [recipe {place}]" if place else ""
-        yield f"{row_id:20} {reported:28} {changes or 'as it stands'}{origin}{other}"
+        origin = f"  [re-evaluates {row.evaluates}]" if row.evaluates else ""
+        source = " ".join(filter(None, (row.recipe, row.row)))
+        other = f"  [recipe {source}]" if source else ""
+        yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}"
 
 
 def _transforms():
@@ -71,9 +73,9 @@ def _transforms():
     from kgarden.data.transforms import describe
 
     for name, settings, summary in describe():
-        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+        defaults = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
         yield f"{name:20} {summary}"
-        yield f"{'':20} {{{given}}}"
+        yield f"{'':20} {{{defaults}}}"
 
 
 def _models():
@@ -90,11 +92,11 @@ def _backbones():
 
 def _datasets():
     return [
-        "coco      json of images, annotations and categories, and a folder of pictures; masks, crowds",
-        "voc       XML file for every picture, lists of the splits; difficult objects",
-        "csv       table with a line for every box, and a folder of pictures",
-        "shapes    embedded, drawn from a seed: textured backgrounds, six shapes",
-        "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, as they are",
+        "coco      COCO JSON and a folder of images; masks, crowds",
+        "voc       PASCAL VOC XML files, split lists; difficult objects",
+        "csv       CSV table with one row for each box, and a folder of images",
+        "shapes    built-in synthetic images: textured backgrounds, six shapes",
+        "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, used in place",
     ]
 
 
@@ -103,9 +105,9 @@ def describe(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     set_: SetOption = None,
     row: RowOption = None,
-    classes: Annotated[int | None, typer.Option(help="number of classes, where there is no data yet")] = None,
-):
-    """The assembled parts: file, output shapes, parameters, multiplications."""
+    classes: Annotated[int | None, typer.Option(help="Number of classes, if there is no data yet.")] = None,
+) -> None:
+    """Summarise a model: parts, files, output shapes, parameters, GMACs."""
     start_tensorflow()
     from rich.console import Console
     from rich.table import Table
@@ -118,7 +120,7 @@ def describe(
     canvas = canvases(chosen)[0]
     detector = build_model(chosen, num_classes=classes)
     rows = measure(detector, canvas)
-    table = Table(title=f"{chosen.name}, one picture of {canvas[0]}x{canvas[1]} px", title_justify="left")
+    table = Table(title=f"{chosen.name}, one image of {canvas[0]}x{canvas[1]} px", title_justify="left")
     for column in ("part", "class", "file", "output", "parameters", "trained", "GMACs"):
         numeric = column in ("parameters", "trained", "GMACs")
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -133,18 +135,18 @@ def describe(
 @runs_app.command()
 def train(
     recipe: RecipeArgument,
-    run: Annotated[pathlib.Path | None, typer.Option(help="run directory; default runs/NAME[.ROW]")] = None,
+    run: Annotated[pathlib.Path | None, typer.Option(help="Run directory; default: runs/NAME[.ROW].")] = None,
     row: RowOption = None,
     set_: SetOption = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="move what the directory holds aside, start anew")
+        bool, typer.Option("--fresh", help="Move the existing run aside and start over.")
     ] = False,
-):
-    """Train a recipe, or go on with a run that was stopped."""
+) -> None:
+    """Train a recipe, or resume an interrupted run."""
     chosen = load_recipe(recipe, settings_of(set_), row)
     if row in chosen.rows and chosen.rows[row].evaluates:  # a row may lead to another recipe, with other rows
         raise UserError(
-            f"row {row} scores {chosen.rows[row].evaluates} again: train that row, then evaluate its run "
+            f"row {row} re-evaluates {chosen.rows[row].evaluates}; train that row, then evaluate its run "
             f"with --set"
         )
     start_tensorflow()
@@ -153,50 +155,50 @@ def train(
     run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
     if fit(chosen, run, fresh=fresh) is None:
         raise typer.Exit(1)
-    print(f"left in {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
+    print(f"saved to {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
 
 
 @runs_app.command()
 def evaluate(
     subject: Annotated[
-        str, typer.Argument(metavar="RUN|DETECTIONS.json", help="run directory, or detections")
+        str, typer.Argument(metavar="RUN|DETECTIONS.json", help="Run directory, or COCO results file.")
     ],
     annotations: Annotated[
-        pathlib.Path | None, typer.Option(help="of detections: ground truth in COCO form")
+        pathlib.Path | None, typer.Option(help="COCO ground truth (required for a results file).")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="of a run: other shards than data.val")] = None,
+    data: Annotated[str | None, typer.Option(help="Other shards than data.val (runs only).")] = None,
     weights: Annotated[
-        pathlib.Path | None, typer.Option(help="of a run: other weights than the best")
+        pathlib.Path | None, typer.Option(help="Other weights than the best ones (runs only).")
     ] = None,
     set_: SetOption = None,
     metrics: Annotated[
-        str | None, typer.Option(help="of coco, voc07, voc_area, open_images; commas between")
+        str | None, typer.Option(help="Comma-separated: coco, voc07, voc_area, open_images.")
     ] = None,
-    iou_type: Annotated[str, typer.Option(help="of detections: bbox or segm")] = "bbox",
-    to: Annotated[pathlib.Path | None, typer.Option(help="folder for figures and analysis")] = None,
+    iou_type: Annotated[str, typer.Option(help="bbox or segm (results files only).")] = "bbox",
+    to: Annotated[
+        pathlib.Path | None, typer.Option(help="Output directory for figures and analysis.")
+    ] = None,
     json_: JsonOption = None,
-):
-    """Numbers, figures and errors of a run's best weights, or of detections that are at hand."""
+) -> None:
+    """Evaluate a run's best checkpoint, or an existing COCO results file."""
     names = [name.strip() for name in metrics.split(",")] if metrics else None
     if pathlib.Path(subject).is_file() or subject.endswith(".json"):
         _refuse(
             {"--data": data, "--weights": weights, "--set": set_},
-            "a run's; detections are scored as they are",
+            "runs, not for results files",
         )
         if annotations is None:
-            raise UserError(f"{subject}: against which ground truth? --annotations FILE")
-        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type=iou_type, to=to)
+            raise UserError(f"{subject}: a results file needs ground truth; use --annotations FILE")
+        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to=to)
     else:
-        _refuse({"--annotations": annotations}, "detections'; a run knows its data, or --data GLOB")
+        _refuse({"--annotations": annotations}, "results files; use --data GLOB for other data of a run")
         if iou_type != "bbox":
             raise UserError(
-                "--iou-type segm is for files of detections: a run is judged by boxes, and by masks beside "
-                "them where its model gives masks"
+                "--iou-type segm is for results files only; a run is evaluated on boxes, and also on masks "
+                "if its model predicts them"
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
-        evaluation = _evaluate_run(
-            pathlib.Path(subject), data, weights, changes=changes, to=to, keep=json_ is None
-        )
+        evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to=to, keep=json_ is None)
     from kgarden.training.reporter import Reporter
     from kgarden.utils.files import write_json
 
@@ -205,14 +207,14 @@ def evaluate(
     Reporter().evaluation(evaluation)
 
 
-def _refuse(options, reason):
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise UserError(f"{', '.join(given)}: an option of {reason}")
+def _refuse(options, scope):
+    used = [name for name, value in options.items() if value]
+    if used:
+        raise UserError(f"{', '.join(used)}: only valid for {scope}")
 
 
 def _evaluate_file(detections, annotations, metrics, iou_type, to):
-    """Imports neither TensorFlow nor Keras: it answers at once."""
+    """Evaluates a results file, without importing TensorFlow or Keras."""
     from kgarden.metrics.report import score_file, write_folder
 
     evaluation, analysis = score_file(detections, annotations, metrics, iou_type)
@@ -224,7 +226,7 @@ def _evaluate_file(detections, annotations, metrics, iou_type, to):
 
 
 def _evaluate_run(run, data, weights, changes, to, keep):
-    """Measured as it stands, a run keeps the answer; under other conditions only `to` and `--json` do."""
+    """Evaluates a run; the results are stored in the run only if nothing was overridden."""
     start_tensorflow()
     from kgarden.evaluate import evaluate_run
     from kgarden.utils.files import write_json
@@ -242,12 +244,12 @@ def _evaluate_run(run, data, weights, changes, to, keep):
 def predict(
     run: RunArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR|GLOB...")],
-    to: Annotated[pathlib.Path, typer.Option(help="folder for drawn pictures and detections.json")],
-    min_score: Annotated[float, typer.Option(help="draw detections from this score on")] = 0.3,
+    to: Annotated[pathlib.Path, typer.Option(help="Output directory for drawings and detections.json.")],
+    min_score: Annotated[float, typer.Option(help="Minimum score of drawn detections.")] = 0.3,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
     set_: SetOption = None,
-):
-    """Draw a run's detections on pictures."""
+) -> None:
+    """Detect objects in images, and draw them."""
     start_tensorflow()
     from kgarden.inference.predictor import Predictor
     from kgarden.predict import draw_files, find_images
@@ -255,41 +257,41 @@ def predict(
 
     paths = find_images(images)
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
-    found, faults = draw_files(predictor, paths, to, min_score)
-    if not found:
+    results, faults = draw_files(predictor, paths, to, min_score)
+    if not results:
         raise UserError(faults[0])
-    write_json(to / "detections.json", found)
+    write_json(to / "detections.json", results)
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{len(found)} pictures drawn in {to}" + (f", {len(faults)} could not be read" if faults else ""))
+    print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
     raise typer.Exit(1 if faults else 0)
 
 
 @runs_app.command()
 def export(
     run: RunArgument,
-    to: Annotated[pathlib.Path, typer.Option(help="folder of the model; versions are numbered below it")],
-    form: Annotated[str, typer.Option("--format", help="saved_model, onnx or litert")] = "saved_model",
+    to: Annotated[
+        pathlib.Path, typer.Option(help="Output directory; each export is a numbered version in it.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="saved_model, onnx or litert.")] = "saved_model",
     canvas: Annotated[
         list[str] | None,
-        typer.Option(metavar="HxW", help="of onnx and litert: a canvas of the recipe; default all of them"),
+        typer.Option(metavar="HxW", help="Canvas of the recipe (onnx, litert); default: all of them."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="of onnx and litert: pictures at once")] = None,
-):
-    """A SavedModel, or ONNX or LiteRT files, that serve where nothing of kgarden is."""
+    batch: Annotated[int | None, typer.Option(min=1, help="Batch size (onnx, litert).")] = None,
+) -> None:
+    """Export a run to SavedModel, ONNX or LiteRT; serving needs no kgarden."""
     start_tensorflow()
     from kgarden.export import export_run
 
-    written = export_run(
-        run, to, form, canvases=[_canvas(text) for text in canvas or []], batch=batch, say=print
-    )
-    print(f"written {written}")
+    version = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch=batch, say=print)
+    print(f"saved to {version}")
 
 
 def _canvas(text):
     high, _, wide = text.partition("x")
     if not (high.isdigit() and wide.isdigit()):
-        raise UserError(f"export --canvas {text}: write it as HEIGHTxWIDTH, for example 800x1344")
+        raise UserError(f"--canvas {text}: use HEIGHTxWIDTH, for example 800x1344")
     return int(high), int(wide)
 
 
@@ -297,13 +299,13 @@ def _canvas(text):
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
-        str, typer.Option(help="of train, settings, infer, nms, heads, data, memory, eval; commas between")
+        str, typer.Option(help="Comma-separated: train, settings, infer, nms, heads, data, memory, eval.")
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,
     json_: JsonOption = None,
-):
-    """Times and peak memory on this machine."""
+) -> None:
+    """Benchmark speed and peak memory on this machine."""
     start_tensorflow()
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
@@ -311,6 +313,6 @@ def bench(
 
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
     data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None
-    found = measure(chosen, kinds, data=data, report=print)
+    figures = measure(chosen, kinds, data=data, report=print)
     if json_ is not None:
-        write_json(json_, found)
+        write_json(json_, figures)

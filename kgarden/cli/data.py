@@ -10,48 +10,48 @@ from kgarden.cli.options import JsonOption, RowOption, SetOption, settings_of, s
 from kgarden.config.loading import load_recipe, packaged_recipes
 from kgarden.errors import UserError
 
-data_app = typer.Typer(help="Make and look at data sets.", no_args_is_help=True)
-EXAMPLES = 5  # places that are named for each kind of fault
+data_app = typer.Typer(help="Build, check and show data sets.", no_args_is_help=True)
+EXAMPLES = 5  # locations listed for each kind of fault without --verbose
 
 
 @data_app.command("check")
 def check_(
-    shards: Annotated[str, typer.Argument(metavar="GLOB|DIR", help="shards; commas between several")],
-    verbose: Annotated[bool, typer.Option("--verbose", help="name every place of every fault")] = False,
+    shards: Annotated[str, typer.Argument(metavar="GLOB|DIR", help="Shards; comma-separated if several.")],
+    verbose: Annotated[bool, typer.Option("--verbose", help="List every location of every fault.")] = False,
     json_: JsonOption = None,
-):
-    """Read every record, decode every picture, compare every file; exit code 1 if there is a fault."""
+) -> None:
+    """Read every record, decode every image, compare every file; exit code 1 if there are faults."""
     start_tensorflow()
     from kgarden.utils.files import write_json
     from kgarden.utils.progress import progress_of
     from tfrecords.check import check
 
     with progress_of("shards") as progress:
-        found = check(shards, progress)
+        report = check(shards, progress)
     if json_ is not None:
-        write_json(json_, found.plain())
-    print(f"{found.shards} shards, {found.records} records, {found.objects} objects")
-    for kind, places in found.faults.items():
-        print(f"{len(places):8} x {kind}")
-        for place in places if verbose else places[:EXAMPLES]:
-            print(f"{'':11}{place}")
-    if found.faults:
+        write_json(json_, report.plain())
+    print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
+    for kind, locations in report.faults.items():
+        print(f"{len(locations):8} x {kind}")
+        for location in locations if verbose else locations[:EXAMPLES]:
+            print(f"{'':11}{location}")
+    if report.faults:
         raise typer.Exit(1)
-    print("no fault")
+    print("no faults found")
 
 
 @data_app.command("show")
 def show_(
     what: Annotated[
-        str, typer.Argument(metavar="GLOB|RECIPE", help="shards, or a recipe's training batches")
+        str, typer.Argument(metavar="GLOB|RECIPE", help="Shards, or a recipe for its training batches.")
     ],
-    to: Annotated[pathlib.Path, typer.Option(help="directory for sheet-001.png, ...")],
-    count: Annotated[int, typer.Option(min=1, help="pictures")] = 24,
-    seed: Annotated[int | None, typer.Option(min=0, help="another seed, other pictures")] = None,
+    to: Annotated[pathlib.Path, typer.Option(help="Output directory for sheet-001.png, ...")],
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 24,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the selection of images.")] = None,
     set_: SetOption = None,
     row: RowOption = None,
-):
-    """Contact sheets: pictures as stored; for a recipe beside each what the network gets."""
+) -> None:
+    """Draw contact sheets of stored images; for a recipe, beside each the input of the network."""
     start_tensorflow()
     from kgarden.build import prepare_data
     from kgarden.data.pipeline import open_dataset
@@ -64,103 +64,107 @@ def show_(
             data = prepare_data(chosen, progress=progress, splits=("train",))
         sheets = show_recipe(data, to, count)
     elif set_ or row:
-        raise UserError(f"{what}: --set and --row mean something to a recipe, these are shards")
+        raise UserError(f"{what}: --set and --row are only valid for a recipe, not for shards")
     else:
         sheets = show_shards(open_dataset(what), to, count, seed or 0)
-    print(f"{len(sheets)} sheets in {to}")
+    print(f"{len(sheets)} sheets saved to {to}")
 
 
 def _is_recipe(name):
-    """A path of a YAML file or the name of a packaged recipe; anything else names shards."""
+    """Returns whether this is a YAML file, a run or a packaged recipe; anything else names shards."""
     is_run = (pathlib.Path(name) / "recipe.yaml").is_file()
     return is_run or name in packaged_recipes() or name.endswith((".yaml", ".yml"))
 
 
-build_app = typer.Typer(help="Raw data -> TFRecord shards with manifest.", no_args_is_help=True)
+build_app = typer.Typer(help="Convert raw data to TFRecord shards with a manifest.", no_args_is_help=True)
 data_app.add_typer(build_app, name="build")
-NAMED = 10  # faults that are named without --verbose
-ImagesOption = Annotated[pathlib.Path, typer.Option(help="folder of pictures")]
-ToOption = Annotated[pathlib.Path, typer.Option(help="directory to make")]
+LISTED = 10  # faults that are listed without --verbose
+ImagesOption = Annotated[pathlib.Path, typer.Option(help="Folder of images.")]
+ToOption = Annotated[pathlib.Path, typer.Option(help="Output directory.")]
 ClassesOption = Annotated[
     pathlib.Path | None,
-    typer.Option(help="list of classes in label order: lines, or .pbtxt, .json, .csv; default: the alphabet"),
+    typer.Option(help="Class list in label order: text, .pbtxt, .json or .csv; default: alphabetical order."),
 ]
-ShardsOption = Annotated[int | None, typer.Option(min=1, help="number of files")]
-WorkersOption = Annotated[int | None, typer.Option(min=0, help="processes")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="stop at the first fault")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="name every fault")]
+ShardsOption = Annotated[int | None, typer.Option(min=1, help="Number of shards.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Number of processes.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first fault.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="List every fault.")]
 
 
 @build_app.command("coco")
 def build_coco(
     images: ImagesOption,
-    annotations: Annotated[pathlib.Path, typer.Option(help="json of instances")],
+    annotations: Annotated[pathlib.Path, typer.Option(help="COCO instances JSON.")],
     to: ToOption,
-    masks: Annotated[bool, typer.Option(help="put masks into the records, where the json has them")] = True,
+    masks: Annotated[bool, typer.Option(help="Store masks, if the annotations have them.")] = True,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
     verbose: VerboseOption = False,
-):
-    """A COCO json and its pictures."""
-    given = {"images": images, "annotations": annotations, "with_masks": masks}
-    _build("coco", verbose, to, **given, shards=shards, workers=workers, strict=strict)
+) -> None:
+    """Convert a COCO data set."""
+    arguments = {"images": images, "annotations": annotations, "with_masks": masks}
+    _build("coco", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
 @build_app.command("voc")
 def build_voc(
     to: ToOption,
     root: Annotated[
-        pathlib.Path | None, typer.Option(help="folder with JPEGImages, Annotations, ImageSets; or:")
+        pathlib.Path | None,
+        typer.Option(
+            help="Folder with JPEGImages, Annotations, ImageSets; or use --images and --annotations."
+        ),
     ] = None,
-    images: Annotated[pathlib.Path | None, typer.Option(help="folder of pictures")] = None,
-    annotations: Annotated[pathlib.Path | None, typer.Option(help="folder of XML files")] = None,
+    images: Annotated[pathlib.Path | None, typer.Option(help="Folder of images.")] = None,
+    annotations: Annotated[pathlib.Path | None, typer.Option(help="Folder of XML files.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="a list in ImageSets/Main, as train; or a file of names")
+        str | None, typer.Option(help="List in ImageSets/Main, for example train; or a file of names.")
     ] = None,
     classes: ClassesOption = None,
     one_based: Annotated[
-        bool, typer.Option("--one-based", help="the first pixel has the number 1, as Pascal wrote it")
+        bool, typer.Option("--one-based", help="Coordinates start at 1 (original PASCAL VOC files).")
     ] = False,
     ignore_difficult: Annotated[
-        bool, typer.Option("--ignore-difficult", help="difficult objects are not learned, nor judged")
+        bool,
+        typer.Option("--ignore-difficult", help="Exclude difficult objects from training and evaluation."),
     ] = False,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
     verbose: VerboseOption = False,
-):
-    """Pascal VOC: an XML file for every picture."""
-    given = {"root": root, "images": images, "annotations": annotations, "split": split}
-    given |= {"classes": classes, "one_based": one_based, "ignore_difficult": ignore_difficult}
-    _build("voc", verbose, to, **given, shards=shards, workers=workers, strict=strict)
+) -> None:
+    """Convert a PASCAL VOC data set: one XML file for each image."""
+    arguments = {"root": root, "images": images, "annotations": annotations, "split": split}
+    arguments |= {"classes": classes, "one_based": one_based, "ignore_difficult": ignore_difficult}
+    _build("voc", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
 @build_app.command("csv")
 def build_csv(
     images: ImagesOption,
-    annotations: Annotated[pathlib.Path, typer.Option(help="table with a line for every box")],
+    annotations: Annotated[pathlib.Path, typer.Option(help="CSV table with one row for each box.")],
     to: ToOption,
     classes: ClassesOption = None,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
     verbose: VerboseOption = False,
-):
-    """A table (csv) of boxes and the pictures it names."""
-    given = {"images": images, "annotations": annotations, "classes": classes}
-    _build("csv", verbose, to, **given, shards=shards, workers=workers, strict=strict)
+) -> None:
+    """Convert a CSV table of boxes and its images."""
+    arguments = {"images": images, "annotations": annotations, "classes": classes}
+    _build("csv", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
 @build_app.command("shapes")
 def build_shapes(
     to: ToOption,
-    count: Annotated[int, typer.Option(min=1, help="pictures")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
-):
-    """The embedded set: pictures drawn from a seed."""
+) -> None:
+    """Generate the built-in synthetic data set of shapes."""
     _build("shapes", False, to, count=count, seed=seed, shards=shards, workers=workers)
 
 
@@ -176,23 +180,23 @@ def _build(name, verbose, to, **arguments):
 def _bar():
     from kgarden.utils.progress import progress_of
 
-    return progress_of("pictures")
+    return progress_of("images")
 
 
 def _print_report(report, verbose):
     print(
-        f"{report.to}: {report.images} of {report.images_total} pictures, {report.boxes} of "
+        f"{report.to}: {report.images} of {report.images_total} images, {report.boxes} of "
         f"{report.boxes_total} boxes, {len(report.categories)} classes, {len(report.shards)} shards"
     )
     kinds = {"crowds": report.crowds, "difficult": report.difficult, "with a mask": report.masks}
-    kinds["cut at the border of their picture"] = report.clipped
-    if told := [f"{count} {kind}" for kind, count in kinds.items() if count]:
-        print(f"boxes: {', '.join(told)}")
-    lines = [f"{count} boxes left out: {reason}" for reason, count in report.dropped.items()]
-    lines += [f"{report.faulty_pictures} pictures left out"] if report.faulty_pictures else []
+    kinds["clipped at the image border"] = report.clipped
+    if counts := [f"{count} {kind}" for kind, count in kinds.items() if count]:
+        print(f"boxes: {', '.join(counts)}")
+    lines = [f"{count} boxes dropped: {reason}" for reason, count in report.dropped.items()]
+    lines += [f"{report.faulty_pictures} images dropped"] if report.faulty_pictures else []
     lines += [f"{count} times: {reason}" for reason, count in report.remarks.items()]
-    named = report.faults if verbose else report.faults[:NAMED]
-    for line in (*lines, *map(str, named)):
+    listed = report.faults if verbose else report.faults[:LISTED]
+    for line in (*lines, *map(str, listed)):
         print(line, file=sys.stderr)
-    if len(named) < len(report.faults):
-        print(f"{len(report.faults) - len(named)} more: name them with --verbose", file=sys.stderr)
+    if len(listed) < len(report.faults):
+        print(f"{len(report.faults) - len(listed)} more; list them with --verbose", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""What the commands share: options, `--set`, and the start of TensorFlow."""
+"""Options that several commands share, parsing of `--set`, and the start of TensorFlow."""
 
 import contextlib
 import importlib
 import os
 import pathlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,18 +13,22 @@ from kgarden.config.loading import parse_value
 from kgarden.errors import UserError
 from kgarden.utils.quiet import quiet
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="path of a recipe, or the name of one")]
-RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="run directory")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or name of a packaged one.")
+]
+RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Run directory.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="set a key of the recipe; may be repeated"),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; can be repeated."),
 ]
-RowOption = Annotated[str | None, typer.Option("--row", help="a row of the recipe's tables")]
-JsonOption = Annotated[pathlib.Path | None, typer.Option("--json", help="write the numbers to this file")]
+RowOption = Annotated[str | None, typer.Option("--row", help="Row of the recipe's tables.")]
+JsonOption = Annotated[
+    pathlib.Path | None, typer.Option("--json", help="Write the results to this JSON file.")
+]
 
 
-def start_tensorflow():
-    """Import TensorFlow without the page of hints that its libraries print before they can be told not to."""
+def start_tensorflow() -> None:
+    """Imports TensorFlow without the messages that its libraries print before logging can be configured."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules or "--debug" in sys.argv:
         return
@@ -33,12 +37,12 @@ def start_tensorflow():
         importlib.import_module("tensorflow")
 
 
-def settings_of(assignments):
-    """["a.b=c", ...] -> {"a.b": value}."""
+def settings_of(assignments: list[str] | None) -> dict[str, Any]:
+    """Parses ["a.b=c", ...] to {"a.b": value}."""
     settings = {}
     for assignment in assignments or []:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {assignment}: write it as KEY=VALUE, for example schedule.steps=20")
+            raise UserError(f"--set {assignment}: use KEY=VALUE, for example schedule.steps=20")
         settings[key.strip()] = parse_value(text)
     return settings

@@ -1,0 +1,1 @@
+"""Recipes: sections, loading, and calling builders with checked settings."""

@@ -1,17 +1,19 @@
-"""A recipe: flat YAML in, one frozen and checked object out.
+"""Loading of recipes: YAML, overrides and rows -> a validated, frozen Recipe.
 
     recipe = load_recipe("recipes/centernet2.yaml", overrides={"schedule.steps": 20}, row="table6.p128")
 
-An unknown key, a wrong type or a contradiction is a UserError of one line that names the key, the line of
-the file and the nearest key. `sections.py` lists the keys.
+An unknown key, a wrong type or a contradiction is a one-line UserError that names the key, the line of the
+file and the nearest key. kgarden/config/recipe.py lists the keys.
 """
 
 import contextlib
 import difflib
 import glob as globbing
 import json
+import os
 import pathlib
 import re
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,7 +23,7 @@ from kgarden.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text, for it has no dot, and `off` as false; here they are what they seem."""
+    """YAML 1.1 reads 1e-4 as a string and `off` as false; this loader reads a number and a string."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -38,29 +40,29 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
 
 
-def parse_value(text):
-    """The value of `--set key=text`, read as YAML."""
+def parse_value(text: str) -> Any:
+    """Parses the value of `--set key=text` as YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"cannot read the value {text!r}: write it as YAML, quoted in the shell") from error
+        raise UserError(f"the value {text!r} is not valid YAML; quote it in the shell") from error
 
 
-def recipe_folders():
-    """Where recipes with names lie: in the package after installing, beside it in a checkout."""
+def recipe_folders() -> list[pathlib.Path]:
+    """Returns the folders of packaged recipes: inside the installed package, beside it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     return [folder for folder in (package / "_recipes", package.parent / "recipes") if folder.is_dir()]
 
 
-def packaged_recipes():
-    """Stem -> path of every recipe that has a name."""
+def packaged_recipes() -> dict[str, pathlib.Path]:
+    """Returns {name: path} of the packaged recipes."""
     return {
         path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))
     }
 
 
-def find_recipe(path_or_stem):
-    """The file of a recipe: a path, a run directory or the stem of a packaged recipe."""
+def find_recipe(path_or_stem: str | os.PathLike) -> pathlib.Path:
+    """Returns the file of a recipe, from a path, a run directory or the name of a packaged recipe."""
     path = pathlib.Path(path_or_stem)
     if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
@@ -70,20 +72,24 @@ def find_recipe(path_or_stem):
     if str(path_or_stem) in packaged:
         return packaged[str(path_or_stem)]
     raise UserError(
-        f"no recipe {str(path_or_stem)!r}: neither a file, nor a run, nor a name"
-        f"{_nearest(str(path_or_stem), packaged)}; `kgarden list recipes` names them"
+        f"no recipe {str(path_or_stem)!r}: no such file, run directory or packaged recipe"
+        f"{_nearest(str(path_or_stem), packaged)}; `kgarden list recipes` lists them"
     )
 
 
-def load_recipe(path_or_stem, overrides=None, row=None):
-    """Read, complete and check a recipe.
+def load_recipe(
+    path_or_stem: str | os.PathLike, overrides: dict[str, Any] | None = None, row: str | None = None
+) -> Recipe:
+    """Loads and validates a recipe.
 
     Args:
         path_or_stem: path of a YAML file, a run directory, or the name of a packaged recipe.
-        overrides:    {"schedule.steps": 20, ...}, set last.
-        row:          id of one of the recipe's rows, whose `set` comes before the overrides.
+        overrides:    {"schedule.steps": 20, ...}, applied last.
+        row:          id of one of the recipe's rows, whose `set` is applied before the overrides.
     Returns:
         Recipe, frozen.
+    Raises:
+        UserError: no such recipe or row, or an invalid key or value.
     """
     path = find_recipe(path_or_stem)
     tree, lines = _read(path)
@@ -91,81 +97,77 @@ def load_recipe(path_or_stem, overrides=None, row=None):
     if row is not None:
         if not isinstance(rows, dict) or row not in rows:
             raise UserError(f"{path}: no row {row!r}{_nearest(row, rows)}")
-        chosen = rows[row] or {}
-        if chosen.get("recipe"):
-            other = path.parent / chosen["recipe"]
-            return load_recipe(
-                other if other.is_file() else chosen["recipe"],
-                {**(chosen.get("set") or {}), **(overrides or {})},
-                chosen.get("row"),
-            )
-        overrides = {**(chosen.get("set") or {}), **(overrides or {})}
+        entry = rows[row] or {}
+        overrides = {**(entry.get("set") or {}), **(overrides or {})}
+        if entry.get("recipe"):
+            other = path.parent / entry["recipe"]
+            return load_recipe(other if other.is_file() else entry["recipe"], overrides, entry.get("row"))
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
-        lines = {place: line for place, line in lines.items() if ".".join(map(str, place)) != dotted}
+        lines = {keys: line for keys, line in lines.items() if ".".join(map(str, keys)) != dotted}
     recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
     _check_rows(recipe, path, lines)
     return recipe
 
 
-def stage_recipes(recipe):
-    """The recipes that are trained one after the other: the recipe itself, or one for each of its stages."""
+def stage_recipes(recipe: Recipe) -> list[Recipe]:
+    """Returns the recipes that are trained in turn: the recipe itself, or one for each of its stages."""
     if not recipe.stages:
         return [recipe]
     base = {key: value for key, value in recipe.plain().items() if key not in ("stages", "rows")}
-    found = []
+    recipes = []
     for number, stage in enumerate(recipe.stages):
         tree = json.loads(json.dumps(base))
         _merge(tree, stage)
-        found.append(_validate(tree, f"{recipe.name}, stages[{number}]", {}))
-    return found
+        recipes.append(_validate(tree, f"{recipe.name}, stages[{number}]", {}))
+    return recipes
 
 
 def _read(path):
-    """(tree, {place: line}) of a YAML file; a key written twice is an error."""
+    """Returns (tree, {path of keys: line}) of a YAML file; a duplicate key is an error."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, _Loader)
         lines = {}
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: a recipe is a mapping of sections, this file is not")
+            raise UserError(f"{path}: a recipe must be a mapping of sections")
         _note_lines(node, (), lines, path)
         return yaml.load(text, _Loader), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML: {getattr(error, 'problem', error)}") from error
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8") from error
+        raise UserError(f"{path}: not a UTF-8 text file") from error
 
 
-def _note_lines(node, place, lines, path):
+def _note_lines(node, keys, lines, path):
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*place, key.value)
+            here = (*keys, key.value)
             if here in lines:
                 raise UserError(
-                    f"{path}:{key.start_mark.line + 1}: {'.'.join(here)} is written twice "
-                    f"(first in line {lines[here]}): keep one"
+                    f"{path}:{key.start_mark.line + 1}: duplicate key {'.'.join(here)} "
+                    f"(first in line {lines[here]}); remove one"
                 )
             lines[here] = key.start_mark.line + 1
             _note_lines(value, here, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*place, str(index))] = value.start_mark.line + 1
-            _note_lines(value, (*place, str(index)), lines, path)
+            lines[(*keys, str(index))] = value.start_mark.line + 1
+            _note_lines(value, (*keys, str(index)), lines, path)
 
 
 def _set(tree, dotted, value):
     *folders, last = str(dotted).split(".")
     for depth, folder in enumerate(folders):
-        # a list is walked by number, anything else that is not a mapping yet becomes one
+        # lists are indexed by number; any other value that is not a mapping is replaced by one
         if isinstance(tree, list):
             tree = _element(tree, folder, dotted)
             continue
         if not isinstance(tree.get(folder), dict | list):
             if isinstance(tree.get(folder), str) and depth and folders[0] == "model":
-                tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is {name: resnet18} in short
+                tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is short for {name: resnet18}
             else:
                 tree[folder] = {}
         tree = tree[folder]
@@ -193,13 +195,13 @@ def _merge(tree, changes):
 
 
 def _resolve_paths(value, folder, key=None):
-    """Relative paths are relative to the recipe's file, then to the working directory."""
+    """Resolves relative paths against the recipe's folder, then the working directory."""
     if isinstance(value, dict):
         return {k: v if k == "rows" else _resolve_paths(v, folder, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_resolve_paths(v, folder, key) for v in value]
-    names_files = key in PATH_KEYS | {"train", "val"} and isinstance(value, str)
-    if names_files and not pathlib.Path(value).is_absolute():
+    is_path = key in PATH_KEYS | {"train", "val"} and isinstance(value, str)
+    if is_path and not pathlib.Path(value).is_absolute():
         for base in (folder.resolve(), pathlib.Path.cwd()):
             if globbing.glob(str(base / value)):
                 return str(base / value)
@@ -210,14 +212,14 @@ def _validate(tree, path, lines):
     try:
         return Recipe.model_validate(_tuples(tree))
     except ValidationError as error:
-        # a mistyped key is also a missing one: name the typo first
+        # a mistyped key is also a missing one: report the typo first
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(_complaint(problems[0], path, lines) + more) from None
+        raise UserError(_message(problems[0], path, lines) + more) from None
 
 
 def _tuples(tree):
-    """Lists outside of `model` become tuples: strict validation takes no list for a tuple."""
+    """Converts lists outside of `model` to tuples: strict validation does not accept lists as tuples."""
     return {
         key: _deep_tuple(value) if key in ("data", "schedule", "stages", "freeze", "init") else value
         for key, value in tree.items()
@@ -230,28 +232,28 @@ def _deep_tuple(value):
     return tuple(_deep_tuple(v) for v in value) if isinstance(value, list) else value
 
 
-def _complaint(problem, path, lines):
-    place = tuple(str(part) for part in problem["loc"])
-    known = place
-    while known and known not in lines:  # a missing key has the line of its section
-        known = known[:-1]
-    where = f"{path}:{lines[known]}" if known else f"{path}"
-    key, given = ".".join(place) or "the recipe", problem.get("input")
+def _message(problem, path, lines):
+    keys = tuple(str(part) for part in problem["loc"])
+    written = keys
+    while written and written not in lines:  # a missing key has the line of its section
+        written = written[:-1]
+    where = f"{path}:{lines[written]}" if written else f"{path}"
+    key, value = ".".join(keys) or "the recipe", problem.get("input")
     kind = problem["type"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_nearest(place[-1], _keys_beside(place))}"
+        return f"{where}: unknown key {key!r}{_nearest(keys[-1], _keys_beside(keys))}"
     if kind == "missing":
         return f"{where}: {key} is missing"
     if kind == "value_error":
         return f"{where}: {key}: {problem['ctx']['error']}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{where}: {key} = {given!r}: {message.replace('input should be', 'should be')}"
+    return f"{where}: {key} = {value!r}: {message.replace('input should be', 'should be')}"
 
 
-def _keys_beside(place):
-    """The keys that a section knows, found by walking the models along a place."""
+def _keys_beside(keys):
+    """Returns the keys of the section that holds this key."""
     section = Recipe
-    for part in place[:-1]:
+    for part in keys[:-1]:
         field = section.model_fields.get(part) if section else None
         if field is not None:
             section = _section_in(field.annotation)
@@ -264,18 +266,18 @@ def _section_in(annotation):
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _section_in(inner)
-        if found:
-            return found
+        if section := _section_in(inner):
+            return section
     return None
 
 
 def _nearest(word, known):
+    """Returns the end of a message that suggests the nearest known word, or lists them all."""
     known = [str(k) for k in known]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
-        return f", the nearest is {close[0]!r}"
-    return f", known are {', '.join(known)}" if known else ""
+        return f", did you mean {close[0]!r}?"
+    return f", use one of {', '.join(known)}" if known else ""
 
 
 def _check_rows(recipe, path, lines):

@@ -1,7 +1,7 @@
-"""The sections of a recipe: every key, its type, its default.
+"""The recipe and its sections: every key with its type and default.
 
-Architecture numbers are not listed here: whatever stands under `model` besides `name` and `num_classes` goes
-to the model's builder, which knows its own arguments.
+Architecture settings are not listed here: the keys of `model` other than `name` and `num_classes` are passed
+to the builder of the model, which checks them against its arguments.
 """
 
 import hashlib
@@ -22,19 +22,20 @@ from pydantic import (
     model_validator,
 )
 
-# keys whose values name files
+# keys whose values are paths
 PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}
 
-
-OTHERS = {"rows", "loggers"}  # keys of a recipe that say nothing of the experiment
+NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
 
 
 class Section(BaseModel):
+    """Base class of the sections: unknown keys are errors, values are frozen and strictly typed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _as_tuple(value):
-    """One value or a list of them -> tuple, so that a frozen recipe holds nothing that can change."""
+    """Returns one value or a list of values as a tuple, so that a frozen recipe is immutable."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -42,7 +43,7 @@ AsTuple = BeforeValidator(_as_tuple)
 
 
 def _as_sources(value):
-    """A glob, a list of globs, a dictionary or a list of dictionaries -> tuple of dictionaries."""
+    """Returns a glob, a dictionary, or a list of either as a tuple of dictionaries."""
     return tuple({"glob": one} if isinstance(one, str) else one for one in _as_tuple(value))
 
 
@@ -59,7 +60,7 @@ def _convention(value):
 
 
 def _as_augment(value):
-    """Names, and names with settings -> tuple of {name: settings}."""
+    """Returns names, and names with settings, as a tuple of {name: settings}."""
     entries = [{one: {}} if isinstance(one, str) else one for one in _as_tuple(value)]
     for entry in entries:
         if (
@@ -68,20 +69,21 @@ def _as_augment(value):
             or not isinstance(next(iter(entry.values())), dict | type(None))
         ):
             raise ValueError(
-                f"{entry}: an entry is a name, or a name with settings, as {{mixup: {{alpha: 8}}}}"
+                f"{entry}: an entry must be a name, or a name with settings, "
+                f"for example {{mixup: {{alpha: 8}}}}"
             )
     return tuple({name: settings or {} for name, settings in entry.items()} for entry in entries)
 
 
 class Model(Section):
-    """What to build. Further keys are arguments of the builder of that name."""
+    """The model. Further keys are arguments of its builder."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     name: str
-    num_classes: PositiveInt | None = None  # None: as many as the training data has
+    num_classes: PositiveInt | None = None  # None: that of the training data
 
 
-# what a source of a format needs, and what it may have
+# format -> (required keys, optional keys)
 SOURCE_KEYS = {
     None: ({"glob"}, {"labels"}),
     "coco": ({"images", "annotations"}, set()),
@@ -92,38 +94,38 @@ SOURCE_KEYS = {
 
 
 class Source(Section):
-    """Where pictures come from: shards (`glob`), or raw files to be converted once (`format`)."""
+    """A data source: shards (`glob`), or raw files that are converted once (`format`)."""
 
     glob: str | None = None
-    labels: str | None = (
-        None  # glob: classes of shards that others wrote (.pbtxt, .json, .csv); None: scanned
-    )
-    weight: PositiveFloat | None = None  # how often it is drawn from; None: by its number of pictures
+    labels: str | None = None  # glob: class list of foreign shards; None: from the records
+    weight: PositiveFloat | None = None  # sampling weight; None: its number of images
     format: Literal["coco", "voc", "csv", "shapes"] | None = None
-    images: str | None = None  # coco, voc, csv: folder of pictures
-    annotations: str | None = None  # coco: json file; voc: folder of XML files; csv: the table
+    images: str | None = None  # coco, voc, csv: folder of images
+    annotations: str | None = None  # coco: JSON file; voc: folder of XML files; csv: table
     root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
-    split: str | None = None  # voc: a list in ImageSets/Main, or a file of names; None: all
-    classes: str | None = None  # voc, csv: file with the classes in label order; None: by alphabet
-    one_based: bool | None = None  # voc: the first pixel has the number 1; None: 0
-    ignore_difficult: bool | None = None  # voc: such objects are not learned, nor judged by COCO
-    count: PositiveInt | None = None  # shapes: how many pictures
-    seed: NonNegativeInt | None = None  # shapes: another seed, other pictures
-    size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px of the pictures
+    split: str | None = None  # voc: list in ImageSets/Main, or a file of names; None: all
+    classes: str | None = None  # voc, csv: class list in label order; None: alphabetical
+    one_based: bool | None = None  # voc: coordinates start at 1; None: at 0
+    ignore_difficult: bool | None = None  # voc: exclude them from training and COCO metrics
+    count: PositiveInt | None = None  # shapes: number of images
+    seed: NonNegativeInt | None = None  # shapes: seed of the images
+    size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px
 
     @model_validator(mode="after")
     def _whole(self):
-        given = {key for key in self.model_fields_set if getattr(self, key) is not None}
-        given -= {"weight", "format"}
+        present = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        present -= {"weight", "format"}
         needed, possible = SOURCE_KEYS[self.format]
-        missing, extra = needed - given, given - needed - possible
+        missing, extra = needed - present, present - needed - possible
         name = f"format: {self.format}" if self.format else "glob"
         if missing:
-            raise ValueError(f"a source of format {self.format or 'glob'} needs {', '.join(sorted(missing))}")
+            raise ValueError(
+                f"a source of format {self.format or 'glob'} requires {', '.join(sorted(missing))}"
+            )
         if extra:
-            raise ValueError(f"{', '.join(sorted(extra))} mean nothing beside {name}")
-        if self.format == "voc" and not ({"root"} <= given or {"images", "annotations"} <= given):
-            raise ValueError("a source of format voc needs root, or images and annotations")
+            raise ValueError(f"unexpected {', '.join(sorted(extra))} with {name}; remove it")
+        if self.format == "voc" and not ({"root"} <= present or {"images", "annotations"} <= present):
+            raise ValueError("a source of format voc requires root, or images and annotations")
         return self
 
 
@@ -133,39 +135,43 @@ Canvas = tuple[PositiveInt, PositiveInt]
 
 
 class Sampling(Section):
-    """How often each picture of a data set comes."""
+    """Sampling of training images."""
 
     name: Literal["natural", "repeat_factor", "class_aware"] = "natural"
-    threshold: PositiveFloat | None = (
-        None  # repeat_factor: classes in a smaller share of pictures come more often
-    )
+    threshold: PositiveFloat | None = None  # repeat_factor: rarer classes (fraction of images) are repeated
 
     @model_validator(mode="after")
     def _whole(self):
         if (self.name == "repeat_factor") != (self.threshold is not None):
-            raise ValueError("repeat_factor needs a threshold, the other kinds of sampling have none")
+            raise ValueError(
+                "threshold is required by repeat_factor, and not a parameter of the other samplers"
+            )
         return self
 
 
 class Data(Section):
+    """Data sources, image sizes and batches."""
+
     train: Sources
     val: Sources
-    short_side_px: Sides  # one, or several to draw from
+    short_side_px: Sides  # one, or several to sample from
     long_side_px: PositiveInt
     test_short_side_px: PositiveInt | None = None  # None: the largest of short_side_px
     test_long_side_px: PositiveInt | None = None  # None: long_side_px
     canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None  # [height, width]
-    max_objects: PositiveInt = 100  # ground truth boxes of a picture, padded; more are dropped
+    max_objects: PositiveInt = 100  # ground-truth boxes of an image, padded; more are dropped
     batch_size: PositiveInt  # over all replicas
     sampling: Annotated[Sampling, BeforeValidator(_named)] = Sampling()
-    masks: bool = False  # hand out the objects' masks too
+    masks: bool = False  # load the objects' masks
     antialias: bool = True
-    scaled_decode: bool = False  # let the JPEG decoder halve pictures that are halved anyway
-    cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized pictures, in memory
-    keep_empty: bool = False  # train on pictures without objects too
+    scaled_decode: bool = False  # let the JPEG decoder downscale images by powers of two
+    cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized images, in memory
+    keep_empty: bool = False  # also train on images without objects
 
 
 class Optimizer(Section):
+    """The optimizer, weight decay and gradient clipping."""
+
     name: Literal["sgd", "adamw"] = "sgd"
     momentum: NonNegativeFloat | None = None  # sgd; None: 0.9
     betas: Annotated[tuple[float, float], AsTuple] | None = None  # adamw; None: 0.9, 0.999
@@ -173,49 +179,57 @@ class Optimizer(Section):
     decay_norms: bool = False
     decay_biases: bool = True
     bias_lr_factor: PositiveFloat = 1.0
-    clip_value: PositiveFloat | None = None  # every element of the gradient
-    clip_norm: PositiveFloat | None = None  # the norm over the gradients of all weights
+    clip_value: PositiveFloat | None = None  # of every element of the gradient
+    clip_norm: PositiveFloat | None = None  # of the norm of all gradients together
 
     @model_validator(mode="after")
     def _whole(self):
         foreign = "betas" if self.name == "sgd" else "momentum"
         if getattr(self, foreign) is not None:
-            raise ValueError(f"{foreign} means nothing to {self.name}: leave it out")
+            raise ValueError(f"{foreign} is not a parameter of {self.name}; remove it")
         return self
 
 
 class Warmup(Section):
+    """Linear warm-up of the learning rate."""
+
     steps: PositiveInt
-    factor: NonNegativeFloat  # of the learning rate, at step 0; linear from there
+    factor: NonNegativeFloat  # multiplies the learning rate at step 0
 
 
 class Decay(Section):
+    """Decay of the learning rate: multi-step or cosine."""
+
     name: Literal["steps", "cosine"] = "steps"
     at: Annotated[tuple[NonNegativeInt, ...], AsTuple] | None = None
     factor: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _whole(self):
-        given = self.at is not None, self.factor is not None
-        if self.name == "steps" and not all(given):
-            raise ValueError("decay in steps needs at and factor")
-        if self.name == "cosine" and any(given):
-            raise ValueError("at and factor mean nothing beside name: cosine")
+        present = self.at is not None, self.factor is not None
+        if self.name == "steps" and not all(present):
+            raise ValueError("decay of name steps requires at and factor")
+        if self.name == "cosine" and any(present):
+            raise ValueError("at and factor are not parameters of name: cosine; remove them")
         return self
 
 
 class Ema(Section):
-    decay: Annotated[float, Field(gt=0, lt=1)]  # grows towards this value as min(decay, (1 + t) / (10 + t))
+    """Exponential moving average of the weights."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)]  # min(decay, (1 + t) / (10 + t)) after t updates
 
 
 class Schedule(Section):
+    """Optimizer, learning rate and length of the training."""
+
     optimizer: Optimizer = Optimizer()
     base_lr: PositiveFloat
     warmup: Warmup | None = None
     decay: Decay | None = None  # None: constant
     steps: PositiveInt
-    micro_batches: PositiveInt = 1  # a batch goes through in so many parts, for one update
-    checkpoint_every: PositiveInt | None = None  # steps; one is written after each evaluation in any case
+    micro_batches: PositiveInt = 1  # gradient accumulation: micro-batches for one update
+    checkpoint_every: PositiveInt | None = None  # steps; also after each evaluation
     ema: Ema | None = None
 
 
@@ -223,30 +237,30 @@ Metric = Literal["coco", "voc07", "voc_area", "open_images"]
 
 
 class Views(Section):
-    """Test-time augmentation: every picture at each size, with `flip` also in a mirror at each."""
+    """Test-time augmentation: every image at each size, with `flip` also mirrored."""
 
     short_side_px: Sides | None = None  # None: data.test_short_side_px
     long_side_px: PositiveInt | None = None  # None: data.test_long_side_px
     flip: bool = False
 
     @property
-    def number(self):
-        """How many views of each picture there are."""
+    def number(self) -> int:
+        """Number of views of each image."""
         return len(self.short_side_px or (None,)) * (1 + self.flip)
 
     @model_validator(mode="after")
     def _whole(self):
         sides = self.short_side_px or ()
         if len(set(sides)) < len(sides):
-            raise ValueError("short_side_px names a size twice")
+            raise ValueError("short_side_px lists a size twice")
         return self
 
 
 class Merge(Section):
-    """How several views become one answer; None: as the model's own selection has it."""
+    """Merging of the predictions of several views; None: as in the model's selection."""
 
     convention: Literal["detectron2", "maskrcnn_benchmark"] = "detectron2"
-    method: Literal["nms", "soft_nms"] | None = None  # None: the model's, nms where it has none
+    method: Literal["nms", "soft_nms"] | None = None  # None: the model's, or nms
     iou: Annotated[float, Field(ge=0, le=1)] | None = None
     soft: Literal["linear", "gaussian"] | None = None  # soft_nms
     sigma: PositiveFloat | None = None  # soft_nms, gaussian
@@ -254,27 +268,33 @@ class Merge(Section):
 
 
 class Evaluate(Section):
+    """Evaluation during and after training."""
+
     every: PositiveInt | None = None  # steps; None: at the end
     batch_size: PositiveInt = 1
-    limit: PositiveInt | None = None  # pictures of data.val, for evaluation while training
-    pictures: NonNegativeInt = 8  # drawn at the end
-    metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = ("coco",)  # the first chooses
-    views: Views | None = None  # of each picture; None: one, at the test size of data
+    limit: PositiveInt | None = None  # images of data.val, for evaluation during training
+    pictures: NonNegativeInt = 8  # images drawn at the end
+    metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = (
+        "coco",
+    )  # the first selects the best weights
+    views: Views | None = None  # of each image; None: one, at the test size of data
     merge: Annotated[Merge, BeforeValidator(_convention)] = Merge()  # of several views
 
     @property
-    def flip(self):
-        """Whether each picture is seen in a mirror too."""
+    def flip(self) -> bool:
+        """Whether mirrored views are used."""
         return self.views is not None and self.views.flip
 
     @model_validator(mode="after")
     def _whole(self):
         if self.merge != Merge() and (self.views is None or self.views.number == 1):
-            raise ValueError("merge means nothing to one view: give views several sizes, or flip: true")
+            raise ValueError("merge requires several views; give views several sizes, or flip: true")
         return self
 
 
 class Init(Section):
+    """Initial weights, from a file or a run."""
+
     weights: str | None = None  # a .weights.h5 file
     run: str | None = None  # a run directory: its best weights
     parts: Annotated[tuple[str, ...], AsTuple] | None = None  # None: all
@@ -287,29 +307,33 @@ class Init(Section):
 
 
 class Row(Section):
-    """One row of a paper's table: this recipe with some keys set otherwise."""
+    """One row of a paper's table: this recipe with overrides."""
 
     set: dict[str, Any] = {}
     reported: dict[str, float] = {}
-    evaluates: str | None = None  # scores that row's run again, nothing is trained
-    recipe: str | None = None  # the row's system stands in this other recipe
-    row: str | None = None  # of that one; None: as it stands
+    evaluates: str | None = None  # re-evaluates the run of that row, without training
+    recipe: str | None = None  # another recipe that defines this row
+    row: str | None = None  # row of that recipe; None: without overrides
 
     @model_validator(mode="after")
     def _whole(self):
         if self.row is not None and self.recipe is None:
-            raise ValueError("row names one of another recipe: give recipe too, or evaluates for one of this")
+            raise ValueError(
+                "row refers to another recipe; give recipe too, or use evaluates for a row of this one"
+            )
         return self
 
 
 class Recipe(Section):
+    """A training: model, data, schedule and evaluation."""
+
     name: str
     seed: NonNegativeInt = 0
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    remat: Annotated[tuple[str, ...], AsTuple] = ()  # parts whose features are computed again instead of kept
+    remat: Annotated[tuple[str, ...], AsTuple] = ()  # parts with rematerialisation (activation checkpointing)
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
-    replicas: PositiveInt | Literal["all"] = 1  # devices of this machine that share a batch
-    deterministic: bool = False  # the same bits again on the same machine; slower
+    replicas: PositiveInt | Literal["all"] = 1  # devices of this machine
+    deterministic: bool = False  # bitwise reproducible on the same machine; slower
     model: Model
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()
@@ -318,34 +342,34 @@ class Recipe(Section):
         {"horizontal_flip": {}},
     )
     schedule: Schedule
-    stages: tuple[dict[str, Any], ...] = ()  # partial recipes, run in turn, each from the one before
+    stages: tuple[dict[str, Any], ...] = ()  # partial recipes, trained in turn
     evaluate: Evaluate = Evaluate()
     loggers: Annotated[tuple[Literal["csv", "mlflow", "wandb"], ...], AsTuple] = ()  # besides TensorBoard
     rows: dict[str, Row] = {}
 
-    def plain(self):
-        """Every key with its value, defaults included, as JSON knows them."""
+    def plain(self) -> dict[str, Any]:
+        """Returns every key with its value, including defaults, as JSON types."""
         return self.model_dump(mode="json")
 
-    def digest(self):
-        """sha256 of the experiment: all but OTHERS, and of file names only their last two parts.
+    def digest(self) -> str:
+        """Returns the SHA-256 of the experiment: all keys but NOT_IN_DIGEST, paths by their last two parts.
 
-        So the same experiment has the same digest wherever its data lies.
+        The digest does not depend on where the data is stored.
         """
         experiment = {
-            key: _without_folders(value) for key, value in self.plain().items() if key not in OTHERS
+            key: _without_folders(value) for key, value in self.plain().items() if key not in NOT_IN_DIGEST
         }
         text = json.dumps(experiment, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def to_yaml(self):
-        """The resolved recipe; `load_recipe` of it gives an equal one."""
+    def to_yaml(self) -> str:
+        """Returns the resolved recipe as YAML; `load_recipe` reads it back equal."""
         kept = {
             key: value
             for key, value in self.model_dump(mode="json", exclude_none=True).items()
             if key == "augment" or (key != "rows" and value not in ([], {}))
         }
-        # what is null there was chosen, and may not be the builder's default
+        # null is a chosen value there, and may differ from the builder's default
         kept["model"] |= {key: None for key, value in (self.model.model_extra or {}).items() if value is None}
         return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
 

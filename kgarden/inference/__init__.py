@@ -1,0 +1,1 @@
+"""Inference: predictor, test-time augmentation, postprocessing, masks."""

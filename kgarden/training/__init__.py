@@ -1,0 +1,1 @@
+"""Training: trainer, distribution, checkpoints, EMA, loggers, diagnostics."""

@@ -36,7 +36,7 @@ class Diagnostics:
     ):
         self.warmup, self.clips, self.canvases = warmup, clips, canvases
         self.trained = trained
-        self.losses, self.norms, self.given = [], [], set()
+        self.losses, self.norms, self.reported = [], [], set()
         for report in reports:
             self.add(**report)
 
@@ -60,8 +60,8 @@ class Diagnostics:
         self.losses.append(loss)
         if math.isfinite(gradient_norm):
             self.norms.append(gradient_norm)
-        new = {name: text for name, text in warnings.items() if text and name not in self.given}
-        self.given |= new.keys()
+        new = {name: text for name, text in warnings.items() if text and name not in self.reported}
+        self.reported |= new.keys()
         return list(new.values())
 
     def _no_fall(self, step, loss):

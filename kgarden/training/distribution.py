@@ -23,7 +23,7 @@ WAIT_S = 600  # seconds that a worker waits for the others at start-up
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """All replicas of a training, and the place of this worker among them.
+    """All replicas of a training, and the index of this worker among them.
 
     Args:
         strategy: tf.distribute.Strategy; TensorFlow's default one for a single device.

@@ -160,7 +160,7 @@ class Trainer(keras.callbacks.Callback):
         write_json(self.run / "evaluation.json", evaluation)
         if count := self.recipe.evaluate.pictures:
             batches, categories = self._batches(count), self.data.categories
-            draw_examples(self.inference, batches, categories, count=count, folder=self.run / "pictures")
+            draw_examples(self.inference, batches, categories, count, folder=self.run / "pictures")
         self.reporter.evaluation(evaluation)
 
     # --- at each step -----------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class Trainer(keras.callbacks.Callback):
             self.detector,
             self.recipe,
             self._batches(limit),
-            categories=self.data.categories,
+            self.data.categories,
             annotations=self.data.annotations,
             model=self.inference,
             **more,

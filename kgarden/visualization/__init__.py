@@ -1,0 +1,1 @@
+"""Drawing of objects and detections; contact sheets of data sets."""

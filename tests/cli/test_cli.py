@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line for a mistake, and the way from shards to drawn pictures."""
+"""The command line: exit codes, one-line errors, and all commands from raw data to predictions."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def call(capsys):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with a COCO data set, a recipe for it, and the stand-in as the only model."""
+    """A folder with a COCO data set, a recipe for it, and the fake detector as the only model."""
 
     def build_detector(settings, num_classes, seed=0):
         detector = StandIn(num_classes, seed)
@@ -58,7 +58,7 @@ def world(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_from_pictures_to_drawn_pictures(world, call):
+def test_all_commands_from_images_to_predictions(world, call):
     for split in ("train", "val"):
         code, out, err = call(
             "data",
@@ -104,7 +104,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     Image.fromarray(image.repeat(3, axis=0).repeat(3, axis=1)).save("val/large.png")
     (world / "val" / "broken.jpg").write_text("no")
     code, out, err = call("predict", run, "val", "--to", "drawn")
-    assert code == 1 and "7 pictures" in out and err.count("\n") == 1 and "broken.jpg" in err
+    assert code == 1 and "7 images" in out and err.count("\n") == 1 and "broken.jpg" in err
     found = {one["file"]: one for one in json.loads((world / "drawn/detections.json").read_text())}
     small, large = (found[f"val/{name}.png"]["detections"][0] for name in ("0", "large"))
     np.testing.assert_allclose(large["box"], 3 * np.array(small["box"]), atol=0.01)
@@ -124,7 +124,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     assert predictor.names == [category["name"] for category in sorted(CATEGORIES, key=lambda c: c["id"])]
 
 
-def test_several_views_by_keys(world, call):
+def test_views_are_set_by_recipe_keys(world, call):
     """In a training, for `evaluate`, for `predict`; an export says that it has one."""
     for split in ("train", "val"):
         given = ["--images", split, "--annotations", f"{split}.json", "--to", f"shards/{split}"]
@@ -165,13 +165,13 @@ def test_several_views_by_keys(world, call):
         (["train", "standin.yaml", "--set", "schedule.step=3"], "'steps'"),
         (["train", "standin.yaml", "--set", "schedule.steps"], "KEY=VALUE"),
         (["train", "standin.yaml", "--row", "t.c"], "no row 't.c'"),
-        (["train", "standin.yaml", "--row", "t.b"], "scores t.a again"),
+        (["train", "standin.yaml", "--row", "t.b"], "re-evaluates t.a"),
         (["train", "standin.yaml"], "shards/train"),
         (["train", "double_head", "--row", "table5.c4_r50"], "data/coco/train2017"),  # of another recipe
         (["evaluate", "nowhere"], "not a run directory"),
         (["predict", "nowhere", "nothing*.jpg", "--to", "x"], "nothing*.jpg: no image found"),
         (["list", "nothing"], "list nothing"),
-        (["list", "rows"], "whose"),
+        (["list", "rows"], "list rows needs a recipe"),
         (
             ["data", "build", "coco", "--images", "train", "--annotations", "none.json", "--to", "x"],
             "none.json",
@@ -181,23 +181,23 @@ def test_several_views_by_keys(world, call):
         (["train"], "RECIPE"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(world, call, arguments, words):
+def test_user_errors_are_one_line_with_exit_code_2(world, call, arguments, words):
     code, out, err = call(*arguments)
     assert code == 2 and words in err and out == ""
     assert err.startswith("kgarden: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
-def test_debug_shows_where_a_mistake_came_from(world, call):
+def test_debug_raises_user_errors(world, call):
     with pytest.raises(kgarden.UserError):
         call("train", "standn", "--debug")
 
 
-def test_lists(world, call):
+def test_list(world, call):
     _, out, _ = call("list")
     assert "centernet2" in out and "quickstart" in out
     _, out, _ = call("list", "rows", "standin.yaml")
     assert (
-        out.splitlines()[0].split() == ["t.a", "ap", "1.5", "schedule.steps=4"] and "scores t.a again" in out
+        out.splitlines()[0].split() == ["t.a", "ap", "1.5", "schedule.steps=4"] and "re-evaluates t.a" in out
     )
     _, out, _ = call("list", "backbones")
     assert "resnet50" in out.splitlines()
@@ -218,7 +218,7 @@ def test_describe_counts_by_hand(world, call):
     assert rows["whole"][1].endswith("fake_detector.py") and rows["whole"][3] == "14"
 
 
-def test_multiplications_of_known_layers():
+def test_gmacs_of_known_layers():
     """A 3x3 convolution 4 -> 8 on 10x12 of stride 2, a depthwise one and a dense layer, each by hand."""
     import keras
 
@@ -261,12 +261,12 @@ def test_multiplications_of_known_layers():
         ({"keras": "3.15.1", "tensorflow": "2.3.0"}, "tensorflow 2.3.0"),
     ],
 )
-def test_versions_outside_the_window_are_told_in_one_line(installed, words):
+def test_untested_versions_are_reported_in_one_line(installed, words):
     complaint = kgarden.version_complaint(installed)
     assert complaint is None if words is None else words in complaint and "\n" not in complaint
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_is_fast_and_imports_no_heavy_packages():
     code = (
         "import sys, kgarden.cli; kgarden.cli.main(['--help']); "
         "sys.exit(bool({'tensorflow', 'keras', 'jax', 'matplotlib', 'numpy'} & set(sys.modules)))"
@@ -286,7 +286,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         (UserError("runs/a: no such directory"), 2),
     ],
 )
-def test_what_went_wrong_is_told_in_one_line(monkeypatch, call, error, code):
+def test_failures_are_one_line_with_exit_code_1(monkeypatch, call, error, code):
     def fails(*args, **kwargs):
         raise error
 
@@ -295,7 +295,7 @@ def test_what_went_wrong_is_told_in_one_line(monkeypatch, call, error, code):
     assert got == code and out == "" and err == f"kgarden: {error}\n"
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, call):
+def test_internal_errors_keep_their_traceback(monkeypatch, call):
     def fails(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error")
 

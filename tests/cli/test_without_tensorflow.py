@@ -1,4 +1,4 @@
-"""The command line on JAX, where TensorFlow is not installed: what works, and what says that it does not."""
+"""The command line on JAX without TensorFlow: what works, and the error of what does not."""
 
 import json
 
@@ -23,7 +23,7 @@ SMALL = {
 }
 
 
-def test_a_benchmark_runs(tmp_path, capsys):
+def test_bench_runs_without_tensorflow(tmp_path, capsys):
     file = tmp_path / "figures.json"
     settings = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     assert cli.main(["bench", "quickstart", "--what", "train", "--json", str(file), *settings]) == 0
@@ -40,9 +40,10 @@ def test_a_benchmark_runs(tmp_path, capsys):
         ["data", "build", "shapes", "--to", "shards", "--count", "4"],
     ],
 )
-def test_what_needs_tensorflow_says_so_in_one_line(command, tmp_path, monkeypatch, capsys):
+def test_commands_that_require_tensorflow_fail_in_one_line(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(command) == 2
     out, err = capsys.readouterr()
-    assert err == "kgarden: this needs TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'\n"
+    needs = "this command requires TensorFlow, on the JAX backend too"
+    assert err == f"kgarden: {needs}: pip install 'tensorflow~=2.21.0'\n"
     assert out == "" and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Recipes: what they accept, what they refuse and in which words."""
+"""Recipes: accepted values, errors and their messages, rows, stages, digest."""
 
 import pathlib
 
@@ -43,7 +43,7 @@ def write(tmp_path):
     return _write
 
 
-def refusal(path, **kwargs):
+def error_of(path, **kwargs):
     with pytest.raises(UserError) as caught:
         load_recipe(path, **kwargs)
     message = str(caught.value)
@@ -82,17 +82,17 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("text,expected", NUMBERS)
-def test_numbers_are_read_as_people_write_them(text, expected):
+def test_numbers_and_words_are_parsed_as_written(text, expected):
     got = parse_value(text)
     assert got == expected and type(got) is type(expected)
 
 
-def test_unknown_keys_name_line_and_neighbour(write):
-    message = refusal(write(TEXT.replace("  batch_size: 2", "  batchsize: 2")))
+def test_unknown_keys_report_line_and_nearest_key(write):
+    message = error_of(write(TEXT.replace("  batch_size: 2", "  batchsize: 2")))
     assert "little.yaml:11" in message and "'data.batchsize'" in message and "'batch_size'" in message
-    message = refusal(write(TEXT.replace("weight_decay", "weightdecay")))
+    message = error_of(write(TEXT.replace("weight_decay", "weightdecay")))
     assert "little.yaml:13" in message and "'weight_decay'" in message
-    message = refusal(write("sed: 1\n" + TEXT))
+    message = error_of(write("sed: 1\n" + TEXT))
     assert "little.yaml:1:" in message and "'seed'" in message
 
 
@@ -104,41 +104,41 @@ def test_unknown_keys_name_line_and_neighbour(write):
         ("base_lr: 0.02", "base_lr: '0.02'", 14, "schedule.base_lr = '0.02'"),
         ("base_lr: 0.02", "base_lr: -1", 14, "greater than 0"),
         ("name: sgd", "name: adam", 13, "'sgd' or 'adamw'"),
-        ("{name: sgd,", "{name: sgd, betas: [0.9, 0.99],", 13, "betas means nothing to sgd"),
+        ("{name: sgd,", "{name: sgd, betas: [0.9, 0.99],", 13, "betas is not a parameter of sgd; remove it"),
         (
             "decay: {at: [60, 80], factor: 0.1}",
             "decay: {name: cosine, factor: 0.1}",
             16,
-            "mean nothing beside",
+            "not parameters of name: cosine",
         ),
-        ("decay: {at: [60, 80], factor: 0.1}", "decay: {at: [60, 80]}", 16, "needs at and factor"),
-        ("train: shards/train-*.tfrecord", "train: {format: coco, images: here}", 7, "needs annotations"),
+        ("decay: {at: [60, 80], factor: 0.1}", "decay: {at: [60, 80]}", 16, "requires at and factor"),
+        ("train: shards/train-*.tfrecord", "train: {format: coco, images: here}", 7, "requires annotations"),
         (
             "train: shards/train-*.tfrecord",
             "train: {glob: here, seed: 3}",
             7,
-            "seed mean nothing beside glob",
+            "unexpected seed with glob",
         ),
         ("short_side_px: [64, 80]", "short_side_px: []", 9, "at least 1 item"),
         ("evaluates: table1.b", "evaluates: table1.d", 20, "no row 'table1.d'"),
         ("schedule.steps: 45", "schedule.stepz: 45", 19, "'steps'"),
     ],
 )
-def test_wrong_values_name_line_and_reason(write, old, new, line, words):
+def test_invalid_values_report_line_and_reason(write, old, new, line, words):
     assert old in TEXT
-    message = refusal(write(TEXT.replace(old, new)))
+    message = error_of(write(TEXT.replace(old, new)))
     assert f"little.yaml:{line}:" in message and words in message
 
 
-def test_missing_and_double_keys(write):
-    assert "schedule.steps is missing" in refusal(write(TEXT.replace("  steps: 90\n", "")))
-    message = refusal(write(TEXT.replace("  steps: 90\n", "  steps: 90\n  steps: 91\n")))
-    assert "little.yaml:18" in message and "twice" in message
-    assert "not YAML" in refusal(write("a: [1,\nb: 2"))
-    assert "no recipe 'quickstrat'" in refusal("quickstrat")
+def test_missing_and_duplicate_keys(write):
+    assert "schedule.steps is missing" in error_of(write(TEXT.replace("  steps: 90\n", "")))
+    message = error_of(write(TEXT.replace("  steps: 90\n", "  steps: 90\n  steps: 91\n")))
+    assert "little.yaml:18" in message and "duplicate key" in message
+    assert "not valid YAML" in error_of(write("a: [1,\nb: 2"))
+    assert "no recipe 'quickstrat'" in error_of("quickstrat")
 
 
-def test_overrides_come_last_and_rows_before_them(write):
+def test_overrides_are_applied_after_rows(write):
     path = write(TEXT)
     assert load_recipe(path, row="table1.b").schedule.steps == 45
     recipe = load_recipe(path, {"schedule.steps": 7, "model.backbone": "resnet34"}, row="table1.b")
@@ -148,29 +148,29 @@ def test_overrides_come_last_and_rows_before_them(write):
         "roi_head": {"name": "cascade", "ious": [0.5]},
     }
     assert load_recipe(path, {"data.train": ["a", "b"], "data.train.1": "c"}).data.train[1].glob == "c"
-    assert "'schedule.stps'" in refusal(path, overrides={"schedule.stps": 7})
-    assert "no row 'table1.z'" in refusal(path, row="table1.z")
+    assert "'schedule.stps'" in error_of(path, overrides={"schedule.stps": 7})
+    assert "no row 'table1.z'" in error_of(path, row="table1.z")
 
 
-def test_a_row_may_stand_for_another_recipe(write):
+def test_a_row_may_refer_to_another_recipe(write):
     write(TEXT.replace("name: little", "name: other"), "other.yaml")
     path = write(TEXT + "  table1.d: {recipe: other.yaml, set: {seed: 5}}\n")
     recipe = load_recipe(path, row="table1.d")
     assert (recipe.name, recipe.seed) == ("other", 5)
 
 
-def test_a_row_may_stand_for_a_row_of_another_recipe(write):
+def test_a_row_may_refer_to_a_row_of_another_recipe(write):
     write(TEXT.replace("name: little", "name: other"), "other.yaml")
     path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.b, set: {seed: 5}}\n")
     recipe = load_recipe(path, {"schedule.base_lr": 0.5}, row="table1.d")
     assert (recipe.name, recipe.schedule.steps, recipe.seed) == ("other", 45, 5)
     assert recipe.schedule.base_lr == 0.5
     path = write(TEXT + "  table1.d: {recipe: other.yaml, row: table1.x}\n")
-    assert "no row 'table1.x'" in refusal(path, row="table1.d")
-    assert "give recipe too" in refusal(write(TEXT + "  table1.d: {row: table1.b}\n"))
+    assert "no row 'table1.x'" in error_of(path, row="table1.d")
+    assert "give recipe too" in error_of(write(TEXT + "  table1.d: {row: table1.b}\n"))
 
 
-def test_files_are_looked_for_beside_the_recipe_then_in_the_working_directory(write, tmp_path, monkeypatch):
+def test_paths_are_resolved_against_the_recipe_then_the_working_directory(write, tmp_path, monkeypatch):
     beside, working = tmp_path / "shards", tmp_path / "elsewhere" / "shards"
     for folder in (beside, working):
         folder.mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_files_are_looked_for_beside_the_recipe_then_in_the_working_directory(wr
     assert load_recipe(write(TEXT)).data.val[0].glob == str(working / "val-*.tfrecord")
 
 
-def test_the_digest_knows_the_experiment_and_not_the_machine(write, tmp_path):
+def test_digest_depends_on_the_experiment_only(write, tmp_path):
     recipe = load_recipe(write(TEXT))
     assert len(recipe.digest()) == 64
     before = recipe.digest()
@@ -218,7 +218,7 @@ def test_stages_are_whole_recipes(write):
         stage_recipes(load_recipe(write(stages.replace("steps", "stepz") + TEXT)))
 
 
-def test_every_recipe_of_the_house_is_sound():
+def test_every_packaged_recipe_is_valid():
     recipes = packaged_recipes()
     assert {"quickstart", "bccd_centernet2", "centernet2"} <= recipes.keys()
     for stem, path in recipes.items():
@@ -232,7 +232,7 @@ def test_every_recipe_of_the_house_is_sound():
             load_recipe(stem, row=row)
 
 
-def test_null_for_the_builder_is_not_its_default(write):
+def test_null_in_model_is_not_the_builders_default(write):
     """A key of the model that is null was chosen: it survives the resolved recipe."""
     recipe = load_recipe("quickstart", {"model.pixels": None, "model.neck": None})
     again = load_recipe(write(recipe.to_yaml(), "resolved.yaml"))

@@ -71,15 +71,15 @@ def test_csv(world):
 @pytest.mark.parametrize(
     "source,message",
     [
-        ({"format": "voc"}, "needs root, or images and annotations"),
-        ({"format": "voc", "images": "x"}, "needs root, or images and annotations"),
-        ({"format": "csv", "images": "x"}, "needs annotations"),
+        ({"format": "voc"}, "requires root, or images and annotations"),
+        ({"format": "voc", "images": "x"}, "requires root, or images and annotations"),
+        ({"format": "csv", "images": "x"}, "requires annotations"),
         (
             {"format": "csv", "images": "x", "annotations": "y", "root": "z"},
-            "root mean nothing beside format: csv",
+            "unexpected root with format: csv",
         ),
-        ({"format": "coco", "images": "x", "annotations": "y", "labels": "z"}, "labels mean nothing"),
-        ({"glob": "x", "classes": "y"}, "classes mean nothing beside glob"),
+        ({"format": "coco", "images": "x", "annotations": "y", "labels": "z"}, "unexpected labels"),
+        ({"glob": "x", "classes": "y"}, "unexpected classes with glob"),
     ],
 )
 def test_keys_that_do_not_belong_together(source, message):

@@ -57,10 +57,10 @@ def test_a_resolved_recipe_is_the_same_again(tmp_path):
 @pytest.mark.parametrize(
     "keys,words",
     [
-        ({"merge": {"iou": 0.5}}, "merge means nothing to one view"),
-        ({"views": {"short_side_px": 48}, "merge": "maskrcnn_benchmark"}, "merge means nothing to one view"),
-        ({"views": {"short_side_px": [48, 64, 48]}}, "names a size twice"),
-        ({"views": {"flpi": True}}, "nearest is 'flip'"),
+        ({"merge": {"iou": 0.5}}, "merge requires several views"),
+        ({"views": {"short_side_px": 48}, "merge": "maskrcnn_benchmark"}, "merge requires several views"),
+        ({"views": {"short_side_px": [48, 64, 48]}}, "lists a size twice"),
+        ({"views": {"flpi": True}}, "did you mean 'flip'"),
         ({"views": {"flip": 1}}, "evaluate.views.flip"),
         ({"views": {"flip": True}, "merge": "mmdetection"}, "convention"),
         ({"views": {"flip": True}, "merge": {"iou": 1.5}}, "evaluate.merge.iou"),

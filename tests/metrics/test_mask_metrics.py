@@ -163,7 +163,7 @@ def test_mask_metrics_are_printed_beside_those_of_boxes(truth, judge):
     for words in ("standin, step 3, 10 images, boxes", "standin, step 3, 10 images, masks", "mask AP50"):
         assert words in table
     assert any(row.split() == ["red", "5", "100.0", "100.0", "60.0", "100.0"] for row in plain(table)), table
-    assert "AP 100.0  AP50 100.0  mask AP 60.0  mask AP50 100.0  on 10 pictures" in line
+    assert "AP 100.0  AP50 100.0  mask AP 60.0  mask AP50 100.0  on 10 images" in line
 
 
 def plain(table):

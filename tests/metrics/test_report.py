@@ -133,9 +133,9 @@ def test_invalid_detections_exit_2_with_one_line(files, capsys, content, words):
     (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map not supported; use some of"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "segm"], "3 of 3 annotations have no"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "use bbox or segm"),
-    (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: an option of a run's"),
-    (["run", "--annotations", "truth.json"], "--annotations: an option of detections'"),
-    (["run", "--iou-type", "segm"], "--iou-type segm is for files"),
+    (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: only valid for runs"),
+    (["run", "--annotations", "truth.json"], "--annotations: only valid for results files"),
+    (["run", "--iou-type", "segm"], "--iou-type segm is for results files"),
 ])  # fmt: skip
 def test_wrong_usage_exits_2_with_one_line(files, capsys, arguments, words):
     assert_refused(capsys, arguments, words)

@@ -1,4 +1,4 @@
-"""Learning rates against detectron2's, update rules against torch's (written out in numpy)."""
+"""Learning-rate schedules against detectron2's, update rules against torch's (written out in numpy)."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def test_schedules_without_warmup():
     np.testing.assert_allclose([float(cosine(s)) for s in (0, 50, 100, 120)], [0.5, 0.25, 0, 0], atol=1e-7)
 
 
-def test_rates_change_the_step_that_reaches_them():
+def test_learning_rate_changes_at_the_given_step():
     """Step 0 uses the rate of step 0: the second of two decays shows in the third update, not earlier."""
     weight = keras.Variable(np.zeros(1, "float32"), name="kernel")
     optimizer = SGD(learning_rate(1.0, 10, at=[2], factor=0.5), momentum=0.0)
@@ -114,7 +114,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sgd_is_that_of_torch(case):
+def test_sgd_agrees_with_torch(case):
     settings, hand = CASES[case]
     got = run(SGD(learning_rate(**SCHEDULE), momentum=0.9, **settings))
     for name, expected in by_hand(torch_sgd, RATES, **hand).items():
@@ -122,7 +122,7 @@ def test_sgd_is_that_of_torch(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_adamw_is_that_of_torch(case):
+def test_adamw_agrees_with_torch(case):
     settings, hand = CASES[case]
     got = run(AdamW(learning_rate(**SCHEDULE), betas=(0.9, 0.99), **{"weight_decay": 0.0, **settings}))
     for name, expected in by_hand(torch_adamw, RATES, **hand).items():
@@ -159,7 +159,7 @@ def test_norms_and_biases_of_keras_layers_are_recognised(make):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_the_norm_of_the_last_gradient_is_kept_before_clipping(clip_norm):
+def test_gradient_norm_is_stored_before_clipping(clip_norm):
     optimizer = SGD(0.1, clip_norm=clip_norm)
     run(optimizer)
     expected = np.sqrt(sum((g**2).sum() for g in gradients(len(RATES) - 1).values()))
@@ -178,7 +178,7 @@ def test_fit_learns(make):
 
 
 @pytest.mark.parametrize("make", [SGD, AdamW])
-def test_the_settings_survive_serialisation(make):
+def test_settings_survive_serialisation(make):
     rate = learning_rate(0.1, 10, at=[5], factor=0.1, warmup=(2, 0.5))
     optimizer = make(rate, weight_decay=0.3, clip_norm=1.0, bias_lr_factor=2.0)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))

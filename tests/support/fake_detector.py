@@ -1,7 +1,7 @@
-"""A detector of a few hundred weights and data of a few pictures, with the contracts of the real ones.
+"""Fake detector with a few hundred weights, and a few images, with the interfaces of the real ones.
 
-Every picture is dark with one bright square; the stand-in looks for the brightest cell of a grid and says
-whether the square is red or green. It can be drawn, judged and trained in milliseconds.
+Every image is dark with one bright square; the detector predicts a box at the brightest cell of a grid and
+the class of the square, red or green. It is trained and evaluated in milliseconds.
 """
 
 import json
@@ -19,7 +19,7 @@ CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}]  # ids are n
 
 
 class StandIn(StaticShapeModel):
-    """Class of the square by a small network with a normalisation; its box from the brightest cell."""
+    """Class of the square by a small normalised network; its box from the brightest cell."""
 
     divisor = 32
     selection = Selection(total=2)  # for several views, merged
@@ -94,7 +94,7 @@ class StandIn(StaticShapeModel):
 
 
 class MaskedStandIn(StandIn):
-    """The same with masks of 16 x 16: what is bright in the cell."""
+    """The fake detector with masks of 16 x 16: the bright pixels of the cell."""
 
     def call(self, x, training=False):
         bright = ops.max(ops.cast(x["images"], "float32") / 255, axis=-1)  # (B, H, W)
@@ -116,7 +116,7 @@ DISC = FROM_CENTER[:, None] ** 2 + FROM_CENTER**2 < (CELL / 2) ** 2
 
 
 def pictures(count, seed=0, size=(64, 96), shape=SQUARE):
-    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); a square or other shape of a cell in each."""
+    """images (N, 64, 96, 3), boxes (N, 1, 4), labels (N, 1); one bright shape of a cell in each image."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 40, (count, *size, 3), dtype=np.uint8)
     labels = random.integers(0, 2, (count, 1)).astype("int32")
@@ -130,7 +130,7 @@ def pictures(count, seed=0, size=(64, 96), shape=SQUARE):
 
 
 def circle(box):
-    """A polygon along the circle that fills a box."""
+    """Returns the polygon of the circle inscribed in a box."""
     angle = np.arange(64) * 2 * np.pi / 64
     x0, y0, x1, y1 = box
     points = np.stack([np.cos(angle) * (x1 - x0) + x0 + x1, np.sin(angle) * (y1 - y0) + y0 + y1], axis=1) / 2
@@ -138,9 +138,9 @@ def circle(box):
 
 
 def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
-    """Ground truth in COCO form; picture n has id 100 + n and was `scale` times larger before resizing.
+    """Returns ground truth in COCO format; image n has id 100 + n and was `scale` times larger.
 
-    `outline` makes the polygons of a box; None: no masks are known.
+    `outline` returns the polygons of a box; None: no masks.
     """
     annotations = []
     for n, (box, label) in enumerate(zip(boxes[:, 0] * scale, labels[:, 0], strict=True)):
@@ -170,7 +170,7 @@ def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
 
 
 class StandInData:
-    """What kgarden.build.prepare_data gives, from memory."""
+    """In-memory counterpart of kgarden.build.Data."""
 
     categories = CATEGORIES
 

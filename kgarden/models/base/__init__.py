@@ -1,0 +1,1 @@
+"""Base classes of the detectors: Detector, OneStage, TwoStage, StaticShapeModel."""
