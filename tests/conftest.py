@@ -31,11 +31,19 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 from support import golden, not_yet  # noqa: E402
 
-if not ON_JAX:
-    import tensorflow as tf
 
-    # Graphs of tests run a few times: optimising them takes longer than running them.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+def pytest_collection_finish(session):
+    """Graphs of tests run a few times: optimising them takes longer than running them."""
+    if not ON_JAX and "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def pytest_itemcollected(item):
+    """`-k golden` selects every test that reads reference numbers."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    called = item.function.__code__.co_names if hasattr(item, "function") else ()
+    if any(isinstance(one, golden.Golden) for one in parameters) or {"goldens", "Golden"} & set(called):
+        item.extra_keyword_matches.add("golden")
 
 
 def pytest_collection_modifyitems(config, items):

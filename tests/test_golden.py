@@ -337,6 +337,7 @@ PART = "golden.assert_agrees(g, {'a': np.ones(1)}, only='a')"
         (PART, "{'toy'}", [], 0, "2 passed"),
         (ALL, "{'toy'}", [], 1, "take it off"),
         (PART, "set()", ["-k", "test_other"], 0, "1 passed"),
+        (PART, "set()", ["-k", "golden"], 0, "1 passed, 1 deselected"),
         (PART, "set()", ["tests/test_toy.py"], 0, "2 passed"),
         (ALL.replace("ones", "zeros"), "set()", [], 1, "1 failed"),
     ],
