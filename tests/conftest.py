@@ -6,6 +6,7 @@ KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests tha
 """
 
 import atexit
+import inspect
 import os
 import shutil
 import sys
@@ -38,11 +39,24 @@ def pytest_collection_finish(session):
         sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+def reads_goldens(function, visited):
+    """Whether a function, or one of its module that it calls, opens reference files."""
+    function = inspect.unwrap(function)
+    if not inspect.isfunction(function) or function in visited:
+        return False
+    visited.add(function)
+    names = set(function.__code__.co_names)
+    called = [function.__globals__.get(name) for name in names]
+    called = [one for one in called if getattr(one, "__module__", None) == function.__module__]
+    return bool({"goldens", "Golden"} & names) or any(reads_goldens(one, visited) for one in called)
+
+
 def pytest_itemcollected(item):
     """`-k golden` selects every test that reads reference numbers."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    called = item.function.__code__.co_names if hasattr(item, "function") else ()
-    if any(isinstance(one, golden.Golden) for one in parameters) or {"goldens", "Golden"} & set(called):
+    if any(isinstance(one, golden.Golden) for one in parameters) or (
+        hasattr(item, "function") and reads_goldens(item.function, set())
+    ):
         item.extra_keyword_matches.add("golden")
 
 
