@@ -279,12 +279,3 @@ def test_every_model_has_a_recipe_or_is_a_frame():
     used = {load_recipe(stem).model.name for stem in packaged_recipes()}
     assert MODELS.keys() - used <= {"one_stage", "two_stage", "centernet"}
     assert used <= MODELS.keys()
-
-
-def test_documents_link_to_files_that_exist():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tfrecords").glob("*.md")]
-    assert ROOT / "README.md" in pages
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            if "://" not in target and not target.startswith("mailto:"):
-                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
