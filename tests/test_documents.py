@@ -26,7 +26,10 @@ def commands(path):
     found = re.findall(rf"^{prefix}(kgarden .*)$", text, re.MULTILINE)
     if path.suffix == ".md":
         found += re.findall(r"`(kgarden [^`\n]* --[^`\n]*)`", text)
-    return [re.split(r"\s{2,}|\s#", line)[0] for line in found if line.count("'") % 2 == 0]
+    lines = [re.split(r"\s{2,}|\s#", line)[0] for line in found]
+    return [
+        line.removesuffix("'") if line.count("'") % 2 else line for line in lines
+    ]  # the end of bash -c '...'
 
 
 def parse(arguments):

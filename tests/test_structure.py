@@ -4,7 +4,6 @@ import ast
 import importlib.util
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
