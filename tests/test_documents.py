@@ -20,16 +20,14 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def commands(path):
-    """The `kgarden ...` commands of a page's lines and inline code, or of a recipe's comments, without explanations."""
+    """The `kgarden ...` commands of a page or of a recipe's comments, without explanations."""
     text = re.sub(r"\\\n[\s#]*", " ", path.read_text())
     prefix = r"\s*# +" if path.suffix == ".yaml" else r"\s*(?:\$ )?"
     found = re.findall(rf"^{prefix}(kgarden .*)$", text, re.MULTILINE)
     if path.suffix == ".md":
         found += re.findall(r"`(kgarden [^`\n]* --[^`\n]*)`", text)
     lines = [re.split(r"\s{2,}|\s#", line)[0] for line in found]
-    return [
-        line.removesuffix("'") if line.count("'") % 2 else line for line in lines
-    ]  # the end of bash -c '...'
+    return [line.removesuffix("'") if line.count("'") % 2 else line for line in lines]
 
 
 def parse(arguments):
