@@ -11,7 +11,7 @@ class Tower(keras.layers.Layer):
 
     Args:
         norm, norm_groups: see kgarden/layers/norm.py.
-        use_bias: of the convolutions, also in front of a norm; None: only where there is no norm.
+        use_bias: of the convolutions, also before a norm; None: only where there is no norm.
     Call:
         x: (B, H, W, D) one level.
     Returns:

@@ -16,7 +16,7 @@ EPSILON = 1e-6
 
 
 def box_iou_loss(predicted, target, kind="giou", epsilon=EPSILON):
-    """Loss of each pair.
+    """Computes the loss of each pair.
 
     Args:
         predicted, target: (..., 4) xyxy, in the same unit.
@@ -33,7 +33,7 @@ def box_iou_loss(predicted, target, kind="giou", epsilon=EPSILON):
 
 
 def pairwise_iou(a, b, epsilon=EPSILON):
-    """IoU of boxes in the same place of two arrays.   (..., 4), (..., 4) -> (...,)."""
+    """Element-wise IoU of two arrays of boxes.   (..., 4), (..., 4) -> (...,)."""
     return _overlap_and_union(a, b, epsilon)[0]
 
 
@@ -157,10 +157,10 @@ def _middle_and_sides(boxes):
 
 
 def _at_least(x, low):
-    """max(x, low) whose gradient at x = low is that of x, on every backend: a flat box can still grow."""
+    """max(x, low) whose gradient at x = low is that of x: a degenerate box still has a gradient."""
     return ops.where(x >= low, x, low)
 
 
 def _even(choose, a, b):
-    """minimum or maximum with its gradient halved between equal arguments: a perfect box stays put."""
+    """minimum or maximum, gradient split between equal arguments: zero for a perfect box."""
     return ops.where(a == b, 0.5 * (a + b), choose(a, b))

@@ -1,10 +1,10 @@
-"""Dice loss of masks.   Milletari, Navab, Ahmadi 2016, arXiv:1606.04797, section 3."""
+"""Dice loss on masks.   Milletari, Navab, Ahmadi 2016, arXiv:1606.04797, section 3."""
 
 from keras import ops
 
 
 def dice_loss(probability, target, epsilon=1e-5):
-    """1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + epsilon), of each mask.
+    """Computes 1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + epsilon) of each mask.
 
     Args:
         probability: (..., H, W) in [0, 1].

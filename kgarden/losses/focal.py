@@ -8,7 +8,7 @@ from keras import ops
 
 
 def sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0):
-    """alpha_t (1 - p_t)^gamma (-log p_t).
+    """Computes alpha_t (1 - p_t)^gamma (-log p_t).
 
     Args:
         logits: (..., C).
@@ -26,7 +26,7 @@ def sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0):
 
 
 def quality_focal_loss(logits, quality, beta=2.0):
-    """|y - p|^beta (-(1 - y) log(1 - p) - y log p): cross-entropy with a quality instead of a 1.
+    """Computes |y - p|^beta (-(1 - y) log(1 - p) - y log p), with soft targets y.
 
     Args:
         logits:  (..., C).
@@ -41,7 +41,7 @@ def quality_focal_loss(logits, quality, beta=2.0):
 
 
 def distribution_focal_loss(logits, target):
-    """Cross-entropy of the two whole numbers around a distance, each by its nearness.
+    """Computes cross-entropy with the two integers around a distance, linearly weighted.
 
     Args:
         logits: (..., n + 1), of the distances 0..n.
@@ -55,6 +55,6 @@ def distribution_focal_loss(logits, target):
 
 
 def expectation(logits):
-    """The mean of a distribution over the distances 0..n.   (..., n + 1) -> (...,).   Eq. 4."""
+    """Computes the mean of a distribution over the distances 0..n.   (..., n + 1) -> (...,).   Eq. 4."""
     steps = ops.arange(logits.shape[-1], dtype="float32")
     return ops.sum(ops.softmax(ops.cast(logits, "float32")) * steps, axis=-1)

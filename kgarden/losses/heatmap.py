@@ -1,7 +1,7 @@
 """Penalty-reduced focal loss on a heat map of object centres.
 
 Law and Deng 2018, arXiv:1808.01244, Eq. 1, as CenterNet2 uses it: positives are a list of cells, the
-heat softens the negatives around them.
+heat down-weights the negatives around them.
 """
 
 from keras import ops
@@ -19,17 +19,17 @@ def heatmap_focal_loss(
     clamp=1e-4,
     ignore_above=None,
 ):
-    """Summed over the batch, before any normaliser.
+    """Computes the loss, summed over the batch and not normalised.
 
     Args:
         logits:         (B, A, C).
         heat:           (B, A, C) in [0, 1], 1 on a positive.
-        positive, positive_label, positive_valid: (B, N) rows of the cells, their channel, mask.
+        positive, positive_label, positive_valid: (B, N) rows of the points, their channel, mask.
         alpha:          weight of positives; negatives weigh 1 - alpha. None: no weights.
         beta, gamma:    powers of (1 - heat) and of the error.
         clamp:          probabilities are kept this far from 0 and 1.
-        ignore_above:   negatives with a higher probability are left out, as objects that nobody
-                        annotated; None keeps all.
+        ignore_above:   negatives with a higher probability are ignored as possibly unannotated
+                        objects; None keeps all.
     Returns:
         positive loss, negative loss: () float32 each.
     """

@@ -6,7 +6,7 @@ from kgarden.errors import UserError
 
 
 def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):
-    """Loss of each row, before any reduction.
+    """Computes the loss of each row.
 
     IoU: Yu et al. 2016, arXiv:1608.01471; GIoU: Rezatofighi et al. 2019, arXiv:1902.09630. The
     smoothing, added to intersection and union, is that of the FCOS and CenterNet releases.
@@ -40,5 +40,5 @@ def ltrb_iou_loss(predicted, target, kind="giou", smoothing=1.0):
 
 
 def _even(choose, a, b):
-    """minimum or maximum with its gradient halved between equal arguments: a perfect box stays put."""
+    """minimum or maximum, gradient split between equal arguments: zero for a perfect box."""
     return ops.where(a == b, 0.5 * (a + b), choose(a, b))

@@ -3,12 +3,12 @@
 Zhou, Yu, Shen, Wang, Li 2021, arXiv:2101.11782, section 3.1.1 (class, centre-ness, positive sample selector);
 Wang et al. 2021, arXiv:2012.03544 (class, filter); focal: Lin et al. 2017, arXiv:1708.02002, Eq. 5.
 
-The sigmoids are never multiplied. Everything is kept as a pair of logarithms, of P and of 1 - P, and
+The sigmoids are not multiplied. A probability is a pair of logarithms, of P and of 1 - P, and
 
     1 - P Q = (1 - P) + P (1 - Q)
 
-is a sum without cancellation. So neither value nor gradient is lost at logits of any size, where the plain
-product in float32 is off by 9 at three logits of 30.
+is a sum without cancellation. Values and gradients are accurate at logits of any size, where the plain
+product in float32 has an error of 9 at three logits of 30.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ LOG_HALF = -0.6931471805599453
 
 
 class LogProbability(NamedTuple):
-    """A probability in [0, 1] without loss at either end.
+    """A probability in [0, 1], accurate near 0 and near 1.
 
     Attributes:
         yes: log P.
@@ -30,14 +30,14 @@ class LogProbability(NamedTuple):
     no: object
 
     def value(self):
-        """P itself."""
+        """Returns P."""
         return ops.exp(self.yes)
 
 
 def sigmoid_product(*logits):
-    """The product of the sigmoids of logits, which broadcast against each other.
+    """Computes the product of the sigmoids of logits, which broadcast against each other.
 
-    The order does not matter, the cost does: small arrays first.
+    The order does not change the result; small arrays first is faster.
 
     Returns:
         LogProbability, float32.
@@ -70,7 +70,7 @@ def focal_of_negative(probability, alpha=0.25, gamma=2.0):
 
 
 def focal_loss(probability, labels, alpha=0.25, gamma=2.0):
-    """Summed over candidates and classes, before any normaliser.
+    """Computes the loss, summed over candidates and classes and not normalised.
 
     Args:
         probability: LogProbability (B, A, C).

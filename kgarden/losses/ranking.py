@@ -11,12 +11,12 @@ NEGATIVES = ("best_class", "other_pairs", "pairs_of_negatives")
 
 
 def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100, negatives="best_class"):
-    """Mean over all pairs of a positive and one of the highest negatives of max(0, margin - P+ + P-).
+    """Computes the mean of max(0, margin - P+ + P-) over pairs of a positive and a highest-scoring negative.
 
-    The paper does not say what the score of a negative is:
+    The paper does not define the score of a negative:
 
         best_class          its highest class (the default: a sample has one class)
-        other_pairs         every (candidate, class) is one, but the positives' own classes
+        other_pairs         every (candidate, class) except the positives' own classes
         pairs_of_negatives  every (candidate, class) of the candidates that are not positive
 
     Args:
@@ -25,7 +25,7 @@ def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100,
         labels:   (B, M) int32, their classes.
         valid:    (B, M) bool.
         margin:   gamma.
-        num_negatives: n_-; fewer count where there are fewer.
+        num_negatives: n_-; all of them where there are fewer.
         negatives: one of NEGATIVES.
     Returns:
         (B,) float32, 0 for an image without positives.
@@ -57,7 +57,7 @@ def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100,
 def _marked(rows, valid, length):
     """True at the given rows.   (B, M) int32, (B, M) bool -> (B, length) bool."""
     image = ops.broadcast_to(ops.arange(ops.shape(rows)[0], dtype="int32")[:, None], ops.shape(rows))
-    slot = ops.where(valid, rows, length)  # the last slot is a dump
+    slot = ops.where(valid, rows, length)  # the last slot is discarded
     where = ops.reshape(ops.stack([image, slot], axis=-1), (-1, 2))
     empty = ops.zeros((ops.shape(rows)[0], length + 1), "int32")
     ones = ops.ones_like(ops.reshape(slot, (-1,)))

@@ -1,6 +1,6 @@
 """Anchors: template boxes of fixed sizes at every cell of a pyramid, as constants.
 
-Ren et al. 2015, arXiv:1506.01497, section 3.1.1; nine for each cell: Lin et al. 2017, arXiv:1708.02002,
+Ren et al. 2015, arXiv:1506.01497, section 3.1.1; nine per point: Lin et al. 2017, arXiv:1708.02002,
 section 4. Computed once for the static shapes of the levels.
 """
 
@@ -12,12 +12,12 @@ FORMS = ("plain", "mmdetection_1", "maskrcnn_benchmark")
 
 
 class Anchors(NamedTuple):
-    """All anchors of a pyramid: finest level first, row-major cells, the anchors of a cell together.
+    """All anchors of a pyramid: finest level first, row-major points, the anchors of a point together.
 
     Attributes:
         boxes:  (A, 4) float32 xyxy, px of the network input.
-        stride: (A,) float32, px for one cell of the anchor's level.
-        levels: list of (H_l, W_l, anchors of a cell).
+        stride: (A,) float32, px per point of the anchor's level.
+        levels: list of (H_l, W_l, anchors per point).
     """
 
     boxes: np.ndarray
@@ -25,7 +25,7 @@ class Anchors(NamedTuple):
     levels: list
 
     def counts(self):
-        """How many anchors each level has.   list of int."""
+        """Number of anchors of each level.   list of int."""
         return [int(np.prod(level)) for level in self.levels]
 
     def points(self):
@@ -34,14 +34,14 @@ class Anchors(NamedTuple):
 
 
 def templates(sizes, ratios, size_major=False, form="plain", base=None):
-    """The anchors of a cell around (0, 0).
+    """Builds the anchors of a point at (0, 0).
 
     Args:
         sizes:      sides of the square anchor, px; another ratio keeps its area.
         ratios:     height over width.
         size_major: whether all ratios of a size stand together (detectron2), or all sizes of a ratio
                     (mmdetection).
-        form:       "plain" corners; or those of codes in which a box from 0 to 15 is 16 px wide, around
+        form:       "plain" corners; or those where a box from 0 to 15 is 16 px wide, around
                     (base - 1) / 2: "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the sides
                     of an anchor of one cell rounded and then enlarged.
         base:       side of the cell in px, for those.
@@ -65,11 +65,11 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
 
 
 def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_major=False, form="plain"):
-    """Anchors of a whole pyramid.
+    """Builds the anchors of a whole pyramid.
 
     Args:
         level_sizes: list of (H_l, W_l).
-        strides:     px for one cell of each level.
+        strides:     px per point of each level.
         sizes:       one list of sides in px for each level.
         ratios, size_major: see `templates`.
         offset:      where in a cell the anchors sit: 0 on its top left corner (detectron2, mmdetection),

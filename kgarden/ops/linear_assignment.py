@@ -1,11 +1,11 @@
 """Linear assignment (Hungarian algorithm): at most one candidate for each object, at least cost.
 
-Two rules that are not each other's approximation, so neither ever stands in for the other:
+Two different rules; neither approximates the other:
 
     hungarian   the assignment of the largest total quality; Kuhn 1955, by shortest augmenting paths with
                 potentials (Jonker and Volgenant 1987; Crouse 2016, "On implementing 2D rectangular assignment
                 algorithms", whose form scipy.optimize.linear_sum_assignment has too)
-    top_one     every object its best candidate; a contested one goes to the object of the higher quality
+    top_one     each object gets its best candidate; a contested one goes to the object of higher quality
 
 Both run inside the training step, on either backend, under XLA and JAX's jit. Letters: B images, M objects,
 A candidates of all levels. No gradient flows through either.
@@ -17,19 +17,19 @@ OUTSIDE = -1.0
 
 
 def hungarian(quality, allowed, outside=OUTSIDE):
-    """The one-to-one assignment of the largest total quality.
+    """Computes the one-to-one assignment of largest total quality.
 
-    Pairs that are not allowed count `outside` and are dropped afterwards: an object that would get one stays
-    without a candidate. So the assignment maximises the sum of (quality - outside) over allowed pairs. With
-    -1 (DeFCN, arXiv:2012.03544), below every quality, it practically prefers to serve one object more; with
-    0 it may leave an object alone that has a free candidate.
+    Pairs that are not allowed have quality `outside` and are dropped afterwards: such an object has no
+    candidate. So the assignment maximises the sum of (quality - outside) over allowed pairs. With -1 (DeFCN,
+    arXiv:2012.03544), below every quality, it practically maximises the number of matched objects; with 0 an
+    object may stay unmatched although it has a free candidate.
 
     Exact up to the rounding of float32: among assignments whose totals differ by less than about 1e-6, any.
 
     Args:
         quality: (B, M, A) >= `outside` where allowed; A static.
         allowed: (B, M, A) bool; False throughout for padded objects.
-        outside: what a pair counts that is not allowed.
+        outside: quality of a pair that is not allowed.
     Returns:
         (B, M) int32, the candidate of each object, or -1.
     """
@@ -46,10 +46,10 @@ def hungarian(quality, allowed, outside=OUTSIDE):
 
 
 def top_one(quality, allowed):
-    """Every object its best candidate; the object of the higher quality keeps a contested one.
+    """Assigns to each object its best candidate; a contested one goes to the object of higher quality.
 
-    Those that lose get nothing, there is no second choice. Equal qualities: the lower index, of candidates
-    and of objects alike.
+    Other objects get none, not their second choice. Among equal qualities the lower index wins, of candidates
+    and of objects.
 
     Args:
         quality: (B, M, A).
@@ -60,13 +60,13 @@ def top_one(quality, allowed):
     if quality.shape[1] == 0 or quality.shape[2] == 0:
         return ops.zeros(ops.shape(quality)[:2], "int32") - 1
     quality = ops.where(allowed, ops.stop_gradient(ops.cast(quality, "float32")), float("-inf"))
-    best, found = ops.max(quality, axis=2), ops.any(allowed, axis=2)
+    best, has_candidate = ops.max(quality, axis=2), ops.any(allowed, axis=2)
     choice = ops.cast(ops.argmax(quality, axis=2), "int32")
-    return ops.where(_keeps(choice, best, found), choice, -1)
+    return ops.where(_keeps(choice, best, has_candidate), choice, -1)
 
 
 def objects_of(assigned, num_candidates):
-    """The same assignment seen from the candidates.
+    """Inverts an assignment: the object of each candidate.
 
     Args:
         assigned: (B, M) int32, candidate of each object, or -1; no candidate twice.
@@ -83,22 +83,21 @@ def objects_of(assigned, num_candidates):
     return ops.scatter_update(empty, where, ops.reshape(object_of_row, (-1,)))[:, :num_candidates]
 
 
-def _keeps(choice, best, asks):
-    """Which objects keep their choice: the best of those that ask for the same.   (B, M) bool."""
+def _keeps(choice, best, wants):
+    """Masks the objects that keep their choice: the best of those with the same choice.   (B, M) bool."""
     rank = ops.arange(choice.shape[1])
-    rival = (choice[:, :, None] == choice[:, None, :]) & asks[:, None, :]
+    rival = (choice[:, :, None] == choice[:, None, :]) & wants[:, None, :]
     better = (best[:, None, :] > best[:, :, None]) | (
         (best[:, None, :] == best[:, :, None]) & (rank[None, :] < rank[:, None])
     )
-    return asks & ~ops.any(rival & better, axis=2)
+    return wants & ~ops.any(rival & better, axis=2)
 
 
 # --- shortest augmenting paths ------------------------------------------------------------------------------
 #
-# Costs are to be minimised. Every object also has a place of its own that costs 0, "none": there is always a
-# way to end a path. `column` (B, M) holds candidates, WAITING or NONE; `row_of` (B, A) the object of each
-# candidate or -1; `u` (B, M) and `v` (B, A) are the potentials: cost - u - v >= 0 everywhere, 0 on what is
-# assigned.
+# Costs are to be minimised. Every object also has a private option "none" of cost 0, so that a path can
+# always end. `column` (B, M) holds candidates, WAITING or NONE; `row_of` (B, A) the object of each candidate
+# or -1; `u` (B, M) and `v` (B, A) are the potentials: cost - u - v >= 0 everywhere, 0 on what is assigned.
 
 WAITING, NONE = -1, -2
 
@@ -112,18 +111,18 @@ def _as_candidates(column):
 
 
 def _start(cost):
-    """Everyone's cheapest place, where nobody else asks for the same: what remains is contested."""
+    """Assigns uncontested cheapest candidates; objects with a contested one stay WAITING."""
     cheapest = ops.min(cost, axis=2)
     choice = ops.cast(ops.argmin(cost, axis=2), "int32")
     u = ops.minimum(cheapest, 0.0)
-    asks = cheapest < 0
-    column = ops.where(_keeps(choice, -cheapest, asks), choice, WAITING)
-    column = ops.where(asks, column, NONE)
+    wants = cheapest < 0
+    column = ops.where(_keeps(choice, -cheapest, wants), choice, WAITING)
+    column = ops.where(wants, column, NONE)
     return column, objects_of(ops.maximum(column, -1), cost.shape[2]), u, ops.zeros_like(cost[:, 0])
 
 
 def _serve_one(cost, column, row_of, u, v):
-    """In every image, find a place for its first waiting object by moving others, as cheaply as can be."""
+    """Assigns the first waiting object of every image along the shortest augmenting path."""
     waits = ops.any(_is_waiting(column), axis=1)  # (B,)
     root = ops.cast(ops.argmax(_is_waiting(column), axis=1), "int32")
     tree = _shortest_path(cost, column, row_of, u=u, v=v, root=root, waits=waits)
@@ -186,18 +185,18 @@ def _shortest_path(cost, column, row_of, u, v, root, waits):
         row, at = ops.where(goes_on, occupant, row), ops.where(goes_on, least, at)
         return goes_on, row, at, distance, parent, scanned, scanned_row, to_none, leaver, length, end
 
-    found = ops.while_loop(searching, scan, state)
+    final = ops.while_loop(searching, scan, state)
     return dict(
         zip(
             ("distance", "parent", "scanned", "scanned_row", "leaver", "length", "end"),
-            (*found[3:7], *found[8:]),
+            (*final[3:7], *final[8:]),
             strict=True,
         )
     )
 
 
 def _new_potentials(column, u, v, root, waits, tree):
-    """Potentials under which the path found costs nothing."""
+    """Updates the potentials so that the reduced cost of the path is 0."""
     length = ops.where(waits, tree["length"], 0.0)[:, None]
     at = ops.take_along_axis(tree["distance"], ops.maximum(column, 0), axis=1)  # of each object's candidate
     at = ops.where(_one_hot(root, u.shape[1]), 0.0, at)
@@ -206,7 +205,7 @@ def _new_potentials(column, u, v, root, waits, tree):
 
 
 def _move_along(column, row_of, root, waits, tree):
-    """Give everyone on the path the candidate through which it passed, from its end back to the root."""
+    """Reassigns candidates along the path, from its end back to the root."""
     into_none = waits & (tree["end"] < 0)
     freed = ops.take_along_axis(column, ops.maximum(tree["leaver"], 0)[:, None], axis=1)[:, 0]
     leaver = _one_hot(tree["leaver"], column.shape[1]) & into_none[:, None]

@@ -1,7 +1,7 @@
 """Matching of boxes to ground truth by IoU thresholds, and sampling of positives and negatives.
 
-`match` gives every box a row of the ground truth and one of the labels of this module; `sample` draws a
-fixed number of boxes, positives first. Both are the rules of detectron2's `Matcher` and `subsample_labels`.
+`match` returns for every box a row of the ground truth and one of the labels of this module; `sample` draws a
+fixed number of boxes, positives first. Both follow detectron2's `Matcher` and `subsample_labels`.
 """
 
 from keras import ops
@@ -10,17 +10,16 @@ IGNORE, NEGATIVE, POSITIVE = -1, 0, 1
 
 
 def match(iou, gt_valid, thresholds, labels, low_quality=False, valid=None):
-    """Each box's best ground truth, and whether that is good enough.
+    """Matches each box to the ground truth of highest IoU and labels it by IoU thresholds.
 
     A box takes the label of the interval that its best IoU falls into: `labels[i]` for IoU in
-    [thresholds[i-1], thresholds[i]). With `low_quality`, a box that no other box surpasses on some ground
-    truth is positive, whatever the IoU, and still keeps its own best row. (Faster R-CNN, section 3.1.2;
-    taken literally as in detectron2: a ground truth that touches no box at all makes every box positive
-    that it does not touch.)
+    [thresholds[i-1], thresholds[i]). With `low_quality`, the boxes of highest IoU with some ground
+    truth are positive whatever the IoU, and keep their own best row. (Faster R-CNN, section 3.1.2; literally
+    as in detectron2: a ground truth that overlaps no box makes every box positive that it does not overlap.)
 
     Args:
         iou:         (B, M, N) every ground truth against every box.
-        gt_valid:    (B, M) bool, False on padding and on what is not to be learned.
+        gt_valid:    (B, M) bool, False on padding and on ignored objects.
         thresholds:  ascending IoU thresholds, e.g. (0.3, 0.7).
         labels:      one more than thresholds, of IGNORE, NEGATIVE, POSITIVE, e.g. (0, -1, 1).
         low_quality: also make the best boxes of every ground truth positive.
@@ -51,15 +50,15 @@ def match(iou, gt_valid, thresholds, labels, low_quality=False, valid=None):
 
 
 def sample(label, num, positive_fraction, random):
-    """A fixed number of boxes to learn from, drawn without replacement: positives first.
+    """Samples a fixed number of boxes without replacement, positives first.
 
-    At most int(num * positive_fraction) positives; negatives fill the rest as far as there are any. A
-    shortage of negatives is not made up with positives.
+    At most int(num * positive_fraction) positives; negatives fill the rest. A
+    shortage of negatives is not filled with positives.
 
     Args:
         label:  (B, N) int32 of `match`.
-        num:    S, how many boxes to draw.
-        positive_fraction: largest share of positives.
+        num:    S, number of boxes to draw.
+        positive_fraction: largest fraction of positives.
         random: (B, N) numbers, the higher the earlier drawn: `kgarden.ops.random.hash_uniform`.
     Returns:
         indices:     (B, S) int32 rows of `label`, 0 where not valid.

@@ -7,13 +7,13 @@ from keras import ops
 
 
 class PointGrid(NamedTuple):
-    """All cells of a pyramid, finest level first, row-major within a level.
+    """All points of a pyramid, finest level first, row-major within a level.
 
     Attributes:
         sizes:  list of (H_l, W_l), one for each level.
-        xy:     (A, 2) int32, column and row of the cell in its level.
+        xy:     (A, 2) int32, column and row of the point in its level.
         level:  (A,) int32, 0 = finest.
-        stride: (A,) float32, px of the network input for one cell.
+        stride: (A,) float32, px of the network input per point.
     """
 
     sizes: list
@@ -22,20 +22,20 @@ class PointGrid(NamedTuple):
     stride: np.ndarray
 
     def points(self):
-        """Centres of the cells, (x * stride + stride / 2, ...).   (A, 2) float32 px."""
+        """Positions of the points, (x * stride + stride / 2, ...).   (A, 2) float32 px."""
         return np.float32(self.xy) * self.stride[:, None] + self.stride[:, None] / 2
 
     def counts(self):
-        """How many cells each level has.   list of int."""
+        """Number of points of each level.   list of int."""
         return [height * width for height, width in self.sizes]
 
 
 def point_grid(sizes, strides):
-    """The cells of levels of the given sizes.
+    """Builds the points of levels of the given sizes.
 
     Args:
         sizes:   list of (H_l, W_l).
-        strides: list of px for one cell, as long as `sizes`.
+        strides: list of px per point, as long as `sizes`.
     Returns:
         PointGrid.
     """
@@ -50,16 +50,16 @@ def point_grid(sizes, strides):
 
 
 def point_grid_of(pyramid, strides):
-    """The cells of a pyramid's tensors, whose heights and widths must be static."""
+    """Builds the points of a pyramid's tensors, whose heights and widths must be static."""
     return point_grid([tuple(level.shape[1:3]) for level in pyramid], strides)
 
 
 def flatten(maps, depth=None):
-    """Maps of levels as rows of points or anchors, finest level first.
+    """Flattens maps of levels to rows of points or anchors, finest level first.
 
     Args:
         maps:  list of (B, H_l, W_l, K * depth).
-        depth: numbers of one row; None: all channels, one row for each cell.
+        depth: numbers per row; None: all channels, one row per point.
     Returns:
         (B, A, depth), A = sum(H_l * W_l * K).
     """

@@ -1,7 +1,7 @@
 """Assignment results: the values that all assigners of dense heads return.
 
-A place is a cell, or an anchor where a cell has several. `matched` (B, A) int32 holds a row of the ground
-truth, or one of the two constants below.
+`matched` (B, A) int32 holds, for each point or anchor, a row of the ground truth or one of the two constants
+below.
 """
 
 from keras import ops
@@ -13,14 +13,14 @@ BACKGROUND, IGNORED = -1, -2
 
 
 def truth_at(matched, y):
-    """Box and class that each place must predict.
+    """Gathers the target box and class of each point or anchor.
 
     Args:
         matched: (B, A) int32.
         y:       ground truth as in kgarden.structures.
     Returns:
-        boxes:  (B, A, 4) px; those of object 0 where there is nothing to predict.
-        labels: (B, A) int32; BACKGROUND or IGNORED where there is nothing to predict.
+        boxes:  (B, A, 4) px; those of object 0 where no object is assigned.
+        labels: (B, A) int32; BACKGROUND or IGNORED where no object is assigned.
     """
     row = ops.maximum(matched, 0)
     boxes = ops.take_along_axis(y[BOXES], row[..., None], axis=1)
@@ -29,12 +29,12 @@ def truth_at(matched, y):
 
 
 def one_hot(labels, num_classes):
-    """(B, A) int32 -> (B, A, C) float32; no class is set on background and ignored places."""
+    """(B, A) int32 -> (B, A, C) float32; all zeros for background and ignored points."""
     return ops.cast(labels[..., None] == ops.arange(num_classes, dtype="int32"), "float32")
 
 
 def smallest(possible, cost):
-    """Each place's object of least cost among those it may answer for, the lowest row among equals.
+    """Assigns to each point the candidate object of lowest cost; the lowest row among equals.
 
     Args:
         possible: (B, M, A) bool.
@@ -47,7 +47,7 @@ def smallest(possible, cost):
 
 
 def under_crowd(boxes, y, share):
-    """Anchors of which more than a share of their own area lies in one crowd region.
+    """Masks the anchors of which more than a share of the area lies in one crowd region.
 
     Args:
         boxes: (A, 4) px.

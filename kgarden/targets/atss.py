@@ -1,7 +1,8 @@
 """ATSS assigner: adaptive training sample selection.
 
-Zhang et al. 2020, arXiv:1912.02424, Algorithm 1: the nearest anchors of every level are candidates, and an
-object sets its own IoU threshold by what they are like. Letters: B images, M objects (padded), A anchors.
+Zhang et al. 2020, arXiv:1912.02424, Algorithm 1: the nearest anchors of every level are candidates, and the
+mean and standard deviation of their IoUs give the object's IoU threshold. Letters: B images, M objects
+(padded), A anchors.
 """
 
 from typing import NamedTuple
@@ -11,12 +12,12 @@ from keras import ops
 from kgarden.ops import boxes as box_ops
 from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
-INSIDE = 0.01  # px: an anchor's centre must lie this far inside of the object
-TINY = 1e-12  # an IoU of 0 that is not "no candidate"
+INSIDE = 0.01  # px: least distance of an anchor's centre from the sides of its object
+TINY = 1e-12  # stored instead of an IoU of 0, which means "no candidate"
 
 
 class AtssCandidates(NamedTuple):
-    """What Algorithm 1 finds before it settles which object an anchor answers for.
+    """Result of Algorithm 1 before conflicts between objects are resolved.
 
     Attributes:
         possible:  (B, M, A) bool.
@@ -30,16 +31,16 @@ class AtssCandidates(NamedTuple):
 
 
 def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
-    """Anchors that may answer for each object.
+    """Computes the positive anchors of each object, which may overlap.
 
     Args:
         anchors:  (A, 4) xyxy px, a constant; all levels, finest first.
-        counts:   how many anchors each level has; a level with fewer than `top_k` gives all.
+        counts:   anchors per level; a level with fewer than `top_k` contributes all.
         gt_boxes: (B, M, 4).
         gt_valid: (B, M) bool.
-        top_k:    candidates of an object on a level, nearest centres first.
-        ignored:  (B, A) bool, anchors that must not learn; they are the last to be candidates, and then
-                  count with an IoU of -1.
+        top_k:    candidates of an object per level, by distance of the centres.
+        ignored:  (B, A) bool, ignored anchors; they are candidates only where no others are left, with an
+                  IoU of -1.
     Returns:
         AtssCandidates.
     """
@@ -59,7 +60,7 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
 
 
 def assign_anchors(candidates, ignored=None):
-    """Of several objects an anchor answers for the one it overlaps most, the lowest row among equals.
+    """Assigns to each anchor the object of highest IoU; the lowest row among equals.
 
     Args:
         candidates: AtssCandidates.
@@ -79,12 +80,12 @@ def _nearest(anchors, counts, gt_boxes, top_k, ignored):
     distance = ops.square(x - middle[..., :1]) + ops.square(y - middle[..., 1:])  # (B, M, A)
     if ignored is not None:
         distance = ops.where(ignored[:, None], float("inf"), distance)
-    found, start = [], 0
+    rows, start = [], 0
     for count in counts:
         nearest = ops.top_k(-distance[..., start : start + count], min(top_k, count))[1]
-        found.append(ops.cast(nearest, "int32") + start)
+        rows.append(ops.cast(nearest, "int32") + start)
         start += count
-    return ops.concatenate(found, axis=-1)
+    return ops.concatenate(rows, axis=-1)
 
 
 def _at_rows(values, rows):
@@ -97,6 +98,6 @@ def _spread(values, rows, width):
     """Values (B, M, K) put at their rows, 0 elsewhere.   (B, M, A)."""
     batch, objects, count = ops.shape(rows)
     first = ops.arange(batch * objects, dtype="int32") * width
-    place = ops.reshape(rows, (-1, count)) + first[:, None]
-    flat = ops.scatter(ops.reshape(place, (-1, 1)), ops.reshape(values, (-1,)), (batch * objects * width,))
+    index = ops.reshape(rows, (-1, count)) + first[:, None]
+    flat = ops.scatter(ops.reshape(index, (-1, 1)), ops.reshape(values, (-1,)), (batch * objects * width,))
     return ops.reshape(flat, (batch, objects, width))

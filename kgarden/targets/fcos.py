@@ -14,46 +14,46 @@ FAR = 1e8  # px: "infinity" of the last level
 SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, FAR))  # px of the farthest side
 
 
-def near_center(cells, gt_boxes, gt_valid, radius=None):
-    """Points strictly inside a box and, with a radius, strictly within so many strides of its centre.
+def near_center(grid, gt_boxes, gt_valid, radius=None):
+    """Masks the points strictly inside a box and, with a radius, strictly within it of the centre.
 
     Args:
-        cells:    kgarden.ops.points.PointGrid of the pyramid.
+        grid:     kgarden.ops.points.PointGrid of the pyramid.
         gt_boxes: (B, M, 4) xyxy px.
         gt_valid: (B, M) bool.
         radius:   strides of the point's level, in x and in y; None: anywhere in the box.
     Returns:
         (B, M, A) bool.
     """
-    nearest, _ = _nearest_and_farthest(cells, gt_boxes)
+    nearest, _ = _nearest_and_farthest(grid, gt_boxes)
     inside = (nearest > 0) & gt_valid[..., None]
     if radius is None:
         return inside
-    points = cells.points()
+    points = grid.points()
     middle = box_ops.centers(gt_boxes)[..., None]  # (B, M, 2, 1)
     off_center = ops.maximum(
         ops.abs(points[:, 0] - middle[..., 0, :]), ops.abs(points[:, 1] - middle[..., 1, :])
     )
-    return inside & (off_center < radius * cells.stride)
+    return inside & (off_center < radius * grid.stride)
 
 
-def possible_points(cells, gt_boxes, gt_valid, size_ranges=SIZE_RANGES, radius=1.5):
-    """Points that may answer for an object: near its centre, on a level for its size.
+def possible_points(grid, gt_boxes, gt_valid, size_ranges=SIZE_RANGES, radius=1.5):
+    """Masks the candidate points of each object: near its centre, on a level for its size.
 
     Args:
-        cells, gt_boxes, gt_valid, radius: see `near_center`.
+        grid, gt_boxes, gt_valid, radius: see `near_center`.
         size_ranges: (L, 2) px, smallest and largest distance to the farthest side, both included.
     Returns:
-        (B, M, A) bool; a point may answer for several objects.
+        (B, M, A) bool; a point may be a candidate of several objects.
     """
-    _, farthest = _nearest_and_farthest(cells, gt_boxes)
-    ranges = np.float32(size_ranges)[cells.level]
+    _, farthest = _nearest_and_farthest(grid, gt_boxes)
+    ranges = np.float32(size_ranges)[grid.level]
     in_range = (farthest >= ranges[:, 0]) & (farthest <= ranges[:, 1])
-    return near_center(cells, gt_boxes, gt_valid, radius) & in_range
+    return near_center(grid, gt_boxes, gt_valid, radius) & in_range
 
 
 def assign_points(possible, gt_boxes):
-    """Of several objects a point answers for the one with the smallest area.
+    """Assigns to each point its candidate object of smallest area.
 
     Args:
         possible: (B, M, A) bool of `possible_points`.
@@ -65,9 +65,9 @@ def assign_points(possible, gt_boxes):
 
 
 def centerness(ltrb):
-    """How near the middle a point lies, 1 in it and 0 at a side.   (..., 4) -> (...,).   Eq. 3.
+    """Computes centre-ness: 1 at the centre of a box, 0 at its sides.   (..., 4) -> (...,).   Eq. 3.
 
-    0 for points outside.
+    0 for points outside the box.
     """
     near = ops.minimum(ltrb[..., :2], ltrb[..., 2:])
     far = ops.maximum(ltrb[..., :2], ltrb[..., 2:])
@@ -76,9 +76,9 @@ def centerness(ltrb):
     return ops.sqrt(ratio[..., 0] * ratio[..., 1])
 
 
-def _nearest_and_farthest(cells, gt_boxes):
-    """Distance of every point to the nearest and the farthest side of every box, px.   (B, M, A) each."""
-    x, y = cells.points().T
+def _nearest_and_farthest(grid, gt_boxes):
+    """Distances of every point to the nearest and the farthest side of every box, px.   (B, M, A) each."""
+    x, y = grid.points().T
     x1, y1, x2, y2 = (gt_boxes[..., side, None] for side in range(4))
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
     nearest = ops.minimum(ops.minimum(left, right), ops.minimum(top, bottom))

@@ -1,13 +1,12 @@
 """One-to-one assigner: one positive for each object, for detectors without NMS.
 
 Wang et al. 2021 (DeFCN, POTO), arXiv:2012.03544, section 3.2; Zhou et al. 2021 (PSS), arXiv:2101.11782,
-section 3.3. The candidate is chosen anew at every step from what the detector predicts now, by class and by
-place:
+section 3.3. The candidate is chosen at every step by the class and box quality of the current predictions:
 
     Q = [i in Omega_j] P_i(c_j)^(1 - alpha) IoU(b_i, b_j)^alpha        Eq. 3, "mul"
     Q = [i in Omega_j] ((1 - alpha) P_i(c_j) + alpha IoU(b_i, b_j))    "add"
 
-Letters: B images, M objects, A candidates of all levels, C classes. No gradient flows through any of it.
+Letters: B images, M objects, A candidates of all levels, C classes. No gradient flows through the assignment.
 """
 
 from typing import NamedTuple
@@ -23,7 +22,7 @@ MATCHINGS = ("hungarian", "top_one")
 
 
 class OneToOne(NamedTuple):
-    """The chosen candidates.
+    """Assign result with at most one candidate per object.
 
     Attributes:
         row:    (B, M) int32, candidate of each object; 0 where not valid.
@@ -41,17 +40,17 @@ class OneToOne(NamedTuple):
 
 
 def quality(probability, boxes, gt_boxes, gt_labels, alpha=0.8, form="mul"):
-    """How good every candidate is for every object, by what is predicted now.
+    """Computes the quality of every candidate for every object from the current predictions.
 
     Args:
         probability: (B, A, C) score of every class.
         boxes:       (B, A, 4) predicted, not clipped.
         gt_boxes:    (B, M, 4).
         gt_labels:   (B, M) int32.
-        alpha:       weight of the place.
+        alpha:       weight of the IoU.
         form:        one of FORMS.
     Returns:
-        (B, M, A) float32 in [0, 1]; Omega is the caller's matter.
+        (B, M, A) float32 in [0, 1]; Omega is applied by the caller.
     """
     if form not in FORMS:
         raise UserError(f"assignment.form {form!r}: one of {', '.join(FORMS)}")
@@ -63,9 +62,9 @@ def quality(probability, boxes, gt_boxes, gt_labels, alpha=0.8, form="mul"):
 
 
 def at_labels(scores, gt_labels):
-    """The score of each object's class.   (B, A, C), (B, M) int32 -> (B, M, A)."""
-    places, classes = scores.shape[1:]
-    by_class = ops.reshape(ops.transpose(scores, (0, 2, 1)), (-1, places))  # (B * C, A)
+    """Gathers the score of each object's class.   (B, A, C), (B, M) int32 -> (B, M, A)."""
+    candidates, classes = scores.shape[1:]
+    by_class = ops.reshape(ops.transpose(scores, (0, 2, 1)), (-1, candidates))  # (B * C, A)
     image = ops.arange(ops.shape(gt_labels)[0], dtype="int32")[:, None]
     return ops.take(by_class, image * classes + ops.maximum(gt_labels, 0), axis=0)
 
@@ -76,7 +75,7 @@ def _power(x, exponent):
 
 
 def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
-    """One candidate for each object, out of those that it may have.
+    """Assigns one of its candidates to each object.
 
     An object without candidates gets none, and of more objects than candidates the surplus gets none.
 
@@ -96,7 +95,7 @@ def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
 
 
 def chosen(row, gt_labels, num_candidates):
-    """OneToOne from the candidate of each object.   (B, M) int32, -1 for none."""
+    """Builds OneToOne from the candidate of each object.   (B, M) int32, -1 for none."""
     candidate = objects_of(row, num_candidates)
     label = ops.cast(gt_labels, "int32")
     of_candidate = ops.take_along_axis(label, ops.maximum(candidate, 0), axis=1)

@@ -47,7 +47,7 @@ def test_two_boxes_by_hand():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_perfect_box_stays_put_and_a_flat_one_has_finite_gradients(kind):
+def test_zero_gradient_of_perfect_and_finite_gradient_of_degenerate_boxes(kind):
     box = np.float32([[3, 4, 10, 12]])
     loss, (gradient,) = value_and_gradients(lambda at: ops.sum(box_iou_loss(at, box, kind)), [box])
     np.testing.assert_allclose(loss, 0, atol=1e-5)
@@ -58,7 +58,7 @@ def test_a_perfect_box_stays_put_and_a_flat_one_has_finite_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
-def test_a_box_without_width_is_pulled_apart_as_a_narrow_one_is(kind):
+def test_gradient_of_zero_width_box_equals_that_of_a_narrow_one(kind):
     """A relu leaves distances of exactly 0: the corner there must not cut the gradient off."""
     target = np.float32([[0, 0, 8, 8]])
 
@@ -70,6 +70,6 @@ def test_a_box_without_width_is_pulled_apart_as_a_narrow_one_is(kind):
     assert gradient(0.0)[0, 2] < -0.01
 
 
-def test_an_unknown_kind_is_named():
+def test_unknown_kind_raises():
     with pytest.raises(UserError, match="one of giou"):
         box_iou_loss(np.zeros((1, 4)), np.zeros((1, 4)), "gioux")

@@ -18,7 +18,7 @@ def test_by_hand():
     np.testing.assert_allclose(ops.convert_to_numpy(dice_loss(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)))), [1])
 
 
-def test_by_loops_and_finite_differences():
+def test_agrees_with_loops_and_finite_differences():
     rng = np.random.default_rng(0)
     probability, target = rng.random((3, 4, 5)), rng.random((3, 4, 5)) < 0.4
     got, gradients = value_and_gradients(lambda p: ops.sum(dice_loss(p, target)), [probability])

@@ -24,7 +24,7 @@ def test_losses_and_gradients_agree_with_the_reference(golden):
     assert_agrees(golden, got)
 
 
-def test_equal_boxes_cost_nothing_and_disjoint_hulls_cost_more_than_one():
+def test_loss_is_zero_for_equal_and_above_one_for_disjoint_boxes():
     box = np.array([[2.0, 3.0, 4.0, 5.0]], "float32")
     np.testing.assert_allclose(ltrb_iou_loss(box, box, "giou"), [0.0], atol=1e-6)
     np.testing.assert_allclose(ltrb_iou_loss(box, box, "iou"), [0.0], atol=1e-6)
@@ -32,6 +32,6 @@ def test_equal_boxes_cost_nothing_and_disjoint_hulls_cost_more_than_one():
     np.testing.assert_allclose(ltrb_iou_loss(box, 2 * box, "giou", smoothing=0.0), [0.75], rtol=1e-6)
 
 
-def test_an_unknown_kind_is_named():
+def test_unknown_kind_raises():
     with pytest.raises(UserError, match="diou"):
         ltrb_iou_loss(np.ones((1, 4)), np.ones((1, 4)), "diou")

@@ -100,7 +100,7 @@ def positives_of(labels, classes):
 EXTREMES = [-1e4, -200.0, -88.0, 0.0, 88.0, 200.0, 1e4]
 
 
-def test_no_logit_is_too_large():
+def test_large_logits_give_finite_losses_and_gradients():
     grid = np.float32(np.stack(np.meshgrid(EXTREMES, EXTREMES, EXTREMES), axis=-1)).reshape(-1, 3)
     for focal in CASES.values():
         loss, gradients = value_and_gradients(
@@ -115,7 +115,7 @@ def test_no_logit_is_too_large():
     np.testing.assert_allclose(np.concatenate(gradients), [0.25] * 3, rtol=1e-5)
 
 
-def test_one_factor_is_the_ordinary_focal_loss():
+def test_single_factor_equals_focal_loss():
     logit = np.linspace(-9, 9, 41).astype("float32")
     p = 1 / (1 + np.exp(-np.float64(logit)))
     probability = sigmoid_product(logit)

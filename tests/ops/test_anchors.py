@@ -44,7 +44,7 @@ def test_anchors_agree_with_mmdetection(golden):
     assert_agrees(golden, got)
 
 
-def test_a_cell_by_hand():
+def test_anchors_of_one_point_by_hand():
     # Twice as high as wide at the area of 16x16: 16 / sqrt 2 wide.
     wide = 16 / np.sqrt(2)
     found = templates([16], [1, 2])

@@ -61,8 +61,8 @@ SIZES = [(1, 7), (8, 5), (5, 40), (25, 60)]
 
 @pytest.mark.parametrize("objects,candidates", SIZES)
 @pytest.mark.parametrize("outside", [-1.0, 0.0])
-def test_hungarian_is_as_good_as_scipy(objects, candidates, outside):
-    """Random and degenerate matrices: ties, nothing allowed, everything allowed, more objects than places."""
+def test_hungarian_total_equals_scipy(objects, candidates, outside):
+    """Random and degenerate matrices: ties, nothing or everything allowed, more objects than candidates."""
     rng = np.random.default_rng(objects * 100 + candidates)
     density = np.repeat([0.0, 0.1, 0.3, 0.7, 1.0], 6)[:, None, None]
     quality = rng.uniform(0, 1, (30, objects, candidates)).astype("float32")
@@ -82,14 +82,14 @@ def test_hungarian_is_as_good_as_scipy(objects, candidates, outside):
     assert (assigned != numpy_of(top_one(quality, allowed))).any() or objects == 1, "the cases are too easy"
 
 
-def test_all_candidates_are_worth_the_same():
+def test_equal_qualities():
     quality, allowed = np.full((1, 6, 4), 0.5, "float32"), np.ones((1, 6, 4), bool)
     assigned = numpy_of(hungarian(quality, allowed))[0]
     assert_one_to_one(assigned, allowed[0])
     assert (assigned >= 0).sum() == 4  # every candidate is used, two objects stay without
 
 
-def test_a_chain_of_objects_makes_room_for_the_last():
+def test_augmenting_path_through_all_objects():
     """Object i can have candidates i and i + 1 and prefers i; the last one can have only candidate 0."""
     length = 30
     quality = np.zeros((1, length, length), "float32")
@@ -103,7 +103,7 @@ def test_a_chain_of_objects_makes_room_for_the_last():
     np.testing.assert_array_equal(assigned, [*range(length - 1), -1])
 
 
-def test_a_pair_of_quality_zero_is_a_pair():
+def test_allowed_pair_of_quality_zero_is_matched():
     quality, allowed = np.zeros((1, 2, 3), "float32"), np.zeros((1, 2, 3), bool)
     allowed[0, 0, 2] = True
     for rule in (hungarian, top_one):
@@ -126,7 +126,7 @@ def test_without_objects_or_candidates(rule):
 
 
 @pytest.mark.parametrize("rule", [hungarian, top_one])
-def test_images_do_not_see_each_other_and_xla_agrees(rule):
+def test_images_are_independent_and_xla_agrees(rule):
     rng = np.random.default_rng(5)
     quality = rng.uniform(0, 1, (4, 10, 14)).astype("float32")
     allowed = rng.uniform(0, 1, quality.shape) < [[[0.0]], [[0.2]], [[0.5]], [[1.0]]]

@@ -47,7 +47,7 @@ def drawn(positive, negative, ignored, num, fraction):
     return is_positive.sum(), (valid & ~is_positive).sum()
 
 
-def test_the_reference_says_something():
+def test_reference_contains_all_labels():
     [golden] = [g for g in goldens("d2_matcher") if g.name == "d2_matcher"] or [None]
     if golden is None:
         pytest.skip("another directory of references")
@@ -55,7 +55,7 @@ def test_the_reference_says_something():
         assert set(golden[f"{name}_label"]) == {-1, 0, 1}
 
 
-def test_low_quality_keeps_the_boxs_own_best_row():
+def test_low_quality_match_keeps_its_own_best_row():
     iou = np.float32([[0.2, 0.1], [0.25, 0.0]])  # box 0 is the best of both rows; row 1 is its best
     matched, label = matched_and_label(iou, (0.3, 0.7), (0, -1, 1), low_quality=True)
     assert matched.tolist() == [1, 0] and label.tolist() == [POSITIVE, NEGATIVE]
@@ -63,12 +63,12 @@ def test_low_quality_keeps_the_boxs_own_best_row():
     assert label.tolist() == [NEGATIVE, NEGATIVE]
 
 
-def test_a_threshold_belongs_to_the_interval_above_it():
+def test_thresholds_are_inclusive():
     _, label = matched_and_label(np.float32([[0.5, 0.49999, 0.75]]), (0.5, 0.75), (0, -1, 1), False)
     assert label.tolist() == [IGNORE, NEGATIVE, POSITIVE]
 
 
-def test_padding_is_invisible():
+def test_invariant_to_padding():
     rng = np.random.default_rng(2)
     iou = rng.random((2, 5, 30)).astype("float32")
     alone = match(iou[:, :3], np.ones((2, 3), bool), (0.5,), (0, 1), low_quality=True)
@@ -84,14 +84,14 @@ def test_padding_is_invisible():
     assert (ops.convert_to_numpy(masked[1])[:, 20:] == IGNORE).all()
 
 
-def test_no_object_at_all():
+def test_image_without_objects():
     matched, label = match(
         np.ones((2, 4, 9), "float32"), np.zeros((2, 4), bool), (0.3, 0.7), labels=(0, -1, 1), low_quality=True
     )
     assert not ops.convert_to_numpy(matched).any() and not ops.convert_to_numpy(label).any()
 
 
-def test_thresholds_and_labels_must_fit():
+def test_mismatched_thresholds_and_labels_raise():
     with pytest.raises(ValueError, match="one more"):
         match(np.ones((1, 1, 1), "float32"), np.ones((1, 1), bool), (0.3, 0.7), (0, 1))
 

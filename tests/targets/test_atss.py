@@ -12,7 +12,7 @@ from kgarden.targets.atss import assign_anchors, atss_candidates
 
 
 def truth(boxes, labels, crowd=()):
-    """One picture's ground truth as in kgarden.structures, with a row of padding."""
+    """Ground truth of one image as in kgarden.structures, with a row of padding."""
     rows = np.zeros((1, len(boxes) + len(crowd) + 1, 4), "float32")
     rows[0, : len(boxes)] = boxes
     is_crowd = np.zeros(rows.shape[:2], bool)
@@ -53,7 +53,7 @@ def assigned(boxes, labels=None, **settings):
     return ops.convert_to_numpy(assign_anchors(found))[0], found
 
 
-def test_a_box_by_hand():
+def test_one_box_by_hand():
     # 64 px around (41, 42). With one candidate on each level, those at (40, 40), (48, 48), (32, 32) and of
     # 64, 128 and 256 px: common 63 * 62 of 64^2, then the whole box in the larger anchors.
     matched, found = assigned([[9, 10, 73, 74]], top_k=1)
@@ -64,7 +64,7 @@ def test_a_box_by_hand():
     assert np.flatnonzero(matched == 0).tolist() == [5 * 16 + 5]
 
 
-def test_an_anchor_wanted_by_two_answers_for_the_one_it_overlaps_more():
+def test_contested_anchor_goes_to_highest_iou():
     matched, found = assigned([[8, 8, 72, 72], [12, 12, 76, 76], [8, 8, 72, 72]])
     possible = ops.convert_to_numpy(found.possible)[0]
     wanted = possible[:2].all(axis=0)
@@ -73,7 +73,7 @@ def test_an_anchor_wanted_by_two_answers_for_the_one_it_overlaps_more():
     np.testing.assert_array_equal(matched[wanted], overlap[:, wanted].argmax(axis=0))
 
 
-def test_ignored_anchors_are_the_last_candidates_and_spoil_the_threshold():
+def test_ignored_anchors_are_last_candidates_with_iou_minus_one():
     # The third level has 16 anchors; all but three are ignored there, so of nine candidates six are.
     y, valid = truth([[30, 30, 100, 110]], [0])
     ignored = np.zeros((1, len(GRID.boxes)), bool)
@@ -94,7 +94,7 @@ def test_ignored_anchors_are_the_last_candidates_and_spoil_the_threshold():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_order_and_padding_do_not_matter(seed):
+def test_invariant_to_order_and_padding(seed):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 60, (5, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(8, 60, (5, 2))], axis=1)

@@ -46,7 +46,7 @@ def matched(boxes, valid=None, radius=None):
     return ops.convert_to_numpy(assign_points(possible, boxes))[0]
 
 
-def test_a_box_by_hand():
+def test_one_box_by_hand():
     # 16 px around (24, 24): the points 20 and 28 of stride 8 lie inside, four in all; the farthest side is
     # 12 px away, so level 0 has it alone.
     found = matched([[16, 16, 32, 32]])
@@ -55,7 +55,7 @@ def test_a_box_by_hand():
     np.testing.assert_allclose(centerness(np.float32([4, 4, 12, 12])), 1 / 3, rtol=1e-6)
 
 
-def test_a_range_has_both_ends():
+def test_size_ranges_include_both_ends():
     # The point (12, 12) has exactly 16 px to the far sides: the last of level 0. The point (8, 8) of stride
     # 16 has 20 px: level 1.
     found = matched([[8, 8, 28, 28]])
@@ -64,12 +64,12 @@ def test_a_range_has_both_ends():
     assert found[64] == 0
 
 
-def test_the_smallest_box_wins_and_the_lowest_row_among_equals():
+def test_point_goes_to_smallest_box_then_lowest_row():
     found = matched([[0, 0, 64, 64], [16, 16, 32, 32], [16, 16, 32, 32]])
     assert found[2 * 8 + 2] == 1 and (found != 2).all() and (found == 0).any()
 
 
-def test_the_centre_region_is_cut_off_at_the_box():
+def test_centre_region_is_clipped_to_the_box():
     boxes, valid = np.float32([[[2, 0, 6, 64], [2, 0, 6, 60]]]), np.array([[True, True]])
     near = ops.convert_to_numpy(near_center(GRID, boxes, valid, 1.5))[0]
     # x = 4 lies inside; x = 12 is less than 1.5 strides away and outside. y = 20 and 44 are just as far as
@@ -78,14 +78,14 @@ def test_the_centre_region_is_cut_off_at_the_box():
     assert np.flatnonzero(near[1]).tolist() == [2 * 8, 3 * 8, 4 * 8]
 
 
-def test_padding_is_invisible_and_no_object_is_background():
+def test_invariant_to_padding_and_no_object_is_background():
     boxes = [[0, 0, 64, 64], [16, 16, 32, 32], [0, 0, 0, 0]]
     np.testing.assert_array_equal(matched(boxes[:2]), matched(boxes, [True, True, False]))
     assert (matched(boxes, [False] * 3) == -1).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_objects_does_not_matter(seed):
+def test_invariant_to_order_of_objects(seed):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 40, (6, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5, 40, (6, 2))], axis=1)
