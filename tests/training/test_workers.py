@@ -132,6 +132,6 @@ def test_a_directory_that_is_not_shared(data, tmp_path):
     second = start([data, tmp_path / "elsewhere", 1], cluster, 1)
     chief = start([data, tmp_path / "run", 1], cluster, 0)
     code, said = ended(second)
-    assert code == 2 and "all workers need the same command, with a --run that they share" in said
+    assert code == 2 and "the same command on all workers, with a --run on shared storage" in said
     code, said = ended(chief)
     assert code == 1 and "another worker does not respond" in said

@@ -50,7 +50,7 @@ def main(data, run, replicas, moment=None, number=1):
     changes = {"replicas": int(replicas), "schedule.steps": STEPS, "evaluate.every": 3}
     recipe = load_recipe("quickstart", {**resume.OVERRIDES, **shards, **changes})
     distribution.WAIT_S = float(os.environ.get("WAIT_S", 120))
-    if distribution._cluster()[1] != 0:
+    if distribution._read_tf_config()[1] != 0:
         forbid_writing(run)
     if moment:
         resume.arm(moment, int(number))
