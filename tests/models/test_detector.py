@@ -107,12 +107,16 @@ def test_a_pattern_that_fits_nothing_is_refused():
         compiled("centernet").freeze(["resnet9000"])
 
 
-@pytest.mark.parametrize("name", every_variant())
-def test_detections_are_padded_sorted_and_inside_the_picture(name):
-    selection = {"score_threshold": 0.0, "total": 30}
-    detector = compiled(name, selection=selection)
+@pytest.fixture(scope="module")
+def untrained(request):
+    """A detector as it begins, for the tests that only let it predict."""
+    return compiled(request.param, selection={"score_threshold": 0.0, "total": 30})
+
+
+@pytest.mark.parametrize("untrained", every_variant(), indirect=True)
+def test_detections_are_padded_sorted_and_inside_the_image(untrained):
     x, _ = batch()
-    found = {key: ops.convert_to_numpy(value) for key, value in detector.inference_model()(x).items()}
+    found = {key: ops.convert_to_numpy(value) for key, value in untrained.inference_model()(x).items()}
     assert found["boxes"].shape == (2, 30, 4) and found["labels"].dtype == np.int32
     assert found["valid"].any()
     for image, (height, width) in enumerate(x["size_hw"]):
@@ -122,13 +126,12 @@ def test_detections_are_padded_sorted_and_inside_the_picture(name):
         assert (np.diff(scores) <= 0).all() and (found["labels"][image][valid] >= 0).all()
 
 
-@pytest.mark.parametrize("name", every_variant())
-def test_an_image_is_answered_alike_alone_and_in_a_batch(name):
-    detector = compiled(name, selection={"score_threshold": 0.0, "total": 10})
+@pytest.mark.parametrize("untrained", every_variant(), indirect=True)
+def test_detections_of_an_image_are_the_same_alone_and_in_a_batch(untrained):
     x, _ = batch()
-    both = detector.inference_model()(x)
+    both = untrained.inference_model()(x)
     for image in range(2):
-        alone = detector.inference_model()({key: value[image : image + 1] for key, value in x.items()})
+        alone = untrained.inference_model()({key: value[image : image + 1] for key, value in x.items()})
         np.testing.assert_allclose(alone["scores"][0], both["scores"][image], atol=1e-5)
         np.testing.assert_allclose(alone["boxes"][0], both["boxes"][image], atol=1e-2)
 
