@@ -1,4 +1,4 @@
-"""One suite, two backends, and no reference number left out.
+"""Pytest configuration: backends, keywords, and completeness of the comparison with reference numbers.
 
 KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests that need it carry the mark
 `tensorflow` and are left out then; a module that cannot even be imported without it stands in

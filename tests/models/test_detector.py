@@ -1,4 +1,4 @@
-"""What every detector must do on either backend: build whole, train every part, answer in px."""
+"""Detectors on either backend: variables, training of every part, detections in px."""
 
 import re
 
@@ -52,7 +52,7 @@ TRAINED += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name):
-    """One traced step serves four questions."""
+    """Weights move, frozen ones do not, the loss falls, empty images give finite terms."""
     detector = compiled(name)
     detector.freeze(["backbone/stem", "backbone/res2"])
     detector.compile(optimizer=keras.optimizers.Adam(2e-3), jit_compile=keras.backend.backend() == "jax")
@@ -95,7 +95,7 @@ def test_training(name):
         logs = detector.train_on_batch(x, y, return_dict=True)
     assert sum(logs[term] for term in judged) < 0.9 * first, (first, logs)
 
-    # Pictures without objects are background: finite terms, nothing to regress.
+    # Images without objects are background: finite terms, nothing to regress.
     detector.reset_metrics()
     logs = detector.train_on_batch(x, {**y, "labels": np.full_like(y["labels"], -1)}, return_dict=True)
     assert all(np.isfinite(value) for value in logs.values())
@@ -136,7 +136,7 @@ def test_detections_of_an_image_are_the_same_alone_and_in_a_batch(untrained):
         np.testing.assert_allclose(alone["boxes"][0], both["boxes"][image], atol=1e-2)
 
 
-def test_pixels_outside_the_picture_do_not_matter():
+def test_pixels_outside_the_image_do_not_matter():
     detector = compiled("centernet2")
     x, _ = batch()
     other = {key: value.copy() for key, value in x.items()}
