@@ -249,7 +249,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
     set_: SetOption = None,
 ) -> None:
-    """Detect objects in images, and draw them."""
+    """Detect objects in images and draw the detections."""
     start_tensorflow()
     from kgarden.inference.predictor import Predictor
     from kgarden.predict import draw_files, find_images

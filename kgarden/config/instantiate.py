@@ -1,4 +1,4 @@
-"""Calls builders with settings from a recipe, whose names are checked before anything runs."""
+"""Calls to builders with settings from a recipe, after a check of their names."""
 
 import difflib
 import inspect
@@ -7,28 +7,28 @@ from kgarden.config.renamed import RENAMED
 from kgarden.errors import UserError
 
 
-def instantiate(function, settings, where, **fixed):
+def instantiate(function, settings: dict, where: str, **fixed):
     """Calls a function or class with settings whose names are checked against its arguments.
 
     Args:
         function: what to call.
         settings: dict from a recipe.
-        where:    dotted place of the settings in the recipe, for messages.
+        where:    dotted key of the settings in the recipe, for messages.
         fixed:    arguments that the recipe cannot set here.
     Raises:
-        UserError: an unknown name (the nearest is named), or one that is fixed.
+        UserError: an unknown name (the message suggests the nearest), or one that is fixed.
     """
     _check(settings, [name for name in arguments(function) if name not in fixed], where)
     return function(**settings, **fixed)
 
 
-def merge_defaults(defaults, settings, where):
-    """Defaults overridden by settings.
+def merge_defaults(defaults: dict, settings: dict | None, where: str) -> dict:
+    """Returns defaults overridden by settings.
 
     Args:
         defaults: dict.
         settings: dict from a recipe, or None.
-        where:    dotted place of the settings in the recipe, for messages.
+        where:    dotted key of the settings in the recipe, for messages.
     Raises:
         UserError: a name that has no default.
     """
@@ -36,13 +36,15 @@ def merge_defaults(defaults, settings, where):
     return {**defaults, **(settings or {})}
 
 
-def name_and_settings(value, where, known, default=None):
-    """The name of a part and its settings, from "fpn" or {"name": "fpn", "channels": 256}.
+def name_and_settings(
+    value: str | dict | None, where: str, known, default: str | None = None
+) -> tuple[str, dict]:
+    """Returns the name of a part and its settings, from "fpn" or {"name": "fpn", "channels": 256}.
 
     Args:
         value:   str, dict or None, from a recipe.
-        where:   dotted place of the value in the recipe, for messages.
-        known:   names that exist.
+        where:   dotted key of the value in the recipe, for messages.
+        known:   existing names.
         default: the name where the value has none.
     Returns:
         (name, dict of the other settings).
@@ -57,11 +59,11 @@ def name_and_settings(value, where, known, default=None):
 
 
 def forwards_to(base, fixed=()):
-    """Marks a function whose further keyword arguments go to `base`: recipes can set those as well.
+    """Marks a function that passes further keyword arguments on to `base`: recipes can set those as well.
 
     Args:
-        base:  function or class that takes the further arguments.
-        fixed: names of arguments of `base` that the function decides itself.
+        base:  function or class that receives the further arguments.
+        fixed: names of arguments of `base` that the function sets itself.
     """
 
     def mark(function):
@@ -86,10 +88,10 @@ def take(group, settings):
 
 
 def arguments(function):
-    """Names of the arguments that a function or class takes by name.
+    """Returns the names of the keyword arguments of a function or class.
 
     A class that passes further arguments on to a base class of kgarden, and a function marked by
-    `forwards_to`, take those of the base as well, except for the ones named in `fixed_arguments`.
+    `forwards_to`, also take those of the base, except for the ones listed in `fixed_arguments`.
     """
     fixed = getattr(function, "fixed_arguments", ())
     if not inspect.isclass(function):
