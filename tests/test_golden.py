@@ -348,6 +348,13 @@ def test_a_run_fails_for_what_it_left_out(tmp_path, body, not_yet, arguments, co
     assert got == code, output
 
 
+def test_keyword_golden_follows_the_helpers_of_a_module(tmp_path):
+    helper = "def helper():\n    return golden.goldens('toy')"
+    body = f"{PART}\n\n{helper}\n\ndef test_third():\n    assert helper()"
+    code, output = run_suite(tmp_path, body, "set()", "-k", "golden")
+    assert code == 0 and "2 passed, 1 deselected" in output, output
+
+
 def test_what_needs_tensorflow_is_left_out_on_jax_alone(tmp_path):
     assert run_suite(tmp_path, PART, "set()", backend="jax")[0] == 0
     code, output = run_suite(tmp_path / "again", ALL, "set()", backend="jax")

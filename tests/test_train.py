@@ -11,23 +11,22 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
+from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData
 
-tf = pytest.importorskip("tensorflow")
+from kgarden import build, train
+from kgarden.config.loading import load_recipe
+from kgarden.errors import TrainingFailed, UserError
+from kgarden.inference.predictor import compiled_inference
+from kgarden.ops.jit import compiled
+from kgarden.training import trainer
+from kgarden.training.checkpoint import load_checkpoint, save_checkpoint
+from kgarden.training.loggers import JsonLines
+from kgarden.training.reporter import Reporter
+from kgarden.training.weight_averaging import ExponentialMovingAverage
+
 pytestmark = pytest.mark.tensorflow
-
-from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData  # noqa: E402
-
-from kgarden import build, train  # noqa: E402
-from kgarden.config.loading import load_recipe  # noqa: E402
-from kgarden.errors import TrainingFailed, UserError  # noqa: E402
-from kgarden.inference.predictor import compiled_inference  # noqa: E402
-from kgarden.ops.jit import compiled  # noqa: E402
-from kgarden.training import trainer  # noqa: E402
-from kgarden.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from kgarden.training.loggers import JsonLines  # noqa: E402
-from kgarden.training.reporter import Reporter  # noqa: E402
-from kgarden.training.weight_averaging import ExponentialMovingAverage  # noqa: E402
 
 
 class Lines(Reporter):

@@ -7,7 +7,6 @@ from support.fake_runs import make_run
 
 from kgarden import cli
 
-pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
 

@@ -7,24 +7,23 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from support.tf_graphs import loops_and_nms, pairs_of_boxes
+
+from kgarden import build, cli
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
+from kgarden.data.canvas import resize_to_canvas
+from kgarden.errors import TrainingFailed, UserError
+from kgarden.export.agreement import check_agreement
+from kgarden.export.network import Network, ranked
+from kgarden.export.portable import write_portable
+from kgarden.export.saved_model import write_saved_model
+from kgarden.inference.predictor import Predictor
+from kgarden.ops.nms import nms
 
 pytestmark = pytest.mark.tensorflow
-tf = pytest.importorskip("tensorflow")
-
-from support.tf_graphs import loops_and_nms, pairs_of_boxes  # noqa: E402
-
-from kgarden import build, cli  # noqa: E402
-from kgarden.build import build_model  # noqa: E402
-from kgarden.config.loading import load_recipe  # noqa: E402
-from kgarden.data.canvas import resize_to_canvas  # noqa: E402
-from kgarden.errors import TrainingFailed, UserError  # noqa: E402
-from kgarden.export.agreement import check_agreement  # noqa: E402
-from kgarden.export.network import Network, ranked  # noqa: E402
-from kgarden.export.portable import write_portable  # noqa: E402
-from kgarden.export.saved_model import write_saved_model  # noqa: E402
-from kgarden.inference.predictor import Predictor  # noqa: E402
-from kgarden.ops.nms import nms  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]

@@ -6,18 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from support.fake_detector import CELL, DISC, MaskedStandIn, pictures
+
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
+from kgarden.export import write_saved_model
+from kgarden.inference.predictor import Predictor
 
 pytestmark = pytest.mark.tensorflow
-tf = pytest.importorskip("tensorflow")
-
-from support.fake_detector import CELL, DISC, MaskedStandIn, pictures  # noqa: E402
-
-from kgarden.build import build_model  # noqa: E402
-from kgarden.config.loading import load_recipe  # noqa: E402
-from kgarden.errors import UserError  # noqa: E402
-from kgarden.export import write_saved_model  # noqa: E402
-from kgarden.inference.predictor import Predictor  # noqa: E402
 
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]
 MODEL = {

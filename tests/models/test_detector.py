@@ -1,4 +1,4 @@
-"""What every detector must do on either backend: build whole, train every part, answer in px."""
+"""Detectors on either backend: variables, training of every part, detections in px."""
 
 import re
 
@@ -52,7 +52,7 @@ TRAINED += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name):
-    """One traced step serves four questions."""
+    """Weights move, frozen ones do not, the loss falls, empty images give finite terms."""
     detector = compiled(name)
     detector.freeze(["backbone/stem", "backbone/res2"])
     detector.compile(optimizer=keras.optimizers.Adam(2e-3), jit_compile=keras.backend.backend() == "jax")
@@ -95,7 +95,7 @@ def test_training(name):
         logs = detector.train_on_batch(x, y, return_dict=True)
     assert sum(logs[term] for term in judged) < 0.9 * first, (first, logs)
 
-    # Pictures without objects are background: finite terms, nothing to regress.
+    # Images without objects are background: finite terms, nothing to regress.
     detector.reset_metrics()
     logs = detector.train_on_batch(x, {**y, "labels": np.full_like(y["labels"], -1)}, return_dict=True)
     assert all(np.isfinite(value) for value in logs.values())
@@ -107,12 +107,16 @@ def test_a_pattern_that_fits_nothing_is_refused():
         compiled("centernet").freeze(["resnet9000"])
 
 
-@pytest.mark.parametrize("name", every_variant())
-def test_detections_are_padded_sorted_and_inside_the_picture(name):
-    selection = {"score_threshold": 0.0, "total": 30}
-    detector = compiled(name, selection=selection)
+@pytest.fixture(scope="module")
+def untrained(request):
+    """A detector as it begins, for the tests that only let it predict."""
+    return compiled(request.param, selection={"score_threshold": 0.0, "total": 30})
+
+
+@pytest.mark.parametrize("untrained", every_variant(), indirect=True)
+def test_detections_are_padded_sorted_and_inside_the_image(untrained):
     x, _ = batch()
-    found = {key: ops.convert_to_numpy(value) for key, value in detector.inference_model()(x).items()}
+    found = {key: ops.convert_to_numpy(value) for key, value in untrained.inference_model()(x).items()}
     assert found["boxes"].shape == (2, 30, 4) and found["labels"].dtype == np.int32
     assert found["valid"].any()
     for image, (height, width) in enumerate(x["size_hw"]):
@@ -122,18 +126,17 @@ def test_detections_are_padded_sorted_and_inside_the_picture(name):
         assert (np.diff(scores) <= 0).all() and (found["labels"][image][valid] >= 0).all()
 
 
-@pytest.mark.parametrize("name", every_variant())
-def test_an_image_is_answered_alike_alone_and_in_a_batch(name):
-    detector = compiled(name, selection={"score_threshold": 0.0, "total": 10})
+@pytest.mark.parametrize("untrained", every_variant(), indirect=True)
+def test_detections_of_an_image_are_the_same_alone_and_in_a_batch(untrained):
     x, _ = batch()
-    both = detector.inference_model()(x)
+    both = untrained.inference_model()(x)
     for image in range(2):
-        alone = detector.inference_model()({key: value[image : image + 1] for key, value in x.items()})
+        alone = untrained.inference_model()({key: value[image : image + 1] for key, value in x.items()})
         np.testing.assert_allclose(alone["scores"][0], both["scores"][image], atol=1e-5)
         np.testing.assert_allclose(alone["boxes"][0], both["boxes"][image], atol=1e-2)
 
 
-def test_pixels_outside_the_picture_do_not_matter():
+def test_pixels_outside_the_image_do_not_matter():
     detector = compiled("centernet2")
     x, _ = batch()
     other = {key: value.copy() for key, value in x.items()}

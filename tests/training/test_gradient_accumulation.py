@@ -3,15 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from support.variants import CLASSES, VARIANTS, batch
 
-pytest.importorskip("tensorflow")
+from kgarden.models import build_detector
+from kgarden.optimizers.optimizers import SGD
+from kgarden.training.gradient_accumulation import accumulated_train_step
+
 pytestmark = pytest.mark.tensorflow
-
-from support.variants import CLASSES, VARIANTS, batch  # noqa: E402
-
-from kgarden.models import build_detector  # noqa: E402
-from kgarden.optimizers.optimizers import SGD  # noqa: E402
-from kgarden.training.gradient_accumulation import accumulated_train_step  # noqa: E402
 
 
 def trained(variant, parts, steps=2):

@@ -5,13 +5,11 @@ import subprocess
 import numpy as np
 import pytest
 from support import programs
+from support.programs.resume import MOMENTS, STEPS
 
-pytest.importorskip("tensorflow")
+from tfrecords.converters import shapes
+
 pytestmark = pytest.mark.tensorflow
-
-from support.programs.resume import MOMENTS, STEPS  # noqa: E402
-
-from tfrecords.converters import shapes  # noqa: E402
 
 KILLED = -9
 

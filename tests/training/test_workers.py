@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from support import programs
 
-pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.tensorflow
+from tfrecords.converters import shapes
 
-from tfrecords.converters import shapes  # noqa: E402
+pytestmark = pytest.mark.tensorflow
 
 PATIENCE_S = 300
 KILLED = -9
