@@ -13,6 +13,16 @@ Names are imported when they are first used: `import kgarden` costs no second.
 import importlib
 import importlib.metadata
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ imports these
+    from kgarden.build import build_datasets, build_model, build_optimizer, load_run  # noqa: F401
+    from kgarden.config.loading import load_recipe  # noqa: F401
+    from kgarden.config.recipe import Recipe  # noqa: F401
+    from kgarden.errors import UserError  # noqa: F401
+    from kgarden.inference.paste_masks import paste_masks  # noqa: F401
+    from kgarden.inference.predictor import Predictor  # noqa: F401
+    from kgarden.models.base.detector import Detector, InferenceModel  # noqa: F401
 
 __version__ = "0.1.0"
 
