@@ -158,7 +158,7 @@ class Data:
 
     Args:
         recipe:      sizes, canvases, batch size, augmentation, seed.
-        train, val:  [kgarden.data.pipeline.Dataset, ...].
+        train, val:  [kgarden.data.sources.Dataset, ...].
         categories:  [{"id", "name"}, ...] in label order.
         annotations: path of the validation truth in COCO form; None without val.
     """

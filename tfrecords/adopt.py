@@ -187,8 +187,8 @@ def _annotation(row, n, remarks, where):
 def _run_lengths(png, height, width):
     """A PNG of a mask -> run-length code as JSON can hold it."""
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-            mask = np.asarray(picture.convert("L")) > 0
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            mask = np.asarray(image.convert("L")) > 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise DataError("the mask is no PNG") from None
     if mask.shape != (height, width):

@@ -25,7 +25,7 @@ def make(file, key, jobs, work, strict=False, tick=None):
         file:   pathlib.Path of the shard.
         key:    digest of all that the shard is made from.
         jobs, work, strict: see `tfrecords.write.write`.
-        tick:   function of a number of pictures that were done.
+        tick:   function of a number of images that were done.
     """
     tick = tick or (lambda count: None)
     if _is_done(file, key):

@@ -24,7 +24,7 @@ from tfrecords.schema import DataError
 from tfrecords.shard import Unfinished
 
 FORM = 1  # of the files; another form is not taken over from an interrupted call
-PER_SHARD = 1000  # pictures
+PER_SHARD = 1000  # images
 LOCK = "lock"  # the file in the growing directory that its one builder holds locked
 
 
@@ -48,17 +48,17 @@ def write(
     Args:
         to:          directory of the data set; must not exist yet, or be empty.
         jobs:        sequence of what JSON can hold; the order of the records.
-        work:        function of one job -> Record, or Fault if the picture cannot be used. It and the jobs
+        work:        function of one job -> Record, or Fault if the image cannot be used. It and the jobs
                      must be picklable.
         categories:  [{"id", "name"}, ...] in label order.
         source:      dict for the manifest: what the data set was made from.
         state_of:    function of a job -> what changes when the files that it reads do.
         boxes_total: boxes in the source, for the account. None: all that the jobs saw.
         before:      Faults that were found before the jobs.
-        shards:      number of files. None: 8, and more from 8,000 pictures on.
+        shards:      number of files. None: 8, and more from 8,000 images on.
         workers:     number of processes. None: one per CPU for large sets, none for small ones.
         strict:      raise at the first fault instead of counting it.
-        progress:    function of (pictures done, pictures in all), called now and then.
+        progress:    function of (images done, images in all), called now and then.
     Returns:
         Report
     Raises:
@@ -71,7 +71,7 @@ def write(
     count = shards or max(1, min(len(jobs), max(8, math.ceil(len(jobs) / PER_SHARD))))
     plan = [_digest(source, categories, jobs[n::count], state_of) for n in range(count)]
     report = Report(to, categories, strict=strict, plan=hashlib.sha256("".join(plan).encode()).hexdigest())
-    for fault in before.pictures:
+    for fault in before.images:
         report.leave_out(fault)
     report.drop(before.boxes)
     report.remark(before.remarks)
@@ -87,7 +87,7 @@ def write(
                 (file, key, jobs[n::count]) for n, (file, key) in enumerate(zip(files, plan, strict=True))
             ]
             make_all(tasks, work, strict=strict, workers=workers, progress=progress)
-            finish(aside, files, jobs, source, report, len(jobs) + len(before.pictures), boxes_total)
+            finish(aside, files, jobs, source, report, len(jobs) + len(before.images), boxes_total)
         except Unfinished:
             raise
         except DataError:

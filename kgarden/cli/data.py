@@ -54,7 +54,7 @@ def show_(
     """Contact sheets: pictures as stored; for a recipe beside each what the network gets."""
     start_tensorflow()
     from kgarden.build import prepare_data
-    from kgarden.data.pipeline import open_dataset
+    from kgarden.data.sources import open_dataset
     from kgarden.visualization.contact_sheet import show_recipe, show_shards
 
     if _is_recipe(what):

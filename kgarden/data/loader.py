@@ -1,4 +1,4 @@
-"""One picture with its truth, from the record on disk to pixels and boxes."""
+"""One image with its truth, from the record on disk to pixels and boxes."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,11 +7,11 @@ from kgarden.data.canvas import fitted_hw, resized
 from kgarden.data.transforms import masks as bitmaps
 from kgarden.data.transforms.geometry import FRAMES
 from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
-from tfrecords.pictures import decode
+from tfrecords.images import decode
 from tfrecords.schema import parse
 
 RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
-CACHED_BYTES = 2**30  # of pictures kept at all their sizes; more, and they are kept as they are stored
+CACHED_BYTES = 2**30  # of images kept at all their sizes; more, and they are kept as they are stored
 
 
 class Loader:
@@ -19,9 +19,9 @@ class Loader:
 
     Args:
         data:         Dataset; rows are those of its index.
-        canvas_hw:    (N, 2) int, the canvas of every picture.
+        canvas_hw:    (N, 2) int, the canvas of every image.
         short_sides:  px; one of them is drawn.
-        keeps_size:   whole pictures are resized, so that their sizes are known beforehand.
+        keeps_size:   whole images are resized, so that their sizes are known beforehand.
         long_side_px, antialias, scaled_decode, cache, keep_crowd, masks: see `pipeline.train_batches`.
     """
 
@@ -77,7 +77,7 @@ class Loader:
         Args:
             row:       () int64.
             choice:    () int64, which short side.
-            canvas_hw: (2,) int32, another picture's canvas to fit into; None: its own.
+            canvas_hw: (2,) int32, another image's canvas to fit into; None: its own.
         """
         record = parse(self.record(row), masks=self.masks)
         image = self.image(row, choice, record["encoded"])
@@ -136,7 +136,7 @@ class Loader:
         return tf.clip_by_value(boxes, 0.0, 1.0), tf.where(known, labels, PAD_LABEL), crowd & known
 
     def _keep_pixels(self, at_all_sizes):
-        """Decode all pictures into memory; resize them too, to each of their sizes, where there is room."""
+        """Decode all images into memory; resize them too, to each of their sizes, where there is room."""
         choices = self.sizes.shape[1] if at_all_sizes else 1
 
         def pixels(place):
@@ -173,6 +173,6 @@ def reader(index):
 
 
 def ratios(original_hw, size_hw):
-    """How much smaller the decoder may make each picture and still not be below its size."""
+    """How much smaller the decoder may make each image and still not be below its size."""
     times = np.min(original_hw // size_hw, axis=-1)
     return np.select([times >= ratio for ratio in RATIOS[:0:-1]], RATIOS[:0:-1], 1)

@@ -44,6 +44,6 @@ def pad_to_max_objects(truth, max_objects):
 
 
 def in_rows_of_one(truth, max_objects):
-    """`pad_to_max_objects` for the truth of one picture."""
+    """`pad_to_max_objects` for the truth of one image."""
     truth = {key: truth[key][None] for key in TRUTH if key in truth}
     return {key: value[0] for key, value in pad_to_max_objects(truth, max_objects).items()}

@@ -12,7 +12,7 @@ def uniform(seed, count=1):
     """Numbers in [0, 1).
 
     Args:
-        seed:  (..., 2) int: which transform, which picture of the stream.
+        seed:  (..., 2) int: which transform, which image of the stream.
         count: how many for each seed, int or () tensor.
     Returns:
         (..., count) float32, multiples of 2^-24.

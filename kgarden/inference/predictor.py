@@ -1,7 +1,7 @@
 """From a photo to detections in px of that photo.
 
 Predictor, `kgarden evaluate` and the exported graph share this one path: a picture is laid into a canvas
-(kgarden.data.pipeline.resize_to_canvas), the InferenceModel answers in px of the canvas, and `to_original`
+(kgarden.data.canvas.resize_to_canvas), the InferenceModel answers in px of the canvas, and `to_original`
 leads back.
 """
 
@@ -59,7 +59,7 @@ def read_picture(source):
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: says it is larger than {Image.MAX_IMAGE_PIXELS} px: refused") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture in a format that Pillow reads") from error
+        raise UserError(f"{path}: not an image in a format that Pillow reads") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: the picture is damaged ({error})") from error
 
@@ -137,7 +137,7 @@ class Predictor:
 
     def _views(self, picture):
         """[x of one picture], the first one not mirrored."""
-        from kgarden.data.pipeline import resize_to_canvas  # needs TensorFlow
+        from kgarden.data.canvas import resize_to_canvas  # needs TensorFlow
 
         views = []
         for size in self.sizes:

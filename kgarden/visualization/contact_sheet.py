@@ -24,7 +24,7 @@ def show_shards(dataset, to, count, seed=0):
     """Pictures of a data set as they are stored, with their objects.
 
     Args:
-        dataset: kgarden.data.pipeline.Dataset.
+        dataset: kgarden.data.sources.Dataset.
         to:      directory for sheet-001.png, ...
         count:   pictures, drawn without replacement.
         seed:    another seed, other pictures.

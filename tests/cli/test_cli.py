@@ -116,7 +116,7 @@ def test_from_pictures_to_drawn_pictures(world, call):
     assert Image.open("drawn/large.png").size == (288, 192)
 
     code, _, err = call("predict", run, "val/broken.jpg", "--to", "drawn")
-    assert code == 2 and err == "kgarden: val/broken.jpg: not a picture in a format that Pillow reads\n"
+    assert code == 2 and err == "kgarden: val/broken.jpg: not an image in a format that Pillow reads\n"
     predictor = kgarden.Predictor.from_run(run, batch_size=4)
     one, two = predictor(["val/0.png", image])
     np.testing.assert_allclose(one["boxes"], two["boxes"])

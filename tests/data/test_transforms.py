@@ -1,4 +1,4 @@
-"""Paint objects, change the picture, measure the paint again: boxes and masks must be where the paint is."""
+"""Paint objects, change the image, measure the paint again: boxes and masks must be where the paint is."""
 
 import numpy as np
 import pytest
@@ -116,7 +116,7 @@ def test_scales(name, ellipses):
 
 @pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
 def test_mosaic(ellipses):
-    """Four pictures, three of them with an object; the fourth has none."""
+    """Four images, three of them with an object; the fourth has none."""
     settings = {"fill": 0, "min_visible": 0.5}
     run, ious, gone = painted_images.runner([{"mosaic": settings}], pictures=4, with_masks=ellipses), [], 0
     for seed in SEEDS:
@@ -152,7 +152,7 @@ def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
         seen += [value == 114 for value in quarters]
         for k, corner in enumerate((np.s_[:57, :76], np.s_[:57, -76:], np.s_[-57:, :76], np.s_[-57:, -76:])):
             assert {*np.unique(image[corner])} <= {values[k], 114}
-    assert (seen > 0).all() and (seen < 60).all()  # some corners are grey, some are picture
+    assert (seen > 0).all() and (seen < 60).all()  # some corners are grey, some are image
 
 
 def test_mixup():
@@ -263,7 +263,7 @@ def test_each_colour_setting_does_what_it_says(setting, value, expected):
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_crowds_stay_crowds_and_no_object_stays_none(name):
-    """A crowd over the whole picture is one after every transform; label -1 never comes back to life."""
+    """A crowd over the whole image is one after every transform; label -1 never comes back to life."""
     pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
     run = painted_images.runner([name], pictures, with_masks=True)
     for seed in range(8):
@@ -325,7 +325,7 @@ def test_placements_stay_inside(hw, target, factor, draws):
 
 
 def test_boxes_of_which_too_little_is_left_are_none():
-    """A picture of 100x100 whose left half is cut away, by hand."""
+    """An image of 100x100 whose left half is cut away, by hand."""
     from kgarden.data.transforms.geometry import cut
 
     boxes = [[40, 0, 60, 20], [45, 0, 55.5, 20], [0, 0, 52, 50], [0, 60, 50.5, 100], [60, 60, 60.5, 60.5]]

@@ -9,10 +9,9 @@ import json
 import keras
 import numpy as np
 from keras import ops
-from kgarden.models.base.detector import FirstNonFiniteStep
 
 from kgarden.heads.selection import Selection
-from kgarden.models.base.detector import InferenceModel
+from kgarden.models.base.detector import FirstNonFiniteStep, InferenceModel
 from kgarden.models.base.static_shapes import StaticShapeModel
 
 CELL = 16

@@ -43,7 +43,7 @@ def start(program, *arguments):
 
 
 def build_and_die(to, after, **options):
-    """A process that is killed, as by kill -9, when so many pictures are done."""
+    """A process that is killed, as by kill -9, when so many images are done."""
     extra = "".join(f", {key}={value}" for key, value in options.items())
     program = "from tfrecords import pool\npool.TELL_EVERY = 1\n"
     program += f"def die(done, total):\n  if done >= {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -58,7 +58,7 @@ def test_after_a_kill_the_same_call_goes_on_and_the_result_is_the_same(tmp_path,
     build_and_die(to, after)
     assert not to.exists() and aside.is_dir()
     before = {path.name: path.stat().st_mtime_ns for path in aside.glob("*.tfrecord")}
-    assert len(before) == (after - 1) // 6  # the shards of six pictures that were whole
+    assert len(before) == (after - 1) // 6  # the shards of six images that were whole
     shapes.build(to, count=COUNT, **SMALL)
     assert files_of(to) == whole and not aside.exists()
     for name, written in before.items():
