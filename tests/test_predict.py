@@ -60,7 +60,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     text.write_text("<html>")
     for path, words in [
         (cut, "damaged"),
-        (text, "not a picture"),
+        (text, "not an image"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "no such file"),
     ]:

@@ -1,4 +1,4 @@
-"""Does a data set hold what it says? Every record is read, every image decoded, every file compared.
+"""Consistency check of a data set: reads every record, decodes every image, compares every file.
 
 The check does not stop at a fault: it counts faults by kind, names where each was found, and goes on. It
 looks at shards of any origin; what only our own data sets have (manifest.json, index.json, annotations.json)

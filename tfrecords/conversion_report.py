@@ -1,4 +1,4 @@
-"""The account of a conversion: what became of every image and every box of the source.
+"""Report of a conversion: counts of images and boxes kept, left out and repaired.
 
 images = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
 """

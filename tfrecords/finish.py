@@ -1,4 +1,4 @@
-"""All shards and what lies beside them -> annotations.json, index.json, manifest.json."""
+"""Writes annotations.json, index.json and manifest.json beside finished shards."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import shutil
 
 from tfrecords import shard as shard_files
 from tfrecords.conversion_report import Fault
+from tfrecords.files import writing
 from tfrecords.index import COLUMNS
 from tfrecords.schema import DataError
 
@@ -24,7 +25,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
         DataError: not one image can be used, or there is a fault and the report is strict.
     """
     index = {file.name: {key: [] for key in COLUMNS if key != "shard"} for file in files}
-    with shard_files.writing(folder), contextlib.ExitStack() as stack:
+    with writing(folder), contextlib.ExitStack() as stack:
         results = [stack.enter_context(contextlib.closing(shard_files.results(file))) for file in files]
         truth = stack.enter_context(Truth(folder))
         for number in range(len(jobs)):

@@ -1,4 +1,4 @@
-"""Image files -> bytes that TensorFlow decodes, and the decoder."""
+"""Image files: reads them as bytes that TensorFlow decodes, encodes and decodes pixels."""
 
 import dataclasses
 import io

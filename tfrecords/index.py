@@ -1,4 +1,4 @@
-"""Where every record lies, and what must be known of its image before it is read.
+"""Index of a data set: file, byte offset, size and number of objects of every record.
 
 The index makes shards readable in any order: a pipeline that knows it can shuffle the whole data set and
 start again at any step. Our own shards carry it as index.json; for others, one pass over the files finds it.

@@ -1,4 +1,4 @@
-"""Lists of classes that others wrote: label maps (pbtxt), json, csv, plain lines."""
+"""Class lists from label maps (.pbtxt), JSON, CSV or plain text."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Shards made by several processes at a time."""
+"""Process pool that writes several shards in parallel."""
 
 import concurrent.futures
 import multiprocessing
@@ -8,7 +8,7 @@ import threading
 from concurrent.futures.process import BrokenProcessPool
 
 from tfrecords import shard as shard_files
-from tfrecords.shard import Unfinished
+from tfrecords.files import Unfinished
 
 POOL_FROM = 2000  # fewer images than that are done before a pool has started
 TELL_EVERY = 50  # images

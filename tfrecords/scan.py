@@ -1,4 +1,4 @@
-"""One pass over a shard of any origin: what each record says, and whether it can be used."""
+"""Scans a shard of any origin: the content of each record, and whether training can use it."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The keys of a record: those of the TF Object Detection API and the TF Model Garden.
+"""Keys of a record: those of the TF Object Detection API and the TF Model Garden.
 
     image/encoded                       bytes   JPEG or PNG
     image/format                        bytes   jpeg or png

@@ -1,4 +1,4 @@
-"""Masks of objects: COCO's polygons and run-length codes -> PNG files of the image's size."""
+"""Instance masks: converts COCO polygons and run-length codes to PNG files of the image's size."""
 
 import io
 

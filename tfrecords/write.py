@@ -1,4 +1,4 @@
-"""Records -> a data set on disk: shards, manifest.json, annotations.json, index.json.
+"""Writes a data set: shards, manifest.json, annotations.json, index.json.
 
 A data set is one directory. It grows in a directory beside its place and is renamed when it is whole, so
 that a directory that exists is complete. Every shard is one task of a pool of processes; job k goes to
@@ -18,10 +18,10 @@ import time
 
 from tfrecords import shard as shard_files
 from tfrecords.conversion_report import Faults, Report, report_of
+from tfrecords.files import Unfinished, writing
 from tfrecords.finish import finish
 from tfrecords.pool import make_all
 from tfrecords.schema import DataError
-from tfrecords.shard import Unfinished
 
 FORM = 1  # of the files; another form is not taken over from an interrupted call
 PER_SHARD = 1000  # images
@@ -135,7 +135,7 @@ def alone(to):
 
 def _locked(folder):
     """The lock of a directory, or None if the directory was finished or removed while waiting for it."""
-    with shard_files.writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = open(folder / LOCK, "w")

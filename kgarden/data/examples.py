@@ -1,4 +1,4 @@
-"""What lies in a data set, in NumPy: to look at and to count, not to train on."""
+"""Records of a data set as NumPy arrays, for inspection and counting; not used to train."""
 
 import json
 import pathlib

@@ -1,8 +1,8 @@
-"""Which image comes when: a function of the seed alone, computed on the host before anything is read.
+"""Order of images and their grouping into batches of one canvas; a pure function of the seed.
 
-How often an image of a data set comes stands in sampling.py. Batches hold images of one canvas: an image
-waits until enough others of its canvas have come. The order from step k on is found by counting
-from step 0, which takes a second for some million images; so training goes on exactly where it stopped.
+The samplers are in sampling.py. Batches hold images of one canvas: an image waits until its canvas has enough
+images for a batch. The order from step k on is found by counting from step 0, which takes a second for some
+million images; a resumed training continues exactly where it stopped.
 """
 
 import functools
@@ -55,7 +55,8 @@ def batches(rows, canvas, batch_size, start_step=0, others=None, partners=0):
     Yields:
         (B, 3 + K) int64: number of the image in the stream, row, canvas, rows of its partners.
     """
-    return itertools.islice(_grouped(rows, canvas.tolist(), batch_size, others, partners), start_step, None)
+    grouped = _grouped(rows, canvas.tolist(), batch_size, others=others, partners=partners)
+    return itertools.islice(grouped, start_step, None)
 
 
 def in_order(canvas, batch_size):

@@ -1,9 +1,9 @@
-"""Data sets -> batches of one canvas, as `kgarden.structures` has them.
+"""Input pipeline: builds padded batches of one canvas for training and evaluation.
 
     order of the images -> records -> parse -> decode -> transforms -> canvas -> batch
 
 Everything random is a function of the seed and of the number of the image in the stream. So a stream
-that starts at step k is the tail of the stream that starts at 0, however many threads work on it.
+that starts at step k is the tail of the stream that starts at 0, however many threads prepare it.
 
 Images that are only resized and mirrored, the usual case, go a shorter way, `_plain`: what is drawn for
 them is drawn for a thousand at once, and the truth of a batch is moved as a whole.
@@ -26,7 +26,7 @@ from kgarden.data.canvas import (
     resized,
 )
 from kgarden.data.examples import check_masks, objects_of
-from kgarden.data.loader import Loader, ratios
+from kgarden.data.loader import Loader, Resize, ratios
 from kgarden.data.padding import in_rows_of_one, pad_to_max_objects
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined
@@ -103,25 +103,22 @@ def train_batches(
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)
     streams = [_stream(part, sampling, threshold) for part in parts]
-    load = Loader(
-        data,
-        np.array(canvases)[canvas],
-        short_sides,
-        long_side_px,
-        antialias,
-        scaled_decode,
-        cache,
-        keep_crowd,
-        masks,
-        augmentation.keeps_size,
+    resize = Resize(
+        canvas_hw=np.array(canvases)[canvas],
+        short_sides=short_sides,
+        long_side_px=long_side_px,
+        antialias=antialias,
+        scaled_decode=scaled_decode,
+        keeps_size=augmentation.keeps_size,
     )
+    load = Loader(data, resize, cache=cache, keep_crowd=keep_crowd, masks=masks)
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
 
     def steps_in_order():
         sizes, partners = [len(part.index) for part in parts], augmentation.partners
         rows = order.endless_rows(sizes, weights, seed, streams)
         others = order.endless_rows(sizes, weights, (seed, PARTNERS), streams)
-        steps = order.batches(rows, canvas, batch_size, start_step, others, partners)
+        steps = order.batches(rows, canvas, batch_size, start_step, others=others, partners=partners)
         parts_of_steps = (np.array_split(step, share[1])[share[0]] for step in steps)
         while True:
             chunk = np.concatenate(list(itertools.islice(parts_of_steps, max(1, CHUNK // batch_size))))
@@ -129,13 +126,14 @@ def train_batches(
 
     signature = tf.TensorSpec((None, 2 + augmentation.partners), tf.int64)
     rows = tf.data.Dataset.from_generator(steps_in_order, output_signature=signature)
-    made = _plain if augmentation.is_plain and not masks else _changed
+    make = _plain if augmentation.is_plain and not masks else _changed
     size = batch_size // (share[1] * pieces)
-    batches = made(rows, load, augmentation, seed, static_hw, max_objects, size, parallel)
+    sizes = {"static_hw": static_hw, "max_objects": max_objects, "batch_size": size}
+    batches = make(rows, load, augmentation, seed=seed, parallel=parallel, **sizes)
     return _handed_out(batches, tf.data.INFINITE_CARDINALITY)
 
 
-def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
+def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches of images under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
 
     def prepare(numbers):
@@ -155,7 +153,7 @@ def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size,
     return examples.batch(batch_size, drop_remainder=True)
 
 
-def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
+def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches of images that are resized and mirrored. rows: dataset of (n, 2), number and row."""
 
     def planned(numbers):
@@ -265,7 +263,14 @@ class _Size:
 
 def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode):
     canvases, canvas = _canvases(data.index, canvases, short_side_px, long_side_px)
-    load = Loader(data, np.array(canvases)[canvas], (short_side_px,), long_side_px, antialias, scaled_decode)
+    resize = Resize(
+        canvas_hw=np.array(canvases)[canvas],
+        short_sides=(short_side_px,),
+        long_side_px=long_side_px,
+        antialias=antialias,
+        scaled_decode=scaled_decode,
+    )
+    load = Loader(data, resize)
     return _Size(load, canvas, tuple(canvases[0]) if len(canvases) == 1 else (None, None))
 
 

@@ -1,4 +1,4 @@
-"""How often each image of a data set comes: rows 0..N-1 without end, functions of a key alone.
+"""Samplers: endless, deterministic index streams (uniform, repeat-factor, class-aware).
 
 natural        every epoch is one permutation of all images
 repeat_factor  images with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019

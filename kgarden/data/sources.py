@@ -1,4 +1,4 @@
-"""What a recipe names as data -> a data set on disk, opened.
+"""Data sets that a recipe names: converts raw data if need be and opens it.
 
 Raw data (`format`) is converted once into a cache directory, under a name made of everything it depends
 on; shards (`glob`) are taken as they are, and of those that others wrote the cache holds the index, the

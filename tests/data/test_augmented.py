@@ -135,7 +135,7 @@ def test_masks_are_where_the_paint_is(drawn, augment):
         ):
             for box, label, bits in zip(boxes, labels, masks, strict=True):
                 if label >= 0 and (box[2:] - box[:2]).min() > 12:
-                    seen = painted_images.mask_on_picture(bits, box, size_hw)
+                    seen = painted_images.mask_on_image(bits, box, size_hw)
                     there = image[: size_hw[0], : size_hw[1], label] > 127
                     ious.append((seen & there).sum() / (seen | there).sum())
     assert (

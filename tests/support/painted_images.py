@@ -77,12 +77,12 @@ def painted(seed, channels=(0, 1, 2), hw=None, side=(30, 90), ellipses=False):
     return example_of(image, boxes, list(channels), pngs=pngs if ellipses else None)
 
 
-def runner(entries, pictures=1, with_masks=False):
+def runner(entries, num_images=1, with_masks=False):
     """(examples, seed) -> what an augmentation makes of them, as numpy; the graph is made once."""
     augmentation = Augmentation(entries, masks=with_masks)
     spec = SPEC | (MASK_SPEC if with_masks else {})
 
-    @tf.function(input_signature=[[spec] * pictures, tf.TensorSpec((2,), tf.int64)])
+    @tf.function(input_signature=[[spec] * num_images, tf.TensorSpec((2,), tf.int64)])
     def run(examples, seed):
         return augmentation(lambda k: examples[k], seed)
 
@@ -119,7 +119,7 @@ def iou(a, b):
     return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
 
 
-def mask_on_picture(bits, box, hw):
+def mask_on_image(bits, box, hw):
     """A bitmap over its box, drawn at the size of the image.   (H, W) bool"""
     x, y = np.arange(hw[1]) + 0.5, np.arange(hw[0]) + 0.5
     side = bits.shape[0]

@@ -20,7 +20,8 @@ from tfrecords.write import read_manifest  # noqa: E402
 SMALL = {"size_hw": (64, 64), "seed": 1, "shards": 4}
 COUNT = 24
 BUILD = (
-    "from tfrecords import shapes\nshapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
+    "from tfrecords.converters import shapes\n"
+    "shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
 )
 
 
@@ -138,7 +139,7 @@ def test_a_picture_that_changed_is_read_again(tmp_path):
 
 def start_slowly(to):
     """A process that is in the middle of building."""
-    slow = "from tfrecords import shapes\nimport time\ndraw = shapes.draw\n"
+    slow = "from tfrecords.converters import shapes\nimport time\ndraw = shapes.draw\n"
     slow += "def drawn(*a):\n  time.sleep(0.1)\n  return draw(*a)\nshapes.draw = drawn\n"
     process = start(slow + BUILD.format(""), to)
     while not (to.parent / ".to.partial/lock").exists() and process.poll() is None:
@@ -165,7 +166,9 @@ def test_two_processes_that_want_different_sets_in_one_place(tmp_path):
 def test_a_full_disk_is_one_line_and_the_next_try_goes_on(tmp_path, whole):
     """A limit on the size of files is to a process what a full disk is."""
     program = "from tfrecords.schema import DataError\n"
-    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords import shapes\n"
+    program += (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords.converters import shapes\n"
+    )
     program += "try: shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4)\n"
     program += "except DataError as error: sys.exit(f'said: {error}')"
     process = start(program, tmp_path / "to")

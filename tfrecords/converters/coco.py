@@ -1,4 +1,4 @@
-"""COCO: a json of images, annotations and categories, and a folder of images."""
+"""COCO converter: JSON of images, annotations and categories, and a folder of images."""
 
 import collections
 import json

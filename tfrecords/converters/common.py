@@ -1,4 +1,4 @@
-"""The common core of the converters: an image and the objects that a source claims -> a Record.
+"""Common core of the converters: builds a Record from an image and its annotated objects.
 
 A converter reads its format into jobs; everything after that is here, and the same for all of them.
 

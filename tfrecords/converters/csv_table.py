@@ -1,4 +1,4 @@
-"""A folder of images and a table (csv): one line for every box."""
+"""CSV converter: a folder of images and a table with one line for every box."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The converters by the name of what they read; their arguments are those of the modules' `build`."""
+"""Converters by the name of their format; their arguments are those of the modules' `build`."""
 
 from tfrecords.converters import coco, csv_table, shapes, voc
 

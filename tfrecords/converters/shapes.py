@@ -1,4 +1,4 @@
-"""shapes: an embedded data set, drawn from a seed, on which a detector can learn within minutes.
+"""shapes: synthetic data set, drawn from a seed, on which a detector learns within minutes.
 
 Six classes that only their shape tells apart: colour, size and proportions of the box are drawn without
 looking at the class. Objects overlap, backgrounds are textured, boxes go from 12 px to 60 % of the shorter

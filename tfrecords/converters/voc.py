@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for every image, lists of the images of a split."""
+"""Pascal VOC converter: one XML file for every image, lists of the images of each split."""
 
 import collections
 import pathlib

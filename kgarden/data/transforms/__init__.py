@@ -1,4 +1,4 @@
-"""Changes of an image together with its truth.
+"""Augmentation: stateless transforms of an image together with its ground truth.
 
 A transform is stateless: the same example and seed give the same result wherever and whenever it runs. It is
 TensorFlow alone. The functions listed in TRANSFORMS make transforms from the settings of a recipe.

@@ -1,4 +1,4 @@
-"""What a transform is, and the order in which kinds of transforms are done."""
+"""Transform and its stages (CROP, SIZE, FINISH); checks of settings."""
 
 import dataclasses
 from collections.abc import Callable

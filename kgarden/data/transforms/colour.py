@@ -1,4 +1,4 @@
-"""Colour. Boxes stay where they are."""
+"""Colour jitter. Boxes do not change."""
 
 import math
 

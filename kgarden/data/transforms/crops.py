@@ -1,4 +1,4 @@
-"""Windows cut out of the stored image, before it is resized. What is left is resized as an image is."""
+"""Random crops of the stored image, before it is resized to its size on the canvas."""
 
 import tensorflow as tf
 

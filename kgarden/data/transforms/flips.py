@@ -1,4 +1,4 @@
-"""Mirrors."""
+"""Horizontal and vertical flips."""
 
 import tensorflow as tf
 

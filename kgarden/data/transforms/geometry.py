@@ -1,4 +1,4 @@
-"""Where things are: windows cut out of an image, images scaled and mirrored, and the rule of what is left.
+"""Geometry of transforms: crops, scales and mirrors of images, boxes and masks, and what of them is kept.
 
 An object that has lost too much gets label -1, "not an object"; nothing is ever dropped from the arrays, so
 that rows keep their places.

@@ -1,4 +1,4 @@
-"""Masks as small bitmaps that travel with a rectangle of their own, their frame.
+"""Instance masks as bitmaps (112 x 112) over frames: decodes, resamples and crops them.
 
 A bitmap is sampled once, from the full-size mask, over the box that the object has in the stored image.
 Cuts, scales and shifts move the frame alone, mirrors turn the bitmap over. At the very end each mask is
@@ -39,7 +39,7 @@ def bitmaps(pngs, boxes):
 
 
 def resample_masks(bits, frames, boxes):
-    """Bitmaps sampled anew, over other rectangles.   (N, 112, 112) bool
+    """Resamples bitmaps over other boxes (nearest bitmap cell).   (N, 112, 112) bool
 
     Args:
         bits:   (N, 112, 112) bool over `frames`, (N, 4) xyxy px.

@@ -1,4 +1,4 @@
-"""Several images become one."""
+"""Mosaic and mixup: several images become one."""
 
 import tensorflow as tf
 

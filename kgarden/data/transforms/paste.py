@@ -1,4 +1,4 @@
-"""Objects of another image laid over this one."""
+"""Copy-paste: objects of another image pasted along their masks."""
 
 import tensorflow as tf
 

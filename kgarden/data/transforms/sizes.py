@@ -1,4 +1,4 @@
-"""The image gets its size and its part of the canvas in one go, instead of the plain resize."""
+"""Scale jitter: resizes and crops an image to its canvas in one step, instead of the plain resize."""
 
 import tensorflow as tf
 
