@@ -173,8 +173,8 @@ class Data:
     """Training and validation data of a recipe.
 
     Args:
-        recipe:      gives sizes, canvases, batch size, augmentation, seed.
-        train, val:  [kgarden.data.pipeline.Dataset, ...].
+        recipe:      sizes, canvases, batch size, augmentation, seed.
+        train, val:  [kgarden.data.sources.Dataset, ...].
         categories:  [{"id", "name"}, ...] in label order.
         annotations: path of the validation ground truth in COCO format; None without val.
     """

@@ -202,8 +202,8 @@ def test_the_package_root_holds_few_modules():
     assert len(modules) <= 8, sorted(path.stem for path in modules)
 
 
-# Names that several files share, because they are about the same paper, format or stage.
-SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "roi", "voc"}
+# Names that several files share, because they are about the same paper, format, stage or job.
+SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "files", "roi", "voc"}
 
 
 def test_no_two_files_of_one_name_mean_different_things():

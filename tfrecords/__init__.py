@@ -1,22 +1,18 @@
-"""Object-detection data sets as sharded TFRecord files: written, read, checked.
+"""Object-detection data sets as sharded TFRecord files: conversion, reading, checks.
 
 Importable on its own: TensorFlow, NumPy, Pillow and pycocotools, nothing of Keras. TensorFlow is imported by
 the functions that need it, so that `import tfrecords` is cheap.
 
-    schema.py    the keys of a record; its one writer and its one parser
-    pictures.py  picture files -> bytes that TensorFlow decodes; the decoder
-    masks.py     polygons and run-length codes -> PNG
-    objects.py   a picture and what a source says of it -> a record: the common core of the converters
-    coco.py      COCO json -> shards
-    voc.py       Pascal VOC's XML files -> shards
-    table.py     a csv file -> shards
-    shapes.py    the embedded synthetic data set -> shards
-    formats.py   the converters by name
-    labels.py    lists of classes that others wrote
-    write.py     records -> shards (shard.py, pool.py), and the files beside them (finish.py)
-    report.py    the account of a conversion: every picture, every box
-    index.py     where every record lies, and how large its picture is
-    foreign.py   shards that others wrote: what ours have beside them, made by one pass
-    records.py   the records of a file, damaged ones too
-    check.py     does a data set hold what it says?
+    schema.py             keys of a record; its one writer and its one parser
+    images.py             image files -> bytes that TensorFlow decodes; the decoder
+    segmentations.py      polygons and run-length codes -> PNG
+    converters/           COCO, Pascal VOC, CSV and the synthetic shapes -> shards
+    labels.py             class lists (.pbtxt, JSON, CSV, plain text)
+    write.py              records -> a data set (shard.py, pool.py, finish.py)
+    files.py              errors of writing; files written to a temporary path and renamed
+    conversion_report.py  counts of images and boxes kept and left out
+    index.py              position of every record and size of its image
+    adopt.py, scan.py     use shards of other origin in place
+    records.py            the records of a file, damaged ones too
+    check.py              consistency check of a data set
 """

@@ -1,4 +1,4 @@
-"""Use of existing TF Object Detection API or Model Garden shards in place.
+"""Use existing TF Object Detection API or Model Garden shards in place.
 
 What our own data sets carry beside their shards (categories, index, ground truth) is found by one pass and
 kept in a folder elsewhere. Shards packed with gzip are unpacked there, because a packed file cannot be read
@@ -16,13 +16,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tfrecords.conversion_report import Fault, Report
+from tfrecords.files import writing
 from tfrecords.finish import Truth, add_row, write_json
 from tfrecords.index import COLUMNS, numbered
 from tfrecords.labels import read_labels
 from tfrecords.records import compression_of, unpack
 from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
-from tfrecords.shard import writing
 from tfrecords.write import LOCK, alone
 
 FORM = 1  # of the files; another form is made anew
@@ -187,8 +187,8 @@ def _annotation(row, n, remarks, where):
 def _run_lengths(png, height, width):
     """A PNG of a mask -> run-length code as JSON can hold it."""
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-            mask = np.asarray(picture.convert("L")) > 0
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            mask = np.asarray(image.convert("L")) > 0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise DataError("the mask is no PNG") from None
     if mask.shape != (height, width):

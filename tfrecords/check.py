@@ -1,4 +1,4 @@
-"""Validation of a data set: every record is parsed, every image decoded, every file compared.
+"""Consistency check of a data set: reads every record, decodes every image, compares every file.
 
 The check does not stop at a fault: it counts faults by kind, names where each was found, and goes on. It
 looks at shards of any origin; what only our own data sets have (manifest.json, index.json, annotations.json)
@@ -18,13 +18,13 @@ import tempfile
 
 import numpy as np
 
+from tfrecords.images import decode
 from tfrecords.index import shards_of
-from tfrecords.pictures import decode
 from tfrecords.records import compression_of, unpack, walk
 from tfrecords.schema import SIDES, DataError
 from tfrecords.write import read_manifest
 
-AT_ONCE = 256  # records whose pictures are decoded together by all threads
+AT_ONCE = 256  # records whose images are decoded together by all threads
 HAIR = 1e-6  # of a side: rounding in float32 may carry a box so far over the border
 NEAR = 0.01  # px between a box of a record (float32 fractions) and the same box in annotations.json
 
@@ -83,7 +83,7 @@ def check(pattern, progress=None):
             for row in rows:
                 twice = (file.parent, row.image_id) in seen
                 if twice and row.image_id is not None:
-                    findings.add(f"image id in {file.parent.name} given to two pictures", row.where)
+                    findings.add(f"image id in {file.parent.name} given to two images", row.where)
                 seen[file.parent, row.image_id] = row
             folder.compare_index(file, rows)
             folder.read[file.name] = rows
@@ -165,7 +165,7 @@ def _check_record(file, offset, data, categories, is_ours):
     name = _text(features, "image/filename") or _text(features, "image/source_id")
     where = f"{where} ({name})" if name else where
     faults = []
-    height, width = _check_picture(features, faults)
+    height, width = _check_image(features, faults)
     boxes, objects = _check_boxes(features, faults)
     _check_classes(features, len(boxes), categories, faults)
     _check_masks(features, len(boxes), height, width=width, faults=faults)
@@ -186,25 +186,25 @@ def _check_record(file, offset, data, categories, is_ours):
     return row, [(kind, where) for kind in faults], objects
 
 
-def _check_picture(features, faults):
-    """(height, width) of the picture, or what the record says if there is none."""
+def _check_image(features, faults):
+    """(height, width) of the image, or what the record says if there is none."""
     import tensorflow as tf
 
     encoded = b"".join(_bytes(features, "image/encoded"))
     said = [(_ints(features, f"image/{side}") or [0])[0] for side in ("height", "width")]
     digest = _text(features, "image/key/sha256")
     if digest and hashlib.sha256(encoded).hexdigest() != digest.lower():
-        faults.append("picture differs from image/key/sha256")
+        faults.append("image differs from image/key/sha256")
     if not encoded:
-        faults.append("no picture in image/encoded")
+        faults.append("no image in image/encoded")
         return said
     try:
         height, width, _ = decode(encoded).shape
     except (tf.errors.OpError, ValueError):
-        faults.append("picture does not decode")
+        faults.append("image does not decode")
         return said
     if said != [0, 0] and said != [height, width]:
-        faults.append("picture of another size than image/height and image/width")
+        faults.append("image of another size than image/height and image/width")
     return height, width
 
 
@@ -219,7 +219,7 @@ def _check_boxes(features, faults):
         faults.append("box that is not finite")
         return boxes, len(boxes)
     if (boxes < -HAIR).any() or (boxes > 1 + HAIR).any():
-        faults.append("box outside of the picture")
+        faults.append("box outside of the image")
     if (boxes[:, 2:] <= boxes[:, :2]).any():
         faults.append("box without area")
     areas = np.array(_floats(features, OBJECT + "area"))
@@ -252,7 +252,7 @@ def _check_masks(features, count, height, width, faults):
     for mask in filter(None, masks):
         try:
             if tuple(tf.io.decode_png(mask, channels=1).shape[:2]) != (height, width):
-                faults.append("mask of another size than the picture")
+                faults.append("mask of another size than the image")
                 return
         except tf.errors.OpError:
             faults.append("mask that does not decode")
@@ -350,7 +350,7 @@ class _Folder:
         rows = {row.image_id: row for several in self.read.values() for row in several}
         for image_id in rows.keys() ^ {image["id"] for image in self.truth["images"]}:
             where = "annotations.json" if image_id in rows else "the shards"
-            self.findings.add(f"picture that is missing in {where}", f"{self.path.name}, image {image_id}")
+            self.findings.add(f"image that is missing in {where}", f"{self.path.name}, image {image_id}")
         for image_id, row in rows.items():
             if not _is_same(row, of_image[image_id]):
                 self.findings.add("annotations.json has other objects than the record", row.where)

@@ -1,6 +1,6 @@
-"""Report of a conversion: what became of every image and box of the source.
+"""Report of a conversion: counts of images and boxes kept, left out and repaired.
 
-pictures = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
+images = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
 """
 
 import collections
@@ -10,16 +10,16 @@ import pathlib
 from tfrecords.schema import DataError
 
 NAMED_FAULTS = 200  # so many faults are named in the manifest; all are counted
-PICTURE_LEFT_OUT = "its picture is left out"  # the reason of boxes that go with their picture
+IMAGE_LEFT_OUT = "its picture is left out"  # the reason of boxes that go with their image
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """Something of the source that is not in the data set, or not as it was.
 
-    where:  what it is: a picture, an annotation, a line.
+    where:  what it is: an image, an annotation, a line.
     reason: why.
-    boxes:  if a picture is left out: how many boxes go with it.
+    boxes:  if an image is left out: how many boxes go with it.
     """
 
     where: str
@@ -32,21 +32,21 @@ class Fault:
 
 @dataclasses.dataclass
 class Faults:
-    """What a converter found before the first picture was read.
+    """What a converter found before the first image was read.
 
-    pictures: [Fault] of pictures that are left out.
+    images: [Fault] of images that are left out.
     boxes:    [Fault] of boxes that are left out.
-    remarks:  [Fault] of what was mended: the picture or box is kept.
+    remarks:  [Fault] of what was mended: the image or box is kept.
     """
 
-    pictures: list = dataclasses.field(default_factory=list)
+    images: list = dataclasses.field(default_factory=list)
     boxes: list = dataclasses.field(default_factory=list)
     remarks: list = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a job gives: one picture with its objects.
+    """What a job gives: one image with its objects.
 
     serialized:  bytes of the tf.train.Example.
     image:       {"id", "file_name", "height", "width"} for annotations.json.
@@ -54,7 +54,7 @@ class Record:
                  "difficult" where the source has them.
     faults:      [Fault] of boxes that were left out.
     remarks:     [Fault] of what was mended.
-    clipped:     how many boxes reached out of the picture and were cut at its border.
+    clipped:     how many boxes reached out of the image and were cut at its border.
     """
 
     serialized: bytes
@@ -95,7 +95,7 @@ class Report:
         self.boxes_per_category = self.boxes_per_category or dict.fromkeys(self.names.values(), 0)
 
     def add(self, annotations, clipped):
-        """A picture is kept, with these annotations."""
+        """An image is kept, with these annotations."""
         self.images += 1
         self.clipped += clipped
         self.images_without_objects += all(a["iscrowd"] for a in annotations)
@@ -107,11 +107,11 @@ class Report:
             self.boxes_per_category[self.names[annotation["category_id"]]] += 1
 
     def leave_out(self, fault):
-        """A picture is left out, and its boxes with it."""
+        """An image is left out, and its boxes with it."""
         self._name(fault)
         self.faulty_pictures += 1
         if fault.boxes:
-            self.dropped[PICTURE_LEFT_OUT] += fault.boxes
+            self.dropped[IMAGE_LEFT_OUT] += fault.boxes
 
     def drop(self, faults):
         """Boxes are left out."""
@@ -133,7 +133,7 @@ class Report:
         """
         seen = self.boxes + sum(self.dropped.values())
         self.images_total, self.boxes_total = images_total, seen if boxes_total is None else boxes_total
-        assert self.images + self.faulty_pictures == images_total, "a picture was lost"
+        assert self.images + self.faulty_pictures == images_total, "an image was lost"
         assert seen == self.boxes_total, "a box was lost"
 
     def to_json(self):

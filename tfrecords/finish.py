@@ -1,4 +1,4 @@
-"""Last step of a conversion: writes annotations.json, index.json and manifest.json beside the shards."""
+"""Writes annotations.json, index.json and manifest.json beside finished shards."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import shutil
 
 from tfrecords import shard as shard_files
 from tfrecords.conversion_report import Fault
+from tfrecords.files import writing
 from tfrecords.index import COLUMNS
 from tfrecords.schema import DataError
 
@@ -21,10 +22,10 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
         report:      Report, is completed.
         images_total, boxes_total: what the source holds, see `Report.close`.
     Raises:
-        DataError: not one picture can be used, or there is a fault and the report is strict.
+        DataError: not one image can be used, or there is a fault and the report is strict.
     """
     index = {file.name: {key: [] for key in COLUMNS if key != "shard"} for file in files}
-    with shard_files.writing(folder), contextlib.ExitStack() as stack:
+    with writing(folder), contextlib.ExitStack() as stack:
         results = [stack.enter_context(contextlib.closing(shard_files.results(file))) for file in files]
         truth = stack.enter_context(Truth(folder))
         for number in range(len(jobs)):
@@ -39,7 +40,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
             truth.add(found["image"], found["annotations"])
         if not report.images:
             why = f"; the first fault: {report.faults[0]}" if report.faults else ""
-            raise DataError(f"{report.to}: not one picture can be used{why}")
+            raise DataError(f"{report.to}: not one image can be used{why}")
         report.shards = [next(lines) for lines in results]
         report.close(images_total, boxes_total)
         truth.finish(report.categories)
@@ -64,7 +65,7 @@ def add_row(columns, found):
 
 
 class Truth:
-    """annotations.json, written as it comes: pictures and boxes into a file each, joined at the end.
+    """annotations.json, written as it comes: images and boxes into a file each, joined at the end.
 
     A context manager; its folder is where the file is to lie.
     """

@@ -1,4 +1,4 @@
-"""Index of a data set: offset, size and counts of every record, known before an image is read.
+"""Index of a data set: file, byte offset, size and number of objects of every record.
 
 The index makes shards readable in any order: a pipeline that knows it can shuffle the whole data set and
 start again at any step. Our own shards carry it as index.json; for others, one pass over the files finds it.
@@ -32,7 +32,7 @@ class Index:
     shard:    (N,) row of `files`.
     offset:   (N,) bytes, where the record begins.
     image_id: (N,)
-    height, width: (N,) px of the picture.
+    height, width: (N,) px of the image.
     objects:  (N,) boxes that are not crowds.
     """
 
@@ -110,9 +110,9 @@ def record_bytes(serialized):
 
 
 def numbered(source_ids):
-    """image/source_id of every picture -> image ids.
+    """image/source_id of every image -> image ids.
 
-    Decimal ones stay. If one is not decimal, or two are equal, the pictures are numbered from 1.
+    Decimal ones stay. If one is not decimal, or two are equal, the images are numbered from 1.
     """
     decimal = all(one.isascii() and one.isdecimal() and len(one) < 19 for one in source_ids)
     numbers = [int(one) for one in source_ids] if decimal else []

@@ -8,10 +8,10 @@ import threading
 from concurrent.futures.process import BrokenProcessPool
 
 from tfrecords import shard as shard_files
-from tfrecords.shard import Unfinished
+from tfrecords.files import Unfinished
 
-POOL_FROM = 2000  # fewer pictures than that are done before a pool has started
-TELL_EVERY = 50  # pictures
+POOL_FROM = 2000  # fewer images than that are done before a pool has started
+TELL_EVERY = 50  # images
 
 
 def make_all(tasks, work, *, strict=False, workers=None, progress=None):
@@ -51,7 +51,7 @@ def make_all(tasks, work, *, strict=False, workers=None, progress=None):
 
 
 class _Count:
-    """Tells `progress` about pictures that are done: now and then, and about the last."""
+    """Tells `progress` about images that are done: now and then, and about the last."""
 
     def __init__(self, total, progress):
         self.total, self.progress, self.done = total, progress, 0

@@ -1,4 +1,4 @@
-"""Reading of TFRecord files record by record, past damaged ones.
+"""Reads the records of a TFRecord file one by one and skips damaged ones.
 
 A record is its length (8 bytes), a checksum of the length, the data, and a checksum of the data. TensorFlow's
 reader checks both sums and stops at the first that fails; where the length can be trusted, the next record
@@ -9,6 +9,7 @@ import gzip
 import shutil
 import struct
 
+from tfrecords.files import replacing
 from tfrecords.schema import DataError
 
 HEAD = 8 + 4  # bytes
@@ -69,15 +70,12 @@ def compression_of(file):
 
 
 def unpack(file, to):
-    """A shard packed with gzip -> the same shard as it should be; written aside and renamed."""
-    aside = to.with_name(f"{to.name}.aside")
+    """Unpacks a shard packed with gzip."""
     try:
-        with gzip.open(file) as packed, aside.open("wb") as plain:
+        with replacing(to) as [aside], gzip.open(file) as packed, aside.open("wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
     except (EOFError, gzip.BadGzipFile, OSError) as error:
-        aside.unlink(missing_ok=True)
         raise DataError(f"{file}: cannot be unpacked: {error}") from None
-    aside.replace(to)
 
 
 def _length(stream, offset):

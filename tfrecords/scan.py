@@ -34,7 +34,7 @@ class Row:
     offset: int  # bytes, where the record begins
     source_id: str
     file_name: str
-    height: int  # px, of the picture itself
+    height: int  # px, of the image itself
     width: int
     says_another_size: bool
     boxes: np.ndarray  # (N, 4) float32 xyxy, fractions of width and height, as they stand there
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def usable(self):
-        """(N,) bool: boxes that `schema.parse` hands out: finite, with an area inside the picture."""
+        """(N,) bool: boxes that `schema.parse` hands out: finite, with an area inside the image."""
         inside = self.boxes.clip(0, 1)
         return np.isfinite(self.boxes).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)
 
@@ -64,8 +64,8 @@ class Unusable:
 def scan(file):
     """Every record of a shard -> Row or Unusable.
 
-    The keys that training reads are looked at as its parser will look at them, the picture by its header
-    alone: `check` decodes pictures.
+    The keys that training reads are looked at as its parser will look at them, the image by its header
+    alone: `check` decodes images.
 
     Args:
         file: pathlib.Path.
@@ -108,9 +108,9 @@ def _row(offset, lists):
         return Unusable(offset, "xmin, ymin, xmax and ymax are of different lengths", max(map(len, sides)))
     if len(labels) != count:
         return Unusable(offset, f"there are {len(labels)} image/object/class/label for {count} boxes", count)
-    hw = _picture_hw((lists["image/encoded"] or [b""])[0])
+    hw = _image_hw((lists["image/encoded"] or [b""])[0])
     if hw is None:
-        return Unusable(offset, "image/encoded holds no picture", count)
+        return Unusable(offset, "image/encoded holds no image", count)
     said = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
     areas, crowds, difficult, masks = (
         lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")
@@ -132,11 +132,11 @@ def _row(offset, lists):
     )
 
 
-def _picture_hw(encoded):
-    """(height, width) px by the header of a picture of a kind that TensorFlow decodes, or None."""
+def _image_hw(encoded):
+    """(height, width) px by the header of an image of a kind that TensorFlow decodes, or None."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")) as picture:
-            return picture.height, picture.width
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
+            return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 

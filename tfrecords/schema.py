@@ -1,4 +1,4 @@
-"""Record schema: the keys of the TF Object Detection API and the TF Model Garden; writer and parser.
+"""Keys of a record: those of the TF Object Detection API and the TF Model Garden.
 
     image/encoded                       bytes   JPEG or PNG
     image/format                        bytes   jpeg or png
@@ -12,9 +12,9 @@
     image/object/area                   float   px^2, of the mask where the source knows it, else of the box
     image/object/is_crowd               int64   1: a region with many objects, not one object
     image/object/difficult              int64   1: hard to tell; Pascal VOC's metric leaves it out
-    image/object/mask                   bytes   PNG of one channel and the size of the picture, 0 and 1
+    image/object/mask                   bytes   PNG of one channel and the size of the image, 0 and 1
 
-`difficult` and `mask` are there if the source knows them. A picture without objects may lack every
+`difficult` and `mask` are there if the source knows them. An image without objects may lack every
 `image/object/` key: they are read as lists of length 0.
 """
 
@@ -43,15 +43,15 @@ def serialize(
     difficult=(),
     masks=(),
 ):
-    """One picture and its objects -> a serialised tf.train.Example.
+    """One image and its objects -> a serialised tf.train.Example.
 
     Args:
         encoded:       bytes of a JPEG or PNG file.
         image_format:  "jpeg" or "png".
         image_id:      int, unique in the data set.
-        file_name:     where the picture came from, relative to the data set.
+        file_name:     where the image came from, relative to the data set.
         height, width: px, as decoded.
-        boxes:         (N, 4) xyxy, px of the picture.
+        boxes:         (N, 4) xyxy, px of the image.
         category_ids:  (N,) the data set's own ids.
         names:         (N,) their names.
         areas:         (N,) px^2.
@@ -109,7 +109,7 @@ def parse(serialized, masks=False):
         {"encoded": () string, "image_id": () int64, "height": () int64, "width": () int64 (-1 if unknown),
         "boxes": (N, 4) float32 xyxy, fractions of width and height, "category_ids": (N,) int64,
         "area": (N,) float32 px^2 (0 if it can not be told), "crowd": (N,) bool, "difficult": (N,) bool},
-        and with `masks` "masks": (N,) string, PNG of the picture's size or "".
+        and with `masks` "masks": (N,) string, PNG of the image's size or "".
         Boxes are cut at the border; those of which nothing is left, or that are not finite, are left out with
         all that belongs to them. An image id that is not decimal becomes -1: `Index.image_id` has another.
     """
@@ -177,7 +177,7 @@ def _fill(given, default):
 
 
 def _image_id(source_id):
-    """A decimal id as a number, else -1: then `index` numbers the pictures."""
+    """A decimal id as a number, else -1: then `index` numbers the images."""
     import tensorflow as tf
 
     decimal = tf.strings.regex_full_match(source_id, "[0-9]{1,18}")

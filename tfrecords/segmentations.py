@@ -1,4 +1,4 @@
-"""Conversion of COCO polygons and run-length codes to PNG masks of the image's size."""
+"""Instance masks: converts COCO polygons and run-length codes to PNG files of the image's size."""
 
 import io
 
@@ -20,7 +20,7 @@ def encode(segmentation, height, width):
     Args:
         segmentation:  a list of polygons [x, y, x, y, ...] in px, one such polygon, or a run-length code
                        {"size": [h, w], "counts": list or str}.
-        height, width: px of the picture.
+        height, width: px of the image.
     Raises:
         DataError: it is none of these, or of another size; the message is the reason alone.
     """
@@ -61,7 +61,7 @@ def _check_polygons(polygons):
 
 
 def _counts(code, height, width):
-    """The run lengths of a code, column by column, as a list that fits the picture."""
+    """The run lengths of a code, column by column, as a list that fits the image."""
     counts = code.get("counts")
     if code.get("size") != [height, width]:
         raise DataError("the mask is of another size than the picture")

@@ -1,4 +1,4 @@
-"""Writing of one shard: aside, renamed when complete, and not written twice.
+"""Writes one shard: to a temporary file, renamed when it is complete; complete shards are reused.
 
 Beside NAME.tfrecord lies NAME.jsonl until the data set is finished: a line with the key, a line for every
 job, and a line about the file. It is renamed after the shard: if it is there, the shard is whole.
@@ -7,15 +7,11 @@ job, and a line about the file. It is renamed after the shard: if it is there, t
 import contextlib
 import hashlib
 import json
-import os
 
 from tfrecords.conversion_report import Fault
+from tfrecords.files import replacing, writing
 from tfrecords.index import record_bytes
 from tfrecords.schema import DataError
-
-
-class Unfinished(DataError):
-    """The work could not go on, but the same call can go on from here."""
 
 
 def make(file, key, jobs, work, strict=False, tick=None):
@@ -25,7 +21,7 @@ def make(file, key, jobs, work, strict=False, tick=None):
         file:   pathlib.Path of the shard.
         key:    digest of all that the shard is made from.
         jobs, work, strict: see `tfrecords.write.write`.
-        tick:   function of a number of pictures that were done.
+        tick:   function of a number of images that were done.
     """
     tick = tick or (lambda count: None)
     if _is_done(file, key):
@@ -33,8 +29,7 @@ def make(file, key, jobs, work, strict=False, tick=None):
         return
     side = side_of(file)
     side.unlink(missing_ok=True)  # it speaks of another shard from now on
-    record_file, line_file = (path.with_name(f"{path.name}.{os.getpid()}") for path in (file, side))
-    with writing(file), _cleared(record_file, line_file):
+    with writing(file), replacing(file, side) as (record_file, line_file):
         with line_file.open("w", encoding="utf-8") as lines:
             print(json.dumps({"key": key}), file=lines)
             records, size = _write_records(record_file, jobs, work, strict=strict, tick=tick, lines=lines)
@@ -42,9 +37,6 @@ def make(file, key, jobs, work, strict=False, tick=None):
                 raise OSError(0, "the disk took less than was written")
             about = {"file": file.name, "records": records, "bytes": size, "sha256": _sha256(record_file)}
             print(json.dumps(about), file=lines)
-        for path, place in ((record_file, file), (line_file, side)):
-            _to_disk(path)
-            path.replace(place)
 
 
 def side_of(file):
@@ -61,25 +53,6 @@ def results(file):
     with side_of(file).open(encoding="utf-8") as lines:
         next(lines)  # the key
         yield from map(json.loads, lines)
-
-
-@contextlib.contextmanager
-def writing(path):
-    """A disk that is full, or takes no file, is the user's to mend: one line."""
-    try:
-        yield
-    except OSError as error:
-        raise _unfinished(path, error.strerror or error) from None
-    except Exception as error:
-        import tensorflow as tf
-
-        if not isinstance(error, tf.errors.OpError):
-            raise
-        raise _unfinished(path, error.message) from None
-
-
-def _unfinished(path, why):
-    return Unfinished(f"{path}: cannot be written: {why}: what is done stays, the same command goes on")
 
 
 def _write_records(path, jobs, work, strict, tick, lines):
@@ -120,21 +93,6 @@ def _is_done(file, key):
     with contextlib.suppress(FileNotFoundError, ValueError), side_of(file).open(encoding="utf-8") as lines:
         return file.is_file() and json.loads(next(lines, "null")) == {"key": key}
     return False
-
-
-@contextlib.contextmanager
-def _cleared(*paths):
-    """Files that are still there at the end were not finished: deleted."""
-    try:
-        yield
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
-def _to_disk(path):
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sha256(path):

@@ -1,4 +1,4 @@
-"""Writing of a data set: shards, manifest.json, annotations.json and index.json.
+"""Writes a data set: shards, manifest.json, annotations.json, index.json.
 
 A data set is one directory. It grows in a directory beside its place and is renamed when it is whole, so
 that a directory that exists is complete. Every shard is one task of a pool of processes; job k goes to
@@ -18,13 +18,13 @@ import time
 
 from tfrecords import shard as shard_files
 from tfrecords.conversion_report import Faults, Report, report_of
+from tfrecords.files import Unfinished, writing
 from tfrecords.finish import finish
 from tfrecords.pool import make_all
 from tfrecords.schema import DataError
-from tfrecords.shard import Unfinished
 
 FORM = 1  # of the files; another form is not taken over from an interrupted call
-PER_SHARD = 1000  # pictures
+PER_SHARD = 1000  # images
 LOCK = "lock"  # the file in the growing directory that its one builder holds locked
 
 
@@ -48,17 +48,17 @@ def write(
     Args:
         to:          directory of the data set; must not exist yet, or be empty.
         jobs:        sequence of what JSON can hold; the order of the records.
-        work:        function of one job -> Record, or Fault if the picture cannot be used. It and the jobs
+        work:        function of one job -> Record, or Fault if the image cannot be used. It and the jobs
                      must be picklable.
         categories:  [{"id", "name"}, ...] in label order.
         source:      dict for the manifest: what the data set was made from.
         state_of:    function of a job -> what changes when the files that it reads do.
         boxes_total: boxes in the source, for the account. None: all that the jobs saw.
         before:      Faults that were found before the jobs.
-        shards:      number of files. None: 8, and more from 8,000 pictures on.
+        shards:      number of files. None: 8, and more from 8,000 images on.
         workers:     number of processes. None: one per CPU for large sets, none for small ones.
         strict:      raise at the first fault instead of counting it.
-        progress:    function of (pictures done, pictures in all), called now and then.
+        progress:    function of (images done, images in all), called now and then.
     Returns:
         Report
     Raises:
@@ -71,7 +71,7 @@ def write(
     count = shards or max(1, min(len(jobs), max(8, math.ceil(len(jobs) / PER_SHARD))))
     plan = [_digest(source, categories, jobs[n::count], state_of) for n in range(count)]
     report = Report(to, categories, strict=strict, plan=hashlib.sha256("".join(plan).encode()).hexdigest())
-    for fault in before.pictures:
+    for fault in before.images:
         report.leave_out(fault)
     report.drop(before.boxes)
     report.remark(before.remarks)
@@ -93,7 +93,7 @@ def write(
                 jobs,
                 source=source,
                 report=report,
-                images_total=len(jobs) + len(before.pictures),
+                images_total=len(jobs) + len(before.images),
                 boxes_total=boxes_total,
             )
         except Unfinished:
@@ -143,7 +143,7 @@ def alone(to):
 
 def _locked(folder):
     """The lock of a directory, or None if the directory was finished or removed while waiting for it."""
-    with shard_files.writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = open(folder / LOCK, "w")

@@ -54,7 +54,7 @@ def show_(
     """Draw contact sheets of stored images; for a recipe, beside each the input of the network."""
     start_tensorflow()
     from kgarden.build import prepare_data
-    from kgarden.data.pipeline import open_dataset
+    from kgarden.data.sources import open_dataset
     from kgarden.visualization.contact_sheet import show_recipe, show_shards
 
     if _is_recipe(what):

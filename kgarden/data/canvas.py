@@ -1,8 +1,8 @@
 """Resizing and padding of images to a canvas, the fixed input sizes of the network.
 
-A picture is scaled so that its shorter side is `short_side_px`, or less if its longer side would exceed
+An image is scaled so that its shorter side is `short_side_px`, or less if its longer side would exceed
 `long_side_px`, and laid into the upper left corner of a canvas, a fixed size that the network takes. Which
-canvas follows from the picture's own size alone. Training, Predictor and the exported graph share these
+canvas follows from the image's own size alone. Training, Predictor and the exported graph share these
 functions; they are TensorFlow alone, so that a SavedModel holds them.
 """
 
@@ -13,13 +13,13 @@ from kgarden.data.resize import resample
 
 
 def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):
-    """The size that a picture is resized to.   (..., 2) int32
+    """The size that an image is resized to.   (..., 2) int32
 
     scale = min(short / min(h, w), long / max(h, w)), and at most what fits into `limit_hw`; sides are
     rounded to the nearest integer, halves upwards. All in integers: every caller gets the same size.
 
     Args:
-        hw:            (..., 2) int, px of the picture.
+        hw:            (..., 2) int, px of the image.
         short_side_px: () int; long_side_px: () int.
         limit_hw:      (..., 2) int or None: the canvas.
     """
@@ -37,12 +37,12 @@ def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):
 
 
 def canvas_of(hw, canvases, short_side_px, long_side_px):
-    """Which canvas a picture goes to: the first that holds it, else the one that it fills best.
+    """Which canvas an image goes to: the first that holds it, else the one that it fills best.
 
     Args:
-        hw:       (..., 2) int, px of the picture.
+        hw:       (..., 2) int, px of the image.
         canvases: (C, 2) int, [[height, width], ...].
-        short_side_px: the largest that the picture may get; long_side_px likewise.
+        short_side_px: the largest that the image may get; long_side_px likewise.
     Returns:
         (...,) int32, row of canvases.
     """
@@ -72,7 +72,7 @@ def resize(image, size_hw, antialias=True):
 
 
 def resized(image, size_hw, antialias=True):
-    """`resize`, or the picture itself where it has that size."""
+    """`resize`, or the image itself where it has that size."""
     same = tf.reduce_all(tf.shape(image)[:2] == size_hw)
     return tf.cond(same, lambda: image, lambda: resize(image, size_hw, antialias))
 
@@ -84,14 +84,14 @@ def pad_to_canvas(image, canvas_hw):
 
 
 def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialias=True):
-    """A picture as the network takes it.
+    """An image as the network takes it.
 
     Args:
         image:    (H, W, 3) uint8 RGB, array or tensor.
         canvases: [[height, width], ...] or None for `default_canvases`.
     Returns:
         canvas:  (Hc, Wc, 3) uint8. Of static size if there is one canvas.
-        size_hw: (2,) int32, the picture inside the canvas.
+        size_hw: (2,) int32, the image inside the canvas.
     """
     image = tf.convert_to_tensor(image)
     canvases = [list(c) for c in canvases or default_canvases(short_side_px, long_side_px)]
@@ -101,19 +101,6 @@ def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialia
     canvas = pad_to_canvas(resized(image, size_hw, antialias), canvas_hw)
     static = canvases[0] if len(canvases) == 1 else (None, None)
     return tf.ensure_shape(canvas, (*static, 3)), size_hw
-
-
-def boxes_to_original(boxes, size_hw, original_hw):
-    """Boxes in px of the network input -> px of the original picture.
-
-    Args:
-        boxes:       (..., N, 4) xyxy float32, tensor or array.
-        size_hw:     (..., 2) size of the picture inside the canvas.
-        original_hw: (..., 2) size of the original picture.
-    """
-    boxes = tf.convert_to_tensor(boxes)
-    scale = tf.cast(original_hw, boxes.dtype) / tf.cast(size_hw, boxes.dtype)  # (..., 2) yx
-    return boxes * tf.gather(scale, [1, 0, 1, 0], axis=-1)[..., None, :]
 
 
 def _smaller_fraction(above, below, other_above, other_below):

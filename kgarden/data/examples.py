@@ -1,4 +1,4 @@
-"""Examples of a data set as NumPy arrays, for inspection and statistics."""
+"""Records of a data set as NumPy arrays, for inspection and counting; not used to train."""
 
 import json
 import pathlib
@@ -10,13 +10,13 @@ from kgarden.data.loader import reader
 from kgarden.data.transforms.masks import bitmaps
 from kgarden.errors import UserError
 from kgarden.structures import MASKS
-from tfrecords.pictures import decode
+from tfrecords.images import decode
 from tfrecords.schema import parse
 from tfrecords.write import read_manifest
 
 
 def objects_of(dataset):
-    """Which classes are in which pictures.
+    """Which classes are in which images.
 
     Args:
         dataset: Dataset.
@@ -28,7 +28,7 @@ def objects_of(dataset):
     pairs = []
     for path in map(pathlib.Path, dataset.annotations):
         if not path.is_file():
-            raise UserError(f"{path}: not there; data.sampling needs it to know what is in which picture")
+            raise UserError(f"{path}: not there; data.sampling needs it to know what is in which image")
         for one in json.loads(path.read_text())["annotations"]:
             if one["image_id"] in row_of and one["category_id"] in label_of:
                 pairs.append((row_of[one["image_id"]], label_of[one["category_id"]]))
@@ -50,7 +50,7 @@ def stored_example(dataset, row):
     """A record with its objects.
 
     Args:
-        dataset: kgarden.data.pipeline.Dataset.
+        dataset: kgarden.data.sources.Dataset.
         row:     of its index.
     Returns:
         {"image": (H, W, 3) uint8, "boxes": (N, 4) xyxy px, "labels": (N,), -1 for a class that the data set

@@ -1,4 +1,6 @@
-"""Loader: decodes one record into an image with its ground truth."""
+"""Loader: reads, parses and decodes one record with its ground truth."""
+
+import dataclasses
 
 import numpy as np
 import tensorflow as tf
@@ -7,39 +9,44 @@ from kgarden.data.canvas import fitted_hw, resized
 from kgarden.data.transforms import masks as bitmaps
 from kgarden.data.transforms.geometry import FRAMES
 from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
-from tfrecords.pictures import decode
+from tfrecords.images import decode
 from tfrecords.schema import parse
 
 RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
-CACHED_BYTES = 2**30  # of pictures kept at all their sizes; more, and they are kept as they are stored
+CACHED_BYTES = 2**30  # of images kept at all their sizes; more, and they are kept as they are stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Sizes that the images of a data set are resized to.
+
+    canvas_hw:     (N, 2) int, the canvas of every image.
+    short_sides:   px; one of them is drawn for each image.
+    keeps_size:    whole images are resized, so that their sizes are known beforehand.
+    long_side_px, antialias, scaled_decode: see `pipeline.train_batches`.
+    """
+
+    canvas_hw: np.ndarray
+    short_sides: tuple
+    long_side_px: int
+    antialias: bool = True
+    scaled_decode: bool = False
+    keeps_size: bool = True
 
 
 class Loader:
-    """A row of the data set -> the example that transforms take, and the size that it is to get.
+    """Loads a row of a data set as the example that transforms take, with the size it is resized to.
 
     Args:
-        data:         Dataset; rows are those of its index.
-        canvas_hw:    (N, 2) int, the canvas of every picture.
-        short_sides:  px; one of them is drawn.
-        keeps_size:   whole pictures are resized, so that their sizes are known beforehand.
-        long_side_px, antialias, scaled_decode, cache, keep_crowd, masks: see `pipeline.train_batches`.
+        data:   Dataset; rows are those of its index.
+        resize: Resize.
+        cache, keep_crowd, masks: see `pipeline.train_batches`.
     """
 
-    def __init__(
-        self,
-        data,
-        canvas_hw,
-        short_sides,
-        long_side_px,
-        antialias=True,
-        scaled_decode=False,
-        cache="none",
-        keep_crowd=True,
-        masks=False,
-        keeps_size=True,
-    ):
+    def __init__(self, data, resize, *, cache="none", keep_crowd=True, masks=False):
+        canvas_hw, short_sides, long_side_px = resize.canvas_hw, resize.short_sides, resize.long_side_px
         index = data.index
-        self.index, self.antialias, self.keep_crowd, self.masks = index, antialias, keep_crowd, masks
+        self.index, self.antialias, self.keep_crowd, self.masks = index, resize.antialias, keep_crowd, masks
         original_hw = np.stack([index.height, index.width], axis=-1).astype("int32")
         sizes = np.stack([fitted_hw(original_hw, s, long_side_px, canvas_hw) for s in short_sides], axis=1)
         self.short_sides = tf.constant(short_sides, tf.int32)
@@ -48,7 +55,7 @@ class Loader:
         self.canvas_hw = tf.constant(canvas_hw, tf.int32)
         self.original_hw = tf.constant(original_hw)
         self.sizes = tf.constant(sizes)  # (N, S, 2)
-        shrinks = scaled_decode and keeps_size
+        shrinks = resize.scaled_decode and resize.keeps_size
         self.ratio = ratios(original_hw[:, None], sizes) if shrinks else np.ones_like(sizes[..., 0])
         ids = np.array([category["id"] for category in data.categories], "int64")
         self.ids, self.labels = tf.constant(np.sort(ids)), tf.constant(np.argsort(ids).astype("int32"))
@@ -60,7 +67,7 @@ class Loader:
             self.records = tf.constant([record.numpy() for record in rows])
         if cache == "decoded":
             self._keep_pixels(
-                at_all_sizes=keeps_size and 3 * sizes.prod(-1, dtype="int64").sum() <= CACHED_BYTES
+                at_all_sizes=resize.keeps_size and 3 * sizes.prod(-1, dtype="int64").sum() <= CACHED_BYTES
             )
 
     def record(self, row):
@@ -77,7 +84,7 @@ class Loader:
         Args:
             row:       () int64.
             choice:    () int64, which short side.
-            canvas_hw: (2,) int32, another picture's canvas to fit into; None: its own.
+            canvas_hw: (2,) int32, another image's canvas to fit into; None: its own.
         """
         record = parse(self.record(row), masks=self.masks)
         image = self.image(row, choice, record["encoded"])
@@ -136,7 +143,7 @@ class Loader:
         return tf.clip_by_value(boxes, 0.0, 1.0), tf.where(known, labels, PAD_LABEL), crowd & known
 
     def _keep_pixels(self, at_all_sizes):
-        """Decode all pictures into memory; resize them too, to each of their sizes, where there is room."""
+        """Decode all images into memory; resize them too, to each of their sizes, where there is room."""
         choices = self.sizes.shape[1] if at_all_sizes else 1
 
         def pixels(place):
@@ -173,6 +180,6 @@ def reader(index):
 
 
 def ratios(original_hw, size_hw):
-    """How much smaller the decoder may make each picture and still not be below its size."""
+    """How much smaller the decoder may make each image and still not be below its size."""
     times = np.min(original_hw // size_hw, axis=-1)
     return np.select([times >= ratio for ratio in RATIOS[:0:-1]], RATIOS[:0:-1], 1)

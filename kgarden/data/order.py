@@ -1,8 +1,8 @@
 """Order of images and their grouping into batches of one canvas; a pure function of the seed.
 
-How often a picture of a data set comes stands in sampling.py. Batches hold pictures of one canvas: a picture
-waits until enough others of its canvas have come. The order from step k on is found by counting
-from step 0, which takes a second for some million pictures; so training goes on exactly where it stopped.
+The samplers are in sampling.py. Batches hold images of one canvas: an image waits until its canvas has enough
+images for a batch. The order from step k on is found by counting from step 0, which takes a second for some
+million images; a resumed training continues exactly where it stopped.
 """
 
 import functools
@@ -17,14 +17,14 @@ CHOOSING = 2**31  # where the number of a data set stands in the seeds of its ep
 
 
 def endless_rows(sizes, weights, seed, streams=None):
-    """Rows of the pictures of several data sets, one after the other, without end.
+    """Rows of the images of several data sets, one after the other, without end.
 
     Args:
-        sizes:   pictures of each data set; rows count through all of them.
+        sizes:   images of each data set; rows count through all of them.
         weights: how often each data set is drawn from.
         seed:    int, or several.
         streams: for each data set a function of a key that gives its rows without end, of `sampling`; None:
-                 every picture once an epoch.
+                 every image once an epoch.
     """
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     streams = streams or [functools.partial(natural, size) for size in sizes]
@@ -43,25 +43,24 @@ def endless_rows(sizes, weights, seed, streams=None):
 
 
 def batches(rows, canvas, batch_size, start_step=0, others=None, partners=0):
-    """Batches of pictures of one canvas, without end.
+    """Batches of images of one canvas, without end.
 
     Args:
         rows:       iterator over rows.
         canvas:     (N,) int, the canvas of each row.
         batch_size: B.
         start_step: leave out so many batches.
-        others:     iterator over rows: the pictures to mix with, taken in the order of the stream.
-        partners:   K, how many of them for each picture.
+        others:     iterator over rows: the images to mix with, taken in the order of the stream.
+        partners:   K, how many of them for each image.
     Yields:
-        (B, 3 + K) int64: number of the picture in the stream, row, canvas, rows of its partners.
+        (B, 3 + K) int64: number of the image in the stream, row, canvas, rows of its partners.
     """
-    return itertools.islice(
-        _grouped(rows, canvas.tolist(), batch_size, others=others, partners=partners), start_step, None
-    )
+    grouped = _grouped(rows, canvas.tolist(), batch_size, others=others, partners=partners)
+    return itertools.islice(grouped, start_step, None)
 
 
 def in_order(canvas, batch_size):
-    """Every picture once, those of canvas 0 first; the last batch of a canvas is filled with row -1.
+    """Every image once, those of canvas 0 first; the last batch of a canvas is filled with row -1.
 
     Args:
         canvas:     (N,) int, the canvas of each row.

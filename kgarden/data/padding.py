@@ -1,4 +1,4 @@
-"""Padding of ground truth to a fixed number of objects."""
+"""Ground truth padded or cut to exactly M rows."""
 
 import tensorflow as tf
 
@@ -9,7 +9,7 @@ TRUTH = (BOXES, LABELS, CROWD, MASKS)
 
 
 def pad_to_max_objects(truth, max_objects):
-    """Truth of a batch, padded to M rows.
+    """Pads or cuts the ground truth of a batch to M rows.
 
     Of more than M objects the largest stay, in their order; crowd regions get what rows are left over.
 
@@ -44,6 +44,6 @@ def pad_to_max_objects(truth, max_objects):
 
 
 def in_rows_of_one(truth, max_objects):
-    """`pad_to_max_objects` for the truth of one picture."""
+    """`pad_to_max_objects` for the ground truth of one image."""
     truth = {key: truth[key][None] for key in TRUTH if key in truth}
     return {key: value[0] for key, value in pad_to_max_objects(truth, max_objects).items()}

@@ -1,11 +1,11 @@
-"""Input pipeline: data sets to batches of one canvas, as `kgarden.structures` describes them.
+"""Input pipeline: builds padded batches of one canvas for training and evaluation.
 
-    order of the pictures -> records -> parse -> decode -> transforms -> canvas -> batch
+    order of the images -> records -> parse -> decode -> transforms -> canvas -> batch
 
-Everything random is a function of the seed and of the number of the picture in the stream. So a stream
-that starts at step k is the tail of the stream that starts at 0, however many threads work on it.
+Everything random is a function of the seed and of the number of the image in the stream. So a stream
+that starts at step k is the tail of the stream that starts at 0, however many threads prepare it.
 
-Pictures that are only resized and mirrored, the usual case, go a shorter way, `_plain`: what is drawn for
+Images that are only resized and mirrored, the usual case, go a shorter way, `_plain`: what is drawn for
 them is drawn for a thousand at once, and the truth of a batch is moved as a whole.
 """
 
@@ -19,42 +19,27 @@ import tensorflow as tf
 
 from kgarden.data import order, rng
 from kgarden.data.canvas import (
-    boxes_to_original,
     canvas_of,
     default_canvases,
     fitted_hw,
     pad_to_canvas,
-    resize_to_canvas,
     resized,
 )
 from kgarden.data.examples import check_masks, objects_of
-from kgarden.data.loader import Loader, ratios
+from kgarden.data.loader import Loader, Resize, ratios
 from kgarden.data.padding import in_rows_of_one, pad_to_max_objects
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
-from kgarden.data.sources import Dataset, dataset_of, joined, open_dataset
+from kgarden.data.sources import Dataset, dataset_of, joined
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MIRRORED, ORIGINAL_HW, SIZE_HW, VIEWS
-from tfrecords.pictures import decode
+from tfrecords.images import decode
 from tfrecords.schema import DataError, parse
 
-__all__ = [
-    "Dataset",
-    "boxes_to_original",
-    "canvas_of",
-    "dataset_of",
-    "decode_only",
-    "decoder_ratio",
-    "default_canvases",
-    "fitted_hw",
-    "open_dataset",
-    "resize_to_canvas",
-    "train_batches",
-    "val_batches",
-]
+__all__ = ["dataset_of", "decode_only", "decoder_ratio", "train_batches", "val_batches"]
 
-CHUNK = 1024  # pictures whose order is handed to TensorFlow at once
+CHUNK = 1024  # images whose order is handed to TensorFlow at once
 CACHES = ("none", "encoded", "decoded")
 PARTNERS = 2**30  # where the order of partners stands in the seeds of epochs
 SIZES = 2**20  # and the draws of sizes in those of transforms
@@ -87,26 +72,26 @@ def train_batches(
 
     Args:
         datasets:      list of Dataset, drawn from by their weights.
-        short_side_px: several to draw one from for every picture, or one.
+        short_side_px: several to draw one from for every image, or one.
         long_side_px:  upper limit of the longer side.
         canvases:      [[height, width], ...]; None: `default_canvases` of the largest short side.
         max_objects:   M. Of more, the largest stay.
         augment:       [name or {name: {setting: value}}, ...] of `transforms.TRANSFORMS`.
         masks:         hand out the objects' masks.
-        sampling:      "natural": every picture once an epoch; "repeat_factor" with a `threshold`, and
+        sampling:      "natural": every image once an epoch; "repeat_factor" with a `threshold`, and
                        "class_aware": see `sampling`. Within each data set.
-        scaled_decode: let the JPEG decoder halve pictures that are halved anyway: faster, a little softer.
+        scaled_decode: let the JPEG decoder halve images that are halved anyway: faster, a little softer.
                        Not where crops, sizes or mixtures of the augmentation need all pixels.
         cache:         "none": read and decode every time; "encoded": keep records in memory; "decoded": keep
-                       pictures too, at all their sizes if that takes less than `loader.CACHED_BYTES`.
-        keep_empty:    also pictures without objects.
+                       images too, at all their sizes if that takes less than `loader.CACHED_BYTES`.
+        keep_empty:    also images without objects.
         keep_crowd:    hand out regions with many objects, marked, instead of leaving them out.
         start_step:    leave out the first so many batches.
-        share:         (index, of how many): prepare this part of every batch, in the order of its pictures.
+        share:         (index, of how many): prepare this part of every batch, in the order of its images.
         pieces:        hand that part out in so many pieces, one after the other.
-        parallel:      pictures that are prepared at the same time.
+        parallel:      images that are prepared at the same time.
     Returns:
-        tf.data.Dataset of (x, y). Shapes are static if the pictures need one canvas alone; with several,
+        tf.data.Dataset of (x, y). Shapes are static if the images need one canvas alone; with several,
         H and W differ from batch to batch.
     """
     data, weights, parts = _pool(datasets, keep_empty)
@@ -118,27 +103,22 @@ def train_batches(
     canvases, canvas = _canvases(data.index, canvases, max(short_sides), long_side_px)
     _warn_of_overflow(data.index, max_objects)
     streams = [_stream(part, sampling, threshold) for part in parts]
-    load = Loader(
-        data,
-        np.array(canvases)[canvas],
-        short_sides,
+    resize = Resize(
+        canvas_hw=np.array(canvases)[canvas],
+        short_sides=short_sides,
         long_side_px=long_side_px,
         antialias=antialias,
         scaled_decode=scaled_decode,
-        cache=cache,
-        keep_crowd=keep_crowd,
-        masks=masks,
         keeps_size=augmentation.keeps_size,
     )
+    load = Loader(data, resize, cache=cache, keep_crowd=keep_crowd, masks=masks)
     static_hw = tuple(canvases[0]) if len(canvases) == 1 else (None, None)
 
     def steps_in_order():
         sizes, partners = [len(part.index) for part in parts], augmentation.partners
         rows = order.endless_rows(sizes, weights, seed, streams)
         others = order.endless_rows(sizes, weights, (seed, PARTNERS), streams)
-        steps = order.batches(
-            rows, canvas, batch_size, start_step=start_step, others=others, partners=partners
-        )
+        steps = order.batches(rows, canvas, batch_size, start_step, others=others, partners=partners)
         parts_of_steps = (np.array_split(step, share[1])[share[0]] for step in steps)
         while True:
             chunk = np.concatenate(list(itertools.islice(parts_of_steps, max(1, CHUNK // batch_size))))
@@ -146,14 +126,15 @@ def train_batches(
 
     signature = tf.TensorSpec((None, 2 + augmentation.partners), tf.int64)
     rows = tf.data.Dataset.from_generator(steps_in_order, output_signature=signature)
-    made = _plain if augmentation.is_plain and not masks else _changed
+    make = _plain if augmentation.is_plain and not masks else _changed
     size = batch_size // (share[1] * pieces)
-    batches = made(rows, load, augmentation, seed, static_hw, max_objects, size, parallel)
+    sizes = {"static_hw": static_hw, "max_objects": max_objects, "batch_size": size}
+    batches = make(rows, load, augmentation, seed=seed, parallel=parallel, **sizes)
     return _handed_out(batches, tf.data.INFINITE_CARDINALITY)
 
 
-def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
-    """Batches of pictures under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
+def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
+    """Batches of images under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
 
     def prepare(numbers):
         number, rows = numbers[0], numbers[1:]
@@ -172,11 +153,11 @@ def _changed(rows, load, augmentation, seed, static_hw, max_objects, batch_size,
     return examples.batch(batch_size, drop_remainder=True)
 
 
-def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, parallel):
-    """Batches of pictures that are resized and mirrored. rows: dataset of (n, 2), number and row."""
+def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
+    """Batches of images that are resized and mirrored. rows: dataset of (n, 2), number and row."""
 
     def planned(numbers):
-        """What is drawn for each picture, and what the index knows of it."""
+        """What is drawn for each image, and what the index knows of it."""
         key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
         choice = load.choice(rng.uniform(rng.fold_in(key, SIZES))[:, 0])
         row = numbers[:, 1]
@@ -207,11 +188,11 @@ def _plain(rows, load, augmentation, seed, static_hw, max_objects, batch_size, p
         truth = pad_to_max_objects({BOXES: boxes, LABELS: labels, CROWD: crowd}, max_objects)
         return {IMAGES: batch[IMAGES], SIZE_HW: batch[SIZE_HW]}, {**truth, IMAGE_ID: batch[IMAGE_ID]}
 
-    pictures = rows.map(planned).unbatch().map(prepared, parallel, deterministic=True)
+    examples = rows.map(planned).unbatch().map(prepared, parallel, deterministic=True)
     no_category = tf.constant(tf.int64.min, tf.int64)
-    padding = {key: tf.zeros([], spec.dtype) for key, spec in pictures.element_spec.items()}
+    padding = {key: tf.zeros([], spec.dtype) for key, spec in examples.element_spec.items()}
     padding["category_ids"] = no_category
-    batches = pictures.padded_batch(batch_size, padding_values=padding, drop_remainder=True)
+    batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=True)
     return batches.map(whole, parallel, deterministic=True)
 
 
@@ -229,16 +210,16 @@ def val_batches(
     flip=False,
     parallel=tf.data.AUTOTUNE,
 ):
-    """Batches to evaluate: every picture once, those of the first canvas first.
+    """Batches to evaluate: every image once, those of the first canvas first.
 
-    The last batch of a canvas is filled up by repeating its last picture with image_id -1.
+    The last batch of a canvas is filled up by repeating its last image with image_id -1.
 
     Args:
         short_side_px: one number.
-        limit:         only the first so many pictures.
+        limit:         only the first so many images.
         further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], sizes at which x has
-                       the same pictures again, under "views". A batch has one canvas for each size.
-        flip:          "views" has them in a mirror too, at every size behind the picture itself.
+                       the same images again, under "views". A batch has one canvas for each size.
+        flip:          "views" has them in a mirror too, at every size behind the image itself.
         datasets, long_side_px, batch_size, canvases, antialias, scaled_decode, parallel: see
                        `train_batches`.
     Returns:
@@ -274,7 +255,7 @@ def val_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """One size of all pictures: Loader, canvas of each picture (N,), shape of the canvas if it is one."""
+    """One size of all images: Loader, canvas of each image (N,), shape of the canvas if it is one."""
 
     load: Loader
     canvas: np.ndarray
@@ -283,19 +264,19 @@ class _Size:
 
 def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode):
     canvases, canvas = _canvases(data.index, canvases, short_side_px, long_side_px)
-    load = Loader(
-        data,
-        np.array(canvases)[canvas],
-        (short_side_px,),
+    resize = Resize(
+        canvas_hw=np.array(canvases)[canvas],
+        short_sides=(short_side_px,),
         long_side_px=long_side_px,
         antialias=antialias,
         scaled_decode=scaled_decode,
     )
+    load = Loader(data, resize)
     return _Size(load, canvas, tuple(canvases[0]) if len(canvases) == 1 else (None, None))
 
 
 def _views(sizes, row, encoded, flip):
-    """[x of one picture], at each size, and in a mirror behind it; all but the first say which they are."""
+    """[x of one image], at each size, and in a mirror behind it; all but the first say which they are."""
     views = []
     for size in sizes:
         load = size.load
@@ -311,9 +292,9 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
     """The same shards read in their order and decoded, nothing else: what a pipeline can reach at best.
 
     Args:
-        ratio: how much smaller the JPEG decoder makes the pictures: 1, 2, 4 or 8.
+        ratio: how much smaller the JPEG decoder makes the images: 1, 2, 4 or 8.
     Returns:
-        tf.data.Dataset of (B, 3) int32, the shapes of the decoded pictures, without end.
+        tf.data.Dataset of (B, 3) int32, the shapes of the decoded images, without end.
     """
 
     def shape(serialized):
@@ -325,7 +306,7 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
 
 
 def decoder_ratio(datasets, short_side_px, long_side_px):
-    """By how much scaled decoding shrinks most pictures of data sets on their way to a size: 1, 2, 4 or 8."""
+    """By how much scaled decoding shrinks most images of data sets on their way to a size: 1, 2, 4 or 8."""
     hw = np.concatenate([np.stack([one.index.height, one.index.width], axis=1) for one in datasets])
     return int(np.median(ratios(hw, fitted_hw(hw, short_side_px, long_side_px).numpy())))
 
@@ -339,19 +320,19 @@ def _handed_out(batches, count):
 
 
 def _input_of(image, canvas_hw, static_hw):
-    """The part of a batch that goes into the network, for one picture."""
+    """The part of a batch that goes into the network, for one image."""
     canvas = tf.ensure_shape(pad_to_canvas(image, canvas_hw), (*static_hw, 3))
     return {IMAGES: canvas, SIZE_HW: tf.shape(image)[:2]}
 
 
 def _pool(datasets, keep_empty):
-    """Data sets without empty pictures unless wanted: (all as one Dataset, weights, each of them)."""
+    """Data sets without empty images unless wanted: (all as one Dataset, weights, each of them)."""
     kept = []
     for data in datasets:
         rows = slice(None) if keep_empty else np.flatnonzero(data.index.objects > 0)
         kept.append(Dataset(data.index.take(rows), data.categories, data.annotations, data.weight))
         if not len(kept[-1].index):
-            raise UserError(f"{data.index.files[0]}: no picture has an object: nothing to train on")
+            raise UserError(f"{data.index.files[0]}: no image has an object: nothing to train on")
     weights = [data.weight * len(data.index) for data in kept]
     try:
         return joined(kept), weights, kept
@@ -360,7 +341,7 @@ def _pool(datasets, keep_empty):
 
 
 def _stream(data, sampling, threshold):
-    """Which of a data set's pictures comes when: a function of a key, see `sampling`."""
+    """Which of a data set's images comes when: a function of a key, see `sampling`."""
     size = len(data.index)
     if sampling == "natural":
         return functools.partial(natural, size)
@@ -372,7 +353,7 @@ def _stream(data, sampling, threshold):
 
 
 def _canvases(index, canvases, short_side_px, long_side_px):
-    """(the canvases that these pictures need, the row of its canvas for each picture)."""
+    """(the canvases that these images need, the row of its canvas for each image)."""
     canvases = [list(c) for c in canvases or default_canvases(short_side_px, long_side_px)]
     hw = np.stack([index.height, index.width], axis=-1)
     canvas = canvas_of(hw, canvases, short_side_px, long_side_px).numpy()
@@ -386,14 +367,14 @@ def _check(cache, batch_size, parts=1):
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size}: at least 1")
     if batch_size % parts:
-        raise UserError(f"batch_size: {batch_size} pictures cannot be dealt in {parts} equal parts")
+        raise UserError(f"batch_size: {batch_size} images cannot be dealt in {parts} equal parts")
 
 
 def _warn_of_overflow(index, max_objects):
     lost = np.maximum(index.objects.astype("int64") - max_objects, 0)
     if lost.any():
         warnings.warn(
-            f"{(lost > 0).sum()} pictures hold more than max_objects = {max_objects} objects: the largest "
+            f"{(lost > 0).sum()} images hold more than max_objects = {max_objects} objects: the largest "
             f"are kept, {lost.sum()} of {index.objects.sum()} objects are lost",
             stacklevel=3,
         )

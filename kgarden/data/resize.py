@@ -1,7 +1,7 @@
-"""Bilinear resizing with antialiasing, also of a crop, in half the time of `tf.image.resize`.
+"""Bilinear resizing with antialiasing, a part of the image too, in half the time of `tf.image.resize`.
 
 The triangle filter is a product of a filter along y and one along x. Each is a sparse matrix with one row for
-each pixel of the result, so that a picture is `rows @ picture @ columns^T`: two sparse products and two
+each pixel of the result, so that an image is `rows @ image @ columns^T`: two sparse products and two
 transpositions, equal to Pillow and to `tf.image.resize(antialias=True)` but for the rounding of halves.
 """
 
@@ -9,16 +9,16 @@ import tensorflow as tf
 
 
 def resample(image, size_hw, scale, offset=(0.0, 0.0), antialias=True):
-    """The part of a scaled picture that begins at `offset`.
+    """The part of a scaled image that begins at `offset`.
 
     Args:
         image:     (H, W, C) uint8.
         size_hw:   (2,) int32, px of the result.
-        scale:     (2,) float32, px of the result for one px of the picture, along y and x.
-        offset:    (2,) float32, px of the result: where in the scaled picture the result begins.
-        antialias: where pictures shrink, widen the filter so that every pixel counts.
+        scale:     (2,) float32, px of the result for one px of the image, along y and x.
+        offset:    (2,) float32, px of the result: where in the scaled image the result begins.
+        antialias: where images shrink, widen the filter so that every pixel counts.
     Returns:
-        (h, w, C) uint8, rounded to nearest. Zero where the result lies outside of the picture.
+        (h, w, C) uint8, rounded to nearest. Zero where the result lies outside of the image.
     """
     filtered = _antialiased if antialias else _plain
     smooth = filtered(

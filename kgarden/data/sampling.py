@@ -1,7 +1,7 @@
 """Samplers: endless, deterministic index streams (uniform, repeat-factor, class-aware).
 
-natural        every epoch is one permutation of all pictures
-repeat_factor  pictures with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019
+natural        every epoch is one permutation of all images
+repeat_factor  images with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019
                (LVIS), arXiv:1908.03195, section 4.3
 class_aware    every class is drawn equally often, with replacement; the sampler of the CenterNet2 release
 """
@@ -14,7 +14,7 @@ DRAWN = 4096  # rows that `drawn` draws at once
 
 
 def natural(size, key):
-    """Permutations of all pictures, one after the other.
+    """Permutations of all images, one after the other.
 
     Args:
         size: N.
@@ -25,7 +25,7 @@ def natural(size, key):
 
 
 def repeated(factors, key):
-    """Permutations in which picture i stands floor(factors[i]) times, and once more by chance.
+    """Permutations in which image i stands floor(factors[i]) times, and once more by chance.
 
     Args:
         factors: (N,) float, of `repeat_factors`.
@@ -39,7 +39,7 @@ def repeated(factors, key):
 
 
 def drawn(weights, key):
-    """Pictures drawn with replacement, each as often as its weight says.
+    """Images drawn with replacement, each as often as its weight says.
 
     Args:
         weights: (N,) float, of `class_aware_weights`.
@@ -51,37 +51,37 @@ def drawn(weights, key):
 
 
 def repeat_factors(pairs, num_images, threshold):
-    """max over the classes of a picture of max(1, sqrt(threshold / share of pictures with the class)).
+    """max over the classes of an image of max(1, sqrt(threshold / share of images with the class)).
 
     Args:
-        pairs:      (K, 2) int: picture (a row), class; one for each object.
+        pairs:      (K, 2) int: image (a row), class; one for each object.
         num_images: N.
-        threshold:  classes in fewer than this share of the pictures are repeated.
+        threshold:  classes in fewer than this share of the images are repeated.
     Returns:
-        (N,) float64; 1 for a picture without objects.
+        (N,) float64; 1 for an image without objects.
     """
-    pictures, classes, counts = _presence(pairs)
+    images, classes, counts = _presence(pairs)
     factor = np.maximum(1.0, np.sqrt(threshold / (counts / num_images)))
     factors = np.ones(num_images)
-    np.maximum.at(factors, pictures, factor[classes])
+    np.maximum.at(factors, images, factor[classes])
     return factors
 
 
 def class_aware_weights(pairs, num_images):
-    """Sum over the classes of a picture of 1 / number of pictures with the class.
+    """Sum over the classes of an image of 1 / number of images with the class.
 
     Args:
-        pairs:      (K, 2) int: picture (a row), class; one for each object.
+        pairs:      (K, 2) int: image (a row), class; one for each object.
         num_images: N.
     Returns:
-        (N,) float64; 0 for a picture without objects, which is never drawn.
+        (N,) float64; 0 for an image without objects, which is never drawn.
     """
-    pictures, classes, counts = _presence(pairs)
-    return np.bincount(pictures, weights=1.0 / counts[classes], minlength=num_images)
+    images, classes, counts = _presence(pairs)
+    return np.bincount(images, weights=1.0 / counts[classes], minlength=num_images)
 
 
 def _presence(pairs):
-    """Which classes are in which picture: (pictures, classes as 0..C-1, pictures of each class)."""
+    """Which classes are in which image: (images, classes as 0..C-1, images of each class)."""
     pairs = np.unique(np.asarray(pairs, "int64").reshape(-1, 2), axis=0)
     _, classes, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
     return pairs[:, 0], classes, counts

@@ -1,4 +1,4 @@
-"""Data sources of a recipe: converts raw data once and opens data sets on disk.
+"""Data sets that a recipe names: converts raw data if need be and opens it.
 
 Raw data (`format`) is converted once into a cache directory, under a name made of everything it depends
 on; shards (`glob`) are taken as they are, and of those that others wrote the cache holds the index, the
@@ -26,12 +26,12 @@ PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Pictures on disk.
+    """Images on disk.
 
     index:       where they lie.
     categories:  [{"id", "name"}, ...] in label order.
     annotations: paths of annotations.json, the ground truth in COCO form.
-    weight:      how often one of its pictures is drawn, relative to pictures of other data sets.
+    weight:      how often one of its images is drawn, relative to images of other data sets.
     """
 
     index: Index
@@ -48,7 +48,7 @@ def dataset_of(source, cache, *, workers=None, progress=None):
                   name, see `tfrecords.converters`; and "weight". None counts as not given.
         cache:    directory for converted data.
         workers:  see `tfrecords.write.write`.
-        progress: function of (pictures done, pictures in all), called while converting.
+        progress: function of (images done, images in all), called while converting.
     Returns:
         Dataset
     Raises:
@@ -131,7 +131,7 @@ def _tell(folder):
     boxes = sum(found["dropped"].values())
     if boxes or found["faulty_pictures"]:
         warnings.warn(
-            f"left out: {found['faulty_pictures']} of {found['images_total']} pictures, {boxes} of "
+            f"left out: {found['faulty_pictures']} of {found['images_total']} images, {boxes} of "
             f"{found['boxes_total']} boxes: {folder / 'manifest.json'} says which and why",
             stacklevel=3,
         )

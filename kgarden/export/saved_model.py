@@ -15,7 +15,7 @@ from kgarden.export.version import new_version, write_beside
 from kgarden.inference.paste_masks import THRESHOLD
 from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
-from tfrecords.pictures import decode
+from tfrecords.images import decode
 
 WARMUP_SIDE = 64  # px, side of the grey image in the warm-up requests
 

@@ -25,7 +25,7 @@ def show_shards(dataset, to: str | os.PathLike, count: int, seed: int = 0) -> li
     """Draws random images of a data set as they are stored, with their objects.
 
     Args:
-        dataset: kgarden.data.pipeline.Dataset.
+        dataset: kgarden.data.sources.Dataset.
         to:      directory for sheet-001.png, ...
         count:   number of images, sampled without replacement.
         seed:    of the random sample.

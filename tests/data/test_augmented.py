@@ -10,7 +10,7 @@ tf = pytest.importorskip("tensorflow")
 
 from support import painted_images  # noqa: E402
 
-from kgarden.data import pipeline  # noqa: E402
+from kgarden.data import pipeline, sources  # noqa: E402
 from kgarden.errors import UserError  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
 
@@ -29,12 +29,12 @@ CROPS = ["random_crop", "large_scale_jitter", "horizontal_flip"]
 
 
 def draw(folder, count=8, rare=None):
-    """A COCO set: in every picture a red ellipse, category 1, and a green triangle, 2, with polygons.
+    """A COCO set: in every image a red ellipse, category 1, and a green triangle, 2, with polygons.
 
     The triangle is unlike its mirror images.
 
     Args:
-        rare: pictures whose ellipse has category 3 instead.
+        rare: images whose ellipse has category 3 instead.
     """
     (folder / "images").mkdir(parents=True)
     tree = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"c{i}"} for i in (1, 2, 3)]}
@@ -67,7 +67,7 @@ def draw(folder, count=8, rare=None):
         tree["images"].append({"id": number + 1, **name})
     (folder / "a.json").write_text(json.dumps(tree))
     coco.build(folder / "to", images=folder / "images", annotations=folder / "a.json", shards=2)
-    return pipeline.open_dataset(folder / "to")
+    return sources.open_dataset(folder / "to")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_masks_are_where_the_paint_is(drawn, augment):
         ):
             for box, label, bits in zip(boxes, labels, masks, strict=True):
                 if label >= 0 and (box[2:] - box[:2]).min() > 12:
-                    seen = painted_images.mask_on_picture(bits, box, size_hw)
+                    seen = painted_images.mask_on_image(bits, box, size_hw)
                     there = image[: size_hw[0], : size_hw[1], label] > 127
                     ious.append((seen & there).sum() / (seen | there).sum())
     assert (
@@ -167,7 +167,7 @@ def test_four_pictures_in_one_have_their_objects(drawn):
     "sampling", [{"sampling": "repeat_factor", "threshold": 0.5}, {"sampling": "class_aware"}]
 )
 def test_rare_classes_come_more_often_also_in_mixtures(tmp_path, sampling):
-    """Two sets; in the second only the first picture has class 3 (label 2)."""
+    """Two sets; in the second only the first image has class 3 (label 2)."""
     sets = [draw(tmp_path / "one", 4), draw(tmp_path / "two", 4, rare=[0])]
     weights = [1.0, 3.0]
     sets = [
@@ -177,7 +177,7 @@ def test_rare_classes_come_more_often_also_in_mixtures(tmp_path, sampling):
     batches = batches_of(sets, 150, **options)
     labels = [set(row[row >= 0].tolist()) for batch in batches for row in batch["labels"]]
     rare = np.mean([2 in one for one in labels])
-    # The second set gives 3/4 of the pictures. By hand, what part of these is its first picture?
+    # The second set gives 3/4 of the images. By hand, what part of these is its first image?
     # repeat_factor: sqrt(0.5 / 0.25) : 1 : 1 : 1. class_aware: 1 + 1/4 : 1/3 + 1/4 three times.
     part = {"repeat_factor": 2**0.5 / (2**0.5 + 3), "class_aware": 1.25 / 3}[sampling["sampling"]]
     assert abs(rare - 0.75 * part) < 0.05

@@ -5,6 +5,7 @@ from PIL import Image
 tf = pytest.importorskip("tensorflow")
 
 from kgarden.data import canvas  # noqa: E402
+from kgarden.ops.boxes import rescale  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from kgarden.data import canvas  # noqa: E402
         ((480, 640), 240, 320, (240, 320)),
         ((100, 100), 800, 1333, (800, 800)),
         ((3, 2), 1, 100, (2, 1)),  # 1.5 is rounded up
-        ((5000, 1), 10, 100, (100, 1)),  # 0.02, but a picture has at least one pixel
+        ((5000, 1), 10, 100, (100, 1)),  # 0.02, but an image has at least one pixel
     ],
 )
 def test_sizes_by_hand(hw, short, long, expected):
@@ -90,7 +91,7 @@ def test_resizing_is_pillows_bilinear(hw, size_hw):
 
 def test_without_antialiasing_four_neighbours_count():
     image = np.zeros((8, 8, 3), "uint8")
-    image[::4] = 255  # between the samples of a picture 4 times smaller
+    image[::4] = 255  # between the samples of an image 4 times smaller
     assert not canvas.resize(image, (2, 2), antialias=False).numpy().any()
     assert canvas.resize(image, (2, 2)).numpy().all()
 
@@ -98,10 +99,10 @@ def test_without_antialiasing_four_neighbours_count():
 def test_boxes_come_back():
     original_hw, size_hw = np.array([[480, 640], [333, 500]]), np.array([[240, 320], [213, 320]])
     boxes = np.float32([[[0, 0, 320, 240], [10, 20, 30, 40]], [[0, 0, 320, 213], [32, 21.3, 64, 106.5]]])
-    back = canvas.boxes_to_original(boxes, size_hw, original_hw)
+    back = np.asarray(rescale(boxes, size_hw, original_hw))
     np.testing.assert_allclose(back[0], [[0, 0, 640, 480], [20, 40, 60, 80]])
     np.testing.assert_allclose(back[1], [[0, 0, 500, 333], [50, 33.3, 100, 166.5]], rtol=1e-6)
-    np.testing.assert_allclose(canvas.boxes_to_original(boxes[0], size_hw[0], original_hw[0]), back[0])
+    np.testing.assert_allclose(rescale(boxes[:1], size_hw[:1], original_hw[:1])[0], back[0])
 
 
 def test_all_of_it_runs_in_a_saved_model_without_this_package(tmp_path):

@@ -9,8 +9,9 @@ from support import real_data
 
 tf = pytest.importorskip("tensorflow")
 
-from kgarden.data import pipeline  # noqa: E402
+from kgarden.data import pipeline, sources  # noqa: E402
 from kgarden.errors import UserError  # noqa: E402
+from kgarden.ops.boxes import rescale  # noqa: E402
 from kgarden.structures import truth_is_valid  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
 
@@ -20,7 +21,7 @@ PLAIN = {"short_side_px": 48, "long_side_px": 64, "augment": (), "batch_size": 2
 
 
 def paint(folder, sizes, ids=(7, 90, 3)):
-    """A COCO data set: in every picture one white rectangle, whose category is its image id modulo 3."""
+    """A COCO data set: in every image one white rectangle, whose category is its image id modulo 3."""
     tree = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"c{i}"} for i in ids]}
     (folder / "images").mkdir(parents=True)
     for number, (height, width) in enumerate(sizes, 1):
@@ -47,7 +48,7 @@ def paint(folder, sizes, ids=(7, 90, 3)):
 def build(folder, tree):
     (folder / "a.json").write_text(json.dumps(tree))
     coco.build(folder / "to", images=folder / "images", annotations=folder / "a.json", shards=3, strict=True)
-    return pipeline.open_dataset(folder / "to")
+    return sources.open_dataset(folder / "to")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def assert_equal_batches(a, b, px=0.0):
 
 
 def pictures(batches):
-    """Every picture of some (x, y) batches: (image, size_hw, boxes, labels, crowd, image_id)."""
+    """Every image of some (x, y) batches: (image, size_hw, boxes, labels, crowd, image_id)."""
     keys = ("images", "size_hw", "boxes", "labels", "crowd", "image_id")
     for x, y in batches:
         yield from zip(*((x | y)[key] for key in keys), strict=True)
@@ -199,7 +200,7 @@ def test_a_single_canvas_means_static_shapes(tmp_path):
 
 @pytest.fixture
 def crowded(tmp_path):
-    """Picture 1 has five boxes and a crowd, 2 none, 3 a crowd alone, 4 one box."""
+    """Image 1 has five boxes and a crowd, 2 none, 3 a crowd alone, 4 one box."""
     tree = paint(tmp_path, [(64, 64)] * 4)
 
     def box(image_id, bbox, crowd=0):
@@ -220,7 +221,7 @@ def crowded(tmp_path):
 
 
 def sides_of_picture_1(crowded, **options):
-    """Widths of the objects of picture 1; crowds negative."""
+    """Widths of the objects of image 1; crowds negative."""
     settings = {**PLAIN, "short_side_px": 64, "batch_size": 1, **options}
     batches = take(pipeline.train_batches([crowded], **settings), 4)
     [(boxes, labels, crowd)] = [p[2:5] for p in pictures(batches[:2]) if p[-1] == 1]
@@ -229,7 +230,7 @@ def sides_of_picture_1(crowded, **options):
 
 def test_the_largest_stay_when_there_are_too_many(crowded):
     with pytest.warns(
-        UserWarning, match="1 pictures hold more than max_objects = 3 .* 2 of 6 objects are lost"
+        UserWarning, match="1 images hold more than max_objects = 3 .* 2 of 6 objects are lost"
     ):
         np.testing.assert_allclose(sides_of_picture_1(crowded, max_objects=3), [30, 20, 10])
     with pytest.warns(UserWarning):
@@ -263,7 +264,7 @@ def test_two_data_sets_by_weight(tmp_path):
 
     def share_of_b(weight):
         source = {"glob": str(tmp_path / "b/to"), "weight": weight}
-        datasets = [parts[0], pipeline.dataset_of(source, tmp_path)]
+        datasets = [parts[0], sources.dataset_of(source, tmp_path)]
         ids = [p[-1] for p in pictures(take(pipeline.train_batches(datasets, **PLAIN), 300))]
         assert len(set(ids)) == 12
         return np.mean(np.array(ids) > 100)
@@ -295,7 +296,7 @@ def test_validation_has_every_picture_once(painted, batch_size, limit):
 
 
 def test_views_are_what_each_size_alone_would_give(painted):
-    """Two sizes and their mirrors; a batch has one canvas for each size, and every picture comes once."""
+    """Two sizes and their mirrors; a batch has one canvas for each size, and every image comes once."""
     sizes = [
         {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]], "antialias": True},
         {
@@ -338,7 +339,7 @@ def test_boxes_lead_back_to_the_photos(tmp_path):
         "images": str(bccd / "BCCD/JPEGImages"),
         "annotations": str(bccd / "coco/instances_test.json"),
     }
-    data = pipeline.dataset_of(source, tmp_path)
+    data = sources.dataset_of(source, tmp_path)
     settings = {"short_side_px": 240, "long_side_px": 320, "augment": (), "batch_size": 8}
     batches = take(pipeline.train_batches([data], **settings), 9)
     seen = set()
@@ -348,7 +349,7 @@ def test_boxes_lead_back_to_the_photos(tmp_path):
         np.testing.assert_array_equal(labels[:count], [a["category_id"] - 1 for a in expected])
         assert (labels[count:] == -1).all() and tuple(size_hw) == (240, 320)
         x, y, w, h = np.array([a["bbox"] for a in expected]).T
-        back = pipeline.boxes_to_original(boxes[:count], size_hw, (480, 640))
+        back = rescale(boxes[None, :count], size_hw[None], np.array([[480, 640]]))[0]
         np.testing.assert_allclose(back, np.stack([x, y, x + w, y + h], axis=-1), atol=1e-3)
         seen.add(int(image_id))
     assert len(seen) == 72
@@ -361,7 +362,7 @@ def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
         "images": str(bccd / "BCCD/JPEGImages"),
         "annotations": str(bccd / "coco/instances_test.json"),
     }
-    data = pipeline.dataset_of(source, tmp_path)
+    data = sources.dataset_of(source, tmp_path)
     for short, long in [((240, 200), 320), (480, 640), (60, 80)]:
         options = {"short_side_px": short, "long_side_px": long, "batch_size": 4}
         exact = take(pipeline.train_batches([data], **options), 2)
@@ -383,7 +384,7 @@ def test_the_cache_of_converted_data_is_used_again(tmp_path):
     }
 
     def folder():
-        return pipeline.dataset_of(source, tmp_path / "cache").annotations[0].parent
+        return sources.dataset_of(source, tmp_path / "cache").annotations[0].parent
 
     first = folder()
     written = (first / "manifest.json").stat().st_mtime_ns
@@ -395,7 +396,7 @@ def test_the_cache_of_converted_data_is_used_again(tmp_path):
 
 def test_shapes_is_a_source(tmp_path):
     source = {"format": "shapes", "count": 12, "seed": 3, "size_hw": (96, 128)}
-    data = pipeline.dataset_of(source, tmp_path)
+    data = sources.dataset_of(source, tmp_path)
     assert [c["name"] for c in data.categories] == ["disc", "square", "triangle", "star", "cross", "ring"]
     assert len(data.index) == 12 and set(zip(data.index.height, data.index.width, strict=True)) == {(96, 128)}
 
@@ -416,7 +417,7 @@ def test_wrong_settings(painted, options, message):
 
 def test_wrong_sources(tmp_path, painted):
     with pytest.raises(UserError, match="no shards there"):
-        pipeline.dataset_of({"glob": str(tmp_path / "*.tfrecord")}, tmp_path)
+        sources.dataset_of({"glob": str(tmp_path / "*.tfrecord")}, tmp_path)
     other = build(tmp_path, paint(tmp_path, [(60, 80)] * 2, ids=(1, 2, 3)))
     with pytest.raises(UserError, match="its categories differ"):
         pipeline.train_batches([painted, other], **PLAIN)

@@ -1,4 +1,4 @@
-"""How often pictures come: the references' weights, and streams that keep to them."""
+"""How often images come: the references' weights, and streams that keep to them."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from support.golden import assert_agrees, goldens, params
 
 from kgarden.data import sampling
 
-PAIRS = [(0, 5), (0, 5), (1, 5), (1, 9), (3, 9), (3, 2)]  # picture 2 has nothing
+PAIRS = [(0, 5), (0, 5), (1, 5), (1, 9), (3, 9), (3, 2)]  # image 2 has nothing
 
 
 def first(stream, count):
@@ -26,7 +26,7 @@ def test_weights(g):
 
 
 def test_weights_by_hand():
-    """Class 5 is in pictures 0, 1; class 9 in 1, 3; class 2 in 3 alone; four pictures."""
+    """Class 5 is in images 0, 1; class 9 in 1, 3; class 2 in 3 alone; four images."""
     np.testing.assert_allclose(sampling.class_aware_weights(PAIRS, 4), [0.5, 1.0, 0.0, 1.5])
     np.testing.assert_allclose(sampling.repeat_factors(PAIRS, 4, 1.0), [2**0.5, 2**0.5, 1.0, 2.0])
     np.testing.assert_allclose(sampling.repeat_factors(PAIRS, 4, 0.25), np.ones(4))
@@ -58,7 +58,7 @@ def test_drawn_keeps_to_the_weights():
 
 
 def test_class_aware_shows_rare_classes_as_often_as_common_ones():
-    """Ninety pictures of class 0, ten of class 1."""
+    """Ninety images of class 0, ten of class 1."""
     pairs = [(n, int(n >= 90)) for n in range(100)]
     rows = first(sampling.drawn(sampling.class_aware_weights(pairs, 100), (3,)), 20_000)
     assert abs((rows >= 90).mean() - 0.5) < 0.02

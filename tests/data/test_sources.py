@@ -23,7 +23,7 @@ XML = """<annotation><object><name>cat</name>
 
 @pytest.fixture
 def world(tmp_path):
-    """Two pictures with a box each, as voc and as csv."""
+    """Two images with a box each, as voc and as csv."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     for name in "ab":
@@ -102,13 +102,13 @@ def test_what_is_left_out_is_not_left_out_unseen(world):
     faulty = "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,11,22\na.jpg,cat,5,5,5,5\nc.jpg,cat,1,2,3,4\n"
     (world / "boxes.csv").write_text(faulty)
     source = {"images": str(world / "JPEGImages"), "annotations": str(world / "boxes.csv")}
-    with pytest.warns(UserWarning, match="left out: 1 of 2 pictures, 2 of 3 boxes"):
+    with pytest.warns(UserWarning, match="left out: 1 of 2 images, 2 of 3 boxes"):
         opened(world, format="csv", **source)
 
 
 def test_records_without_pictures_are_refused(tmp_path):
     file = real_data.folder("voc100", "other_formats", "tfrecord") / "default.tfrecord"
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         opened(tmp_path, glob=str(file))
 
 

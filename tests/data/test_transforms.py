@@ -1,4 +1,4 @@
-"""Paint objects, change the picture, measure the paint again: boxes and masks must be where the paint is."""
+"""Paint objects, change the image, measure the paint again: boxes and masks must be where the paint is."""
 
 import numpy as np
 import pytest
@@ -116,17 +116,17 @@ def test_scales(name, ellipses):
 
 @pytest.mark.parametrize("ellipses", [False, True], ids=["boxes", "masks"])
 def test_mosaic(ellipses):
-    """Four pictures, three of them with an object; the fourth has none."""
+    """Four images, three of them with an object; the fourth has none."""
     settings = {"fill": 0, "min_visible": 0.5}
-    run, ious, gone = painted_images.runner([{"mosaic": settings}], pictures=4, with_masks=ellipses), [], 0
+    run, ious, gone = painted_images.runner([{"mosaic": settings}], num_images=4, with_masks=ellipses), [], 0
     for seed in SEEDS:
         empty = seed % 4
         channels = [() if k == empty else ((k - (k > empty)),) for k in range(4)]
-        pictures = [
+        images = [
             painted_images.painted(10 * seed + k, channel, side=(60, 120), ellipses=ellipses)
             for k, channel in enumerate(channels)
         ]
-        result = run(pictures, seed)
+        result = run(images, seed)
         assert result["image"].shape == (*painted_images.CANVAS, 3)
         assert len(result["labels"]) == 3
         gone += (result["labels"] < 0).sum()
@@ -138,13 +138,13 @@ def test_mosaic(ellipses):
 
 
 def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
-    run = painted_images.runner(["mosaic"], pictures=4)
+    run = painted_images.runner(["mosaic"], num_images=4)
     seen = np.zeros(4)
     for seed in SEEDS:
-        pictures = [
+        images = [
             painted_images.example_of(np.full((90, 120, 3), 50 * k + 3, "uint8"), [], []) for k in range(4)
         ]
-        image = run(pictures, seed)["image"].astype(int)
+        image = run(images, seed)["image"].astype(int)
         values = np.array([3, 53, 103, 153, 114])
         near = np.abs(image[..., :1] - values).min(axis=-1)
         assert near.max() <= 1
@@ -152,15 +152,15 @@ def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
         seen += [value == 114 for value in quarters]
         for k, corner in enumerate((np.s_[:57, :76], np.s_[:57, -76:], np.s_[-57:, :76], np.s_[-57:, -76:])):
             assert {*np.unique(image[corner])} <= {values[k], 114}
-    assert (seen > 0).all() and (seen < 60).all()  # some corners are grey, some are picture
+    assert (seen > 0).all() and (seen < 60).all()  # some corners are grey, some are image
 
 
 def test_mixup():
-    run, ious = painted_images.runner([{"mixup": ALWAYS}], pictures=2), []
+    run, ious = painted_images.runner([{"mixup": ALWAYS}], num_images=2), []
     for seed in SEEDS:
-        pictures = [painted_images.painted(2 * seed, (0,)), painted_images.painted(2 * seed + 1, (1, 2))]
-        result = run(pictures, seed)
-        hw = np.max([one["target_hw"].numpy() for one in pictures], axis=0)
+        images = [painted_images.painted(2 * seed, (0,)), painted_images.painted(2 * seed + 1, (1, 2))]
+        result = run(images, seed)
+        hw = np.max([one["target_hw"].numpy() for one in images], axis=0)
         np.testing.assert_array_equal(result["image"].shape[:2], hw)
         np.testing.assert_array_equal(result["labels"], [0, 1, 2])
         light = [result["image"][..., channel].max() / 255 for channel in range(3)]
@@ -187,7 +187,7 @@ def check_masks(result, least=0.85):
     for bits, box, label in zip(result["masks"], result["boxes"], result["labels"], strict=True):
         if label < 0 or (box[2:] - box[:2]).min() < 2 * MEASURABLE:
             continue
-        drawn = painted_images.mask_on_picture(bits, box, result["image"].shape[:2])
+        drawn = painted_images.mask_on_image(bits, box, result["image"].shape[:2])
         there = result["image"][..., label] > 127
         ious.append((drawn & there).sum() / (drawn | there).sum())
     assert not ious or min(ious) >= least, min(ious)
@@ -197,7 +197,7 @@ def check_masks(result, least=0.85):
 def test_copy_paste():
     """Objects in red and green below, in blue from above; black around what is pasted is not pasted."""
     run = painted_images.runner(
-        [{"copy_paste": {"probability": 1.0, "share": 0.7}}], pictures=2, with_masks=True
+        [{"copy_paste": {"probability": 1.0, "share": 0.7}}], num_images=2, with_masks=True
     )
     ious, masks, gone, pasted = [], [], 0, 0
     for seed in SEEDS:
@@ -263,14 +263,14 @@ def test_each_colour_setting_does_what_it_says(setting, value, expected):
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_crowds_stay_crowds_and_no_object_stays_none(name):
-    """A crowd over the whole picture is one after every transform; label -1 never comes back to life."""
-    pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
-    run = painted_images.runner([name], pictures, with_masks=True)
+    """A crowd over the whole image is one after every transform; label -1 never comes back to life."""
+    images = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
+    run = painted_images.runner([name], images, with_masks=True)
     for seed in range(8):
         image = np.full((150, 200, 3), 255, "uint8")
         boxes = [[0, 0, 200, 150], [20, 20, 150, 130], [30, 30, 160, 120]]
         example = painted_images.example_of(image, boxes, [1, -1, 2], [True, False, False], pngs=["", "", ""])
-        result = run([example] * pictures, seed)
+        result = run([example] * images, seed)
         assert result["crowd"][0] and result["labels"][0] == 1 and result["labels"][1] == -1
         assert (result["labels"][result["crowd"]] == 1).all()
         assert set(result["labels"]) <= {1, -1, 2}
@@ -281,11 +281,11 @@ def test_crowds_stay_crowds_and_no_object_stays_none(name):
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_pictures_without_objects(name):
-    pictures = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
-    run = painted_images.runner([name], pictures, with_masks=True)
+    images = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
+    run = painted_images.runner([name], images, with_masks=True)
     example = painted_images.example_of(np.full((60, 90, 3), 7, "uint8"), [], [], pngs=[])
     for seed in range(4):
-        result = run([example] * pictures, seed)
+        result = run([example] * images, seed)
         assert result["boxes"].shape == (0, 4) and result["masks"].shape == (0, 112, 112)
 
 
@@ -325,7 +325,7 @@ def test_placements_stay_inside(hw, target, factor, draws):
 
 
 def test_boxes_of_which_too_little_is_left_are_none():
-    """A picture of 100x100 whose left half is cut away, by hand."""
+    """An image of 100x100 whose left half is cut away, by hand."""
     from kgarden.data.transforms.geometry import cut
 
     boxes = [[40, 0, 60, 20], [45, 0, 55.5, 20], [0, 0, 52, 50], [0, 60, 50.5, 100], [60, 60, 60.5, 60.5]]

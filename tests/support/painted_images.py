@@ -1,4 +1,4 @@
-"""Pictures with painted objects, and the paint found again after a transform.
+"""Images with painted objects, and the paint found again after a transform.
 
 Each object has a colour channel of its own, so that objects may overlap, be blended and be cut, and every one
 of them can still be measured.
@@ -32,7 +32,7 @@ MASK_SPEC = {
 
 
 def example_of(image, boxes, labels, crowd=None, pngs=None, canvas=CANVAS):
-    """The example of a picture as the loader gives it."""
+    """The example of an image as the loader gives it."""
     hw = np.array(image.shape[:2])
     boxes = np.float32(boxes).reshape(-1, 4)
     example = {
@@ -53,7 +53,7 @@ def example_of(image, boxes, labels, crowd=None, pngs=None, canvas=CANVAS):
 
 
 def painted(seed, channels=(0, 1, 2), hw=None, side=(30, 90), ellipses=False):
-    """A black picture with one rectangle, or ellipse with its mask, in each of some channels.
+    """A black image with one rectangle, or ellipse with its mask, in each of some channels.
 
     Labels are the channels.
     """
@@ -77,12 +77,12 @@ def painted(seed, channels=(0, 1, 2), hw=None, side=(30, 90), ellipses=False):
     return example_of(image, boxes, list(channels), pngs=pngs if ellipses else None)
 
 
-def runner(entries, pictures=1, with_masks=False):
+def runner(entries, num_images=1, with_masks=False):
     """(examples, seed) -> what an augmentation makes of them, as numpy; the graph is made once."""
     augmentation = Augmentation(entries, masks=with_masks)
     spec = SPEC | (MASK_SPEC if with_masks else {})
 
-    @tf.function(input_signature=[[spec] * pictures, tf.TensorSpec((2,), tf.int64)])
+    @tf.function(input_signature=[[spec] * num_images, tf.TensorSpec((2,), tf.int64)])
     def run(examples, seed):
         return augmentation(lambda k: examples[k], seed)
 
@@ -119,8 +119,8 @@ def iou(a, b):
     return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
 
 
-def mask_on_picture(bits, box, hw):
-    """A bitmap over its box, drawn at the size of the picture.   (H, W) bool"""
+def mask_on_image(bits, box, hw):
+    """A bitmap over its box, drawn at the size of the image.   (H, W) bool"""
     x, y = np.arange(hw[1]) + 0.5, np.arange(hw[0]) + 0.5
     side = bits.shape[0]
     column = np.floor((x - box[0]) / (box[2] - box[0]) * side).astype(int)

@@ -134,8 +134,8 @@ def test_masks_become_run_lengths(shards, tmp_path):
 @pytest.mark.parametrize(
     "record,reason",
     [
-        (example([HALF], [1], encoded=[b""]), "holds no picture"),
-        (example([HALF], [1], encoded=[b"<html>"]), "holds no picture"),
+        (example([HALF], [1], encoded=[b""]), "holds no image"),
+        (example([HALF], [1], encoded=[b"<html>"]), "holds no image"),
         (example([HALF], [1, 2]), "2 image/object/class/label for 1 boxes"),
         (example([HALF], []), "0 image/object/class/label for 1 boxes"),
         (example([HALF], [1], **{"object/area": [3]}), "image/object/area is a int64_list"),
@@ -230,7 +230,7 @@ def test_records_of_the_object_detection_api(tmp_path):
 
 def test_records_without_pictures_are_refused_in_one_line(tmp_path):
     file = real_data.folder("voc100", "other_formats", "tfrecord") / "default.tfrecord"
-    with pytest.raises(DataError, match="default.tfrecord.*holds no picture") as caught:
+    with pytest.raises(DataError, match="default.tfrecord.*holds no image") as caught:
         adopt.adopt([file], tmp_path)
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if (path / "manifest.json").is_file()]

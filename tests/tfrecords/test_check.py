@@ -21,7 +21,7 @@ BOX = "image/object/bbox/"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve drawn pictures in three shards."""
+    """Twelve drawn images in three shards."""
     shapes.build(tmp_path / "drawn", count=12, seed=3, size_hw=(64, 64), shards=3)
     return tmp_path / "drawn"
 
@@ -40,7 +40,7 @@ def with_objects(records):
         example = tf.train.Example.FromString(record)
         if example.features.feature[f"{BOX}xmin"].float_list.value:
             return place, example
-    raise AssertionError("no picture with an object")
+    raise AssertionError("no image with an object")
 
 
 def rewritten(folder, change):
@@ -89,15 +89,15 @@ def test_a_sound_set_has_no_fault(folder):
 @pytest.mark.parametrize(
     "change, kind",
     [
-        (put("image/encoded", "bytes_list", b"<html>"), "picture does not decode"),
-        (put("image/encoded", "bytes_list", b"<html>"), "picture differs from image/key/sha256"),
-        (put("image/encoded", "bytes_list"), "no picture in image/encoded"),
+        (put("image/encoded", "bytes_list", b"<html>"), "image does not decode"),
+        (put("image/encoded", "bytes_list", b"<html>"), "image differs from image/key/sha256"),
+        (put("image/encoded", "bytes_list"), "no image in image/encoded"),
         (
             put("image/height", "int64_list", 65),
-            "picture of another size than image/height and image/width",
+            "image of another size than image/height and image/width",
         ),
         (one(f"{BOX}ymin", "float_list", float("nan")), "box that is not finite"),
-        (one(f"{BOX}xmin", "float_list", -0.01), "box outside of the picture"),
+        (one(f"{BOX}xmin", "float_list", -0.01), "box outside of the image"),
         (no_right_side, "box without area"),
         (put(f"{BOX}xmin", "float_list"), "xmin, ymin, xmax, ymax of different lengths"),
         (put("image/object/class/label", "int64_list"), "more or fewer class/label than boxes"),
@@ -125,7 +125,7 @@ def test_a_mask_of_another_size(folder):
         mask = tf.io.encode_png(np.ones((63, 64, 1), "uint8")).numpy()
         features["image/object/mask"].bytes_list.value.extend([mask] * count)
 
-    assert "mask of another size than the picture" in rewritten(folder, change)
+    assert "mask of another size than the image" in rewritten(folder, change)
 
 
 def test_a_changed_byte_is_found_and_the_rest_is_read(folder):
@@ -203,7 +203,7 @@ def test_a_truth_of_other_pictures(folder):
     gone = truth["images"].pop()["id"]
     path.write_text(json.dumps(truth))
     assert check(folder).faults == {
-        "picture that is missing in annotations.json": [f"{folder.name}, image {gone}"]
+        "image that is missing in annotations.json": [f"{folder.name}, image {gone}"]
     }
 
 
@@ -213,7 +213,7 @@ def test_the_same_picture_twice(folder):
     with tf.io.TFRecordWriter(str(shard)) as writer:
         for record in (*records, records[0]):
             writer.write(record)
-    assert len(check(folder).faults["image id in drawn given to two pictures"]) == 1
+    assert len(check(folder).faults["image id in drawn given to two images"]) == 1
 
 
 def test_files_that_cannot_be_checked(tmp_path):
@@ -226,16 +226,13 @@ def test_files_that_cannot_be_checked(tmp_path):
 
 
 def test_shards_of_others():
-    """Records of the TF Object Detection API's tutorial are sound; those of voc100 hold no picture."""
+    """Records of the TF Object Detection API's tutorial are sound; those of voc100 hold no image."""
     raccoon = check(real_data.folder("raccoon", "data", "test.record"))
     assert (raccoon.records, raccoon.objects, raccoon.faults) == (40, 44, {})
     (file,) = real_data.folder("voc100", "other_formats", "tfrecord").glob("*.tfrecord")
     voc = check(file)
     assert (voc.records, voc.objects) == (100, 273)
     assert (
-        sum(
-            len(voc.faults.get(kind, ()))
-            for kind in ("picture does not decode", "no picture in image/encoded")
-        )
+        sum(len(voc.faults.get(kind, ())) for kind in ("image does not decode", "no image in image/encoded"))
         == 100
     )

@@ -106,7 +106,7 @@ def small_pictures(folder):
 
 @pytest.fixture(scope="module", params=["small", "real"])
 def origin(request, tmp_path_factory):
-    """{form: (folder of pictures, the text of its annotations)}."""
+    """{form: (folder of images, the text of its annotations)}."""
     if request.param == "small":
         folder = tmp_path_factory.mktemp("small")
         small_pictures(folder)

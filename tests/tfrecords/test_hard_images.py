@@ -1,4 +1,4 @@
-"""Pictures that trip up readers, each as its manifest expects; the manifest's facts are Pillow's."""
+"""Images that trip up readers, each as its manifest expects; the manifest's facts are Pillow's."""
 
 import json
 import subprocess
@@ -12,13 +12,13 @@ pytest.importorskip("tensorflow")
 from PIL import Image, ImageOps  # noqa: E402
 from support import real_data  # noqa: E402
 
-from tfrecords.pictures import decode, read  # noqa: E402
+from tfrecords.images import decode, read  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 
 FOLDER = real_data.DATA / "hard_images"
 MANIFEST = FOLDER / "manifest.json"
 FILES = json.loads(MANIFEST.read_text()) if MANIFEST.is_file() else []
-MEMORY = 2**30  # bytes that refusing a picture may take beside TensorFlow; the headers claim many times that
+MEMORY = 2**30  # bytes that refusing an image may take beside TensorFlow; the headers claim many times that
 
 
 def named(*expectations):
@@ -32,16 +32,16 @@ def test_the_pictures_are_there():
 
 @pytest.mark.parametrize("one", named("decode"))
 def test_a_picture_that_must_be_read(one):
-    picture = read(FOLDER / "images" / one["file"])
-    pixels = decode(picture.encoded).numpy()
+    image = read(FOLDER / "images" / one["file"])
+    pixels = decode(image.encoded).numpy()
     width, height = one["upright_size"]
-    assert (picture.height, picture.width) == (height, width)
+    assert (image.height, image.width) == (height, width)
     assert pixels.shape == (height, width, 3) and pixels.dtype == np.uint8
     with Image.open(FOLDER / "images" / one["file"]) as opened:
         if opened.mode.startswith("I"):
-            return  # 16 bits: tests/tfrecords/test_pictures.py has made ones
+            return  # 16 bits: tests/tfrecords/test_images.py has made ones
         shown = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), "float32")
-    # what was turned or of another kind is JPEG again: not exact, but the same picture
+    # what was turned or of another kind is JPEG again: not exact, but the same image
     assert np.abs(pixels - shown).mean() < 3
 
 
@@ -55,10 +55,10 @@ def test_a_picture_that_must_be_refused(one):
 @pytest.mark.parametrize("one", named("decoder-dependent"))
 def test_a_picture_that_may_go_either_way(one):
     try:
-        picture = read(FOLDER / "images" / one["file"])
+        image = read(FOLDER / "images" / one["file"])
     except DataError:
         return
-    assert decode(picture.encoded).shape == (picture.height, picture.width, 3)
+    assert decode(image.encoded).shape == (image.height, image.width, 3)
 
 
 def test_refusing_takes_little_memory():
@@ -67,7 +67,7 @@ def test_refusing_takes_little_memory():
     program = f"""
 import pathlib, resource
 import tensorflow as tf
-from tfrecords.pictures import decode, read
+from tfrecords.images import decode, read
 from tfrecords.schema import DataError
 decode(tf.io.encode_jpeg(tf.zeros((8, 8, 3), tf.uint8)))  # what TensorFlow needs anyway
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

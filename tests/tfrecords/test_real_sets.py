@@ -178,7 +178,7 @@ def test_six_photos_of_coco(tmp_path):
         assert a == b
 
 
-# --- annotations without pictures: blank ones of the same sizes stand in ----------------------------
+# --- annotations without images: blank ones of the same sizes stand in ----------------------------
 
 
 def build_on_blanks(folder, annotations, **options):

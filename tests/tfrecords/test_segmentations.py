@@ -12,12 +12,12 @@ tf = pytest.importorskip("tensorflow")
 
 from tfrecords import segmentations  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
-from tfrecords.pictures import ORIENTATION  # noqa: E402
+from tfrecords.images import ORIENTATION  # noqa: E402
 from tfrecords.schema import DataError, parse  # noqa: E402
 
 HW = (30, 40)
 TRIANGLE = [4.0, 3, 20, 3, 4, 25]
-POLYGONS = [TRIANGLE, [30.0, 20, 45, 20, 45, 35, 30, 35]]  # the second reaches out of the picture
+POLYGONS = [TRIANGLE, [30.0, 20, 45, 20, 45, 35, 30, 35]]  # the second reaches out of the image
 
 
 def blob(seed=0):

@@ -20,7 +20,8 @@ from tfrecords.write import read_manifest  # noqa: E402
 SMALL = {"size_hw": (64, 64), "seed": 1, "shards": 4}
 COUNT = 24
 BUILD = (
-    "from tfrecords import shapes\nshapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
+    "from tfrecords.converters import shapes\n"
+    "shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
 )
 
 
@@ -43,7 +44,7 @@ def start(program, *arguments):
 
 
 def build_and_die(to, after, **options):
-    """A process that is killed, as by kill -9, when so many pictures are done."""
+    """A process that is killed, as by kill -9, when so many images are done."""
     extra = "".join(f", {key}={value}" for key, value in options.items())
     program = "from tfrecords import pool\npool.TELL_EVERY = 1\n"
     program += f"def die(done, total):\n  if done >= {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -58,7 +59,7 @@ def test_after_a_kill_the_same_call_goes_on_and_the_result_is_the_same(tmp_path,
     build_and_die(to, after)
     assert not to.exists() and aside.is_dir()
     before = {path.name: path.stat().st_mtime_ns for path in aside.glob("*.tfrecord")}
-    assert len(before) == (after - 1) // 6  # the shards of six pictures that were whole
+    assert len(before) == (after - 1) // 6  # the shards of six images that were whole
     shapes.build(to, count=COUNT, **SMALL)
     assert files_of(to) == whole and not aside.exists()
     for name, written in before.items():
@@ -138,7 +139,7 @@ def test_a_picture_that_changed_is_read_again(tmp_path):
 
 def start_slowly(to):
     """A process that is in the middle of building."""
-    slow = "from tfrecords import shapes\nimport time\ndraw = shapes.draw\n"
+    slow = "from tfrecords.converters import shapes\nimport time\ndraw = shapes.draw\n"
     slow += "def drawn(*a):\n  time.sleep(0.1)\n  return draw(*a)\nshapes.draw = drawn\n"
     process = start(slow + BUILD.format(""), to)
     while not (to.parent / ".to.partial/lock").exists() and process.poll() is None:
@@ -165,7 +166,9 @@ def test_two_processes_that_want_different_sets_in_one_place(tmp_path):
 def test_a_full_disk_is_one_line_and_the_next_try_goes_on(tmp_path, whole):
     """A limit on the size of files is to a process what a full disk is."""
     program = "from tfrecords.schema import DataError\n"
-    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords import shapes\n"
+    program += (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords.converters import shapes\n"
+    )
     program += "try: shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4)\n"
     program += "except DataError as error: sys.exit(f'said: {error}')"
     process = start(program, tmp_path / "to")

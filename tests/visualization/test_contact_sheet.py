@@ -10,7 +10,7 @@ pytestmark = pytest.mark.tensorflow
 from kgarden import cli  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.data.examples import stored_example  # noqa: E402
-from kgarden.data.pipeline import open_dataset  # noqa: E402
+from kgarden.data.sources import open_dataset  # noqa: E402
 from kgarden.visualization.contact_sheet import CELL, GAP, show_recipe, show_shards  # noqa: E402
 from kgarden.visualization.draw import color_of, draw_truth  # noqa: E402
 from tfrecords.converters import shapes  # noqa: E402

@@ -1,11 +1,11 @@
-"""COCO converter: a json of images, annotations and categories, and a folder of images."""
+"""COCO converter: JSON of images, annotations and categories, and a folder of images."""
 
 import collections
 import json
 import pathlib
 
 from tfrecords import segmentations
-from tfrecords.conversion_report import PICTURE_LEFT_OUT, Fault, Faults
+from tfrecords.conversion_report import IMAGE_LEFT_OUT, Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.common import as_hw, as_int, as_numbers, text
 from tfrecords.schema import DataError
@@ -20,9 +20,9 @@ def build(
 
     Labels follow the ids of the categories, ascending; if one of them is not an integer, all become 1, 2, ...
     in the order of their text, and the manifest keeps the original as "source_id". Image ids that are not
-    integers become running numbers from 1. Boxes are cut at the border of the picture. A box is left out and
-    counted if nothing of it remains, if it is not four finite numbers, or if its picture or category is
-    unknown. A picture is left out and counted if it is missing, damaged, of another size than the json says,
+    integers become running numbers from 1. Boxes are cut at the border of the image. A box is left out and
+    counted if nothing of it remains, if it is not four finite numbers, or if its image or category is
+    unknown. An image is left out and counted if it is missing, damaged, of another size than the json says,
     or listed before.
 
     Args:
@@ -101,13 +101,13 @@ def _listed(images, path, before):
     listed, files = {}, set()
     for number, image in enumerate(images):
         if not isinstance(image, dict) or image.get("id") is None:
-            before.pictures.append(Fault(f"image number {number}", "it has no id"))
+            before.images.append(Fault(f"image number {number}", "it has no id"))
             continue
         key, name = _key(image["id"]), str(image.get("file_name", ""))
         if key in listed and str(listed[key].get("file_name", "")) != name:
             raise DataError(f"{path}: two images have the id {str(key)[:80]}: ids must differ")
         if key in listed or name in files:
-            before.pictures.append(Fault(name or f"image {text(key)}", "the image is listed twice"))
+            before.images.append(Fault(name or f"image {text(key)}", "the image is listed twice"))
         if key not in listed:
             listed[key] = image if name not in files or not name else None
         files.add(name)
@@ -141,7 +141,7 @@ def _object(annotation, where, listed, number_of):
     if image not in listed:
         raise DataError("image_id is not among the images")
     if listed[image] is None:
-        raise DataError(PICTURE_LEFT_OUT)
+        raise DataError(IMAGE_LEFT_OUT)
     if category not in number_of:
         raise DataError("category_id is not among the categories")
     if box is None:

@@ -1,4 +1,4 @@
-"""Shared part of the converters: an image and its annotations to a Record.
+"""Common core of the converters: builds a Record from an image and its annotated objects.
 
 A converter reads its format into jobs; everything after that is here, and the same for all of them.
 
@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from tfrecords import pictures, schema, segmentations
+from tfrecords import images, schema, segmentations
 from tfrecords.conversion_report import Fault, Record
 from tfrecords.schema import DataError
 from tfrecords.write import write
@@ -23,7 +23,7 @@ LARGEST_ID = 2**63 - 1  # ids are int64 in a record
 
 
 def convert(to, jobs, categories, *, folder, with_masks=True, **options):
-    """Read the pictures of all jobs and write the data set.
+    """Read the images of all jobs and write the data set.
 
     Args:
         to:         directory to make.
@@ -37,26 +37,26 @@ def convert(to, jobs, categories, *, folder, with_masks=True, **options):
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pictures")
+        raise DataError(f"{folder}: no such folder of images")
     names = {category["id"]: category["name"] for category in categories}
     work = functools.partial(make_record, folder=folder, names=names, with_masks=with_masks)
     return write(to, jobs, work, categories, state_of=functools.partial(_state, folder=folder), **options)
 
 
 def make_record(job, *, folder, names, with_masks=True):
-    """One job -> Record, or Fault if the picture cannot be used."""
+    """One job -> Record, or Fault if the image cannot be used."""
     if not is_safe(job["file_name"]):
         reason = "file_name must be a relative path that stays in the folder"
         return Fault(repr(job["file_name"]), reason, len(job["objects"]))
     try:
-        picture = pictures.read(folder / job["file_name"], job["hw"])
+        encoded_image = images.read(folder / job["file_name"], job["hw"])
     except DataError as error:
         return Fault(job["file_name"], str(error), len(job["objects"]))
     kept, faults, remarks, clipped = [], [], [], 0
     for thing in job["objects"]:
         where = f"{thing['where']} of {job['file_name']}"
         try:
-            annotation, code = _annotation(thing, picture, remarks, where)
+            annotation, code = _annotation(thing, encoded_image, remarks, where)
         except DataError as error:
             faults.append(Fault(where, str(error)))
             continue
@@ -64,22 +64,27 @@ def make_record(job, *, folder, names, with_masks=True):
         kept.append((annotation, code if with_masks else None))
     annotations = [annotation for annotation, _ in kept]
     pngs = [segmentations.to_png(code) if code else b"" for _, code in kept]
-    image = {"id": job["id"], "file_name": job["file_name"], "height": picture.height, "width": picture.width}
-    serialized = serialize(picture, image, annotations, names=names, pngs=pngs)
+    image = {
+        "id": job["id"],
+        "file_name": job["file_name"],
+        "height": encoded_image.height,
+        "width": encoded_image.width,
+    }
+    serialized = serialize(encoded_image, image, annotations, names=names, pngs=pngs)
     return Record(serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped)
 
 
-def serialize(picture, image, annotations, names, pngs=()):
-    """A picture and its annotations, as annotations.json has them -> bytes of the record."""
+def serialize(encoded_image, image, annotations, names, pngs=()):
+    """An image and its annotations, as annotations.json has them -> bytes of the record."""
     has_difficult = any("difficult" in a for a in annotations)
     corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
     return schema.serialize(
-        encoded=picture.encoded,
-        image_format=picture.format,
+        encoded=encoded_image.encoded,
+        image_format=encoded_image.format,
         image_id=image["id"],
         file_name=image["file_name"],
-        height=picture.height,
-        width=picture.width,
+        height=encoded_image.height,
+        width=encoded_image.width,
         boxes=corners,
         category_ids=[a["category_id"] for a in annotations],
         names=[names[a["category_id"]] for a in annotations],
@@ -90,18 +95,18 @@ def serialize(picture, image, annotations, names, pngs=()):
     )
 
 
-def _annotation(thing, picture, remarks, where):
+def _annotation(thing, encoded_image, remarks, where):
     """(the object as annotations.json has it, its mask as run-length code or None).
 
     A mask that cannot be used is remarked.
     """
-    bbox = clip(thing["bbox"], picture.height, picture.width)
+    bbox = clip(thing["bbox"], encoded_image.height, encoded_image.width)
     annotation = {"category_id": thing["category_id"], "bbox": bbox, "area": thing.get("area")}
     annotation["iscrowd"] = thing.get("iscrowd", 0)
     code, covered = None, None
     if segmentations.is_given(thing.get("segmentation")):
         try:
-            hw = picture.height, picture.width
+            hw = encoded_image.height, encoded_image.width
             annotation["segmentation"], code, covered = segmentations.encode(thing["segmentation"], *hw)
         except DataError as error:
             remarks.append(Fault(where, f"kept without its mask: {error}"))
@@ -112,7 +117,7 @@ def _annotation(thing, picture, remarks, where):
 
 
 def clip(bbox, height, width):
-    """xywh px -> xywh px inside the picture; untouched if it is inside.
+    """xywh px -> xywh px inside the image; untouched if it is inside.
 
     Raises:
         DataError: nothing is left of it, or so little that a record cannot tell its sides apart.
@@ -168,7 +173,7 @@ def as_hw(height, width):
 
 
 def _state(job, folder):
-    """Changes when the file of the picture does."""
+    """Changes when the file of the image does."""
     with contextlib.suppress(OSError, ValueError):
         found = (folder / job["file_name"]).stat()
         return [found.st_size, found.st_mtime_ns]

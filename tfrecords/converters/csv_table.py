@@ -1,4 +1,4 @@
-"""CSV converter: a folder of images and a table with one row for every box."""
+"""CSV converter: a folder of images and a table with one line for every box."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def build(to, *, images, annotations, classes=None, shards=None, workers=None, s
 
     The first line names the columns: filename, class, xmin, ymin, xmax, ymax, perhaps width and height, in
     any order and with their usual synonyms. Without such a line every line is path,xmin,ymin,xmax,ymax,class.
-    Boxes are px from 0. A line with a picture alone, its box left empty, is a picture without objects. Image
+    Boxes are px from 0. A line with an image alone, its box left empty, is an image without objects. Image
     ids are 1, 2, ... in the order of the table.
 
     Args:

@@ -1,4 +1,4 @@
-"""Table of the converters by the name of their format."""
+"""Converters by the name of their format; their arguments are those of the modules' `build`."""
 
 from tfrecords.converters import coco, csv_table, shapes, voc
 

@@ -1,8 +1,8 @@
-"""shapes: a synthetic data set, drawn from a seed, that a detector learns within minutes.
+"""shapes: synthetic data set, drawn from a seed, on which a detector learns within minutes.
 
 Six classes that only their shape tells apart: colour, size and proportions of the box are drawn without
 looking at the class. Objects overlap, backgrounds are textured, boxes go from 12 px to 60 % of the shorter
-side of the picture. A picture is a function of (seed, number) alone: two seeds make two splits.
+side of the image. An image is a function of (seed, number) alone: two seeds make two splits.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import functools
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfrecords import pictures, schema
+from tfrecords import images, schema
 from tfrecords.conversion_report import Record
 from tfrecords.converters import common
 from tfrecords.write import write
@@ -20,11 +20,11 @@ NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 SIZE_HW = (192, 256)  # px
 
 MIN_SIDE = 12  # px, shorter side of a box
-MAX_SIDE = 0.6  # of the shorter side of the picture
+MAX_SIDE = 0.6  # of the shorter side of the image
 SMALL = 24  # px; below it shapes are hard to tell apart, so they are rare
 SMALL_SHARE = 0.05
 MAX_OBJECTS = 8
-EMPTY_SHARE = 0.03  # of the pictures
+EMPTY_SHARE = 0.03  # of the images
 MAX_COVERED = 0.5  # of an object, by those painted after it
 MAX_IOU = 0.5  # between two boxes
 MIN_CONTRAST = 70.0  # distance of two RGB colours
@@ -34,7 +34,7 @@ TRIES = 20  # places that are tried for an object before it is given up
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A picture and what is in it.
+    """An image and what is in it.
 
     image:  (H, W, 3) uint8 RGB.
     boxes:  (N, 4) int64 xyxy px: the exact extent of each mask.
@@ -49,12 +49,12 @@ class Drawing:
 
 
 def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progress=None):
-    """Draw `count` pictures into a data set.
+    """Draw `count` images into a data set.
 
     Args:
         to:      directory to make.
-        count:   pictures.
-        seed:    another seed, other pictures; give train and val different ones.
+        count:   images.
+        seed:    another seed, other images; give train and val different ones.
         size_hw: px, at least 64 each.
         shards, workers, progress: see `tfrecords.write.write`.
     Returns:
@@ -71,9 +71,9 @@ def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progre
 
 
 def make_record(number, *, seed, size_hw):
-    """Picture `number` of a seed as a Record; its image id is number + 1."""
+    """Image `number` of a seed as a Record; its image id is number + 1."""
     drawing = draw(seed, number, size_hw)
-    picture = pictures.encode(drawing.image, "jpeg")
+    encoded_image = images.encode(drawing.image, "jpeg")
     file_name = f"shapes-{seed}-{number:06d}.jpg"
     annotations = [
         {
@@ -84,13 +84,18 @@ def make_record(number, *, seed, size_hw):
         }
         for (x0, y0, x1, y1), label, mask in zip(drawing.boxes, drawing.labels, drawing.masks, strict=True)
     ]
-    image = {"id": number + 1, "file_name": file_name, "height": picture.height, "width": picture.width}
-    serialized = common.serialize(picture, image, annotations, dict(enumerate(NAMES, 1)))
+    image = {
+        "id": number + 1,
+        "file_name": file_name,
+        "height": encoded_image.height,
+        "width": encoded_image.width,
+    }
+    serialized = common.serialize(encoded_image, image, annotations, dict(enumerate(NAMES, 1)))
     return Record(serialized, image, annotations)
 
 
 def draw(seed, number, size_hw=SIZE_HW):
-    """Picture `number` of a seed -> Drawing."""
+    """Image `number` of a seed -> Drawing."""
     rng = np.random.default_rng([seed, number])
     height, width = size_hw
     ground, ground_colors = _background(rng, height, width)
@@ -168,7 +173,7 @@ def shape_coverage(name, angle, height, width):
 
 
 def _place(rng, size_hw, boxes, masks):
-    """(box, label, coverage inside the box, mask of the whole picture) of a new object, or None."""
+    """(box, label, coverage inside the box, mask of the whole image) of a new object, or None."""
     for _ in range(TRIES):
         height, width = _object_hw(rng, min(size_hw))
         label = rng.integers(len(NAMES))

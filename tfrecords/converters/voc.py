@@ -1,4 +1,4 @@
-"""PASCAL VOC converter: one XML file for every image, and lists of the images of a split."""
+"""Pascal VOC converter: one XML file for every image, lists of the images of each split."""
 
 import collections
 import pathlib
@@ -33,14 +33,14 @@ def build(
 ):
     """Convert a data set in the form of Pascal VOC.
 
-    A picture is found by the name of its XML file; the <filename> inside is used only if there is no such
-    picture, because many tools write a name of another computer there. Image ids are the names where all of
+    An image is found by the name of its XML file; the <filename> inside is used only if there is no such
+    image, because many tools write a name of another computer there. Image ids are the names where all of
     them are numbers, else 1, 2, ... in the order of the list.
 
     Args:
         to:          directory to make.
         root:        folder with JPEGImages, Annotations and ImageSets/Main. Or give the two folders:
-        images:      folder of pictures.
+        images:      folder of images.
         annotations: folder of XML files.
         split:       a list of names: train for ImageSets/Main/train.txt, or a path. None: every XML file.
         classes:     file with a list of classes, in label order; see `tfrecords.labels.read_labels`. None:
@@ -62,16 +62,16 @@ def build(
         try:
             trees[name] = read_xml(annotations / f"{name}.xml")
         except DataError as error:
-            faults.pictures.append(Fault(f"{name}.xml", str(error)))
+            faults.images.append(Fault(f"{name}.xml", str(error)))
     listed = read_names(classes) if classes else _all_names(annotations, trees)
     number_of = {name: number for number, name in enumerate(listed, 1)}
     if not number_of:
         raise DataError(f"{annotations}: no XML file there names a class")
-    files = _pictures(images)
+    files = _images(images)
     jobs = [
         {
             "id": number,
-            "file_name": _picture_of(name, trees[name], files),
+            "file_name": _image_of(name, trees[name], files),
             "hw": as_hw(trees[name].findtext("size/height"), trees[name].findtext("size/width")),
             "objects": _objects(
                 name,
@@ -136,7 +136,7 @@ def _refuse_doctype(*_):
 
 
 def _places(root, images, annotations, split):
-    """(folder of pictures, folder of XML files, path of the list or None)."""
+    """(folder of images, folder of XML files, path of the list or None)."""
     if root is not None:
         images, annotations = (
             images or pathlib.Path(root, "JPEGImages"),
@@ -151,7 +151,7 @@ def _places(root, images, annotations, split):
         return images, annotations, None
     listed = pathlib.Path(root or annotations.parent) / LISTS / f"{split}.txt"
     if not listed.is_file() and not pathlib.Path(split).is_file():
-        raise DataError(f"{listed}: no such list of pictures (and {split} is no file either)")
+        raise DataError(f"{listed}: no such list of images (and {split} is no file either)")
     return images, annotations, listed if listed.is_file() else pathlib.Path(split)
 
 
@@ -194,7 +194,7 @@ def _name_of(thing):
     return text(thing.findtext("name") or "")
 
 
-def _pictures(folder):
+def _images(folder):
     """{name without ending: [file names]} of a folder and those in it."""
     found = collections.defaultdict(list)
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
@@ -204,8 +204,8 @@ def _pictures(folder):
     return found
 
 
-def _picture_of(name, tree, files):
-    """The file name of the picture of an XML file; if there is none, the one that will be missed."""
+def _image_of(name, tree, files):
+    """The file name of the image of an XML file; if there is none, the one that will be missed."""
     inside = text(tree.findtext("filename") or "")
     if name in files:
         return inside if inside in files[name] else files[name][0]

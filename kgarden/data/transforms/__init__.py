@@ -1,4 +1,4 @@
-"""Changes of a picture together with its truth.
+"""Augmentation: stateless transforms of an image together with its ground truth.
 
 A transform is stateless: the same example and seed give the same result wherever and whenever it runs. It is
 TensorFlow alone. The functions listed in TRANSFORMS make transforms from the settings of a recipe.
@@ -48,7 +48,7 @@ TRANSFORMS = {
 class Augmentation:
     """The transforms of a recipe in the order in which they are done.
 
-    Crops come first, on the stored picture; then it gets its size, by a transform that does so or by a plain
+    Crops come first, on the stored image; then it gets its size, by a transform that does so or by a plain
     resize; then the rest, at that size. Among each kind the list's own order counts.
 
     Args:
@@ -68,7 +68,7 @@ class Augmentation:
                 raise UserError(f"augment: {name} needs masks: set data.masks to true")
         sizing = [name for (name, _), one in zip(self.settings, made, strict=True) if one.stage == SIZE]
         if len(sizing) > 1:
-            raise UserError(f"augment: {' and '.join(sizing)} both give the picture its size: keep one")
+            raise UserError(f"augment: {' and '.join(sizing)} both give the image its size: keep one")
         numbered = list(enumerate(made))
         self.stages = [[(n, one) for n, one in numbered if one.stage == stage] for stage in range(3)]
         self.partners = sum(one.partners for one in made)
@@ -79,7 +79,7 @@ class Augmentation:
         return all(one.mirror for stage in self.stages for _, one in stage)
 
     def mirrors(self, seeds):
-        """Of a plain augmentation: which pictures are mirrored, for many at once.
+        """Of a plain augmentation: which images are mirrored, for many at once.
 
         Args:
             seeds: (n, 2) int.
@@ -94,14 +94,14 @@ class Augmentation:
 
     @property
     def keeps_size(self):
-        """Whole pictures are resized to one of the recipe's sizes."""
+        """Whole images are resized to one of the recipe's sizes."""
         return not self.stages[CROP] and not self.stages[SIZE] and not self.partners
 
     def __call__(self, load, seed):
-        """One picture, ready but for its canvas.
+        """One image, ready but for its canvas.
 
         Args:
-            load: function k -> example; 0: the picture, 1, 2, ...: its partners, aimed at the same canvas.
+            load: function k -> example; 0: the image, 1, 2, ...: its partners, aimed at the same canvas.
             seed: (2,) int.
         """
         before = [0]  # partners that earlier transforms took
@@ -120,7 +120,7 @@ class Augmentation:
         def sized(number):
             example = cropped(number)
             mixes = any(one.partners for _, one in self.stages[SIZE])
-            if not self.stages[SIZE] or (mixes and number > 0):  # a partner is one picture, not four
+            if not self.stages[SIZE] or (mixes and number > 0):  # a partner is one image, not four
                 return resize(self.antialias)(example)
             return transformed(example, SIZE, number, cropped)
 
@@ -132,7 +132,7 @@ def finished(example):
     if MASKS not in example:
         return example
     kept = {key: value for key, value in example.items() if key != FRAMES}
-    return {**kept, MASKS: masks.over_boxes(example[MASKS], example[FRAMES], example[BOXES])}
+    return {**kept, MASKS: masks.resample_masks(example[MASKS], example[FRAMES], example[BOXES])}
 
 
 def describe():

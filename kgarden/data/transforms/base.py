@@ -1,20 +1,20 @@
-"""Base of the transforms, and the order in which their kinds are applied."""
+"""Transform and its stages (CROP, SIZE, FINISH); checks of settings."""
 
 import dataclasses
 from collections.abc import Callable
 
 from kgarden.errors import UserError
 
-CROP, SIZE, FINISH = range(3)  # on the stored picture; to its size on the canvas; on the picture at that size
+CROP, SIZE, FINISH = range(3)  # on the stored image; to its size on the canvas; on the image at that size
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A change of a picture together with its truth.
+    """A change of an image together with its truth.
 
-    change:   (example, seed, partner) -> example; `partner(k)` is the k-th other picture, ready for this one.
+    change:   (example, seed, partner) -> example; `partner(k)` is the k-th other image, ready for this one.
     stage:    CROP, SIZE or FINISH.
-    partners: how many other pictures it wants.
+    partners: how many other images it wants.
     needs_masks: it is nothing without them.
     mirror:   (axis, probability) of a plain mirror, 0: top to bottom, 1: left to right; else None.
     """

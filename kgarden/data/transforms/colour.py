@@ -1,4 +1,4 @@
-"""Colour jitter; boxes are unchanged."""
+"""Colour jitter. Boxes do not change."""
 
 import math
 
@@ -17,7 +17,7 @@ def color_jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, probabi
     """Brightness, contrast, saturation and hue, each by a drawn amount, all as one matrix for every pixel.
 
     All four are linear in the pixel, so they are multiplied first: one product for each pixel and one
-    rounding at the end. Brightness multiplies; contrast moves away from the picture's mean grey; saturation
+    rounding at the end. Brightness multiplies; contrast moves away from the image's mean grey; saturation
     moves away from the pixel's own grey; hue turns the plane of colours of YIQ.
 
     Args:

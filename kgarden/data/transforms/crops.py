@@ -1,4 +1,4 @@
-"""Random crops of the stored image, before it is resized to its canvas."""
+"""Random crops of the stored image, before it is resized to its size on the canvas."""
 
 import tensorflow as tf
 
@@ -7,15 +7,15 @@ from kgarden.data.transforms.base import CROP, Transform, check_part, check_rang
 from kgarden.data.transforms.geometry import area_of, cut, hw_of
 from kgarden.structures import BOXES, CROWD, LABELS
 
-IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; a seventh choice is the whole picture
+IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # what SSD asks of a window; a seventh choice is the whole image
 TRIALS = 50
-SIDE_RATIO = 2.0  # no side of a window is more times the other, relative to the picture
+SIDE_RATIO = 2.0  # no side of a window is more times the other, relative to the image
 
 
 def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
-    """A window whose height and width are drawn, each by itself, as a fraction of the picture's.
+    """A window whose height and width are drawn, each by itself, as a fraction of the image's.
 
-    A window that would leave no object of a picture that has some is not cut.
+    A window that would leave no object of an image that has some is not cut.
 
     Args:
         probability: how often it is tried.
@@ -41,14 +41,14 @@ def random_crop(probability=0.5, fraction=(0.5, 1.0), min_visible=0.25):
 def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
     """A window that some object overlaps by a drawn IoU at least: the crop of SSD.
 
-    Liu et al. 2016, arXiv:1512.02325, section 2.2. In one case of seven the picture stays whole. Else, of 50
-    drawn windows the first is taken that has an aspect ratio between half and twice the picture's, holds the
+    Liu et al. 2016, arXiv:1512.02325, section 2.2. In one case of seven the image stays whole. Else, of 50
+    drawn windows the first is taken that has an aspect ratio between half and twice the image's, holds the
     centre of an object, and overlaps one of the objects by at least the IoU drawn for it, one of 0, 0.1, 0.3,
-    0.5, 0.7, 0.9; if none does, the picture stays whole. Objects whose centres are outside become none.
+    0.5, 0.7, 0.9; if none does, the image stays whole. Objects whose centres are outside become none.
 
     Args:
         probability: how often it is tried.
-        side:        [low, high], height and width of windows as fractions of the picture's.
+        side:        [low, high], height and width of windows as fractions of the image's.
         min_visible: an object of which less is left becomes none, too.
     """
     probability = check_part("random_iou_crop.probability", probability)
@@ -72,7 +72,7 @@ def random_iou_crop(probability=0.5, side=(0.3, 1.0), min_visible=0.0):
 
 
 def _windows(hw, fractions, places):
-    """Windows of whole px inside a picture.   (..., 4) int32 yxyx
+    """Windows of whole px inside an image.   (..., 4) int32 yxyx
 
     Args:
         hw:        (2,) int, px.

@@ -1,4 +1,4 @@
-"""Geometry of the transforms: crops, scaling and flips of image, boxes and masks, and the visibility rule.
+"""Geometry of transforms: crops, scales and mirrors of images, boxes and masks, and what of them is kept.
 
 An object that has lost too much gets label -1, "not an object"; nothing is ever dropped from the arrays, so
 that rows keep their places.
@@ -43,7 +43,7 @@ def trimmed(example, min_visible, area_yxyx=None, by_center=False):
 
     Args:
         min_visible: fraction of the object's area.
-        area_yxyx:   (4,) px; None: the picture.
+        area_yxyx:   (4,) px; None: the image.
         by_center:   its centre must be inside too.
     """
     boxes, labels = example[BOXES], example[LABELS]
@@ -67,10 +67,10 @@ def trimmed(example, min_visible, area_yxyx=None, by_center=False):
 
 
 def cut(example, window, min_visible, by_center=False):
-    """A window of the stored picture becomes the picture; the size that it is to get follows.
+    """A window of the stored image becomes the image; the size that it is to get follows.
 
     Args:
-        window: (4,) int32 yxyx, inside the picture.
+        window: (4,) int32 yxyx, inside the image.
         example, min_visible, by_center: see `trimmed`.
     """
     top, left, bottom, right = tf.unstack(window)
@@ -80,7 +80,7 @@ def cut(example, window, min_visible, by_center=False):
 
 
 def aimed(example):
-    """With the size that the picture is to get on its canvas, by its present size."""
+    """With the size that the image is to get on its canvas, by its present size."""
     size = fitted_hw(hw_of(example), example["short_side_px"], example["long_side_px"], example["canvas_hw"])
     return {**example, "target_hw": size}
 
@@ -128,11 +128,11 @@ def mirrored_pixels(image, vertical, horizontal):
 
 
 def mirrored(boxes, size_hw, vertical, horizontal):
-    """Boxes in a mirrored picture.
+    """Boxes in a mirrored image.
 
     Args:
         boxes:    (..., N, 4) xyxy px.
-        size_hw:  (..., 2) px of the picture.
+        size_hw:  (..., 2) px of the image.
         vertical, horizontal: (...,) bool.
     """
     height, width = tf.unstack(tf.cast(size_hw, tf.float32)[..., None], axis=-2)  # (..., 1) each

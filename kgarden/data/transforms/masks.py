@@ -1,6 +1,6 @@
-"""Masks as small bitmaps, each in the frame of a rectangle that is transformed with it.
+"""Instance masks as bitmaps (112 x 112) over frames: decodes, resamples and crops them.
 
-A bitmap is sampled once, from the full-size mask, over the box that the object has in the stored picture.
+A bitmap is sampled once, from the full-size mask, over the box that the object has in the stored image.
 Cuts, scales and shifts move the frame alone, mirrors turn the bitmap over. At the very end each mask is
 sampled over the box that is left. A bitmap without any cell is "no mask known".
 """
@@ -16,7 +16,7 @@ def bitmaps(pngs, boxes):
     """Full-size masks -> what they are at the centres of the cells of each box.
 
     Args:
-        pngs:  (N,) string, one-channel PNG of the whole picture, or "" for an object without a mask.
+        pngs:  (N,) string, one-channel PNG of the whole image, or "" for an object without a mask.
         boxes: (N, 4) xyxy, fractions of width and height.
     Returns:
         (N, 112, 112) bool.
@@ -38,8 +38,8 @@ def bitmaps(pngs, boxes):
     return tf.map_fn(one_or_none, (pngs, boxes), fn_output_signature=tf.TensorSpec((MASK_SIDE,) * 2, tf.bool))
 
 
-def over_boxes(bits, frames, boxes):
-    """Bitmaps sampled anew, over other rectangles.   (N, 112, 112) bool
+def resample_masks(bits, frames, boxes):
+    """Resamples bitmaps over other boxes (nearest bitmap cell).   (N, 112, 112) bool
 
     Args:
         bits:   (N, 112, 112) bool over `frames`, (N, 4) xyxy px.
@@ -94,29 +94,29 @@ def left_of(example, left, boxes, inside):
     return tf.where(changed, closer, boxes), share
 
 
-def seen_at(picture, frames):
-    """A map of the whole picture, read at the cells of frames.   (N, 112, 112) bool
+def seen_at(image, frames):
+    """A map of the whole image, read at the cells of frames.   (N, 112, 112) bool
 
     Args:
-        picture: (H, W) bool; False outside of it.
+        image: (H, W) bool; False outside of it.
         frames:  (N, 4) xyxy px.
     """
-    height, width = tf.unstack(tf.shape(picture))
+    height, width = tf.unstack(tf.shape(image))
     rows, columns = (tf.cast(tf.floor(side), tf.int32) for side in _cells(frames))
     known = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = tf.clip_by_value(rows, 0, height - 1), tf.clip_by_value(columns, 0, width - 1)
     place = rows[:, :, None] * width + columns[:, None, :]
-    return tf.gather(tf.reshape(picture, [-1]), place) & known
+    return tf.gather(tf.reshape(image, [-1]), place) & known
 
 
 def painted(bits, frames, size_hw):
-    """All masks together on one picture.   (H, W) bool
+    """All masks together on one image.   (H, W) bool
 
     One after the other, each over its own frame alone: so little memory is needed, whatever N is.
     """
     height, width = size_hw[0], size_hw[1]
 
-    def add(picture, bits_and_frame):
+    def add(image, bits_and_frame):
         one, frame = bits_and_frame
         low = tf.cast(tf.floor(frame[:2]), tf.int32)
         high = tf.cast(tf.math.ceil(frame[2:]), tf.int32)
@@ -128,7 +128,7 @@ def painted(bits, frames, size_hw):
         column, column_known = _cell_of(columns[None], frame[None, 0::2])
         part = tf.gather(tf.gather(one, row[0]), column[0], axis=1)
         part &= row_known[0][:, None] & column_known[0][None, :]
-        return picture | tf.pad(part, [[top, height - bottom], [left, width - right]])
+        return image | tf.pad(part, [[top, height - bottom], [left, width - right]])
 
     return tf.foldl(add, (bits, frames), tf.zeros(size_hw, bool))
 

@@ -1,4 +1,4 @@
-"""Mosaic and mixup: one training image from several."""
+"""Mosaic and mixup: several images become one."""
 
 import tensorflow as tf
 
@@ -13,15 +13,15 @@ TRUTH = (BOXES, LABELS, CROWD, MASKS, FRAMES)
 
 
 def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_visible=0.1, antialias=True):
-    """Four pictures around a point of the canvas.
+    """Four images around a point of the canvas.
 
-    Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3. Each picture is scaled, and a part of it laid into
-    its quarter; a picture smaller than its quarter touches the point. The result fills the canvas of the
-    first picture: `size_hw` is the canvas, and what no picture covers is grey, picture to the network.
+    Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3. Each image is scaled, and a part of it laid into
+    its quarter; an image smaller than its quarter touches the point. The result fills the canvas of the
+    first image: `size_hw` is the canvas, and what no image covers is grey, image to the network.
 
     Args:
-        probability: how often; else the picture is resized as ever.
-        scale:       [low, high] for each picture, 1: it just fits into its quarter.
+        probability: how often; else the image is resized as ever.
+        scale:       [low, high] for each image, 1: it just fits into its quarter.
         center:      [low, high], where the point may lie, as a fraction of the canvas' sides.
         fill:        0..255, the grey of what is not covered.
         min_visible: an object of which less is left becomes none.
@@ -64,7 +64,7 @@ def mosaic(probability=1.0, scale=(0.8, 1.6), center=(0.3, 0.7), fill=114, min_v
 
 
 def mixup(probability=0.5, alpha=8):
-    """Two pictures seen through each other, with the objects of both.
+    """Two images seen through each other, with the objects of both.
 
     Zhang et al. 2018, arXiv:1710.09412; for detection, keeping both in place: Zhang et al. 2019,
     arXiv:1902.04103. The result is as large as both together; where one of them ends, the other goes on with
@@ -107,7 +107,7 @@ def _grown(image, hw):
 
 
 def either(condition, then, otherwise, example):
-    """tf.cond on what transforms change; the other picture is decoded only where it is used."""
+    """tf.cond on what transforms change; the other image is decoded only where it is used."""
     keys = [IMAGE, *(key for key in TRUTH if key in example)]
 
     def changed(function):

@@ -1,4 +1,4 @@
-"""Copy-paste: objects of another image pasted into this one."""
+"""Copy-paste: objects of another image pasted along their masks."""
 
 import tensorflow as tf
 
@@ -11,9 +11,9 @@ from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 
 
 def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
-    """Objects of another picture, cut out along their masks, laid over this one where they were in theirs.
+    """Objects of another image, cut out along their masks, laid over this one where they were in theirs.
 
-    Ghiasi et al. 2021, arXiv:2012.07177, section 3: both pictures are made ready first (with
+    Ghiasi et al. 2021, arXiv:2012.07177, section 3: both images are made ready first (with
     `large_scale_jitter`, if the list has it), then a random part of the other's objects is pasted, without
     blending. What they cover is taken off the masks below, boxes close up around the rest, and an object of
     which too little is still seen becomes none. Objects below without a mask are judged by their boxes and
@@ -21,7 +21,7 @@ def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
 
     Args:
         probability: how often.
-        share:       how likely each object of the other picture is pasted.
+        share:       how likely each object of the other image is pasted.
         min_visible: an object of which less is seen becomes none, pasted or covered.
     """
     probability = check_part("copy_paste.probability", probability)
@@ -32,7 +32,7 @@ def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
         taken = rng.uniform(seed)[0] < probability
 
         def pasted():
-            other = _on_picture(partner(0), hw_of(example), min_visible)
+            other = _on_image(partner(0), hw_of(example), min_visible)
             draws = rng.uniform(rng.fold_in(seed, 0), tf.shape(other[LABELS])[0])
             chosen = (draws < share) & (other[LABELS] >= 0) & ~other[CROWD]
             chosen &= tf.reduce_any(other[MASKS], axis=[1, 2])
@@ -65,8 +65,8 @@ def covered(example, over, min_visible):
     }
 
 
-def _on_picture(other, hw, min_visible):
-    """Another picture cut and padded to this one's size."""
+def _on_image(other, hw, min_visible):
+    """Another image cut and padded to this one's size."""
     image = other[IMAGE][: hw[0], : hw[1]]
     missing = hw - tf.shape(image)[:2]
     other = trimmed(other, min_visible, tf.concat([[0, 0], hw], axis=0))

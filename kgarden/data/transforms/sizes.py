@@ -1,4 +1,4 @@
-"""Scale jitter: random scale and position on the canvas, in place of the plain resize."""
+"""Scale jitter: resizes and crops an image to its canvas in one step, instead of the plain resize."""
 
 import tensorflow as tf
 
@@ -12,10 +12,10 @@ def scale_and_crop(scale=(0.1, 2.0), min_visible=0.0, antialias=True):
     """EfficientDet's scaling: larger or smaller than the canvas, and if larger, a window of it.
 
     Tan et al. 2020, arXiv:1911.09070; with [0.1, 2] as the CenterNet2 release trains its EfficientDet-like
-    models. What the picture does not fill of its canvas is padding, and `size_hw` says so.
+    models. What the image does not fill of its canvas is padding, and `size_hw` says so.
 
     Args:
-        scale:       [low, high], 1: the picture just fits into its canvas.
+        scale:       [low, high], 1: the image just fits into its canvas.
         min_visible: an object of which less is left becomes none.
     """
     return _placed_on_canvas("scale_and_crop", scale, min_visible, antialias)
@@ -28,7 +28,7 @@ def large_scale_jitter(scale=(0.1, 2.0), min_visible=0.1, antialias=True):
     and with the range of that paper; scraps of objects at the border go.
 
     Args:
-        scale:       [low, high], 1: the picture just fits into its canvas. Standard jitter is [0.8, 1.25].
+        scale:       [low, high], 1: the image just fits into its canvas. Standard jitter is [0.8, 1.25].
         min_visible: an object of which less is left becomes none.
     """
     return _placed_on_canvas("large_scale_jitter", scale, min_visible, antialias)
@@ -48,15 +48,15 @@ def _placed_on_canvas(name, scale, min_visible, antialias):
 
 
 def placement(hw, target_hw, factor, draw_y, draw_x):
-    """Where a scaled picture lies behind a window, for given draws. In float64, as the reference computes it.
+    """Where a scaled image lies behind a window, for given draws. In float64, as the reference computes it.
 
     Args:
-        hw:             (..., 2) px of the picture.
+        hw:             (..., 2) px of the image.
         target_hw:      (..., 2) px of the window.
-        factor:         (...,) 1: the picture just fits into the window.
+        factor:         (...,) 1: the image just fits into the window.
         draw_y, draw_x: (...,) in [0, 1): the window's place along the room that there is.
     Returns:
-        scaled_hw:  (..., 2) int32, px of the whole picture when scaled.
+        scaled_hw:  (..., 2) int32, px of the whole image when scaled.
         offset:     (..., 2) int32, where in it the window begins.
         scale:      (...,) float64.
         visible_hw: (..., 2) int32, px of the part behind the window.
@@ -71,7 +71,7 @@ def placement(hw, target_hw, factor, draw_y, draw_x):
 
 
 def placed(example, place, min_visible, antialias=True):
-    """A picture scaled and cut as `placement` says, pixels and truth by the same numbers."""
+    """An image scaled and cut as `placement` says, pixels and truth by the same numbers."""
     _, offset, scale, visible_hw = place
     scales = tf.stack([scale, scale])
     image = resample(

@@ -17,7 +17,7 @@ from tfrecords.write import read_manifest  # noqa: E402
 
 @pytest.fixture
 def source(tmp_path):
-    """build(json) on a folder with pictures 1.jpg to 5.jpg of 40x30 px, into tmp_path/to."""
+    """build(json) on a folder with images 1.jpg to 5.jpg of 40x30 px, into tmp_path/to."""
     (tmp_path / "images").mkdir()
     for number in range(1, 6):
         Image.new("RGB", (40, 30), (number * 40, 0, 0)).save(tmp_path / f"images/{number}.jpg")
@@ -183,8 +183,8 @@ def test_strict_raises_at_a_faulty_picture(source):
         ),
         ({**tree_of([]), "categories": [{"id": 1}]}, "needs an id and a name"),
         ({**tree_of([]), "categories": [None]}, "needs an id and a name"),
-        (tree_of([], numbers=()), "not one picture"),
-        (tree_of([], numbers=(6,)), "not one picture can be used; the first fault: 6.jpg: no such file"),
+        (tree_of([], numbers=()), "not one image"),
+        (tree_of([], numbers=(6,)), "not one image can be used; the first fault: 6.jpg: no such file"),
     ],
 )
 def test_what_is_no_data_set(source, tree, message):

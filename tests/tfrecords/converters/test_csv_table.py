@@ -13,7 +13,7 @@ HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 @pytest.fixture
 def build(tmp_path):
-    """build(text) on a folder with pictures a.jpg, b.jpg of 40x30 px."""
+    """build(text) on a folder with images a.jpg, b.jpg of 40x30 px."""
     (tmp_path / "images/deep").mkdir(parents=True)
     for name in ("a", "b", "deep/c"):
         Image.new("RGB", (40, 30)).save(tmp_path / f"images/{name}.jpg")
@@ -103,7 +103,7 @@ def test_the_order_of_a_list_of_classes(build, tmp_path):
         ("", "names no columns"),
         ("filename,class,xmin,ymin,xmax\na.jpg,cat,1,2,3\n", "names no columns"),
         (HEADER, "not one line has a box"),
-        (HEADER + "none.jpg,40,30,cat,1,2,11,22\n", "not one picture can be used"),
+        (HEADER + "none.jpg,40,30,cat,1,2,11,22\n", "not one image can be used"),
     ],
 )
 def test_what_is_no_data_set(build, text, message):

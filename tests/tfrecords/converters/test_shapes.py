@@ -52,7 +52,7 @@ def test_what_is_drawn_is_where_the_mask_is():
 
 
 def test_pixels_under_a_mask_differ_from_the_picture_without_the_object(drawings):
-    """In the finished picture: the mask's visible part has one colour, its rim outside another."""
+    """In the finished image: the mask's visible part has one colour, its rim outside another."""
     contrasts = []
     for drawing in drawings[:100]:
         covered = np.zeros(drawing.image.shape[:2], bool)
@@ -142,7 +142,7 @@ def crop_features(drawing):
 
 
 def average_precision_50(drawings, class_scores):
-    """COCO AP50 when every true box is given, with a score for every class: (N, C) per picture."""
+    """COCO AP50 when every true box is given, with a score for every class: (N, C) per image."""
     truth, results = {"images": [], "annotations": [], "categories": []}, []
     truth["categories"] = [{"id": n + 1, "name": name} for n, name in enumerate(shapes.NAMES)]
     for number, (drawing, scores) in enumerate(zip(drawings, class_scores, strict=True), 1):
@@ -206,8 +206,8 @@ def test_a_data_set_is_built_in_seconds(tmp_path):
         drawing = shapes.draw(3, number - 1)
         np.testing.assert_allclose(record["boxes"] * [256, 192, 256, 192], drawing.boxes, atol=1e-4)
         np.testing.assert_array_equal(record["category_ids"], drawing.labels + 1)
-        with Image.open(io.BytesIO(record["encoded"].numpy())) as picture:
-            stored = np.asarray(picture).astype(int)
+        with Image.open(io.BytesIO(record["encoded"].numpy())) as image:
+            stored = np.asarray(image).astype(int)
         assert np.abs(stored - drawing.image).mean() < 4
 
 

@@ -21,7 +21,7 @@ def thing(corners, name="cat", extra=""):
 
 @pytest.fixture
 def root(tmp_path):
-    """VOC folder with pictures a, b, c of 40x30 px; `write(name, *objects)` writes one XML file."""
+    """VOC folder with images a, b, c of 40x30 px; `write(name, *objects)` writes one XML file."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     for name in "abc":
@@ -70,7 +70,7 @@ def test_difficult_objects_may_be_ignored(root):
 
 
 def test_pixels_counted_from_one(root):
-    """Pascal: a box of the whole picture is 1, 1, width, height, its last pixel inside."""
+    """Pascal: a box of the whole image is 1, 1, width, height, its last pixel inside."""
     write(root, "a", thing([1, 1, 40, 30]), thing([5, 5, 5, 5]))
     voc.build(root / "to", root=root, one_based=True)
     assert [a["bbox"] for a in truth(root)["a.jpg"]] == [[0, 0, 40, 30], [4, 4, 1, 1]]
@@ -180,7 +180,7 @@ def test_a_name_of_the_list_without_a_file(root):
         ({"root": ".", "split": "empty"}, "the list is empty"),
         ({"root": ".", "split": "out"}, "stays in the folder"),
         ({"root": "."}, "no XML file there names a class"),
-        ({"root": ".", "images": "none", "classes": "names.txt"}, "no such folder of pictures"),
+        ({"root": ".", "images": "none", "classes": "names.txt"}, "no such folder of images"),
     ],
 )
 def test_what_is_no_data_set(root, monkeypatch, arguments, message):

@@ -7,7 +7,7 @@ from PIL import Image
 
 tf = pytest.importorskip("tensorflow")
 
-from tfrecords import pictures  # noqa: E402
+from tfrecords import images  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 
 SCENE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype="uint8").repeat(8, 0).repeat(8, 1)  # 48x64
@@ -20,8 +20,8 @@ def save(path, mode="RGB", **options):
 
 def shown(path):
     """The pixels as Pillow shows them."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,15 @@ def shown(path):
 )
 def test_what_tensorflow_decodes_is_kept_byte_for_byte(tmp_path, name, mode):
     path = save(tmp_path / name, mode)
-    picture = pictures.read(path)
-    assert picture.encoded == path.read_bytes()
-    assert (picture.height, picture.width) == (48, 64)
-    np.testing.assert_array_equal(pictures.decode(picture.encoded), shown(path))
+    image = images.read(path)
+    assert image.encoded == path.read_bytes()
+    assert (image.height, image.width) == (48, 64)
+    np.testing.assert_array_equal(images.decode(image.encoded), shown(path))
 
 
 def test_progressive_jpeg_is_kept(tmp_path):
     path = save(tmp_path / "a.jpg", progressive=True)
-    assert pictures.read(path).encoded == path.read_bytes()
+    assert images.read(path).encoded == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -62,53 +62,53 @@ def test_progressive_jpeg_is_kept(tmp_path):
 )
 def test_other_kinds_are_encoded_again(tmp_path, name, mode, image_format):
     path = save(tmp_path / name, mode)
-    picture = pictures.read(path)
-    assert picture.format == image_format
-    difference = np.abs(pictures.decode(picture.encoded).numpy().astype(int) - shown(path))
+    image = images.read(path)
+    assert image.format == image_format
+    difference = np.abs(images.decode(image.encoded).numpy().astype(int) - shown(path))
     assert difference.mean() < (3 if image_format == "jpeg" else 1e-9)
 
 
 def test_sixteen_bits_are_scaled_not_cut(tmp_path):
     gray = np.arange(64, dtype="uint16").reshape(8, 8) * 1000
     Image.fromarray(gray).save(tmp_path / "a.png")
-    decoded = pictures.decode(pictures.read(tmp_path / "a.png").encoded).numpy()
+    decoded = images.decode(images.read(tmp_path / "a.png").encoded).numpy()
     np.testing.assert_array_equal(decoded[..., 0], gray // 256)
 
 
 def turned(path, orientation):
     exif = Image.Exif()
-    exif[pictures.ORIENTATION] = orientation
+    exif[images.ORIENTATION] = orientation
     return save(path, exif=exif, quality=95, subsampling=0)
 
 
 @pytest.mark.parametrize("expected_hw", [None, (64, 48)])
 def test_a_photo_on_its_side_is_turned(tmp_path, expected_hw):
-    picture = pictures.read(turned(tmp_path / "a.jpg", 6), expected_hw)
-    assert (picture.height, picture.width) == (64, 48)
-    difference = np.abs(pictures.decode(picture.encoded).numpy().astype(int) - np.rot90(SCENE, -1))
+    image = images.read(turned(tmp_path / "a.jpg", 6), expected_hw)
+    assert (image.height, image.width) == (64, 48)
+    difference = np.abs(images.decode(image.encoded).numpy().astype(int) - np.rot90(SCENE, -1))
     assert difference.mean() < 5
 
 
 def test_a_photo_whose_annotations_mean_it_as_stored_is_not_turned(tmp_path):
     path = turned(tmp_path / "a.jpg", 6)
-    assert pictures.read(path, (48, 64)).encoded == path.read_bytes()
+    assert images.read(path, (48, 64)).encoded == path.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "content,message", [(None, "no such file"), (b"", "not a picture"), (b"hello", "not a picture")]
+    "content,message", [(None, "no such file"), (b"", "not an image"), (b"hello", "not an image")]
 )
 def test_what_is_no_picture(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        pictures.read(tmp_path / "a.jpg")
+        images.read(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_what_is_no_file(tmp_path, make):
     make(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="not a file"):
-        pictures.read(tmp_path / "a.jpg")
+        images.read(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
@@ -116,18 +116,18 @@ def test_half_a_file_is_damaged(tmp_path, name):
     path = save(tmp_path / name)
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     with pytest.raises(DataError, match="damaged"):
-        pictures.read(path)
+        images.read(path)
 
 
 def test_another_size_than_annotated(tmp_path):
     with pytest.raises(DataError, match="64x48, its annotations say 640x480"):
-        pictures.read(save(tmp_path / "a.jpg"), (480, 640))
+        images.read(save(tmp_path / "a.jpg"), (480, 640))
 
 
 @pytest.mark.parametrize("ratio,hw", [(2, (24, 32)), (4, (12, 16)), (8, (6, 8))])
 def test_decoding_at_a_smaller_scale(ratio, hw):
-    encoded = pictures.encode(SCENE, "jpeg").encoded
-    small = pictures.decode(encoded, ratio).numpy()
+    encoded = images.encode(SCENE, "jpeg").encoded
+    small = images.decode(encoded, ratio).numpy()
     assert small.shape == (*hw, 3)
     means = SCENE.reshape(hw[0], ratio, hw[1], ratio, 3).mean(axis=(1, 3))
     assert np.abs(small - means).mean() < 3
@@ -139,4 +139,4 @@ def test_decoding_equals_pillow_on_a_photo_like_jpeg():
     for options in ({"quality": 75}, {"quality": 90, "subsampling": 0}, {"quality": 60, "progressive": True}):
         file = io.BytesIO()
         Image.fromarray(smooth.astype("uint8")).save(file, "jpeg", **options)
-        np.testing.assert_array_equal(pictures.decode(file.getvalue()), shown(file))
+        np.testing.assert_array_equal(images.decode(file.getvalue()), shown(file))

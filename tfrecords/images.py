@@ -1,4 +1,4 @@
-"""Encoding and decoding of image files in formats that TensorFlow reads."""
+"""Image files: reads them as bytes that TensorFlow decodes, encodes and decodes pixels."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class EncodedImage:
     encoded: bytes
     format: str  # jpeg or png
     height: int  # px
@@ -22,12 +22,12 @@ class Picture:
 
 
 def read(path, expected_hw=None):
-    """A picture file as it goes into a record.
+    """An image file as it goes into a record.
 
-    The bytes of JPEG and PNG files are kept; other kinds, and pictures that have to be turned, are
+    The bytes of JPEG and PNG files are kept; other kinds, and images that have to be turned, are
     encoded again: JPEG at high quality if they were JPEG, else PNG.
 
-    An EXIF orientation is applied, because whoever drew the boxes saw the picture that way, unless only
+    An EXIF orientation is applied, because whoever drew the boxes saw the image that way, unless only
     the size as stored agrees with `expected_hw`.
 
     Args:
@@ -40,22 +40,22 @@ def read(path, expected_hw=None):
         if path.exists() and not path.is_file():
             raise DataError("not a file")  # a pipe would be waited for without end
         stored = path.read_bytes()
-        with Image.open(io.BytesIO(stored)) as picture:
-            turned = _is_turned(picture, expected_hw)
-            height, width = _shown_hw(picture) if turned else picture.size[::-1]
+        with Image.open(io.BytesIO(stored)) as image:
+            turned = _is_turned(image, expected_hw)
+            height, width = _shown_hw(image) if turned else image.size[::-1]
             if expected_hw is not None and (height, width) != tuple(expected_hw):
                 raise DataError(
-                    f"the picture is {width}x{height}, its annotations say {expected_hw[1]}x{expected_hw[0]}"
+                    f"the image is {width}x{height}, its annotations say {expected_hw[1]}x{expected_hw[0]}"
                 )
-            known = picture.mode in KEPT.get(picture.format, ())
+            known = image.mode in KEPT.get(image.format, ())
             if known and not turned and _decodes(stored, height, width):
-                return Picture(stored, picture.format.lower(), height, width)
-            was_jpeg = picture.format == "JPEG"
-            pixels = _to_rgb(ImageOps.exif_transpose(picture) if turned else picture)
+                return EncodedImage(stored, image.format.lower(), height, width)
+            was_jpeg = image.format == "JPEG"
+            pixels = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except FileNotFoundError:
         raise DataError("no such file") from None
     except Image.UnidentifiedImageError:
-        raise DataError("not a picture in a format that Pillow reads") from None
+        raise DataError("not an image in a format that Pillow reads") from None
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -64,12 +64,12 @@ def read(path, expected_hw=None):
 
 
 def encode(pixels, image_format):
-    """(H, W, 3) uint8 or a Pillow picture -> Picture; JPEG with full colour resolution."""
-    picture = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+    """(H, W, 3) uint8 or a Pillow image -> Image; JPEG with full colour resolution."""
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     file = io.BytesIO()
     options = {"quality": 95, "subsampling": 0} if image_format == "jpeg" else {}
-    picture.save(file, image_format, **options)
-    return Picture(file.getvalue(), image_format, picture.height, picture.width)
+    image.save(file, image_format, **options)
+    return EncodedImage(file.getvalue(), image_format, image.height, image.width)
 
 
 def decode(encoded, ratio=1):
@@ -79,7 +79,7 @@ def decode(encoded, ratio=1):
 
     Args:
         encoded: () string.
-        ratio:   1, 2, 4 or 8: how many times smaller the JPEG decoder may make the picture, sides rounded
+        ratio:   1, 2, 4 or 8: how many times smaller the JPEG decoder may make the image, sides rounded
                  up. Other formats are decoded whole.
     """
     import tensorflow as tf
@@ -92,16 +92,16 @@ def decode(encoded, ratio=1):
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _is_turned(picture, expected_hw):
-    if picture.getexif().get(ORIENTATION, 1) not in range(2, 9):
+def _is_turned(image, expected_hw):
+    if image.getexif().get(ORIENTATION, 1) not in range(2, 9):
         return False
-    shown, stored = _shown_hw(picture), picture.size[::-1]
+    shown, stored = _shown_hw(image), image.size[::-1]
     return expected_hw is None or shown == stored or tuple(expected_hw) != stored
 
 
-def _shown_hw(picture):
-    width, height = picture.size
-    return (width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+def _shown_hw(image):
+    width, height = image.size
+    return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
 def _decodes(encoded, height, width):
@@ -113,7 +113,7 @@ def _decodes(encoded, height, width):
         return False
 
 
-def _to_rgb(picture):
-    if picture.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
-        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8")).convert("RGB")
-    return picture.convert("RGB")
+def _to_rgb(image):
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8")).convert("RGB")
+    return image.convert("RGB")
