@@ -1,7 +1,7 @@
 """Predictor: runs a trained detector on image files and arrays; boxes are in px of the original image.
 
 Predictor, `kgarden evaluate` and the exported graph share this path: an image is resized into a canvas
-(kgarden.data.pipeline.resize_to_canvas), the InferenceModel detects in px of the canvas, and `to_original`
+(kgarden.data.canvas.resize_to_canvas), the InferenceModel detects in px of the canvas, and `to_original`
 maps the boxes back.
 """
 
@@ -153,7 +153,7 @@ class Predictor:
 
     def _views(self, image):
         """[x without a batch axis] of the views of one image; the first one is not mirrored."""
-        from kgarden.data.pipeline import resize_to_canvas  # needs TensorFlow
+        from kgarden.data.canvas import resize_to_canvas  # needs TensorFlow
 
         views = []
         for size in self.sizes:

@@ -88,7 +88,7 @@ def test_only_a_directory_of_sheets_is_overwritten(drawn, tmp_path, capsys):
 
 def test_settings_apply_to_recipes_only(drawn, tmp_path, capsys):
     assert cli.main(["data", "show", str(drawn), "--to", str(tmp_path), "--set", "seed=1"]) == 2
-    assert "these are shards" in capsys.readouterr().err
+    assert "only valid for a recipe, not for shards" in capsys.readouterr().err
 
 
 def test_masks_and_flags_are_drawn():
