@@ -1,5 +1,4 @@
-"""Random numbers that depend on (seed, step, image id) alone: the same on every backend, after every resume
-and on every replica."""
+"""Counter-based random numbers of (seed, step, image id): equal on every backend and after a resume."""
 
 from keras import ops
 
@@ -10,7 +9,9 @@ def hash_uniform(seed, step, image_id, n):
     """Uniform numbers from a counter-based hash.
 
     Every number is the hash of its own four coordinates, so there is no state to save and no order to keep.
-    The mixing function is `lowbias32` of Wellons' hash-prospector: xor-shift-multiply, twice, on uint32.
+    The mixing function is `lowbias32` of Wellons' hash-prospector, xor-shift-multiply twice on uint32, in its
+    variant 0x7FEB352D, 0x846CA68B with shifts 16-15-16. kgarden/data/rng.py has another variant; both stay as
+    they are, because resumed trainings need the same numbers.
 
     Args:
         seed:     the recipe's seed, integer.

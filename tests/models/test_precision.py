@@ -1,6 +1,5 @@
 """Under mixed precision the network computes in sixteen bits, all about boxes and losses in float32."""
 
-import contextlib
 import functools
 import inspect
 import sys
@@ -14,6 +13,7 @@ from support.marks import slow_on_jax
 from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.heads.selection import Selection
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
 from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
 from kgarden.optimizers.schedules import learning_rate
@@ -24,18 +24,8 @@ WATCHED = tuple(f"kgarden.{name}" for name in ("ops.boxes", "ops.nms", "ops.matc
 FAR_BOX = [1001.5, 5.25, 1042.0, 41.75]  # px; bfloat16 knows 1000 and 1004
 
 
-@contextlib.contextmanager
-def policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 def built(variant, precision):
-    with policy(precision):
+    with dtype_policy_scope(precision):
         keras.utils.set_random_seed(0)
         return build_detector(VARIANTS[variant], CLASSES)
 

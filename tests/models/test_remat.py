@@ -1,7 +1,5 @@
 """Features that are computed again instead of kept: the same training with less memory."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from kgarden.backbones import make_backbone, resnet
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.optimizers.optimizers import SGD
 
 ON_JAX = keras.backend.backend() == "jax"
@@ -26,16 +25,6 @@ CASES = [
     pytest.param({"name": "resnet18", "norm": "gn", **WIDE}, "float32", 6, marks=pytest.mark.slow),
     pytest.param(FROZEN, "float32", 6, marks=pytest.mark.slow),
 ]
-
-
-@contextlib.contextmanager
-def policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 class Sums(keras.Model):
@@ -60,7 +49,7 @@ def arrays(variables):
 
 
 def trained_backbone(settings, remat, precision, steps=2):
-    with policy(precision):
+    with dtype_policy_scope(precision):
         keras.utils.set_random_seed(0)
         model = Sums(make_backbone(settings), remat)
         model.compile(optimizer=keras.optimizers.SGD(1e-3, momentum=0.9), jit_compile=ON_JAX)
