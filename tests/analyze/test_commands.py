@@ -39,7 +39,7 @@ def test_sliding_windows_of_a_run(ext, call, tmp_path):
     to = tmp_path / "look"
     code, out, err = call("sliding-window", ext, "--to", to, "--per-object", 20, "--limit", 2)
     assert code == 0, err
-    assert "2/2 pictures" in out and "s for each object" in out and "Around every object" in out
+    assert "2/2 images" in out and "s per object and run" in out and "Around every object" in out
     rows = rows_of(to / "sliding_window.csv")
     assert {(row["run"], row["answer"]) for row in rows} == {("ext", one) for one in ("own", "fc", "conv")}
     of = {
@@ -97,7 +97,7 @@ def test_pictures_side_by_side(ext, call, tmp_path):
     code, _, err = call("compare", ext, "--to", to, "--ids", "1,9999")
     assert code == 2 and "--ids 9999: no such image" in err
     code, _, err = call("compare", ext, "--to", to, "--ids", "one")
-    assert code == 2 and "numbers with commas" in err
+    assert code == 2 and "use comma-separated numbers" in err
 
 
 def test_other_heads_and_runs_without_any(call, tmp_path):

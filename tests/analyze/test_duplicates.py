@@ -73,7 +73,7 @@ def test_a_run_of_pss_is_looked_into(tmp_path, monkeypatch, capsys):
     (tmp_path / "little.yaml").write_text(RECIPE)
     assert cli.main(["train", "little.yaml", "--run", "run"]) == 0
     assert cli.main(["analyze", "duplicates", "run", "--to", "look", "--pictures", "2"]) == 0
-    assert "duplicates per picture" in capsys.readouterr().out
+    assert "duplicates per image" in capsys.readouterr().out
     with open("look/duplicates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["way"] for row in rows] == ["all places", "NMS", "selected"]

@@ -344,7 +344,7 @@ def test_forms_do_not_mix_and_versions_are_counted(run, capsys):
     (run.parent / "served" / "1").mkdir(parents=True)
     (run.parent / "served" / "1" / "metadata.json").write_text('{"format": "litert"}')
     assert cli.main(arguments) == 0
-    assert "written served/2" in capsys.readouterr().out
+    assert "saved to served/2" in capsys.readouterr().out
     assert sorted(path.name for path in run.parent.glob("served/*")) == ["1", "2"]
     assert cli.main(["export", str(run), "--to", "served"]) == 2
     assert "served/1 is litert" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_a_run_has_the_numbers_of_its_masks_everywhere(trained, capsys):
     )
     assert json.loads(out.read_text())["metrics"] == of_masks
     assert cli.main(["evaluate", str(run), "--iou-type", "segm"]) == 2
-    assert "by masks beside them" in capsys.readouterr().err
+    assert "also on masks if its model predicts them" in capsys.readouterr().err
 
 
 @pytest.mark.tensorflow

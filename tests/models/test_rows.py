@@ -130,7 +130,7 @@ def test_every_model_of_a_row_is_built_or_refused_in_one_line(stem):
     for row, recipe in models.values():
         settings = recipe.model.model_dump(exclude={"num_classes"})
         if settings["backbone"]["name"].endswith("_dcn"):
-            with pytest.raises(UserError, match="no backbone '[a-z0-9_]*_dcn'; there are") as refusal:
+            with pytest.raises(UserError, match="model.backbone.name '[a-z0-9_]*_dcn': one of") as refusal:
                 build_detector(settings, 80)
             assert "\n" not in str(refusal.value)
         else:
