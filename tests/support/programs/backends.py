@@ -50,7 +50,7 @@ class Training:
             folder,
             self.detector,
             self.detector.optimizer,
-            averages=self.averages,
+            ema=self.averages,
             state={"step": self.step()},
         )
 
