@@ -151,7 +151,7 @@ class DenseHead(keras.layers.Layer):
 
     def boxes(self, raw):
         """The predicted boxes, *not* clipped.   (B, A, 4) float32 px."""
-        raise NotImplementedError(f"{type(self).__name__} is a frame: a head says what its code means")
+        raise NotImplementedError(f"{type(self).__name__} must implement boxes(raw)")
 
     def score_logits(self, raw):
         """Logits whose sigmoids multiply to the score.   list of (B, A, C) and (B, A, 1)."""
@@ -175,7 +175,7 @@ class DenseHead(keras.layers.Layer):
 
     def assign(self, raw, y):
         """Which object each place must predict.   (B, A) int32, see kgarden/targets/assign_result.py."""
-        raise NotImplementedError(f"{type(self).__name__} is a frame: a head says how places are assigned")
+        raise NotImplementedError(f"{type(self).__name__} must implement assign(raw, y)")
 
     def candidate_mask(self, raw, y, rule="candidates"):
         """Which places may predict which object.
