@@ -43,12 +43,6 @@ if ON_JAX:
     ]
 
 
-def pytest_collection_finish(session):
-    """Graphs of tests run a few times: optimising them takes longer than running them."""
-    if not ON_JAX and "tensorflow" in sys.modules:
-        sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
-
 def reads_goldens(function, visited):
     """Whether a function, or one of its module that it calls, opens reference files."""
     function = inspect.unwrap(function)
