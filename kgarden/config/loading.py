@@ -8,6 +8,7 @@ file and the nearest key. kgarden/config/recipe.py lists the keys.
 
 import contextlib
 import difflib
+import functools
 import glob as globbing
 import json
 import os
@@ -127,18 +128,24 @@ def _read(path):
     """Returns (tree, {path of keys: line}) of a YAML file; a duplicate key is an error."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, _Loader)
+        node = _compose(text)
         lines = {}
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{path}: a recipe must be a mapping of sections")
         _note_lines(node, (), lines, path)
-        return yaml.load(text, _Loader), lines
+        return _Loader("").construct_document(node), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _compose(text):
+    """The node tree of a YAML text, kept: parsing takes longer than all else, and rows share one file."""
+    return yaml.compose(text, _Loader)
 
 
 def _note_lines(node, keys, lines, path):

@@ -11,7 +11,7 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.models import MODELS, build_detector
 
-TOTAL, MIN_SCORE, IOU = 60, 1e-25, 0.2
+TOTAL, MIN_SCORE, IOU = 30, 1e-25, 0.2
 FACTORS = {
     "linear": lambda u: np.where(u > IOU, 1 - u, 1.0),
     "gaussian": lambda u: np.exp(-u * u / 0.5),
