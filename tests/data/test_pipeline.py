@@ -416,7 +416,7 @@ def test_wrong_settings(painted, options, message):
 
 
 def test_wrong_sources(tmp_path, painted):
-    with pytest.raises(UserError, match="no shards there"):
+    with pytest.raises(UserError, match="no shards found"):
         sources.dataset_of({"glob": str(tmp_path / "*.tfrecord")}, tmp_path)
     other = build(tmp_path, paint(tmp_path, [(60, 80)] * 2, ids=(1, 2, 3)))
     with pytest.raises(UserError, match="its categories differ"):

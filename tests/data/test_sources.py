@@ -87,7 +87,7 @@ def test_keys_that_do_not_belong_together(source, message):
         Source(**source)
 
 
-def test_shards_of_others(tmp_path):
+def test_check_of_shards_of_other_tools(tmp_path):
     file = real_data.folder("raccoon", "data") / "test.record"
     data = opened(tmp_path, glob=str(file))
     assert data.index.files == (str(file),) and len(data.index) == 40 and data.index.objects.sum() == 44
