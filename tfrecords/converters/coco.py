@@ -68,7 +68,7 @@ def _load(path):
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise DataError(
-                f"{path}: not COCO instances: there is no list {key!r} (a file of detections is not a data set)"
+                f"{path}: not COCO instances: no list {key!r} (a file of detections is not a data set)"
             )
     if any(isinstance(a, dict) and as_int(a.get("score", 1)) != 1 for a in tree["annotations"]):
         raise DataError(f"{path}: its annotations have scores: these are detections, not ground truth")
