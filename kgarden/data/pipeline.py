@@ -87,8 +87,8 @@ def train_batches(
         keep_empty:    keep images without objects.
         keep_crowd:    keep crowd regions, flagged, instead of dropping them.
         start_step:    number of batches to skip.
-        share:         (index, count): prepare this replica's part of every batch, in image order.
-        pieces:        number of micro-batches that this part is split into.
+        share:         (index of this worker, number of workers): load this slice of every batch.
+        pieces:        number of replicas of this worker; each gets an element of its own.
         parallel:      number of images prepared in parallel.
     Returns:
         tf.data.Dataset of (x, y). Shapes are static if the images need only one canvas; with several,
@@ -276,7 +276,7 @@ def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode)
 
 
 def _views(sizes, row, encoded, flip):
-    """[x of one image] at each size, flipped ones after; all but the first carry MIRRORED."""
+    """[x of one image] at each size, each followed by its flip; all but the first have MIRRORED."""
     views = []
     for size in sizes:
         load = size.load
@@ -367,7 +367,7 @@ def _check(cache, batch_size, parts=1):
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} must be at least 1")
     if batch_size % parts:
-        raise UserError(f"batch_size: {batch_size} is not divisible by {parts} (replicas x micro-batches)")
+        raise UserError(f"batch_size: {batch_size} is not divisible by {parts} replicas")
 
 
 def _warn_of_overflow(index, max_objects):

@@ -93,8 +93,8 @@ class GroupNorm(keras.layers.Layer):
     then one scale and shift.
 
     Args:
-        groups: None: 32, or 25 if the width is not a multiple of 32 (the rule of CenterNet2's fork of
-                detectron2's norm factory).
+        groups: None: 32, or 25 if the width is not a multiple of 32 (the rule of detectron2's norm
+                factory, which CenterNet2's 50-channel test heads need).
     """
 
     def __init__(self, groups=None, epsilon=EPSILON, **kwargs):

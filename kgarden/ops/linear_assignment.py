@@ -24,7 +24,7 @@ def hungarian(quality, allowed, outside=OUTSIDE):
     (DeFCN, arXiv:2012.03544), below every quality, it practically maximises the number of matched objects;
     with 0 an object may stay unmatched although it has a free candidate.
 
-    Exact up to float32 rounding: ties within about 1e-6 of the total are broken arbitrarily.
+    Exact up to float32 rounding: assignments whose totals differ by less than about 1e-6 count as ties.
 
     Args:
         quality: (B, M, A) >= `outside` where allowed; A static.

@@ -77,7 +77,7 @@ def _power(x, exponent):
 def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
     """Assigns to each object one of its candidates.
 
-    An object without candidates stays unassigned, and so do surplus objects.
+    Objects without candidates stay unassigned, and so does any surplus of objects over candidates.
 
     Args:
         quality:   (B, M, A).
