@@ -7,7 +7,7 @@
     detector.fit(train, steps_per_epoch=100)
     detections = kgarden.Predictor(detector, recipe)("photo.jpg")
 
-Names are imported when they are first used: `import kgarden` costs no second.
+Names are imported lazily, at first use, so that `import kgarden` is fast.
 """
 
 import importlib
@@ -84,20 +84,20 @@ def version_complaint(installed: Mapping[str, str] | None = None) -> str | None:
     ]
     if not wrong:
         return None
-    found = " and ".join(f"{name} {installed[name]}" for name in wrong)
+    versions = " and ".join(f"{name} {installed[name]}" for name in wrong)
     needed = " ".join(f"'{name}~={WINDOW[name]}.0'" for name in wrong)
-    return f"kgarden {__version__} is not tested with {found}: pip install {needed}"
+    return f"kgarden {__version__} is not tested with {versions}: pip install {needed}"
 
 
 def _installed() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name, distributions in {"keras": ["keras"], "tensorflow": ["tensorflow", "tensorflow-cpu"]}.items():
         for distribution in distributions:
             try:
-                found.setdefault(name, importlib.metadata.version(distribution))
+                versions.setdefault(name, importlib.metadata.version(distribution))
             except importlib.metadata.PackageNotFoundError:
                 continue
-    return found
+    return versions
 
 
 if _complaint := version_complaint():

@@ -20,7 +20,7 @@ from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
 from kgarden.optimizers.schedules import learning_rate
 from kgarden.runs import best_weights, load_categories, load_run_recipe
 
-CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets that belong to no run
+CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets outside of a run
 
 
 # --- model ----------------------------------------------------------------------------------------
@@ -54,11 +54,11 @@ def build_model(recipe: Recipe, num_classes: int | None = None) -> Detector:
 
 def _bare_model(recipe, num_classes, precision=None):
     settings = _lists(recipe.model.model_dump(exclude={"num_classes"}))
-    wanted = recipe.model.num_classes
-    if wanted and num_classes and wanted != num_classes:
-        raise UserError(f"model.num_classes is {wanted}, the data has {num_classes} classes; remove it")
+    expected = recipe.model.num_classes
+    if expected and num_classes and expected != num_classes:
+        raise UserError(f"model.num_classes is {expected}, the data has {num_classes} classes; remove it")
     with dtype_policy_scope(precision or recipe.precision):
-        detector = build_detector(settings, wanted or num_classes, recipe.seed)
+        detector = build_detector(settings, expected or num_classes, recipe.seed)
     _rematerialise(detector, recipe.remat)
     for height, width in canvases(recipe):
         if height % detector.divisor or width % detector.divisor:
@@ -273,10 +273,10 @@ def prepare_data(
                 f"{other.index.files[0]} has the classes {_names(other.categories)}, "
                 f"{first.index.files[0]} has {_names(first.categories)}; they must be equal"
             )
-    wanted = recipe.model.num_classes
-    if wanted and wanted != len(first.categories):
+    expected = recipe.model.num_classes
+    if expected and expected != len(first.categories):
         raise UserError(
-            f"model.num_classes is {wanted}, the data has {len(first.categories)} classes "
+            f"model.num_classes is {expected}, the data has {len(first.categories)} classes "
             f"({_names(first.categories)}); remove it"
         )
     annotations = [path for dataset in datasets["val"] for path in dataset.annotations]

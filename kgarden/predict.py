@@ -23,7 +23,7 @@ def find_images(sources: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
     Raises:
         UserError: a source has no images.
     """
-    found = []
+    images = []
     for source in map(str, sources):
         path = pathlib.Path(source)
         if path.is_dir():
@@ -34,8 +34,8 @@ def find_images(sources: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
             matches = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
         if not matches:
             raise UserError(f"{source}: no image found")
-        found += [path for path in matches if path.is_file()]
-    return list(dict.fromkeys(found))
+        images += [path for path in matches if path.is_file()]
+    return list(dict.fromkeys(images))
 
 
 def draw_files(

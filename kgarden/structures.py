@@ -4,7 +4,7 @@ Letters: B images, H and W pixels of the canvas, M objects (padded), A anchors o
 all levels, P proposals (padded), S samples, K detections (padded), C classes, L levels, D channels.
 
 Boxes are xyxy corners in px of the network input, continuous (no "+1"), float32. Labels are
-0..C-1 with -1 on padding. Everything of variable length is padded and carries a mask.
+0..C-1 with -1 on padding. Everything of variable length is padded and has a mask.
 
     x           {"images": (B, H, W, 3) uint8 RGB, "size_hw": (B, 2) int32 height and width
                  of the image inside the canvas; the rest of the canvas is padding}; with several views

@@ -29,7 +29,7 @@ def train(
 
     Args:
         recipe:   of `load_recipe`.
-        run:      run directory; created if missing, refused if it holds another recipe.
+        run:      run directory; created if missing; must not hold another recipe.
         fresh:    move the existing run aside and start over.
         reporter: kgarden.training.reporter.Reporter; None: standard output.
     Returns:

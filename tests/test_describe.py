@@ -73,7 +73,7 @@ def test_every_published_size(blocks, non_local, size):
     assert (conv["here"], conv["published"]) == (size, size)
 
 
-def test_weights_are_counted_and_not_settings():
+def test_parameters_exclude_non_weights():
     detector = build_detector({"name": "double_head", "backbone": TRUNK}, 80)
     [head] = [layer for layer in detector.roi_head._flatten_layers() if type(layer) is ConvHead]
     head.count = 3  # an attribute only; the weights are still those of five blocks

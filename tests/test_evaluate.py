@@ -60,7 +60,7 @@ def test_ground_truth_as_detections_is_perfect(truth):
     assert names == {"red": (7, 100.0, 100.0), "green": (3, 100.0, 100.0)}
 
 
-def test_a_wrong_class_shows_in_its_row(truth):
+def test_wrong_class_lowers_its_per_class_ap(truth):
     """All red squares are predicted as green: red has no detections, green has false positives."""
     boxes, labels, annotations = truth
     results, image_ids, _ = detect(Scripted(boxes, np.ones_like(labels)), batches(10, 4, 3), CATEGORIES)

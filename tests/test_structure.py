@@ -103,7 +103,7 @@ def test_imports_go_down_only(trees):
     assert not faults, "\n".join(faults)
 
 
-def test_no_module_imports_itself_in_a_circle(trees):
+def test_imports_have_no_cycles(trees):
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
     edges = {name: set(imported_modules(trees[path])) & names.keys() for name, path in names.items()}
     done, stack = set(), []
@@ -120,7 +120,7 @@ def test_no_module_imports_itself_in_a_circle(trees):
         visit(name)
 
 
-def test_the_data_package_knows_nothing_of_kgarden_and_keras(trees):
+def test_tfrecords_imports_neither_kgarden_nor_keras(trees):
     for path, tree in trees.items():
         if unit_of(path) == "tfrecords":
             assert not {module.split(".")[0] for module in imported_modules(tree)} & {
@@ -206,7 +206,7 @@ def test_the_package_root_holds_few_modules():
 SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "files", "roi", "voc"}
 
 
-def test_no_two_files_of_one_name_mean_different_things():
+def test_file_names_are_unique():
     names = [path.stem for path in SOURCES if path.stem != "__init__"]
     assert {name for name in names if names.count(name) > 1} <= SHARED_NAMES
 
@@ -278,7 +278,7 @@ def test_every_recipe_builds(stem):
     assert detector.built and detector.count_params() > 1e5
 
 
-def test_every_model_has_a_recipe_or_is_a_frame():
+def test_every_model_has_a_recipe_or_is_a_template():
     used = {load_recipe(stem).model.name for stem in packaged_recipes()}
     assert MODELS.keys() - used <= {"one_stage", "two_stage", "centernet"}
     assert used <= MODELS.keys()

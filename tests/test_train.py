@@ -87,7 +87,7 @@ def jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_promises(recipe_of, tmp_path):
+def test_run_directory_has_all_documented_files(recipe_of, tmp_path):
     recipe, run, lines = recipe_of(), tmp_path / "run", Lines()
     evaluation = train.train(recipe, run, reporter=lines)
 
@@ -148,7 +148,7 @@ def stop_at(step, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monkeypatch, precision):
+def test_stopped_run_resumes_exactly(recipe_of, tmp_path, monkeypatch, precision):
     recipe, whole, parts = recipe_of(precision=precision), tmp_path / "whole", tmp_path / "parts"
     train.train(recipe, whole, reporter=Lines())
 
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe_of, tmp_path, monke
     assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
-def test_a_finished_run_is_only_evaluated_again(recipe_of, tmp_path):
+def test_finished_run_is_only_reevaluated(recipe_of, tmp_path):
     recipe, run = recipe_of(), tmp_path / "run"
     first = train.train(recipe, run, reporter=Lines())
     before = (run / "checkpoint/latest.npz").read_bytes()
@@ -185,7 +185,7 @@ def test_a_finished_run_is_only_evaluated_again(recipe_of, tmp_path):
     assert (run / "checkpoint/latest.npz").read_bytes() == before
 
 
-def test_another_recipe_is_refused_and_fresh_moves_the_old_run_aside(recipe_of, tmp_path):
+def test_other_recipe_is_rejected_and_fresh_moves_the_run_aside(recipe_of, tmp_path):
     run, lines = tmp_path / "run", Lines()
     train.train(recipe_of(), run, reporter=Lines())
     with pytest.raises(UserError, match=r"differs in schedule\.base_lr, schedule\.warmup\.steps"):
@@ -199,7 +199,7 @@ def test_another_recipe_is_refused_and_fresh_moves_the_old_run_aside(recipe_of, 
         train.train(recipe_of(), tmp_path / "other", reporter=lines)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of, tmp_path, monkeypatch):
+def test_non_finite_loss_reports_step_term_and_batch(recipe_of, tmp_path, monkeypatch):
     true_loss, run = StandIn.loss_of, tmp_path / "run"
 
     def poisoned(self, y, y_pred):
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_name_and_batch(recipe_of,
         assert all(np.isfinite(kept[name]).all() for name in kept.files if name != "words")
 
 
-def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
+def test_best_weights_are_kept(recipe_of, tmp_path, monkeypatch):
     """AP rises, then falls: the weights of the second evaluation are kept and evaluated at the end."""
     scores = iter([10.0, 30.0, 20.0])
     real = trainer.evaluate
@@ -239,7 +239,7 @@ def test_the_best_weights_stay_the_best(recipe_of, tmp_path, monkeypatch):
     assert not np.array_equal(best["dense/kernel"], last["dense/kernel"])
 
 
-def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeypatch):
+def test_near_zero_first_evaluation_is_explained(recipe_of, tmp_path, monkeypatch):
     """Ground truth of other pictures: told once while training and once at the end; the training goes on."""
 
     def prepare_data(recipe, cache=None, progress=None):
@@ -263,7 +263,7 @@ def test_a_first_evaluation_of_nothing_is_explained(recipe_of, tmp_path, monkeyp
     assert len(told) == 2 and len(steps) == 3 and told[0] == steps[0] + 1
 
 
-def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypatch):
+def test_first_metric_selects_the_best_weights(recipe_of, tmp_path, monkeypatch):
     """VOC rises and falls while COCO's AP only rises."""
     scores = iter([10.0, 30.0, 20.0])
     real = trainer.evaluate
@@ -285,7 +285,7 @@ def test_the_first_metric_chooses_the_best_weights(recipe_of, tmp_path, monkeypa
     assert "val/voc07_map" in (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_evaluation_uses_averages_and_training_does_not(recipe_of, tmp_path):
+def test_evaluation_uses_the_ema_and_training_does_not(recipe_of, tmp_path):
     """The learnt path is the same with and without averages; the weights that are kept are not."""
     with_averages, without = tmp_path / "a", tmp_path / "b"
     train.train(recipe_of(), with_averages, reporter=Lines())
@@ -304,7 +304,7 @@ def test_evaluation_uses_averages_and_training_does_not(recipe_of, tmp_path):
         assert sum(moved) == 6  # all but the step
 
 
-def test_averages_by_hand():
+def test_ema_by_hand():
     """Weights and statistics of norms; the decay grows from 1/10; whole numbers are copied."""
     detector = StandIn(2)
     detector.build()
@@ -328,7 +328,7 @@ def test_averages_by_hand():
     assert all((array(variable) == -2).all() for variable in detector.weights)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_checkpoint_of_another_model_is_rejected(tmp_path):
     def parts(classes):
         detector = StandIn(classes)
         detector.build()
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(tmp_path, *parts(2))
 
 
-def test_stages_follow_each_other(recipe_of, tmp_path):
+def test_stages_are_trained_in_turn(recipe_of, tmp_path):
     """The second stage begins with what the first one learnt, and the last stage's files are the run's."""
     recipe = recipe_of(
         stages=[
@@ -380,7 +380,7 @@ def test_init_takes_weights_or_parts_of_a_run(recipe_of, tmp_path):
         build.build_model(recipe_of(init={"run": str(tmp_path)}), 2)
 
 
-def test_two_canvases_are_two_graphs_with_static_shapes(recipe_of):
+def test_two_canvases_give_two_graphs_with_static_shapes(recipe_of):
     """Portrait and landscape in turn, several times: `fit` and `predict` trace each once."""
     traced = []
 
@@ -414,7 +414,7 @@ def test_two_canvases_are_two_graphs_with_static_shapes(recipe_of):
 
 
 @pytest.mark.parametrize("slow,expected", [("data", (0.6, 1.0)), ("step", (0.0, 0.3))])
-def test_waiting_for_data_is_measured(slow, expected):
+def test_data_wait_is_measured(slow, expected):
     """50 ms in the pipeline against 50 ms in the step, both behind a prefetch."""
 
     def pause(x):
@@ -446,7 +446,7 @@ def test_metrics_are_written_once_for_each_step(tmp_path):
     assert [(line["step"], line["loss"]) for line in jsonl(path)] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
 
 
-def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
+def test_training_continues_on_a_full_disk(recipe_of, tmp_path, monkeypatch):
     """The second of three checkpoints cannot be written, nor the best weights at that time."""
     calls = iter(range(1, 100))
 
@@ -466,7 +466,7 @@ def test_a_full_disk_ends_no_training(recipe_of, tmp_path, monkeypatch):
     assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
 
 
-def test_best_weights_that_cannot_be_written_end_no_training(recipe_of, tmp_path, monkeypatch):
+def test_training_continues_if_best_weights_cannot_be_written(recipe_of, tmp_path, monkeypatch):
     """The first evaluation keeps nothing, the second does; the last weights cannot be kept either."""
     real, calls = trainer.save_weights, iter(range(1, 100))
 
@@ -482,7 +482,7 @@ def test_best_weights_that_cannot_be_written_end_no_training(recipe_of, tmp_path
     assert "no weights saved yet" in lines.text and "model.weights.h5 could not be written" in lines.text
 
 
-def test_a_run_is_made_longer(recipe_of, tmp_path):
+def test_run_is_extended(recipe_of, tmp_path):
     """The rate follows the longer schedule from there; all else goes on: as if it had been stopped at 12."""
     run = tmp_path / "run"
     train.train(recipe_of(), run, reporter=Lines())

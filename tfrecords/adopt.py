@@ -1,8 +1,8 @@
 """Use existing TF Object Detection API or Model Garden shards in place.
 
-What our own data sets carry beside their shards (categories, index, ground truth) is found by one pass and
-kept in a folder elsewhere. Shards packed with gzip are unpacked there, because a packed file cannot be read
-in any order.
+One pass over the records collects what our own data sets carry beside their shards (categories, index,
+ground truth) and caches it in another folder. Shards compressed with gzip are decompressed there, because a
+compressed file has no random access.
 """
 
 import hashlib
@@ -25,25 +25,25 @@ from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
 from tfrecords.write import LOCK, alone
 
-FORM = 1  # of the files; another form is made anew
+FORM = 1  # version of the cached files; another version is built again
 
 
 def adopt(files, cache, labels=None, progress=None):
-    """Look at all records once, or find what an earlier call has found.
+    """Scan all records once and cache their categories, index and ground truth; reuse an earlier cache.
 
     Categories are those of `labels`, else every class/label that occurs, with its first class/text. A
-    record that training could not read is left out and named.
+    record that training could not read is left out and reported.
 
     Args:
         files:    paths of the shards.
-        cache:    directory for what is found.
-        labels:   file with a list of classes, see `tfrecords.labels.read_labels`; None: by the records.
+        cache:    directory of the cache.
+        labels:   file with a class list, see `tfrecords.labels.read_labels`; None: from the records.
         progress: function of (shards done, shards in all).
     Returns:
-        the folder with manifest.json, annotations.json and index.json about these shards, whose "files" it
-        names by path.
+        the folder with manifest.json, annotations.json and index.json of these shards; index.json names
+        them by path.
     Raises:
-        DataError: no record can be used, or nothing says what the classes are.
+        DataError: no record can be used, or the classes are unknown.
     """
     files = [pathlib.Path(file).resolve() for file in files]
     categories = read_labels(labels) if labels else None
@@ -52,7 +52,7 @@ def adopt(files, cache, labels=None, progress=None):
         return to
     with alone(to) as aside, writing(aside):
         try:
-            if not (to / "manifest.json").is_file():  # else another process did it while this one waited
+            if not (to / "manifest.json").is_file():  # else another process built it while this one waited
                 plain = [_unpacked(file, aside, to) for file in files]
                 _adopt(files, plain, aside, to=to, categories=categories, progress=progress)
                 aside.rename(to)
@@ -68,12 +68,12 @@ def _digest(files, categories):
 
 
 def _unpacked(file, aside, to):
-    """(path to read now, path to read later) of a shard."""
+    """Decompress a shard where needed -> (path to read now, path in the finished cache)."""
     packed = compression_of(file)
     if packed is None:
         return file, file
     if packed != "gzip":
-        raise DataError(f"{file}: is packed with {packed}: unpack it first")
+        raise DataError(f"{file}: is compressed with {packed}: decompress it first")
     folder = f"unpacked-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     (aside / folder).mkdir(exist_ok=True)
     name = file.name.removesuffix(".gz")
@@ -82,56 +82,56 @@ def _unpacked(file, aside, to):
 
 
 def _adopt(files, plain, aside, to, categories, progress):
-    """Write the files into `aside`: what the records say, line by line; then, with all ids, the rest."""
+    """Write the files into `aside`: first one line per record; once all ids are known, the JSON files."""
     report = Report(to, list(categories or []))
-    known, spool = _Classes(report, fixed=categories is not None), aside / "spool.jsonl"
+    classes, spool = _Classes(report, fixed=categories is not None), aside / "spool.jsonl"
     source_ids, total = [], 0
     with spool.open("w", encoding="utf-8") as lines:
         for number, (path, _) in enumerate(plain):
             for row in scan(path):
                 total += 1
-                found = _found(row, known, files[number].name)
-                if "left_out" not in found:
+                result = _result(row, classes, files[number].name)
+                if "left_out" not in result:
                     source_ids.append(row.source_id)
-                print(json.dumps({"shard": number, **found}), file=lines)
+                print(json.dumps({"shard": number, **result}), file=lines)
             if progress is not None:
                 progress(number + 1, len(files))
     ids = iter(numbered(source_ids))
-    columns = {str(place): {key: [] for key in COLUMNS if key != "shard"} for _, place in plain}
+    columns = {str(path): {key: [] for key in COLUMNS if key != "shard"} for _, path in plain}
     with spool.open(encoding="utf-8") as lines, Truth(aside) as truth:
-        for found in map(json.loads, lines):
-            if "left_out" in found:
-                report.leave_out(Fault(*found["left_out"]))
+        for result in map(json.loads, lines):
+            if "left_out" in result:
+                report.leave_out(Fault(*result["left_out"]))
                 continue
-            found["image"]["id"] = next(ids)
-            report.add(found["annotations"], found["clipped"])
-            report.drop(Fault(*fault) for fault in found["faults"])
-            report.remark(Fault(*fault) for fault in found["remarks"])
-            add_row(columns[str(plain[found["shard"]][1])], found)
-            truth.add(found["image"], found["annotations"])
+            result["image"]["id"] = next(ids)
+            report.add(result["annotations"], result["clipped"])
+            report.drop(Fault(*fault) for fault in result["faults"])
+            report.remark(Fault(*fault) for fault in result["remarks"])
+            add_row(columns[str(plain[result["shard"]][1])], result)
+            truth.add(result["image"], result["annotations"])
         if not report.images:
             why = report.faults[0] if report.faults else "the shards are empty"
-            raise DataError(f"{files[0]}: not one record can be used; the first fault: {why}")
+            raise DataError(f"{files[0]}: no usable record; the first fault: {why}")
         if not report.categories:
-            raise DataError(f"{files[0]}: no record has an object: name the classes in a file (labels)")
+            raise DataError(f"{files[0]}: no record has an object: give the classes in a file (labels)")
         report.categories.sort(key=lambda category: category["id"])
         report.close(total, None)
         truth.finish(report.categories)
     spool.unlink()
-    report.shards = [{"file": str(place), "records": len(part["offset"])} for place, part in columns.items()]
+    report.shards = [{"file": path, "records": len(part["offset"])} for path, part in columns.items()]
     write_json(aside / "index.json", columns)
     source = {"format": "shards", "files": [str(file) for file in files]}
     write_json(aside / "manifest.json", {"source": source, **report.to_json()}, indent=1)
 
 
 class _Classes:
-    """The categories of a report: given beforehand, or collected from the records."""
+    """The categories of a report: fixed by a class list, or collected from the records."""
 
     def __init__(self, report, fixed):
         self.report, self.fixed = report, fixed
 
     def add(self, number, name):
-        """Is this a category?"""
+        """Register a category; False if it is not in the fixed list."""
         if number in self.report.names:
             return True
         if self.fixed:
@@ -143,8 +143,8 @@ class _Classes:
         return True
 
 
-def _found(row, classes, file_name):
-    """What a record says -> what becomes of it, as `shard.results` has it."""
+def _result(row, classes, file_name):
+    """A scanned record -> its result in the form of `shard.results`."""
     where = f"{file_name}, byte {row.offset}"
     if isinstance(row, Unusable):
         return {"left_out": [where, row.reason, row.boxes]}
@@ -185,7 +185,7 @@ def _annotation(row, n, remarks, where):
 
 
 def _run_lengths(png, height, width):
-    """A PNG of a mask -> run-length code as JSON can hold it."""
+    """A PNG of a mask -> run-length code, serialisable as JSON."""
     try:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             mask = np.asarray(image.convert("L")) > 0

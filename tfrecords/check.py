@@ -1,8 +1,8 @@
 """Consistency check of a data set: reads every record, decodes every image, compares every file.
 
-The check does not stop at a fault: it counts faults by kind, names where each was found, and goes on. It
-looks at shards of any origin; what only our own data sets have (manifest.json, index.json, annotations.json)
-is compared where it is there.
+The check does not stop at a fault: it counts faults by kind, records where each was found, and continues.
+Shards may be of any origin; the files that only our own data sets have (manifest.json, index.json,
+annotations.json) are compared where they exist.
 """
 
 import collections
@@ -24,18 +24,18 @@ from tfrecords.records import compression_of, unpack, walk
 from tfrecords.schema import SIDES, DataError
 from tfrecords.write import read_manifest
 
-AT_ONCE = 256  # records whose images are decoded together by all threads
-HAIR = 1e-6  # of a side: rounding in float32 may carry a box so far over the border
-NEAR = 0.01  # px between a box of a record (float32 fractions) and the same box in annotations.json
+AT_ONCE = 256  # records per batch of the thread pool that decodes images
+HAIR = 1e-6  # of a side: tolerance for float32 rounding of boxes at the border
+NEAR = 0.01  # px, tolerance between a box of a record (float32 fractions) and of annotations.json
 
 OBJECT = "image/object/"
 
 
 @dataclasses.dataclass
 class Findings:
-    """What a check has seen.
+    """Result of a check: counts, and faults by kind.
 
-    faults: kind -> places, all of them, in the order of the shards.
+    faults: kind -> where each was found, in the order of the shards.
     """
 
     shards: int = 0
@@ -47,8 +47,8 @@ class Findings:
         self.faults[kind].append(str(where))
 
     def plain(self):
-        """As JSON knows it."""
-        counts = {kind: len(places) for kind, places in self.faults.items()}
+        """As a dictionary that JSON can hold."""
+        counts = {kind: len(where) for kind, where in self.faults.items()}
         return {
             "shards": self.shards,
             "records": self.records,
@@ -59,18 +59,18 @@ class Findings:
 
 
 def check(pattern, progress=None):
-    """Read everything once.
+    """Check every record, image and side file of a data set.
 
     Args:
-        pattern:  a directory, a glob, or several of them with commas between.
+        pattern:  a directory, a glob, or a comma-separated list of them.
         progress: function of (shards done, shards in all).
     Returns:
         Findings
     Raises:
-        DataError: there are no shards, or one is packed and cannot be unpacked.
+        DataError: there are no shards, or one is compressed and cannot be decompressed.
     """
     files = shards_of(pattern)
-    findings, seen = Findings(shards=len(files)), {}
+    findings, row_of = Findings(shards=len(files)), {}
     folders = {folder: _Folder(folder, findings) for folder in dict.fromkeys(file.parent for file in files)}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, file in enumerate(files, 1):
@@ -81,10 +81,10 @@ def check(pattern, progress=None):
                     plain, folder.categories, folder.manifest is not None, findings=findings, pool=pool
                 )
             for row in rows:
-                twice = (file.parent, row.image_id) in seen
-                if twice and row.image_id is not None:
+                duplicate = (file.parent, row.image_id) in row_of
+                if duplicate and row.image_id is not None:
                     findings.add(f"image id in {file.parent.name} given to two images", row.where)
-                seen[file.parent, row.image_id] = row
+                row_of[file.parent, row.image_id] = row
             folder.compare_index(file, rows)
             folder.read[file.name] = rows
             if progress is not None:
@@ -97,7 +97,7 @@ def check(pattern, progress=None):
 
 @contextlib.contextmanager
 def _plain(file):
-    """The shard itself, or an unpacked copy of it for a while."""
+    """The shard itself, or a temporary decompressed copy of it."""
     packed = compression_of(file)
     if packed is None:
         yield file
@@ -106,7 +106,7 @@ def _plain(file):
             unpack(file, pathlib.Path(folder, file.name))
             yield pathlib.Path(folder, file.name)
     else:
-        raise DataError(f"{file}: is packed with {packed}: unpack it first")
+        raise DataError(f"{file}: is compressed with {packed}: decompress it first")
 
 
 # --- one shard ------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def _plain(file):
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """What index.json and annotations.json must agree with."""
+    """Fields of a record with which index.json and annotations.json must agree."""
 
     where: str
     offset: int
@@ -130,8 +130,8 @@ def _check_shard(file, categories, is_ours, findings, pool):
     rows = []
     records = _records(file, findings)
     while several := list(itertools.islice(records, AT_ONCE)):
-        look = pool.map(lambda one: _check_record(file, *one, categories, is_ours), several)
-        for row, faults, objects in look:
+        checked = pool.map(lambda one: _check_record(file, *one, categories, is_ours), several)
+        for row, faults, objects in checked:
             findings.records += 1
             findings.objects += objects
             for kind, where in faults:
@@ -142,7 +142,7 @@ def _check_shard(file, categories, is_ours, findings, pool):
 
 
 def _records(file, findings):
-    """(offset, bytes) of every record that is whole; what is damaged is noted and passed over."""
+    """(offset, bytes) of every intact record; damaged ones are reported and skipped."""
     for offset, data, fault in walk(file):
         if data is None:
             findings.add(fault, f"{file.name}, byte {offset}")
@@ -187,29 +187,29 @@ def _check_record(file, offset, data, categories, is_ours):
 
 
 def _check_image(features, faults):
-    """(height, width) of the image, or what the record says if there is none."""
+    """(height, width) of the image; if it does not decode, those that the record declares."""
     import tensorflow as tf
 
     encoded = b"".join(_bytes(features, "image/encoded"))
-    said = [(_ints(features, f"image/{side}") or [0])[0] for side in ("height", "width")]
+    declared = [(_ints(features, f"image/{side}") or [0])[0] for side in ("height", "width")]
     digest = _text(features, "image/key/sha256")
     if digest and hashlib.sha256(encoded).hexdigest() != digest.lower():
         faults.append("image differs from image/key/sha256")
     if not encoded:
         faults.append("no image in image/encoded")
-        return said
+        return declared
     try:
         height, width, _ = decode(encoded).shape
     except (tf.errors.OpError, ValueError):
         faults.append("image does not decode")
-        return said
-    if said != [0, 0] and said != [height, width]:
+        return declared
+    if declared != [0, 0] and declared != [height, width]:
         faults.append("image of another size than image/height and image/width")
     return height, width
 
 
 def _check_boxes(features, faults):
-    """((N, 4) xyxy fractions, objects); one fault of a kind for each record."""
+    """((N, 4) xyxy fractions, number of objects); each kind of fault at most once per record."""
     sides = [_floats(features, f"{OBJECT}bbox/{side}") for side in SIDES]
     if len({len(side) for side in sides}) > 1:
         faults.append("xmin, ymin, xmax, ymax of different lengths")
@@ -279,7 +279,7 @@ def _text(features, key):
 
 
 class _Folder:
-    """A directory with its manifest, index and ground truth, as far as it has them."""
+    """A directory with its manifest, index and ground truth, where they exist."""
 
     def __init__(self, path, findings):
         self.path, self.findings, self.read = path, findings, {}
@@ -307,16 +307,16 @@ class _Folder:
         """Bytes and digest of a shard against the manifest."""
         if self.shards is None:
             return
-        said = self.shards.get(file.name)
-        if said is None:
+        listed = self.shards.get(file.name)
+        if listed is None:
             self.findings.add("shard that the manifest does not list", file.name)
-        elif said["bytes"] != file.stat().st_size:
+        elif listed["bytes"] != file.stat().st_size:
             self.findings.add("shard of another length than in the manifest", file.name)
-        elif said["sha256"] != _sha256(file):
+        elif listed["sha256"] != _sha256(file):
             self.findings.add("shard with another digest than in the manifest", file.name)
 
     def compare_index(self, file, rows):
-        """index.json against what was read; a shard with damaged records is spoken of already."""
+        """index.json against the records that were read."""
         part = (self.index or {}).get(file.name)
         if part is None:
             if self.index is not None:

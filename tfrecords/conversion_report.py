@@ -1,6 +1,6 @@
 """Report of a conversion: counts of images and boxes kept, left out and repaired.
 
-images = kept + left out, boxes = kept + dropped: a `Report` says all four, and `write` checks them.
+images = kept + left out, boxes = kept + dropped: a `Report` has all four, and `Report.close` checks them.
 """
 
 import collections
@@ -9,17 +9,17 @@ import pathlib
 
 from tfrecords.schema import DataError
 
-NAMED_FAULTS = 200  # so many faults are named in the manifest; all are counted
-IMAGE_LEFT_OUT = "its picture is left out"  # the reason of boxes that go with their image
+NAMED_FAULTS = 200  # at most so many are listed in the manifest; all are counted
+IMAGE_LEFT_OUT = "its picture is left out"  # the reason of boxes that are dropped with their image
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something of the source that is not in the data set, or not as it was.
+    """An image or box of the source that was left out or repaired.
 
-    where:  what it is: an image, an annotation, a line.
+    where:  the image, annotation or line.
     reason: why.
-    boxes:  if an image is left out: how many boxes go with it.
+    boxes:  if an image is left out: how many boxes are dropped with it.
     """
 
     where: str
@@ -32,11 +32,11 @@ class Fault:
 
 @dataclasses.dataclass
 class Faults:
-    """What a converter found before the first image was read.
+    """Faults that a converter finds in the annotations, before it reads images.
 
-    images: [Fault] of images that are left out.
-    boxes:    [Fault] of boxes that are left out.
-    remarks:  [Fault] of what was mended: the image or box is kept.
+    images:  [Fault] of images that are left out.
+    boxes:   [Fault] of boxes that are left out.
+    remarks: [Fault] of what was repaired: the image or box is kept.
     """
 
     images: list = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Writes files to a temporary path and renames them when they are complete; errors of writing."""
+"""Atomic writes (temporary path, then rename), and the error for a write that failed."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def writing(path):
 
 
 def _unfinished(path, why):
-    return Unfinished(f"{path}: cannot be written: {why}: what is done stays, the same command goes on")
+    return Unfinished(f"{path}: cannot be written: {why}: run the same command again to continue")
 
 
 @contextlib.contextmanager
@@ -39,10 +39,10 @@ def replacing(*paths):
     temporary = [path.with_name(f"{path.name}.{os.getpid()}") for path in paths]
     try:
         yield temporary
-        for path, place in zip(temporary, paths, strict=True):
+        for path, target in zip(temporary, paths, strict=True):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            path.replace(place)
+            path.replace(target)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)

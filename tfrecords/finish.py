@@ -12,35 +12,35 @@ from tfrecords.schema import DataError
 
 
 def finish(folder, files, jobs, source, report, images_total, boxes_total):
-    """Write the three files; memory holds the index and nothing that grows faster.
+    """Write the three files, streaming annotations.json; only the index is held in memory.
 
     Args:
-        folder:      where the shards lie.
+        folder:      directory of the shards.
         files:       their paths; job k is in shard k modulo their number.
-        jobs:        what they were made from.
+        jobs:        the jobs of all shards.
         source:      dict for the manifest.
-        report:      Report, is completed.
-        images_total, boxes_total: what the source holds, see `Report.close`.
+        report:      Report, completed in place.
+        images_total, boxes_total: counts of the source, see `Report.close`.
     Raises:
-        DataError: not one image can be used, or there is a fault and the report is strict.
+        DataError: no image can be used, or there is a fault and the report is strict.
     """
     index = {file.name: {key: [] for key in COLUMNS if key != "shard"} for file in files}
     with writing(folder), contextlib.ExitStack() as stack:
         results = [stack.enter_context(contextlib.closing(shard_files.results(file))) for file in files]
         truth = stack.enter_context(Truth(folder))
         for number in range(len(jobs)):
-            found, file = next(results[number % len(files)]), files[number % len(files)]
-            if "left_out" in found:
-                report.leave_out(Fault(*found["left_out"]))
+            result, file = next(results[number % len(files)]), files[number % len(files)]
+            if "left_out" in result:
+                report.leave_out(Fault(*result["left_out"]))
                 continue
-            report.add(found["annotations"], found["clipped"])
-            report.drop(Fault(*fault) for fault in found["faults"])
-            report.remark(Fault(*fault) for fault in found["remarks"])
-            add_row(index[file.name], found)
-            truth.add(found["image"], found["annotations"])
+            report.add(result["annotations"], result["clipped"])
+            report.drop(Fault(*fault) for fault in result["faults"])
+            report.remark(Fault(*fault) for fault in result["remarks"])
+            add_row(index[file.name], result)
+            truth.add(result["image"], result["annotations"])
         if not report.images:
             why = f"; the first fault: {report.faults[0]}" if report.faults else ""
-            raise DataError(f"{report.to}: not one image can be used{why}")
+            raise DataError(f"{report.to}: no usable image{why}")
         report.shards = [next(lines) for lines in results]
         report.close(images_total, boxes_total)
         truth.finish(report.categories)
@@ -50,24 +50,24 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
             shard_files.side_of(file).unlink()
 
 
-def add_row(columns, found):
-    """One more row of index.json."""
-    image = found["image"]
+def add_row(columns, result):
+    """Append one row to the columns of index.json."""
+    image = result["image"]
     row = {
-        "offset": found["offset"],
+        "offset": result["offset"],
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],
-        "objects": sum(not a["iscrowd"] for a in found["annotations"]),
+        "objects": sum(not a["iscrowd"] for a in result["annotations"]),
     }
     for key, value in row.items():
         columns[key].append(value)
 
 
 class Truth:
-    """annotations.json, written as it comes: images and boxes into a file each, joined at the end.
+    """Streaming writer of annotations.json: images and boxes go to one file each, joined at the end.
 
-    A context manager; its folder is where the file is to lie.
+    A context manager; `folder` is where annotations.json is written.
     """
 
     def __init__(self, folder):
@@ -88,7 +88,7 @@ class Truth:
         images, boxes = self.files
         images.write(", " * (images.tell() > 0) + _json(image))
         for annotation in annotations:
-            # pycocotools takes the id 0 for "no match": count from 1
+            # ids start at 1: pycocotools uses 0 for "no match"
             numbered = {"id": self.boxes + 1, "image_id": image["id"], **annotation}
             boxes.write(", " * (self.boxes > 0) + _json(numbered))
             self.boxes += 1

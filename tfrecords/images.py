@@ -1,4 +1,4 @@
-"""Image files: reads them as bytes that TensorFlow decodes, encodes and decodes pixels."""
+"""Image files: reading as bytes that TensorFlow decodes, encoding, decoding."""
 
 import dataclasses
 import io
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from tfrecords.schema import DataError
 
-# Files of these kinds decode in TensorFlow to what Pillow's convert("RGB") gives: their bytes are kept.
+# Formats and modes that TensorFlow decodes to the pixels of Pillow's convert("RGB"): their bytes are kept.
 KEPT = {"JPEG": {"L", "RGB"}, "PNG": {"1", "L", "LA", "P", "RGB", "RGBA"}}
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -22,23 +22,23 @@ class EncodedImage:
 
 
 def read(path, expected_hw=None):
-    """An image file as it goes into a record.
+    """Read an image file in the encoding that a record stores.
 
-    The bytes of JPEG and PNG files are kept; other kinds, and images that have to be turned, are
-    encoded again: JPEG at high quality if they were JPEG, else PNG.
+    The bytes of JPEG and PNG files are kept; other formats, and images that need rotation, are
+    re-encoded: JPEG at high quality if they were JPEG, else PNG.
 
-    An EXIF orientation is applied, because whoever drew the boxes saw the image that way, unless only
-    the size as stored agrees with `expected_hw`.
+    An EXIF orientation is applied, because boxes are drawn on the displayed image, unless only the stored
+    size agrees with `expected_hw`.
 
     Args:
         path:        pathlib.Path.
-        expected_hw: (height, width) px that the annotations claim, or None.
+        expected_hw: (height, width) px according to the annotations, or None.
     Raises:
         DataError: missing, damaged, or of another size; the message is the reason alone.
     """
     try:
         if path.exists() and not path.is_file():
-            raise DataError("not a file")  # a pipe would be waited for without end
+            raise DataError("not a file")  # reading a pipe would block forever
         stored = path.read_bytes()
         with Image.open(io.BytesIO(stored)) as image:
             turned = _is_turned(image, expected_hw)
@@ -64,7 +64,7 @@ def read(path, expected_hw=None):
 
 
 def encode(pixels, image_format):
-    """(H, W, 3) uint8 or a Pillow image -> Image; JPEG with full colour resolution."""
+    """(H, W, 3) uint8 or a Pillow image -> EncodedImage; JPEG without chroma subsampling."""
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     file = io.BytesIO()
     options = {"quality": 95, "subsampling": 0} if image_format == "jpeg" else {}
@@ -75,12 +75,12 @@ def encode(pixels, image_format):
 def decode(encoded, ratio=1):
     """JPEG or PNG bytes -> (H, W, 3) uint8 RGB; runs in eager mode, in graphs and in a SavedModel.
 
-    JPEG is decoded with the exact cosine transform, so that TensorFlow and Pillow give equal pixels.
+    JPEG is decoded with the accurate integer DCT, so that TensorFlow and Pillow give equal pixels.
 
     Args:
         encoded: () string.
-        ratio:   1, 2, 4 or 8: how many times smaller the JPEG decoder may make the image, sides rounded
-                 up. Other formats are decoded whole.
+        ratio:   1, 2, 4 or 8: factor by which the JPEG decoder downsamples, sides rounded up. Other
+                 formats are decoded at full size.
     """
     import tensorflow as tf
 
@@ -114,6 +114,6 @@ def _decodes(encoded, height, width):
 
 
 def _to_rgb(image):
-    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8")).convert("RGB")
     return image.convert("RGB")

@@ -1,7 +1,7 @@
 """Index of a data set: file, byte offset, size and number of objects of every record.
 
-The index makes shards readable in any order: a pipeline that knows it can shuffle the whole data set and
-start again at any step. Our own shards carry it as index.json; for others, one pass over the files finds it.
+The index gives random access to shards: a pipeline can shuffle the whole data set and resume at any step.
+Our own shards carry it as index.json; for others, one pass over the files builds it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Index:
 
     files:    paths of the shards.
     shard:    (N,) row of `files`.
-    offset:   (N,) bytes, where the record begins.
+    offset:   (N,) byte offset of the record.
     image_id: (N,)
     height, width: (N,) px of the image.
     objects:  (N,) boxes that are not crowds.
@@ -48,27 +48,27 @@ class Index:
         return len(self.shard)
 
     def take(self, rows):
-        """The index with these rows alone."""
+        """The index restricted to these rows."""
         return dataclasses.replace(self, **{key: getattr(self, key)[rows] for key in COLUMNS})
 
 
 def shards_of(pattern):
-    """The files of a data set: a directory, a glob, or several of them with commas between."""
+    """The shards of a data set: a directory, a glob, or a comma-separated list of them."""
     files = []
-    for one in str(pattern).split(","):
-        path = pathlib.Path(one)
+    for part in str(pattern).split(","):
+        path = pathlib.Path(part)
         if path.is_dir():
-            found = list(path.glob("*.tfrecord*")) or path.glob("*.record*")
+            matches = list(path.glob("*.tfrecord*")) or path.glob("*.record*")
         else:
-            found = map(pathlib.Path, globbing.glob(one))
-        files += sorted(f for f in found if f.is_file())
+            matches = map(pathlib.Path, globbing.glob(part))
+        files += sorted(f for f in matches if f.is_file())
     if not files:
-        raise DataError(f"{pattern}: no shards there; `kgarden data build` makes them")
+        raise DataError(f"{pattern}: no shards found; `kgarden data build` makes them")
     return files
 
 
 def open_index(pattern):
-    """The index of some shards, from their index.json files or else by reading them once.
+    """Load the index of shards from their index.json files, or build it by reading them once.
 
     Args:
         pattern: what `shards_of` takes.
@@ -84,7 +84,7 @@ def open_index(pattern):
 
 
 def index_of(folder):
-    """The index in a folder that names its shards by their paths, as `foreign.adopt` makes them."""
+    """Load the index of a folder written by `adopt.adopt`, which names its shards by path."""
     columns = _load(folder)
     return _joined(columns.keys(), list(columns.values()))
 
@@ -105,14 +105,14 @@ def _load(folder):
 
 
 def record_bytes(serialized):
-    """What one record takes in a TFRecord file: length, its checksum, the data, their checksum."""
+    """Size of one record in a TFRecord file: length, its checksum, the data, their checksum."""
     return 8 + 4 + len(serialized) + 4
 
 
 def numbered(source_ids):
-    """image/source_id of every image -> image ids.
+    """Source ids -> integer image ids.
 
-    Decimal ones stay. If one is not decimal, or two are equal, the images are numbered from 1.
+    Decimal ids are kept. If one is not decimal, or two are equal, all images are numbered from 1.
     """
     decimal = all(one.isascii() and one.isdecimal() and len(one) < 19 for one in source_ids)
     numbers = [int(one) for one in source_ids] if decimal else []

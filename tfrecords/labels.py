@@ -14,20 +14,20 @@ TOKEN = re.compile(
 
 
 def read_labels(path):
-    """A list of classes -> [{"id", "name"}, ...] by ascending id.
+    """Read a class list -> [{"id", "name"}, ...] by ascending id.
 
     Args:
-        path: by its ending: .pbtxt, a label map of the TF Object Detection API; .json, {id: name},
-              {name: id}, [{"id", "name"}, ...], a COCO tree, or [name, ...]; .csv, lines of id,name with or
-              without a header; anything else, one name a line. Names without ids count from 1.
+        path: format by suffix: .pbtxt, a label map of the TF Object Detection API; .json, {id: name},
+              {name: id}, [{"id", "name"}, ...], COCO JSON, or [name, ...]; .csv, lines of id,name with or
+              without a header; anything else, one name per line. Names without ids get 1, 2, ...
     Raises:
-        DataError: it cannot be read, an id is no integer, or an id is there twice.
+        DataError: it cannot be read, an id is not an integer, or an id is duplicated.
     """
     path = pathlib.Path(path)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of classes") from None
+        raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     reader = {".pbtxt": _from_pbtxt, ".json": _from_json, ".csv": _from_csv}.get(
@@ -36,21 +36,21 @@ def read_labels(path):
     try:
         pairs = [(as_int(number), text(name)) for number, name in reader(content)]
     except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
-        raise DataError(f"{path}: is no list of classes: {error}") from None
+        raise DataError(f"{path}: not a class list: {error}") from None
     numbers = [number for number, _ in pairs]
     if not pairs or None in numbers or not all(name for _, name in pairs):
         raise DataError(f"{path}: every class needs an integer id and a name")
     if len(set(numbers)) < len(numbers):
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        raise DataError(f"{path}: two classes have the id {twice}")
+        duplicate = next(number for number in numbers if numbers.count(number) > 1)
+        raise DataError(f"{path}: two classes have the id {duplicate}")
     return [{"id": number, "name": name} for number, name in sorted(pairs)]
 
 
 def read_names(path):
-    """The names of a list of classes, in its order."""
+    """The names of a class list, by ascending id."""
     names = [category["name"] for category in read_labels(path)]
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: a class is there twice")
+        raise DataError(f"{path}: a class name is listed twice")
     return names
 
 
@@ -62,10 +62,10 @@ def _from_csv(content):
     rows = [row for row in csv.reader(content.splitlines()) if any(map(str.strip, row))]
     if any(len(row) != 2 for row in rows):
         raise ValueError("a line is not id,name")
-    start = rows and as_int(rows[0][0]) is None and as_int(rows[0][1]) is None
-    rows = rows[1:] if start else rows
-    turned = all(as_int(name) is not None and as_int(number) is None for number, name in rows)
-    return [row[::-1] for row in rows] if turned else rows
+    has_header = rows and as_int(rows[0][0]) is None and as_int(rows[0][1]) is None
+    rows = rows[1:] if has_header else rows
+    swapped = all(as_int(name) is not None and as_int(number) is None for number, name in rows)
+    return [row[::-1] for row in rows] if swapped else rows
 
 
 def _from_json(content):
@@ -73,8 +73,8 @@ def _from_json(content):
     if isinstance(tree, dict) and isinstance(tree.get("categories"), list):
         tree = tree["categories"]
     if isinstance(tree, dict):
-        turned = all(as_int(key) is None for key in tree)
-        return [(value, key) if turned else (key, value) for key, value in tree.items()]
+        swapped = all(as_int(key) is None for key in tree)
+        return [(value, key) if swapped else (key, value) for key, value in tree.items()]
     if all(isinstance(one, str) for one in tree):
         return enumerate(tree, 1)
     return [(one["id"], one["name"]) for one in tree]
@@ -86,16 +86,16 @@ def _from_pbtxt(content):
     position = 0
     while position < len(tokens):
         if tokens[position] != "item":
-            raise ValueError(f"'item' was expected, not {tokens[position]!r}")
+            raise ValueError(f"expected 'item', not {tokens[position]!r}")
         start = position + 1 + (tokens[position + 1 : position + 2] == [":"])
         fields, position = _message(tokens, start)
         yield fields["id"], fields.get("display_name") or fields["name"]
 
 
 def _message(tokens, position):
-    """({key: value} of the message that begins at a "{", the position after its "}")."""
+    """({key: value} of the message that starts at a "{", the position after its "}")."""
     if tokens[position : position + 1] not in (["{"], ["<"]):
-        raise ValueError("'{' was expected after 'item'")
+        raise ValueError("expected '{' after 'item'")
     fields, position = {}, position + 1
     while True:
         if position >= len(tokens):
@@ -108,22 +108,22 @@ def _message(tokens, position):
         elif mark == [":"] and tokens[position + 2 : position + 3] not in (["{"], ["<"], []):
             fields[key] = _unquoted(tokens[position + 2])
             position += 3
-        else:  # a message within: keypoints and the like
+        else:  # a nested message, for example keypoints
             _, position = _message(tokens, position + 1 + (mark == [":"]))
 
 
 def _tokens(content):
     position = 0
     while position < len(content):
-        found = TOKEN.match(content, position)
-        if not found:
-            raise ValueError(f"{content[position : position + 20]!r} is not understood")
-        if found.lastgroup:
-            yield found.group()
-        position = found.end()
+        match = TOKEN.match(content, position)
+        if not match:
+            raise ValueError(f"cannot parse {content[position : position + 20]!r}")
+        if match.lastgroup:
+            yield match.group()
+        position = match.end()
 
 
 def _unquoted(token):
     if token[0] not in "'\"":
         return token
-    return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), token[1:-1])
+    return re.sub(r"\\(.)", lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), token[1:-1])

@@ -10,12 +10,12 @@ from concurrent.futures.process import BrokenProcessPool
 from tfrecords import shard as shard_files
 from tfrecords.files import Unfinished
 
-POOL_FROM = 2000  # fewer images than that are done before a pool has started
+POOL_FROM = 2000  # images; below, starting a pool takes longer than the work
 TELL_EVERY = 50  # images
 
 
 def make_all(tasks, work, *, strict=False, workers=None, progress=None):
-    """Make every shard.
+    """Write all shards, in parallel for large data sets.
 
     Args:
         tasks:    [(file, key, jobs), ...], see `shard.make`.
@@ -29,7 +29,7 @@ def make_all(tasks, work, *, strict=False, workers=None, progress=None):
         for file, key, jobs in tasks:
             shard_files.make(file, key, jobs, work, strict=strict, tick=count.add)
         return
-    # Forking a process in which TensorFlow runs threads hangs sooner or later.
+    # Forking a process with TensorFlow's threads can deadlock.
     spawn = multiprocessing.get_context("spawn")
     shared = spawn.Value("q", 0)
     workers = min(workers, len(tasks))
@@ -43,15 +43,15 @@ def make_all(tasks, work, *, strict=False, workers=None, progress=None):
                 count.set(shared.value)
         except BrokenProcessPool:
             raise Unfinished(
-                f"{tasks[0][0].parent}: a process of the conversion was ended from outside (out of memory?): "
-                "what is done stays, the same command with fewer workers goes on"
+                f"{tasks[0][0].parent}: a worker process was killed (out of memory?): "
+                "run the same command with fewer workers to continue"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 class _Count:
-    """Tells `progress` about images that are done: now and then, and about the last."""
+    """Calls `progress` every TELL_EVERY images and at the last."""
 
     def __init__(self, total, progress):
         self.total, self.progress, self.done = total, progress, 0
@@ -68,7 +68,7 @@ class _Count:
 
 
 def _start_worker(shared):
-    """A worker takes no accelerator, prints no banner, and ends when the process that started it does."""
+    """Initialise a worker: no accelerator, no banner, and an exit when the parent process ends."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _in_worker.shared = shared

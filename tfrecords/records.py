@@ -1,8 +1,8 @@
 """Reads the records of a TFRecord file one by one and skips damaged ones.
 
 A record is its length (8 bytes), a checksum of the length, the data, and a checksum of the data. TensorFlow's
-reader checks both sums and stops at the first that fails; where the length can be trusted, the next record
-can still be found.
+reader checks both and stops at the first mismatch; as long as the length is intact, the next record can
+still be found.
 """
 
 import gzip
@@ -18,13 +18,13 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\
 
 
 def walk(file):
-    """Every record of a file.
+    """Iterate over the records of a file, damaged ones included.
 
     Args:
-        file: pathlib.Path of a file that is not compressed.
+        file: pathlib.Path of an uncompressed file.
     Yields:
-        (offset, data, fault): bytes where it begins, its bytes or None, and what is wrong with it or None.
-        After a record whose length is damaged there are no more.
+        (offset, data, fault): byte offset; the bytes, or None if damaged; the fault, or None. A record with
+        a damaged length is the last.
     """
     import tensorflow as tf
 
@@ -49,11 +49,11 @@ def walk(file):
 
 
 def reader_at(file, offset):
-    """tf.data.Dataset of the records from a byte on."""
+    """tf.data.Dataset of the records from a byte offset on."""
     import tensorflow as tf
 
     def records(start):
-        # TFRecordDataset can begin at any byte, only its Python class does not say so
+        # the op can start at any byte; the Python class TFRecordDataset does not expose it
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[str(file)], compression_type="", buffer_size=1 << 18, byte_offsets=start[None]
         )
@@ -63,23 +63,23 @@ def reader_at(file, offset):
 
 
 def compression_of(file):
-    """ "gzip", "zlib" or None: by the first bytes, unless they begin a record as they are."""
+    """ "gzip", "zlib" or None: by the magic bytes, unless they start a valid record."""
     with file.open("rb") as stream:
         magic = stream.read(2)
         return None if _length(stream, 0) is not None else COMPRESSED.get(magic)
 
 
 def unpack(file, to):
-    """Unpacks a shard packed with gzip."""
+    """Decompress a gzip shard."""
     try:
         with replacing(to) as [aside], gzip.open(file) as packed, aside.open("wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
     except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise DataError(f"{file}: cannot be unpacked: {error}") from None
+        raise DataError(f"{file}: cannot be decompressed: {error}") from None
 
 
 def _length(stream, offset):
-    """Of the record that begins here, bytes; None if there is none or its checksum is wrong."""
+    """Length in bytes of the record at `offset`; None if there is none or its checksum is wrong."""
     stream.seek(offset)
     head = stream.read(HEAD)
     if len(head) < HEAD or struct.unpack("<I", head[8:])[0] != masked_crc(head[:8]):
@@ -88,7 +88,7 @@ def _length(stream, offset):
 
 
 def masked_crc(data):
-    """The checksum of TFRecord files: CRC-32C, turned and shifted.   For a few bytes; it is slow."""
+    """Masked CRC-32C, the checksum of TFRecord files. Slow: for a few bytes only."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -97,7 +97,7 @@ def masked_crc(data):
 
 
 def _table():
-    """CRC-32C (Castagnoli), reflected: what each value of a byte adds."""
+    """Lookup table of CRC-32C (Castagnoli, reflected) for every byte value."""
     table = []
     for value in range(256):
         for _ in range(8):

@@ -1,4 +1,4 @@
-"""Scan of a shard of any origin: the content of each record, and whether it can be used."""
+"""Scans the records of a shard of any origin and tells usable records from unusable ones."""
 
 import dataclasses
 import io
@@ -29,15 +29,15 @@ SINGLE = ("image/encoded", "image/source_id", "image/height", "image/width")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a record says. N boxes; lists that are absent have length 0."""
+    """Content of a record with N boxes; absent lists have length 0."""
 
-    offset: int  # bytes, where the record begins
+    offset: int  # byte offset of the record
     source_id: str
     file_name: str
     height: int  # px, of the image itself
     width: int
     says_another_size: bool
-    boxes: np.ndarray  # (N, 4) float32 xyxy, fractions of width and height, as they stand there
+    boxes: np.ndarray  # (N, 4) float32 xyxy, fractions of width and height, as stored
     category_ids: list
     names: list
     areas: list  # px^2
@@ -47,14 +47,14 @@ class Row:
 
     @property
     def usable(self):
-        """(N,) bool: boxes that `schema.parse` hands out: finite, with an area inside the image."""
+        """(N,) bool: boxes that `schema.parse` keeps: finite, with an area inside the image."""
         inside = self.boxes.clip(0, 1)
         return np.isfinite(self.boxes).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unusable:
-    """A record that cannot be read by training, and why."""
+    """A record that training cannot read, and the reason."""
 
     offset: int
     reason: str
@@ -64,8 +64,8 @@ class Unusable:
 def scan(file):
     """Every record of a shard -> Row or Unusable.
 
-    The keys that training reads are looked at as its parser will look at them, the image by its header
-    alone: `check` decodes images.
+    The keys that training reads are checked as its parser checks them, the image by its header alone:
+    `check` decodes images.
 
     Args:
         file: pathlib.Path.
@@ -73,7 +73,7 @@ def scan(file):
         DataError: the shard is compressed.
     """
     if packed := compression_of(file):
-        raise DataError(f"{file}: is packed with {packed}: unpack it first")
+        raise DataError(f"{file}: is compressed with {packed}: decompress it first")
     for offset, data, fault in walk(file):
         if data is None:
             yield Unusable(offset, fault)
@@ -83,7 +83,7 @@ def scan(file):
 
 
 def _lists(data):
-    """({key: list}, None) of a tf.train.Example, or (None, what is wrong)."""
+    """({key: list}, None) of a tf.train.Example, or (None, the fault)."""
     import tensorflow as tf
 
     try:
@@ -92,11 +92,11 @@ def _lists(data):
         return None, "the record is not a tf.train.Example"
     lists = {}
     for key, kind in KINDS.items():
-        found = features[key].WhichOneof("kind") if key in features else None
-        if found not in (None, kind):
-            return None, f"{key} is a {found}, not a {kind}"
-        lists[key] = list(getattr(features[key], kind).value) if found else []
-        if key in SINGLE and found and len(lists[key]) != 1:
+        stored = features[key].WhichOneof("kind") if key in features else None
+        if stored not in (None, kind):
+            return None, f"{key} is a {stored}, not a {kind}"
+        lists[key] = list(getattr(features[key], kind).value) if stored else []
+        if key in SINGLE and stored and len(lists[key]) != 1:
             return None, f"{key} has {len(lists[key])} values, not one"
     return lists, None
 
@@ -111,7 +111,7 @@ def _row(offset, lists):
     hw = _image_hw((lists["image/encoded"] or [b""])[0])
     if hw is None:
         return Unusable(offset, "image/encoded holds no image", count)
-    said = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
+    declared = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
     areas, crowds, difficult, masks = (
         lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")
     )
@@ -121,7 +121,7 @@ def _row(offset, lists):
         file_name=_text(lists["image/filename"]),
         height=hw[0],
         width=hw[1],
-        says_another_size=said != hw,
+        says_another_size=declared != hw,
         boxes=np.array(sides, "float32").T.reshape(-1, 4),
         category_ids=labels,
         names=[_text([name]) for name in lists[f"{OBJECT}class/text"]],
@@ -133,7 +133,7 @@ def _row(offset, lists):
 
 
 def _image_hw(encoded):
-    """(height, width) px by the header of an image of a kind that TensorFlow decodes, or None."""
+    """(height, width) px from the header of an image in a format that TensorFlow decodes, or None."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
             return image.height, image.width

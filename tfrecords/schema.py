@@ -4,17 +4,17 @@
     image/format                        bytes   jpeg or png
     image/filename                      bytes
     image/key/sha256                    bytes   hex digest of image/encoded
-    image/source_id                     bytes   decimal image id, as annotations.json has it
+    image/source_id                     bytes   decimal image id, as in annotations.json
     image/height, image/width           int64   px
     image/object/bbox/xmin ... ymax     float   fractions of width and height, 0..1
     image/object/class/label            int64   the data set's own category id
-    image/object/class/text             bytes   its name
-    image/object/area                   float   px^2, of the mask where the source knows it, else of the box
-    image/object/is_crowd               int64   1: a region with many objects, not one object
-    image/object/difficult              int64   1: hard to tell; Pascal VOC's metric leaves it out
-    image/object/mask                   bytes   PNG of one channel and the size of the image, 0 and 1
+    image/object/class/text             bytes   class name
+    image/object/area                   float   px^2, of the mask where the source has it, else of the box
+    image/object/is_crowd               int64   1: a region with many objects (COCO iscrowd)
+    image/object/difficult              int64   1: difficult object, ignored by the Pascal VOC metric
+    image/object/mask                   bytes   single-channel PNG of the image's size, 0 and 1
 
-`difficult` and `mask` are there if the source knows them. An image without objects may lack every
+`difficult` and `mask` are present if the source has them. An image without objects may lack every
 `image/object/` key: they are read as lists of length 0.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set cannot be used as it is. One line: what, where, what to do."""
+    """A data set cannot be used. The message is one line: what is wrong, where, what to do."""
 
 
 def serialize(
@@ -43,20 +43,20 @@ def serialize(
     difficult=(),
     masks=(),
 ):
-    """One image and its objects -> a serialised tf.train.Example.
+    """Serialise an image and its objects as a tf.train.Example.
 
     Args:
         encoded:       bytes of a JPEG or PNG file.
         image_format:  "jpeg" or "png".
         image_id:      int, unique in the data set.
-        file_name:     where the image came from, relative to the data set.
+        file_name:     path of the source image, relative to the data set.
         height, width: px, as decoded.
         boxes:         (N, 4) xyxy, px of the image.
         category_ids:  (N,) the data set's own ids.
-        names:         (N,) their names.
+        names:         (N,) class names.
         areas:         (N,) px^2.
         crowd:         (N,) bool.
-        difficult:     (N,) bool, or empty: the source does not say.
+        difficult:     (N,) bool, or empty: the source has none.
         masks:         (N,) bytes of PNG files, b"" for an object without one, or empty: the source has none.
     """
     import tensorflow as tf
@@ -84,7 +84,7 @@ def serialize(
         texts["image/object/mask"] = list(masks)
 
     example = tf.train.Example()
-    # an empty list has a type too: readers that ask for another one fail
+    # an empty list needs its type: readers that expect another one fail
     for kind, lists in {"bytes_list": texts, "int64_list": numbers, "float_list": floats}.items():
         for key, values in lists.items():
             feature = getattr(example.features.feature[key], kind)
@@ -97,25 +97,25 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def parse(serialized, masks=False):
-    """A serialised record -> its parts; runs in eager mode and in graphs.
+    """Parse a serialised record; runs in eager mode and in graphs.
 
-    Lists that are shorter than the boxes (absent keys) are filled: area with the box's, crowd and difficult
-    with False, masks with "".
+    Lists that are shorter than the boxes (absent keys) are padded: area with the box area, crowd and
+    difficult with False, masks with "".
 
     Args:
         serialized: () string.
-        masks:      give the masks too.
+        masks:      return masks as well.
     Returns:
         {"encoded": () string, "image_id": () int64, "height": () int64, "width": () int64 (-1 if unknown),
         "boxes": (N, 4) float32 xyxy, fractions of width and height, "category_ids": (N,) int64,
-        "area": (N,) float32 px^2 (0 if it can not be told), "crowd": (N,) bool, "difficult": (N,) bool},
+        "area": (N,) float32 px^2 (0 if unknown), "crowd": (N,) bool, "difficult": (N,) bool},
         and with `masks` "masks": (N,) string, PNG of the image's size or "".
-        Boxes are cut at the border; those of which nothing is left, or that are not finite, are left out with
-        all that belongs to them. An image id that is not decimal becomes -1: `Index.image_id` has another.
+        Boxes are clipped to the image; objects whose box is then empty or not finite are removed. An image
+        id that is not decimal becomes -1: `Index.image_id` has a number instead.
     """
     import tensorflow as tf
 
-    found = tf.io.parse_single_example(
+    features = tf.io.parse_single_example(
         serialized,
         {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -130,14 +130,14 @@ def parse(serialized, masks=False):
             **({"image/object/mask": _many(tf.string)} if masks else {}),
         },
     )
-    boxes = tf.stack([found[f"image/object/bbox/{side}"] for side in SIDES], axis=-1)
-    category_ids = found["image/object/class/label"]
+    boxes = tf.stack([features[f"image/object/bbox/{side}"] for side in SIDES], axis=-1)
+    category_ids = features["image/object/class/label"]
     tf.debugging.assert_equal(
         tf.size(category_ids),
         tf.shape(boxes)[0],
         "a record has more or fewer image/object/class/label than boxes",
     )
-    height, width = found["image/height"], found["image/width"]
+    height, width = features["image/height"], features["image/width"]
     px = tf.cast(tf.maximum(height, 0) * tf.maximum(width, 0), tf.float32)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * px
     none = tf.zeros_like(category_ids)
@@ -148,15 +148,15 @@ def parse(serialized, masks=False):
     objects = {
         "boxes": inside,
         "category_ids": category_ids,
-        "crowd": _fill(found["image/object/is_crowd"], none) > 0,
-        "difficult": _fill(found["image/object/difficult"], none) > 0,
-        "area": _fill(found["image/object/area"], box_area),
+        "crowd": _fill(features["image/object/is_crowd"], none) > 0,
+        "difficult": _fill(features["image/object/difficult"], none) > 0,
+        "area": _fill(features["image/object/area"], box_area),
     }
     if masks:
-        objects["masks"] = _fill(found["image/object/mask"], tf.fill(tf.shape(category_ids), ""))
+        objects["masks"] = _fill(features["image/object/mask"], tf.fill(tf.shape(category_ids), ""))
     return {
-        "encoded": found["image/encoded"],
-        "image_id": _image_id(found["image/source_id"]),
+        "encoded": features["image/encoded"],
+        "image_id": _image_id(features["image/source_id"]),
         "height": height,
         "width": width,
         **{key: tf.boolean_mask(value, usable) for key, value in objects.items()},
@@ -169,15 +169,15 @@ def _many(dtype):
     return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
 
 
-def _fill(given, default):
-    """`given`, as long as `default`, which stands in for what is missing at the end."""
+def _fill(values, default):
+    """`values`, truncated or padded from `default` to its length."""
     import tensorflow as tf
 
-    return tf.concat([given[: tf.size(default)], default[tf.size(given) :]], axis=0)
+    return tf.concat([values[: tf.size(default)], default[tf.size(values) :]], axis=0)
 
 
 def _image_id(source_id):
-    """A decimal id as a number, else -1: then `index` numbers the images."""
+    """A decimal id as a number, else -1, in which case `index` numbers the images."""
     import tensorflow as tf
 
     decimal = tf.strings.regex_full_match(source_id, "[0-9]{1,18}")

@@ -7,22 +7,22 @@ from pycocotools import mask as coco_mask
 
 from tfrecords.schema import DataError
 
-COMPRESSION = 1  # of zlib: masks are few long runs, more effort buys little
+COMPRESSION = 1  # zlib level; masks are few long runs, higher levels gain little
 
-FARTHEST = 1e6  # px; no point of a polygon is farther away, and infinities and NaN are not nearer
+FARTHEST = 1e6  # px, limit of polygon coordinates; also rejects infinities and NaN
 
 
 def encode(segmentation, height, width):
-    """A segmentation of COCO -> (the same in a form that pycocotools takes, its code, px^2).
+    """A COCO segmentation -> (the same in a form that pycocotools accepts, its run-length code, px^2).
 
-    Everything is checked here before pycocotools sees it: its C code believes what it is given.
+    Everything is validated before pycocotools reads it: its C code does not.
 
     Args:
         segmentation:  a list of polygons [x, y, x, y, ...] in px, one such polygon, or a run-length code
                        {"size": [h, w], "counts": list or str}.
         height, width: px of the image.
     Raises:
-        DataError: it is none of these, or of another size; the message is the reason alone.
+        DataError: it is none of these, or has another size; the message is the reason alone.
     """
     if not isinstance(segmentation, dict | list):
         raise DataError("the mask is neither polygons nor a run-length code")
@@ -48,7 +48,7 @@ def to_png(code):
 
 
 def is_given(segmentation):
-    """Does an annotation have a mask at all?  Many files write [] or null for "none"."""
+    """Whether an annotation has a mask; many files write [] or null for "none"."""
     return segmentation not in (None, [], {}, [[]], "")
 
 
@@ -61,7 +61,7 @@ def _check_polygons(polygons):
 
 
 def _counts(code, height, width):
-    """The run lengths of a code, column by column, as a list that fits the image."""
+    """The run lengths of a code in column-major order, validated against the image size."""
     counts = code.get("counts")
     if code.get("size") != [height, width]:
         raise DataError("the mask is of another size than the picture")
@@ -75,7 +75,7 @@ def _counts(code, height, width):
 
 
 def _unpacked(text):
-    """COCO's compressed run lengths -> list: 5 bits a character, from the third on as differences."""
+    """COCO's compressed run lengths -> list: 5 bits per character, differences from the third run on."""
     counts, value, shift = [], 0, 0
     for character in text:
         bits = ord(character) - 48

@@ -1,7 +1,7 @@
 """Writes one shard: to a temporary file, renamed when it is complete; complete shards are reused.
 
 Beside NAME.tfrecord lies NAME.jsonl until the data set is finished: a line with the key, a line for every
-job, and a line about the file. It is renamed after the shard: if it is there, the shard is whole.
+job, and a line about the file. It is renamed after the shard: where it exists, the shard is complete.
 """
 
 import contextlib
@@ -15,26 +15,26 @@ from tfrecords.schema import DataError
 
 
 def make(file, key, jobs, work, strict=False, tick=None):
-    """Do the jobs of a shard and write it, unless that was done before.
+    """Write one shard, unless a complete one with the same key exists.
 
     Args:
         file:   pathlib.Path of the shard.
-        key:    digest of all that the shard is made from.
+        key:    digest of everything that the shard depends on.
         jobs, work, strict: see `tfrecords.write.write`.
-        tick:   function of a number of images that were done.
+        tick:   function of the number of images done since the last call.
     """
     tick = tick or (lambda count: None)
     if _is_done(file, key):
         tick(len(jobs))
         return
     side = side_of(file)
-    side.unlink(missing_ok=True)  # it speaks of another shard from now on
+    side.unlink(missing_ok=True)  # it describes the shard that is about to be replaced
     with writing(file), replacing(file, side) as (record_file, line_file):
         with line_file.open("w", encoding="utf-8") as lines:
             print(json.dumps({"key": key}), file=lines)
             records, size = _write_records(record_file, jobs, work, strict=strict, tick=tick, lines=lines)
             if record_file.stat().st_size != size:
-                raise OSError(0, "the disk took less than was written")
+                raise OSError(0, "file is shorter than what was written")
             about = {"file": file.name, "records": records, "bytes": size, "sha256": _sha256(record_file)}
             print(json.dumps(about), file=lines)
 
@@ -44,7 +44,7 @@ def side_of(file):
 
 
 def results(file):
-    """What became of every job of a shard, in order, and at last what the manifest says of the file.
+    """Read the result of every job of a shard, in order, and then its entry of the manifest.
 
     Yields:
         {"left_out": [where, reason, boxes]}, or {"offset", "image", "annotations", "faults", "remarks",

@@ -1,9 +1,8 @@
 """Writes a data set: shards, manifest.json, annotations.json, index.json.
 
-A data set is one directory. It grows in a directory beside its place and is renamed when it is whole, so
-that a directory that exists is complete. Every shard is one task of a pool of processes; job k goes to
-shard k modulo the number of shards. A shard that is whole stays when the work is cut off, and is taken over
-when the same work is begun again: `shard.py` knows how.
+A data set is one directory. It is written to a temporary directory and renamed, so that a directory that
+exists is complete. Every shard is one task of a process pool; job k goes to shard k modulo the number of
+shards. Complete shards survive an interruption and are reused by the next call (`shard.py`).
 """
 
 import contextlib
@@ -23,9 +22,9 @@ from tfrecords.finish import finish
 from tfrecords.pool import make_all
 from tfrecords.schema import DataError
 
-FORM = 1  # of the files; another form is not taken over from an interrupted call
+FORM = 1  # version of the files; interrupted work of another version is not reused
 PER_SHARD = 1000  # images
-LOCK = "lock"  # the file in the growing directory that its one builder holds locked
+LOCK = "lock"  # the file in the temporary directory that the process writing it holds locked
 
 
 def write(
@@ -43,31 +42,31 @@ def write(
     strict=False,
     progress=None,
 ):
-    """Do all jobs and write the data set, or finish what an interrupted call has begun.
+    """Run all jobs and write the data set, or resume an interrupted call.
 
     Args:
         to:          directory of the data set; must not exist yet, or be empty.
-        jobs:        sequence of what JSON can hold; the order of the records.
+        jobs:        sequence of JSON-serialisable values; the order of the records.
         work:        function of one job -> Record, or Fault if the image cannot be used. It and the jobs
                      must be picklable.
         categories:  [{"id", "name"}, ...] in label order.
-        source:      dict for the manifest: what the data set was made from.
-        state_of:    function of a job -> what changes when the files that it reads do.
-        boxes_total: boxes in the source, for the account. None: all that the jobs saw.
-        before:      Faults that were found before the jobs.
-        shards:      number of files. None: 8, and more from 8,000 images on.
+        source:      dict for the manifest: origin of the data set.
+        state_of:    function of a job -> state (size, time) of the files that it reads.
+        boxes_total: boxes in the source, see `Report.close`. None: all that the jobs read.
+        before:      Faults of the annotations, found before the jobs.
+        shards:      number of files. None: 8, more above 8,000 images.
         workers:     number of processes. None: one per CPU for large sets, none for small ones.
         strict:      raise at the first fault instead of counting it.
-        progress:    function of (images done, images in all), called now and then.
+        progress:    function of (images done, images in all), called every few images.
     Returns:
         Report
     Raises:
-        DataError: `to` is taken, nothing is left to write, a fault under `strict`, or the disk is full.
+        DataError: `to` exists, no image can be used, a fault under `strict`, or the disk is full.
     """
     started = time.monotonic()
     to, before = pathlib.Path(to), before or Faults()
     if _is_taken(to):
-        raise DataError(f"{to}: is there already: delete it or choose another directory")
+        raise DataError(f"{to}: already exists: delete it or choose another directory")
     count = shards or max(1, min(len(jobs), max(8, math.ceil(len(jobs) / PER_SHARD))))
     plan = [_digest(source, categories, jobs[n::count], state_of) for n in range(count)]
     report = Report(to, categories, strict=strict, plan=hashlib.sha256("".join(plan).encode()).hexdigest())
@@ -123,16 +122,16 @@ def _is_taken(to):
 
 
 def _built(to, plan):
-    """The report of what another process has built meanwhile, if it is the same."""
+    """The report of a data set that another process built meanwhile, if it is the same."""
     manifest = read_manifest(to)
     if manifest.get("plan") != plan:
-        raise DataError(f"{to}: is there already: another process has built something else there")
+        raise DataError(f"{to}: already exists: another process has built a different data set there")
     return report_of(to, manifest)
 
 
 @contextlib.contextmanager
 def alone(to):
-    """The directory beside `to` in which it grows, while no other process works there; waits for it."""
+    """Hold the lock of the temporary directory beside `to`; waits while another process holds it."""
     aside = to.with_name(f".{to.name}.partial")
     lock = None
     while lock is None:
@@ -158,7 +157,7 @@ def _locked(folder):
 
 
 def _digest(source, categories, jobs, state_of):
-    """Of everything that a shard is made from."""
+    """Digest of everything that a shard depends on."""
     digest = hashlib.sha256(json.dumps([FORM, source, categories], sort_keys=True).encode())
     for job in jobs:
         state = state_of(job) if state_of else None
@@ -167,7 +166,7 @@ def _digest(source, categories, jobs, state_of):
 
 
 def _keep_only(folder, files):
-    """Delete what an earlier try with other settings, or one that was killed, has left."""
+    """Delete leftovers of a killed call or of one with other settings."""
     kept = {LOCK, *(file.name for file in files), *(shard_files.side_of(file).name for file in files)}
     for path in folder.iterdir():
         if path.name not in kept:

@@ -80,17 +80,17 @@ class OwnBoxes(StaticShapeModel):
         x = {key: value for key, value in x.items() if not key.startswith("gt_")}
         raw = detector(x, training=False)
         proposals = detector.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
-        said = detector.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
+        refined = detector.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
         scores = {
-            name: answer[SCORES]
-            for name, answer in detector.roi_head.branch_predictions(said, x[SIZE_HW]).items()
-            if SCORES in answer
+            name: prediction[SCORES]
+            for name, prediction in detector.roi_head.branch_predictions(refined, x[SIZE_HW]).items()
+            if SCORES in prediction
         }
-        found = proposal_iou_and_scores(proposals[BOXES], scores, *truth)
-        found |= {"proposals/valid": proposals[VALID]}
+        outputs = proposal_iou_and_scores(proposals[BOXES], scores, *truth)
+        outputs |= {"proposals/valid": proposals[VALID]}
         detections = detector.detect(x, raw)
-        found["detections/iou"] = detection_iou(detections[BOXES], detections[LABELS], *truth)
-        return found | {"detections/own": detections[SCORES], "detections/valid": detections[VALID]}
+        outputs["detections/iou"] = detection_iou(detections[BOXES], detections[LABELS], *truth)
+        return outputs | {"detections/own": detections[SCORES], "detections/valid": detections[VALID]}
 
 
 def proposal_iou_and_scores(boxes, scores, gt_boxes, gt_labels, gt_valid):
@@ -109,12 +109,12 @@ def proposal_iou_and_scores(boxes, scores, gt_boxes, gt_labels, gt_valid):
     best, at = ops.max(overlap, axis=-1), ops.argmax(overlap, axis=-1)
     label = ops.take_along_axis(gt_labels, at, axis=1)
     present = ops.broadcast_to(gt_labels[:, None], overlap.shape)
-    found = {"proposals/iou": best}
+    outputs = {"proposals/iou": best}
     for name, of_classes in scores.items():
         of_objects = ops.take_along_axis(of_classes, present, axis=-1)
         highest = ops.max(ops.where(gt_valid[:, None], of_objects, 0.0), axis=-1)
-        found[f"proposals/{name}"] = ops.where(best > 0, score_of(of_classes, label), highest)
-    return found
+        outputs[f"proposals/{name}"] = ops.where(best > 0, score_of(of_classes, label), highest)
+    return outputs
 
 
 def detection_iou(boxes, labels, gt_boxes, gt_labels, gt_valid):

@@ -87,14 +87,15 @@ class HeadOnBoxes(StaticShapeModel):
         boxes, labels = x[BOXES], x[LABELS]
         proposals = {BOXES: boxes, VALID: ops.ones_like(labels, dtype="bool")}
         raw = self.head(x["pyramid"], proposals, x[SIZE_HW], training=False)
-        found = {}
-        for name, answer in self.head.branch_predictions(raw, x[SIZE_HW]).items():
-            if SCORES in answer:
-                found[f"{name}/score"] = score_of(answer[SCORES], labels)
-            if BOXES in answer:
-                refined = box_of(answer[BOXES], labels)
-                found[f"{name}/iou"] = box_ops.iou(refined[:, :, None], x["gt_boxes"][:, :, None])[..., 0, 0]
-        return found
+        outputs = {}
+        for name, prediction in self.head.branch_predictions(raw, x[SIZE_HW]).items():
+            if SCORES in prediction:
+                outputs[f"{name}/score"] = score_of(prediction[SCORES], labels)
+            if BOXES in prediction:
+                refined = box_of(prediction[BOXES], labels)
+                iou = box_ops.iou(refined[:, :, None], x["gt_boxes"][:, :, None])
+                outputs[f"{name}/iou"] = iou[..., 0, 0]
+        return outputs
 
 
 def score_of(scores, labels):

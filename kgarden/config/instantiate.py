@@ -1,4 +1,4 @@
-"""Calls to builders with settings from a recipe, after a check of their names."""
+"""Instantiation: calls builders with settings from a recipe, after a check of their names."""
 
 import difflib
 import inspect
@@ -77,7 +77,7 @@ def take(group, settings):
     """Splits settings into a NamedTuple of some of them and the rest.
 
     Args:
-        group:    NamedTuple class, the one home of its settings' defaults. A class whose constructor calls
+        group:    NamedTuple class that defines its settings' defaults. A class whose constructor calls
                   `take` lists it in its attribute `takes`, so that `arguments` knows the names.
         settings: dict.
     Returns:
@@ -116,7 +116,7 @@ def _named(signature):
 
 
 def _check(settings, known, where):
-    """Refuses a name that is not known; the nearest is named."""
+    """Raises UserError for an unknown name and suggests the nearest."""
     for name in settings:
         if name not in known:
             if name in RENAMED:

@@ -97,7 +97,7 @@ class Source(Section):
     """A data source: shards (`glob`), or raw files that are converted once (`format`)."""
 
     glob: str | None = None
-    labels: str | None = None  # glob: class list of foreign shards; None: from the records
+    labels: str | None = None  # glob: class list of shards of other tools; None: from the records
     weight: PositiveFloat | None = None  # sampling weight; None: its number of images
     format: Literal["coco", "voc", "csv", "shapes"] | None = None
     images: str | None = None  # coco, voc, csv: folder of images
@@ -369,7 +369,7 @@ class Recipe(Section):
             for key, value in self.model_dump(mode="json", exclude_none=True).items()
             if key == "augment" or (key != "rows" and value not in ([], {}))
         }
-        # null is a chosen value there, and may differ from the builder's default
+        # an explicit null may differ from the builder's default
         kept["model"] |= {key: None for key, value in (self.model.model_extra or {}).items() if value is None}
         return yaml.safe_dump(kept, sort_keys=False, width=110, allow_unicode=True)
 

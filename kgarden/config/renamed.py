@@ -1,4 +1,4 @@
-"""Settings that were renamed: an old name is answered with the new one."""
+"""Renamed settings: replacements that the error for an old name suggests."""
 
 RENAMED = {
     "answer": "classify_with, a list of branches, and regress_with, a branch, "

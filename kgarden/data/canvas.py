@@ -1,9 +1,9 @@
 """Resizing and padding of images to a canvas, the fixed input sizes of the network.
 
 An image is scaled so that its shorter side is `short_side_px`, or less if its longer side would exceed
-`long_side_px`, and laid into the upper left corner of a canvas, a fixed size that the network takes. Which
-canvas follows from the image's own size alone. Training, Predictor and the exported graph share these
-functions; they are TensorFlow alone, so that a SavedModel holds them.
+`long_side_px`, and placed in the upper left corner of a canvas, a fixed input size of the network. The canvas
+depends on the image size alone. Training, Predictor and the exported graph share these functions, which are
+pure TensorFlow so that a SavedModel can contain them.
 """
 
 import tensorflow as tf
@@ -13,10 +13,10 @@ from kgarden.data.resize import resample
 
 
 def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):
-    """The size that an image is resized to.   (..., 2) int32
+    """Size of an image after resizing.   (..., 2) int32
 
     scale = min(short / min(h, w), long / max(h, w)), and at most what fits into `limit_hw`; sides are
-    rounded to the nearest integer, halves upwards. All in integers: every caller gets the same size.
+    rounded to the nearest integer, halves upwards. Integer arithmetic, so that every caller agrees.
 
     Args:
         hw:            (..., 2) int, px of the image.
@@ -37,12 +37,12 @@ def fitted_hw(hw, short_side_px, long_side_px, limit_hw=None):
 
 
 def canvas_of(hw, canvases, short_side_px, long_side_px):
-    """Which canvas an image goes to: the first that holds it, else the one that it fills best.
+    """Canvas of an image: the first that holds it, else the one that allows the largest scale.
 
     Args:
         hw:       (..., 2) int, px of the image.
         canvases: (C, 2) int, [[height, width], ...].
-        short_side_px: the largest that the image may get; long_side_px likewise.
+        short_side_px, long_side_px: () int, the largest in use.
     Returns:
         (...,) int32, row of canvases.
     """
@@ -58,7 +58,7 @@ def canvas_of(hw, canvases, short_side_px, long_side_px):
 
 
 def resize(image, size_hw, antialias=True):
-    """Bilinear with half-pixel centres.
+    """Bilinear resizing with half-pixel centres.
 
     Args:
         image:   (H, W, 3) uint8.
@@ -72,26 +72,26 @@ def resize(image, size_hw, antialias=True):
 
 
 def resized(image, size_hw, antialias=True):
-    """`resize`, or the image itself where it has that size."""
+    """`resize`, or the image itself if it has that size."""
     same = tf.reduce_all(tf.shape(image)[:2] == size_hw)
     return tf.cond(same, lambda: image, lambda: resize(image, size_hw, antialias))
 
 
 def pad_to_canvas(image, canvas_hw):
-    """(h, w, 3) -> (H, W, 3), zeros below and to the right."""
+    """Pad with zeros below and to the right: (h, w, 3) -> (H, W, 3)."""
     missing = tf.cast(canvas_hw, tf.int32) - tf.shape(image)[:2]
     return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
 
 
 def resize_to_canvas(image, short_side_px, long_side_px, canvases=None, antialias=True):
-    """An image as the network takes it.
+    """Resize an image and pad it to its canvas.
 
     Args:
         image:    (H, W, 3) uint8 RGB, array or tensor.
         canvases: [[height, width], ...] or None for `default_canvases`.
     Returns:
-        canvas:  (Hc, Wc, 3) uint8. Of static size if there is one canvas.
-        size_hw: (2,) int32, the image inside the canvas.
+        canvas:  (Hc, Wc, 3) uint8, of static shape if there is one canvas.
+        size_hw: (2,) int32, size of the image inside the canvas.
     """
     image = tf.convert_to_tensor(image)
     canvases = [list(c) for c in canvases or default_canvases(short_side_px, long_side_px)]

@@ -1,4 +1,4 @@
-"""Records of a data set as NumPy arrays, for inspection and counting; not used to train."""
+"""Records of a data set as NumPy arrays, for inspection and counting; not used in training."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from tfrecords.write import read_manifest
 
 
 def objects_of(dataset):
-    """Which classes are in which images.
+    """Class of every annotated object, with the image that it is in.
 
     Args:
         dataset: Dataset.
@@ -28,15 +28,16 @@ def objects_of(dataset):
     pairs = []
     for path in map(pathlib.Path, dataset.annotations):
         if not path.is_file():
-            raise UserError(f"{path}: not there; data.sampling needs it to know what is in which image")
-        for one in json.loads(path.read_text())["annotations"]:
-            if one["image_id"] in row_of and one["category_id"] in label_of:
-                pairs.append((row_of[one["image_id"]], label_of[one["category_id"]]))
+            raise UserError(f"{path}: no such file; data.sampling reads the classes of each image from it")
+        for annotation in json.loads(path.read_text())["annotations"]:
+            image_id, category_id = annotation["image_id"], annotation["category_id"]
+            if image_id in row_of and category_id in label_of:
+                pairs.append((row_of[image_id], label_of[category_id]))
     return np.array(pairs, "int64").reshape(-1, 2)
 
 
 def check_masks(dataset):
-    """Refuse a data set none of whose objects has a mask, as far as its manifests say."""
+    """Raise UserError if, by the manifests, no object of a data set has a mask."""
     folders = [pathlib.Path(path).parent for path in dataset.annotations]
     counts = [read_manifest(folder).get("masks") for folder in folders]
     if counts and all(count == 0 for count in counts):
@@ -47,11 +48,11 @@ def check_masks(dataset):
 
 
 def stored_example(dataset, row):
-    """A record with its objects.
+    """Read one record with its ground truth.
 
     Args:
         dataset: kgarden.data.sources.Dataset.
-        row:     of its index.
+        row:     row of its index.
     Returns:
         {"image": (H, W, 3) uint8, "boxes": (N, 4) xyxy px, "labels": (N,), -1 for a class that the data set
         does not list, "crowd": (N,) bool, "difficult": (N,) bool, and if the record has masks "masks":

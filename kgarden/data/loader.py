@@ -12,8 +12,8 @@ from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 from tfrecords.images import decode
 from tfrecords.schema import parse
 
-RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can shrink by
-CACHED_BYTES = 2**30  # of images kept at all their sizes; more, and they are kept as they are stored
+RATIOS = (1, 2, 4, 8)  # downsampling factors of the JPEG decoder
+CACHED_BYTES = 2**30  # limit of caching images at all their sizes; above, at the stored size only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Resize:
 
     canvas_hw:     (N, 2) int, the canvas of every image.
     short_sides:   px; one of them is drawn for each image.
-    keeps_size:    whole images are resized, so that their sizes are known beforehand.
+    keeps_size:    whole images are resized, so that their sizes are known in advance.
     long_side_px, antialias, scaled_decode: see `pipeline.train_batches`.
     """
 
@@ -35,7 +35,7 @@ class Resize:
 
 
 class Loader:
-    """Loads a row of a data set as the example that transforms take, with the size it is resized to.
+    """Loads a row of a data set as an example for transforms, with its target size.
 
     Args:
         data:   Dataset; rows are those of its index.
@@ -75,15 +75,15 @@ class Loader:
         return self.read(row) if self.records is None else self.records[row]
 
     def choice(self, draw):
-        """Which short side a draw of [0, 1) means.   (...,) int64"""
+        """Index of the short side for a draw from [0, 1).   (...,) int64"""
         return tf.cast(draw * self.sizes.shape[1], tf.int64)
 
     def __call__(self, row, choice, canvas_hw=None):
-        """The example of a row as `transforms` says, with the size that it is to get as "target_hw".
+        """The example of a row in the form of `transforms`, with its target size as "target_hw".
 
         Args:
             row:       () int64.
-            choice:    () int64, which short side.
+            choice:    () int64, index of the short side.
             canvas_hw: (2,) int32, another image's canvas to fit into; None: its own.
         """
         record = parse(self.record(row), masks=self.masks)
@@ -110,7 +110,7 @@ class Loader:
         return example
 
     def image(self, row, choice, encoded):
-        """(H, W, 3) uint8; at its size where decoder or cache give it so."""
+        """(H, W, 3) uint8; already resized where the decoder or the cache does that."""
         if self.pixels is not None:
             if self.pixels_hw.shape[1] == 1:
                 choice = tf.zeros_like(row)
@@ -120,11 +120,11 @@ class Loader:
         used = np.unique(self.ratio)
         if len(used) == 1:
             return decode(encoded, int(used[0]))
-        number = tf.constant(np.searchsorted(used, self.ratio).astype("int32"))[row, choice]
-        return tf.switch_case(number, [lambda r=r: decode(encoded, int(r)) for r in used])
+        branch = tf.constant(np.searchsorted(used, self.ratio).astype("int32"))[row, choice]
+        return tf.switch_case(branch, [lambda r=r: decode(encoded, int(r)) for r in used])
 
     def truth(self, boxes, category_ids, crowd):
-        """Boxes inside 0..1, labels, crowd marks; -1 for a category that the manifest does not list.
+        """Boxes clipped to 0..1, labels (-1 for a category that the manifest does not list), crowd flags.
 
         Args:
             boxes:        (..., N, 4) fractions.
@@ -135,24 +135,26 @@ class Loader:
             labels = tf.cast(category_ids - self.ids[0], tf.int32)
             known = (category_ids >= self.ids[0]) & (category_ids <= self.ids[-1])
         else:
-            place = tf.minimum(tf.searchsorted(self.ids, tf.reshape(category_ids, [-1])), len(self.ids) - 1)
-            place = tf.reshape(place, tf.shape(category_ids))
-            labels, known = tf.gather(self.labels, place), tf.gather(self.ids, place) == category_ids
+            position = tf.minimum(
+                tf.searchsorted(self.ids, tf.reshape(category_ids, [-1])), len(self.ids) - 1
+            )
+            position = tf.reshape(position, tf.shape(category_ids))
+            labels, known = tf.gather(self.labels, position), tf.gather(self.ids, position) == category_ids
         if not self.keep_crowd:
             known &= ~crowd
         return tf.clip_by_value(boxes, 0.0, 1.0), tf.where(known, labels, PAD_LABEL), crowd & known
 
     def _keep_pixels(self, at_all_sizes):
-        """Decode all images into memory; resize them too, to each of their sizes, where there is room."""
+        """Decode all images into memory, resized to each of their sizes if `at_all_sizes`."""
         choices = self.sizes.shape[1] if at_all_sizes else 1
 
-        def pixels(place):
-            row, choice = place // choices, place % choices
+        def pixels(number):
+            row, choice = number // choices, number % choices
             image = self.image(row, choice, parse(self.records[row])["encoded"])
             return resized(image, self.sizes[row, choice], self.antialias) if at_all_sizes else image
 
-        places = tf.data.Dataset.range(len(self.index) * choices)
-        images = list(places.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())
+        numbers = tf.data.Dataset.range(len(self.index) * choices)
+        images = list(numbers.map(pixels, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator())
         first = np.cumsum([0] + [image.size for image in images[:-1]])
         self.pixels_at = tf.constant(first.reshape(-1, choices), tf.int64)
         self.pixels_hw = tf.constant(
@@ -162,11 +164,11 @@ class Loader:
 
 
 def reader(index):
-    """Function of a row of the index, () int64, -> its serialised record, () string."""
+    """Build a function: row of the index, () int64 -> serialised record, () string."""
     files, shard, offset = tf.constant(index.files), tf.constant(index.shard), tf.constant(index.offset)
 
     def read(row):
-        # TFRecordDataset can begin at any byte, only its Python class does not say so.
+        # The op can start at any byte; the Python class TFRecordDataset does not expose it.
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=files[shard[row]][None],
             compression_type="",
@@ -180,6 +182,6 @@ def reader(index):
 
 
 def ratios(original_hw, size_hw):
-    """How much smaller the decoder may make each image and still not be below its size."""
+    """Largest decoder downsampling factor that stays at or above each image's target size."""
     times = np.min(original_hw // size_hw, axis=-1)
     return np.select([times >= ratio for ratio in RATIOS[:0:-1]], RATIOS[:0:-1], 1)

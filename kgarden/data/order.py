@@ -1,8 +1,8 @@
 """Order of images and their grouping into batches of one canvas; a pure function of the seed.
 
-The samplers are in sampling.py. Batches hold images of one canvas: an image waits until its canvas has enough
-images for a batch. The order from step k on is found by counting from step 0, which takes a second for some
-million images; a resumed training continues exactly where it stopped.
+The samplers are in sampling.py. A batch holds images of one canvas: an image waits until there are enough
+images of its canvas. A resumed training replays the order from step 0, which takes a second for some million
+images, and continues exactly where it stopped.
 """
 
 import functools
@@ -12,19 +12,19 @@ import numpy as np
 
 from kgarden.data.sampling import natural
 
-CHOICES = 4096  # choices between data sets that are drawn at once
-CHOOSING = 2**31  # where the number of a data set stands in the seeds of its epochs
+CHOICES = 4096  # choices between data sets per call of the generator
+CHOOSING = 2**31  # in seeds, at the position of the data set's number: the choice between data sets
 
 
 def endless_rows(sizes, weights, seed, streams=None):
-    """Rows of the images of several data sets, one after the other, without end.
+    """Endless stream of rows, drawn from several data sets.
 
     Args:
         sizes:   images of each data set; rows count through all of them.
-        weights: how often each data set is drawn from.
+        weights: relative sampling frequency of each data set.
         seed:    int, or several.
-        streams: for each data set a function of a key that gives its rows without end, of `sampling`; None:
-                 every image once an epoch.
+        streams: for each data set a function of a key -> endless rows, of `sampling`; None: every image once
+                 per epoch.
     """
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     streams = streams or [functools.partial(natural, size) for size in sizes]
@@ -35,38 +35,38 @@ def endless_rows(sizes, weights, seed, streams=None):
     ]
     if len(started) == 1:
         yield from started[0]
-    share = np.asarray(weights, "float64") / np.sum(weights)
+    probability = np.asarray(weights, "float64") / np.sum(weights)
     for chunk in itertools.count():
         rng = np.random.default_rng([*key, CHOOSING, chunk])
-        for number in rng.choice(len(sizes), CHOICES, p=share).tolist():
+        for number in rng.choice(len(sizes), CHOICES, p=probability).tolist():
             yield next(started[number])
 
 
 def batches(rows, canvas, batch_size, start_step=0, others=None, partners=0):
-    """Batches of images of one canvas, without end.
+    """Endless batches of images of one canvas.
 
     Args:
         rows:       iterator over rows.
         canvas:     (N,) int, the canvas of each row.
         batch_size: B.
-        start_step: leave out so many batches.
-        others:     iterator over rows: the images to mix with, taken in the order of the stream.
-        partners:   K, how many of them for each image.
+        start_step: number of batches to skip.
+        others:     iterator over rows: partner images for mixing, consumed in stream order.
+        partners:   K, number of partners per image.
     Yields:
-        (B, 3 + K) int64: number of the image in the stream, row, canvas, rows of its partners.
+        (B, 3 + K) int64: position in the stream, row, canvas, rows of the partners.
     """
     grouped = _grouped(rows, canvas.tolist(), batch_size, others=others, partners=partners)
     return itertools.islice(grouped, start_step, None)
 
 
 def in_order(canvas, batch_size):
-    """Every image once, those of canvas 0 first; the last batch of a canvas is filled with row -1.
+    """Every image once, ordered by canvas; the last batch of a canvas is padded with row -1.
 
     Args:
         canvas:     (N,) int, the canvas of each row.
         batch_size: B.
     Returns:
-        (S, B, 3) int64: number, row or -1, canvas.
+        (S, B, 3) int64: row or -1, row or -1, canvas.
     """
     steps = []
     for number in np.unique(canvas):

@@ -1,4 +1,4 @@
-"""Ground truth padded or cut to exactly M rows."""
+"""Ground truth padded or truncated to exactly M rows."""
 
 import tensorflow as tf
 
@@ -9,12 +9,12 @@ TRUTH = (BOXES, LABELS, CROWD, MASKS)
 
 
 def pad_to_max_objects(truth, max_objects):
-    """Pads or cuts the ground truth of a batch to M rows.
+    """Pad or truncate the ground truth of a batch to M rows.
 
-    Of more than M objects the largest stay, in their order; crowd regions get what rows are left over.
+    Of more than M objects the largest are kept, in their order; crowd regions get the remaining rows.
 
     Args:
-        truth: boxes (B, N, 4), labels (B, N), -1: not an object, crowd (B, N), maybe masks (B, N, ...).
+        truth: boxes (B, N, 4), labels (B, N) or -1 for padding, crowd (B, N), optionally masks (B, N, ...).
     Returns:
         dict with M rows instead of N; boxes, crowd and masks are zero where the label is -1.
     """

@@ -2,11 +2,11 @@
 
     order of the images -> records -> parse -> decode -> transforms -> canvas -> batch
 
-Everything random is a function of the seed and of the number of the image in the stream. So a stream
-that starts at step k is the tail of the stream that starts at 0, however many threads prepare it.
+All randomness is a function of the seed and of the image's position in the stream. A stream that starts at
+step k is therefore the tail of the stream that starts at 0, for any number of threads.
 
-Images that are only resized and mirrored, the usual case, go a shorter way, `_plain`: what is drawn for
-them is drawn for a thousand at once, and the truth of a batch is moved as a whole.
+Images that are only resized and flipped, the usual case, take a faster path, `_plain`: random numbers are
+drawn for a thousand images at once, and the ground truth of a batch is transformed as a whole.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ from tfrecords.schema import DataError, parse
 
 __all__ = ["dataset_of", "decode_only", "decoder_ratio", "train_batches", "val_batches"]
 
-CHUNK = 1024  # images whose order is handed to TensorFlow at once
+CHUNK = 1024  # images whose order is passed to TensorFlow at once
 CACHES = ("none", "encoded", "decoded")
-PARTNERS = 2**30  # where the order of partners stands in the seeds of epochs
-SIZES = 2**20  # and the draws of sizes in those of transforms
+PARTNERS = 2**30  # in the seeds of epochs: the order of partners
+SIZES = 2**20  # in the seeds of transforms: the draw of the short side
 
 
 def train_batches(
@@ -68,30 +68,30 @@ def train_batches(
     pieces=1,
     parallel=tf.data.AUTOTUNE,
 ):
-    """Batches to train on, without end.
+    """Endless training batches.
 
     Args:
-        datasets:      list of Dataset, drawn from by their weights.
-        short_side_px: several to draw one from for every image, or one.
+        datasets:      list of Dataset, sampled by their weights.
+        short_side_px: one, or several of which one is drawn for every image.
         long_side_px:  upper limit of the longer side.
         canvases:      [[height, width], ...]; None: `default_canvases` of the largest short side.
-        max_objects:   M. Of more, the largest stay.
+        max_objects:   M. Of more, the largest are kept.
         augment:       [name or {name: {setting: value}}, ...] of `transforms.TRANSFORMS`.
-        masks:         hand out the objects' masks.
-        sampling:      "natural": every image once an epoch; "repeat_factor" with a `threshold`, and
-                       "class_aware": see `sampling`. Within each data set.
-        scaled_decode: let the JPEG decoder halve images that are halved anyway: faster, a little softer.
-                       Not where crops, sizes or mixtures of the augmentation need all pixels.
-        cache:         "none": read and decode every time; "encoded": keep records in memory; "decoded": keep
-                       images too, at all their sizes if that takes less than `loader.CACHED_BYTES`.
-        keep_empty:    also images without objects.
-        keep_crowd:    hand out regions with many objects, marked, instead of leaving them out.
-        start_step:    leave out the first so many batches.
-        share:         (index, of how many): prepare this part of every batch, in the order of its images.
-        pieces:        hand that part out in so many pieces, one after the other.
-        parallel:      images that are prepared at the same time.
+        masks:         include the objects' masks.
+        sampling:      within each data set: "natural": every image once per epoch; "repeat_factor" with a
+                       `threshold`, and "class_aware": see `sampling`.
+        scaled_decode: let the JPEG decoder downsample images that are at least halved: faster, slightly
+                       softer. Ignored where crops, scale jitter or mixing need all pixels.
+        cache:         "none": read and decode every time; "encoded": keep records in memory; "decoded": also
+                       keep images, at all their sizes if that takes less than `loader.CACHED_BYTES`.
+        keep_empty:    keep images without objects.
+        keep_crowd:    keep crowd regions, flagged, instead of dropping them.
+        start_step:    number of batches to skip.
+        share:         (index of this worker, number of workers): load this slice of every batch.
+        pieces:        number of replicas of this worker; each gets an element of its own.
+        parallel:      number of images prepared in parallel.
     Returns:
-        tf.data.Dataset of (x, y). Shapes are static if the images need one canvas alone; with several,
+        tf.data.Dataset of (x, y). Shapes are static if the images need only one canvas; with several,
         H and W differ from batch to batch.
     """
     data, weights, parts = _pool(datasets, keep_empty)
@@ -134,7 +134,7 @@ def train_batches(
 
 
 def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
-    """Batches of images under any transforms. rows: dataset of (n, 2 + K), number, row and partners."""
+    """Batches under any augmentation. rows: dataset of (n, 2 + K): stream position, row, partners."""
 
     def prepare(numbers):
         number, rows = numbers[0], numbers[1:]
@@ -154,10 +154,10 @@ def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_si
 
 
 def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
-    """Batches of images that are resized and mirrored. rows: dataset of (n, 2), number and row."""
+    """Batches of images that are only resized and flipped. rows: dataset of (n, 2): position, row."""
 
     def planned(numbers):
-        """What is drawn for each image, and what the index knows of it."""
+        """Random choices and index entries of each image."""
         key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
         choice = load.choice(rng.uniform(rng.fold_in(key, SIZES))[:, 0])
         row = numbers[:, 1]
@@ -210,16 +210,16 @@ def val_batches(
     flip=False,
     parallel=tf.data.AUTOTUNE,
 ):
-    """Batches to evaluate: every image once, those of the first canvas first.
+    """Evaluation batches: every image once, ordered by canvas.
 
-    The last batch of a canvas is filled up by repeating its last image with image_id -1.
+    The last batch of a canvas is padded by repeating its last image with image_id -1.
 
     Args:
         short_side_px: one number.
-        limit:         only the first so many images.
-        further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], sizes at which x has
-                       the same images again, under "views". A batch has one canvas for each size.
-        flip:          "views" has them in a mirror too, at every size behind the image itself.
+        limit:         number of images, from the first on; None: all.
+        further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], further sizes of
+                       the same images, in x under "views". A batch has one canvas per size.
+        flip:          "views" also holds the flipped image, after the unflipped one of each size.
         datasets, long_side_px, batch_size, canvases, antialias, scaled_decode, parallel: see
                        `train_batches`.
     Returns:
@@ -255,7 +255,7 @@ def val_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """One size of all images: Loader, canvas of each image (N,), shape of the canvas if it is one."""
+    """One size of all images: Loader, canvas of each image (N,), static canvas shape if there is one."""
 
     load: Loader
     canvas: np.ndarray
@@ -276,7 +276,7 @@ def _size(data, short_side_px, long_side_px, canvases, antialias, scaled_decode)
 
 
 def _views(sizes, row, encoded, flip):
-    """[x of one image], at each size, and in a mirror behind it; all but the first say which they are."""
+    """[x of one image] at each size, each followed by its flip; all but the first have MIRRORED."""
     views = []
     for size in sizes:
         load = size.load
@@ -289,12 +289,12 @@ def _views(sizes, row, encoded, flip):
 
 
 def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
-    """The same shards read in their order and decoded, nothing else: what a pipeline can reach at best.
+    """Shards read in order and decoded, nothing else: upper bound of the pipeline's throughput.
 
     Args:
-        ratio: how much smaller the JPEG decoder makes the images: 1, 2, 4 or 8.
+        ratio: downsampling factor of the JPEG decoder: 1, 2, 4 or 8.
     Returns:
-        tf.data.Dataset of (B, 3) int32, the shapes of the decoded images, without end.
+        endless tf.data.Dataset of (B, 3) int32, the shapes of the decoded images.
     """
 
     def shape(serialized):
@@ -306,13 +306,13 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
 
 
 def decoder_ratio(datasets, short_side_px, long_side_px):
-    """By how much scaled decoding shrinks most images of data sets on their way to a size: 1, 2, 4 or 8."""
+    """Median JPEG downsampling factor for resizing images to a size: 1, 2, 4 or 8."""
     hw = np.concatenate([np.stack([one.index.height, one.index.width], axis=1) for one in datasets])
     return int(np.median(ratios(hw, fitted_hw(hw, short_side_px, long_side_px).numpy())))
 
 
 def _handed_out(batches, count):
-    """Made ahead of the training step, of known number, and dealt to workers by batches, not by files."""
+    """Prefetched, of known cardinality, auto-sharded by data instead of by file."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -320,13 +320,13 @@ def _handed_out(batches, count):
 
 
 def _input_of(image, canvas_hw, static_hw):
-    """The part of a batch that goes into the network, for one image."""
+    """The network input x for one image."""
     canvas = tf.ensure_shape(pad_to_canvas(image, canvas_hw), (*static_hw, 3))
     return {IMAGES: canvas, SIZE_HW: tf.shape(image)[:2]}
 
 
 def _pool(datasets, keep_empty):
-    """Data sets without empty images unless wanted: (all as one Dataset, weights, each of them)."""
+    """(all data sets as one, weights, each of them), without empty images unless `keep_empty`."""
     kept = []
     for data in datasets:
         rows = slice(None) if keep_empty else np.flatnonzero(data.index.objects > 0)
@@ -341,7 +341,7 @@ def _pool(datasets, keep_empty):
 
 
 def _stream(data, sampling, threshold):
-    """Which of a data set's images comes when: a function of a key, see `sampling`."""
+    """The sampler of a data set: a function of a key -> endless rows, see `sampling`."""
     size = len(data.index)
     if sampling == "natural":
         return functools.partial(natural, size)
@@ -349,11 +349,11 @@ def _stream(data, sampling, threshold):
         return functools.partial(repeated, repeat_factors(objects_of(data), size, threshold))
     if sampling == "class_aware":
         return functools.partial(drawn, class_aware_weights(objects_of(data), size))
-    raise UserError(f"data.sampling: {sampling!r} is none of natural, repeat_factor, class_aware")
+    raise UserError(f"data.sampling: {sampling!r} is not one of natural, repeat_factor, class_aware")
 
 
 def _canvases(index, canvases, short_side_px, long_side_px):
-    """(the canvases that these images need, the row of its canvas for each image)."""
+    """(canvases that these images need, row of the canvas of each image)."""
     canvases = [list(c) for c in canvases or default_canvases(short_side_px, long_side_px)]
     hw = np.stack([index.height, index.width], axis=-1)
     canvas = canvas_of(hw, canvases, short_side_px, long_side_px).numpy()
@@ -363,18 +363,18 @@ def _canvases(index, canvases, short_side_px, long_side_px):
 
 def _check(cache, batch_size, parts=1):
     if cache not in CACHES:
-        raise UserError(f"cache: {cache!r} is none of {', '.join(CACHES)}")
+        raise UserError(f"cache: {cache!r} is not one of {', '.join(CACHES)}")
     if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size}: at least 1")
+        raise UserError(f"batch_size: {batch_size} must be at least 1")
     if batch_size % parts:
-        raise UserError(f"batch_size: {batch_size} images cannot be dealt in {parts} equal parts")
+        raise UserError(f"batch_size: {batch_size} is not divisible by {parts} replicas")
 
 
 def _warn_of_overflow(index, max_objects):
-    lost = np.maximum(index.objects.astype("int64") - max_objects, 0)
-    if lost.any():
+    excess = np.maximum(index.objects.astype("int64") - max_objects, 0)
+    if excess.any():
         warnings.warn(
-            f"{(lost > 0).sum()} images hold more than max_objects = {max_objects} objects: the largest "
-            f"are kept, {lost.sum()} of {index.objects.sum()} objects are lost",
+            f"{(excess > 0).sum()} images have more than max_objects = {max_objects} objects: the largest "
+            f"are kept, {excess.sum()} of {index.objects.sum()} objects are dropped",
             stacklevel=3,
         )

@@ -1,10 +1,9 @@
 """Stateless random numbers for tf.data: a hash of (seed, counter), independent of threads and versions.
 
-A hash instead of a generator with a state, and instead of `tf.random.stateless_uniform`, which takes one seed
-for a whole tensor: here a batch of seeds gives a batch of numbers. The hash is `lowbias32` of Wellons'
-hash-prospector in its variant 0x21F0AAAD, 0xD35A2D97 with shifts 16-15-15. `kgarden.ops.random` uses
-0x7FEB352D, 0x846CA68B with shifts 16-15-16, in keras.ops, which on JAX do not run inside of tf.data. Resumed
-trainings need the same numbers, so both variants stay as they are.
+Unlike `tf.random.stateless_uniform`, which takes one seed for a whole tensor, a batch of seeds gives a batch
+of numbers. The hash is `lowbias32` of Wellons' hash-prospector in its variant 0x21F0AAAD, 0xD35A2D97 with
+shifts 16-15-15. `kgarden.ops.random` uses 0x7FEB352D, 0x846CA68B with shifts 16-15-16, in keras.ops, which on
+JAX do not run inside tf.data. Both variants are fixed: a resumed training needs the same numbers.
 """
 
 import tensorflow as tf
@@ -14,8 +13,8 @@ def uniform(seed, count=1):
     """Uniform random numbers in [0, 1).
 
     Args:
-        seed:  (..., 2) int: which transform, which image of the stream.
-        count: how many for each seed, int or () tensor.
+        seed:  (..., 2) int: transform and position in the stream.
+        count: numbers per seed, int or () tensor.
     Returns:
         (..., count) float32, multiples of 2^-24.
     """
@@ -29,20 +28,20 @@ def uniform(seed, count=1):
 
 
 def scale(low, high, draw):
-    """Maps a draw of [0, 1) to [low, high)."""
+    """Map a draw from [0, 1) to [low, high)."""
     return low + (high - low) * draw
 
 
 def fold_in(seed, number):
-    """Derives independent seeds from a seed and a number.   (..., 2) int64."""
+    """Derive an independent seed from a seed and a number, as `jax.random.fold_in`.   (..., 2) int64"""
     seed = tf.cast(seed, tf.int64)
     return tf.stack([seed[..., 0] + (number + 1) * 2**32, seed[..., 1]], axis=-1)
 
 
 def _mixed(bits):
-    """Mixes the bits of uint32: `lowbias32` with 0x21F0AAAD, 0xD35A2D97 and shifts 16-15-15."""
+    """Mix the bits of uint32: `lowbias32` with 0x21F0AAAD, 0xD35A2D97 and shifts 16-15-15."""
     shift, times = tf.bitwise.right_shift, tf.constant
-    bits = bits + tf.constant(0x9E3779B9, tf.uint32)  # 0 must not stay 0
+    bits = bits + tf.constant(0x9E3779B9, tf.uint32)  # 0 must not map to 0
     bits = (bits ^ shift(bits, times(16, tf.uint32))) * times(0x21F0AAAD, tf.uint32)
     bits = (bits ^ shift(bits, times(15, tf.uint32))) * times(0xD35A2D97, tf.uint32)
     return bits ^ shift(bits, times(15, tf.uint32))

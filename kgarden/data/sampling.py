@@ -1,7 +1,7 @@
 """Samplers: endless, deterministic index streams (uniform, repeat-factor, class-aware).
 
 natural        every epoch is one permutation of all images
-repeat_factor  images with rare classes come several times in an epoch; Gupta, Dollár and Girshick 2019
+repeat_factor  images with rare classes are repeated within an epoch; Gupta, Dollár and Girshick 2019
                (LVIS), arXiv:1908.03195, section 4.3
 class_aware    every class is drawn equally often, with replacement; the sampler of the CenterNet2 release
 """
@@ -10,25 +10,25 @@ import itertools
 
 import numpy as np
 
-DRAWN = 4096  # rows that `drawn` draws at once
+DRAWN = 4096  # rows per call of the generator in `drawn`
 
 
 def natural(size, key):
-    """Permutations of all images, one after the other.
+    """Uniform sampler: an endless sequence of permutations of all images.
 
     Args:
         size: N.
-        key:  tuple of int: the stream is a function of it.
+        key:  tuple of int, the seed of the stream.
     """
     for epoch in itertools.count():
         yield from np.random.default_rng([*key, epoch]).permutation(size).tolist()
 
 
 def repeated(factors, key):
-    """Permutations in which image i stands floor(factors[i]) times, and once more by chance.
+    """Repeat-factor sampler: image i occurs floor(factors[i]) times per epoch, stochastically rounded up.
 
     Args:
-        factors: (N,) float, of `repeat_factors`.
+        factors: (N,) float, from `repeat_factors`.
         key:     tuple of int.
     """
     whole = np.floor(factors).astype("int64")
@@ -39,24 +39,26 @@ def repeated(factors, key):
 
 
 def drawn(weights, key):
-    """Images drawn with replacement, each as often as its weight says.
+    """Weighted sampler with replacement.
 
     Args:
-        weights: (N,) float, of `class_aware_weights`.
+        weights: (N,) float, from `class_aware_weights`.
         key:     tuple of int.
     """
-    share = np.asarray(weights, "float64") / np.sum(weights)
+    probability = np.asarray(weights, "float64") / np.sum(weights)
     for chunk in itertools.count():
-        yield from np.random.default_rng([*key, chunk]).choice(len(share), DRAWN, p=share).tolist()
+        yield from (
+            np.random.default_rng([*key, chunk]).choice(len(probability), DRAWN, p=probability).tolist()
+        )
 
 
 def repeat_factors(pairs, num_images, threshold):
-    """max over the classes of an image of max(1, sqrt(threshold / share of images with the class)).
+    """Repeat factor of an image: max over its classes of max(1, sqrt(threshold / class frequency)).
 
     Args:
         pairs:      (K, 2) int: image (a row), class; one for each object.
         num_images: N.
-        threshold:  classes in fewer than this share of the images are repeated.
+        threshold:  classes in less than this fraction of the images are repeated.
     Returns:
         (N,) float64; 1 for an image without objects.
     """
@@ -68,7 +70,7 @@ def repeat_factors(pairs, num_images, threshold):
 
 
 def class_aware_weights(pairs, num_images):
-    """Sum over the classes of an image of 1 / number of images with the class.
+    """Class-aware weight of an image: sum over its classes of 1 / number of images with the class.
 
     Args:
         pairs:      (K, 2) int: image (a row), class; one for each object.
@@ -81,7 +83,7 @@ def class_aware_weights(pairs, num_images):
 
 
 def _presence(pairs):
-    """Which classes are in which image: (images, classes as 0..C-1, images of each class)."""
+    """Unique (image, class) pairs: (images, classes as 0..C-1, number of images of each class)."""
     pairs = np.unique(np.asarray(pairs, "int64").reshape(-1, 2), axis=0)
     _, classes, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
     return pairs[:, 0], classes, counts

@@ -1,8 +1,8 @@
-"""Data sets that a recipe names: converts raw data if need be and opens it.
+"""Data sources of a recipe: converts raw data where needed and opens the data set.
 
-Raw data (`format`) is converted once into a cache directory, under a name made of everything it depends
-on; shards (`glob`) are taken as they are, and of those that others wrote the cache holds the index, the
-categories and the ground truth.
+Raw data (`format`) is converted once into a cache directory named by a digest of everything it depends on.
+Shards (`glob`) are read in place; for shards of other tools the cache holds the index, the categories and the
+ground truth.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from tfrecords.index import Index, index_of, open_index, shards_of
 from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
 
-CACHE = pathlib.Path("~/.cache/kgarden/data")  # of data sets that belong to no run
-PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that may name files
+CACHE = pathlib.Path("~/.cache/kgarden/data")  # of data sets outside of a run
+PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that may be paths
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Images on disk.
+    """A data set on disk.
 
-    index:       where they lie.
+    index:       position of every record.
     categories:  [{"id", "name"}, ...] in label order.
     annotations: paths of annotations.json, the ground truth in COCO form.
-    weight:      how often one of its images is drawn, relative to images of other data sets.
+    weight:      sampling frequency of its images, relative to images of other data sets.
     """
 
     index: Index
@@ -41,11 +41,11 @@ class Dataset:
 
 
 def dataset_of(source, cache, *, workers=None, progress=None):
-    """Open what a recipe names, after converting it if need be.
+    """Open a data source of a recipe, after converting it if needed.
 
     Args:
         source:   {"glob": str, "labels": str}, or {"format": str} with the arguments of the converter of that
-                  name, see `tfrecords.converters`; and "weight". None counts as not given.
+                  name, see `tfrecords.converters`; and "weight". None means absent.
         cache:    directory for converted data.
         workers:  see `tfrecords.write.write`.
         progress: function of (images done, images in all), called while converting.
@@ -58,22 +58,22 @@ def dataset_of(source, cache, *, workers=None, progress=None):
     weight = source.pop("weight", 1.0)
     try:
         if "glob" in source:
-            found = open_dataset(source["glob"], cache, source.get("labels"))
+            dataset = open_dataset(source["glob"], cache, source.get("labels"))
         else:
-            found = _converted(source, pathlib.Path(cache), workers, progress)
-            _tell(found.annotations[0].parent)
-        return dataclasses.replace(found, weight=weight)
+            dataset = _converted(source, pathlib.Path(cache), workers, progress)
+            _warn_of_faults(dataset.annotations[0].parent)
+        return dataclasses.replace(dataset, weight=weight)
     except DataError as error:
         raise UserError(str(error)) from error
 
 
 def open_dataset(pattern, cache=None, labels=None):
-    """Shards: ours with what lies beside them, others with what one pass over them finds.
+    """Open shards: our own with their index and ground truth, those of other tools through `adopt`.
 
     Args:
-        pattern: a directory, a glob, or several of them with commas between.
-        cache:   directory for what is found; None: of this user.
-        labels:  file with the classes of shards that others wrote; None: by their records.
+        pattern: a directory, a glob, or a comma-separated list of them.
+        cache:   cache directory; None: that of the user.
+        labels:  file with the classes of shards of other tools; None: from their records.
     Raises:
         DataError: no such files, or they cannot be used.
     """
@@ -82,18 +82,18 @@ def open_dataset(pattern, cache=None, labels=None):
     ours = [folder for folder in folders if (folder / "manifest.json").is_file()]
     if not ours:
         folder = adopt(files, cache or CACHE.expanduser(), labels)
-        _tell(folder)
+        _warn_of_faults(folder)
         categories = read_manifest(folder)["categories"]
         return Dataset(index_of(folder), categories, [folder / "annotations.json"])
     if labels:
-        raise DataError(f"{ours[0]}: its manifest.json says what the classes are: leave labels out")
+        raise DataError(f"{ours[0]}: manifest.json already lists the classes: remove labels")
     categories = [read_manifest(folder)["categories"] for folder in folders]
     _check_equal(categories, folders)
     return Dataset(open_index(pattern), categories[0], [folder / "annotations.json" for folder in folders])
 
 
 def joined(datasets):
-    """Several data sets as one, rows of the first one first; they must have the same categories."""
+    """Concatenate data sets with equal categories."""
     _check_equal([d.categories for d in datasets], [d.index.files[0] for d in datasets])
     shard_before = np.cumsum([0] + [len(d.index.files) for d in datasets])
     columns = {
@@ -107,11 +107,11 @@ def joined(datasets):
     return Dataset(index, datasets[0].categories, [path for d in datasets for path in d.annotations])
 
 
-def _check_equal(categories, places):
-    for other, place in zip(categories, places, strict=True):
+def _check_equal(categories, sources):
+    for other, source in zip(categories, sources, strict=True):
         if other != categories[0]:
             raise DataError(
-                f"{place}: its categories differ from those of {places[0]}: "
+                f"{source}: its categories differ from those of {sources[0]}: "
                 "data sets that are used together need the same list"
             )
 
@@ -125,20 +125,20 @@ def _converted(source, cache, workers, progress):
     return open_dataset(folder)
 
 
-def _tell(folder):
-    """A recipe's data may have faults as well as a command's: not unseen."""
-    found = read_manifest(folder)
-    boxes = sum(found["dropped"].values())
-    if boxes or found["faulty_pictures"]:
+def _warn_of_faults(folder):
+    """Warn of images and boxes that the conversion left out."""
+    manifest = read_manifest(folder)
+    boxes = sum(manifest["dropped"].values())
+    if boxes or manifest["faulty_pictures"]:
         warnings.warn(
-            f"left out: {found['faulty_pictures']} of {found['images_total']} images, {boxes} of "
-            f"{found['boxes_total']} boxes: {folder / 'manifest.json'} says which and why",
+            f"left out: {manifest['faulty_pictures']} of {manifest['images_total']} images, {boxes} of "
+            f"{manifest['boxes_total']} boxes: {folder / 'manifest.json'} says which and why",
             stacklevel=3,
         )
 
 
 def _digest(source):
-    """Changes with the settings and with the files that are named."""
+    """Digest of the settings and of the state of the files that they name."""
     facts = dict(source)
     for key in PATHS & facts.keys():
         path = pathlib.Path(facts[key])
@@ -147,7 +147,7 @@ def _digest(source):
 
 
 def _state(path):
-    """Of a file, or of the annotations in a folder: sizes and times."""
+    """Sizes and modification times of a file, or of the annotations in a folder."""
     inside = [*path.rglob("*.xml"), *path.glob("ImageSets/Main/*.txt")] if path.is_dir() else []
     files = [path] if path.is_file() else sorted(inside)
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

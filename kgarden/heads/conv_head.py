@@ -36,14 +36,14 @@ class ChannelRaise(keras.layers.Layer):
 
 
 class ConvHead(keras.layers.Layer):
-    """K blocks on the cells of each RoI, and their mean.   Section 3.1, Table 2.
+    """Convolutional RoI head: K blocks, then global average pooling.   Section 3.1, Table 2.
 
     Args:
-        blocks:    K: block (a), then bottlenecks; with `non_local` every other one, each before a bottleneck.
-        non_local: settings of NonLocal, laid over the authors' block; True: just that; False: none.
+        blocks:    K: block (a), then bottlenecks; with `non_local` every second one is a non-local block.
+        non_local: settings of NonLocal, merged over the authors' block; True: that block; False: none.
         width:     channels of the blocks.
         middle:    channels of a bottleneck's 3x3.
-        norm:      see kgarden/layers/norm.py; over all RoIs of a replica ("bn"), as the authors trained it.
+        norm:      see kgarden/layers/norm.py; "bn" over all RoIs of a replica, as the authors trained it.
     Call:
         roi_features: (B, P, S, S, D).
     Returns:
@@ -60,8 +60,8 @@ class ConvHead(keras.layers.Layer):
         self.blocks = []
         for number in range(1, blocks):
             if non_local and number % 2:
-                given = non_local if isinstance(non_local, dict) else {}
-                settings = {"width": width // 2, "norm": norm, **NON_LOCAL, **given}
+                overrides = non_local if isinstance(non_local, dict) else {}
+                settings = {"width": width // 2, "norm": norm, **NON_LOCAL, **overrides}
                 block = instantiate(
                     NonLocal, settings, "model.roi_head.conv_head.non_local", name=f"block{number}"
                 )
@@ -75,7 +75,7 @@ class ConvHead(keras.layers.Layer):
             block.build((None, *input_shape[-3:-1], self.width))
 
     def cells(self, roi_features, training=False):
-        """Before the mean.   (B * P, S, S, width)."""
+        """Features before pooling.   (B * P, S, S, width)."""
         x = self.raise_(ops.reshape(roi_features, (-1, *roi_features.shape[-3:])), training=training)
         for block in self.blocks:
             x = block(x, training=training)

@@ -14,9 +14,9 @@ class FCHead(keras.layers.Layer):
 
     Args:
         width, num_fcs: of the dense layers.
-        num_convs:      convolutions as wide as what they read, with a bias; Mask R-CNN's "4conv1fc" has 4.
+        num_convs:      convolutions with D channels and a bias; Mask R-CNN's "4conv1fc" has 4.
     Call:
-        roi_features: (B, P, S, S, D), flattened row, column, channel.
+        roi_features: (B, P, S, S, D), flattened in this order.
     Returns:
         (B, P, width).
     """
@@ -52,7 +52,7 @@ class FCHead(keras.layers.Layer):
         return x
 
     def cells(self, roi_features):
-        """What each cell adds to the first dense layer: their sum and the bias are what its ReLU gets.
+        """Contribution of each cell to the first dense layer: their sum plus the bias is its pre-activation.
 
         Wu et al. 2020, arXiv:1904.06493, section 3.4.   (B, P, S, S, D) -> (B * P, S, S, width).
         """
@@ -61,7 +61,7 @@ class FCHead(keras.layers.Layer):
         return ops.einsum("rijd,ijdw->rijw", x, self.weights_of_cells(roi_features.shape[-3:]))
 
     def weights_of_cells(self, shape):
-        """The first dense kernel, cell by cell.   (S, S, D) of the RoI features -> (S, S, D, width)."""
+        """The first dense kernel per cell.   (S, S, D) of the RoI features -> (S, S, D, width)."""
         return ops.reshape(self.layers[0].kernel, (*shape, self.width))
 
     def _convolved(self, roi_features):

@@ -12,11 +12,11 @@ from kgarden.ops.bilinear import aligned_bilinear
 
 
 class MaskBranch(keras.layers.Layer):
-    """The first levels of the pyramid, brought to the finest and added, and convolutions on that.
+    """Mask branch: sums the first levels, upsampled to the finest, and convolves to D basis maps.
 
     Args:
-        bases:      D, maps that come out.
-        levels:     how many levels.
+        bases:      D, number of basis maps.
+        levels:     number of pyramid levels.
         width, num_convs, norm, norm_groups: of the 3x3 convolutions; see kgarden/layers/norm.py.
     Call:
         pyramid: list of (B, H_l, W_l, C), finest first.
@@ -51,7 +51,7 @@ class MaskBranch(keras.layers.Layer):
 
 
 class SemanticBranch(keras.layers.Layer):
-    """Which class lies at each cell of the finest level: an auxiliary task, left out at inference.
+    """Semantic segmentation logits at the finest level: an auxiliary training task.
 
     Args:
         num_classes: C.

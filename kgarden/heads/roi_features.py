@@ -9,12 +9,12 @@ from kgarden.ops.roi_align import roi_align
 
 
 class RoIPooling(NamedTuple):
-    """Settings of RoI pooling, the one home of their defaults.
+    """Settings of RoI pooling; their defaults are defined here only.
 
     Attributes:
         roi_levels:     [first, last] of the pyramid levels to pool from; None: all.
-        pool_size:      S, cells of the output's side.
-        sampling_ratio: samples of a bin along each side; 0: as many as the bin has cells.
+        pool_size:      S, bins along each side.
+        sampling_ratio: samples per bin along each side; 0: as many as the bin has cells.
         aligned:        see kgarden/ops/roi_align.py.
     """
 
@@ -28,7 +28,7 @@ class RoIFeatures(keras.layers.Layer):
     """Multi-level RoIAlign.   He et al. 2017, arXiv:1703.06870, section 3; levels: Lin et al. 2016, Eq. 1.
 
     Args:
-        strides:            of the pyramid that `call` gets.
+        strides:            of the pyramid.
         pooling:            RoIPooling; None: its defaults.
         enlarged, plus_one: see kgarden/ops/roi_align.py.
     Call:

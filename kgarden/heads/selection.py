@@ -1,7 +1,7 @@
 """Selection of detections or proposals: thresholds, top-k per level, NMS, soft-NMS, 3x3 peaks or none.
 
-Rank within a level, keep the best of each, suppress duplicates (or not), keep the best of all.
-Everything is padded to a fixed length and carries `valid` and `source`.
+Top-k per level, suppression of duplicates (or none), top-k overall. Everything is padded to a fixed
+length and has `valid` and `source`.
 """
 
 import math
@@ -21,14 +21,14 @@ METHODS = ("nms", "soft_nms", "peaks", "none")
 
 @dataclass(frozen=True)
 class Selection:
-    """How candidates become detections or proposals.
+    """Selects detections or proposals from candidates.
 
     Attributes:
-        score_threshold: a candidate's score must lie above it. Where a head says that something else
-                         than the score is to be compared (candidates["threshold_scores"]), that is.
-        per_level:       how many (box, class) pairs of a level go on, best first; None: all.
+        score_threshold: candidates must score strictly above it; compared with
+                         candidates["threshold_scores"] if a head gives them.
+        per_level:       number of (box, class) pairs kept per level, best first; None: all.
         method:          "nms": greedy, suppresses an IoU strictly above `iou`;
-                         "soft_nms": takes score from such boxes instead, see `soft`, `sigma`, `min_score` and
+                         "soft_nms": decays the scores of such boxes, see `soft`, `sigma`, `min_score` and
                          kgarden/ops/soft_nms.py;
                          "peaks": 3x3 maxima of the score map of each level; "none": top-k alone.
         iou:             NMS threshold.
@@ -36,9 +36,9 @@ class Selection:
         level_wise:      boxes of different levels never suppress each other.
         soft:            "linear" or "gaussian".
         sigma:           of "gaussian".
-        min_score:       a box whose score soft-NMS has taken below it is dropped.
+        min_score:       boxes with a score below it after soft-NMS are dropped.
         total:           length of the result.
-        pool:            at most so many pairs reach the NMS, best first, over all levels.
+        pool:            maximum number of pairs before suppression, best first, over all levels.
     """
 
     score_threshold: float = 0.05
@@ -60,7 +60,7 @@ class Selection:
             raise UserError(f"selection.soft {self.soft!r}: one of linear, gaussian")
 
     def __call__(self, candidates):
-        """Select.
+        """Selects detections or proposals.
 
         Args:
             candidates: see `pick`.
@@ -70,23 +70,22 @@ class Selection:
         return self.suppress(self.pick(candidates))
 
     def pick(self, candidates):
-        """The (box, class) pairs that go on, before any suppresses another.
+        """Selects (box, class) pairs by threshold and top-k per level, before suppression.
 
         Args:
-            candidates: {"boxes": (B, A, 4), or (B, A, C, 4) where each class has its own box,
+            candidates: {"boxes": (B, A, 4), or class-specific (B, A, C, 4),
                          "scores": (B, A, C)} and, optionally,
-                         "threshold_scores" (B, A, C): what the threshold looks at instead of the score,
-                         "ranking_scores" (B, A, C): what the best of a level are chosen by instead of the
-                         score,
+                         "threshold_scores" (B, A, C): compared with the threshold instead of the score,
+                         "ranking_scores" (B, A, C): used for the top-k of a level instead of the score,
                          "valid" (B, A, C) bool,
                          "keep_after_topk" (B, A) bool: False counts towards the per-level top-k and is
                          removed afterwards,
                          "levels": list of (H_l, W_l), or (H_l, W_l, boxes of a cell), A in all; without
                          it, one level.
         Returns:
-            {"boxes": (B, N, 4), "scores": (B, N), "labels": (B, N), "source": (B, N)}; a pair that is out has
-            a score below 0. Where not all boxes may suppress each other also "group" (B, N) int32: those of
-            different groups never do.
+            {"boxes": (B, N, 4), "scores": (B, N), "labels": (B, N), "source": (B, N)}; rejected pairs have a
+            score below 0. With class-wise or level-wise suppression also "group" (B, N) int32: boxes of
+            different groups never suppress each other.
         """
         scores = self._gated(candidates)
         rank = (
@@ -105,10 +104,10 @@ class Selection:
         return picked if group is None else {**picked, GROUP: group}
 
     def suppress(self, picked):
-        """The `total` best of pairs, their duplicates suppressed.
+        """Suppresses duplicates and keeps the `total` best pairs.
 
         Args:
-            picked: of `pick`, or the rows of several in one; of more than `pool` the best.
+            picked: from `pick`, or several concatenated; truncated to the best `pool`.
         Returns:
             detections, see `__call__`.
         """
@@ -121,16 +120,16 @@ class Selection:
         if self.method == "nms":
             rows, valid = nms(boxes, scores, valid, iou_threshold=self.iou, max_output=total, labels=groups)
         elif self.method == "soft_nms":
-            how = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
-            rows, left, valid = soft_nms(boxes, scores, valid, total, labels=groups, **how)
-            return _padded(picked, rows, valid, total=self.total, scores=left)
+            options = dict(kind=self.soft, iou_threshold=self.iou, sigma=self.sigma, min_score=self.min_score)
+            rows, decayed, valid = soft_nms(boxes, scores, valid, total, labels=groups, **options)
+            return _padded(picked, rows, valid, total=self.total, scores=decayed)
         else:
             rows = ops.top_k(scores, total)[1]
             valid = ops.take_along_axis(valid, rows, axis=1)
         return _padded(picked, rows, valid, self.total)
 
     def _gated(self, candidates):
-        """Scores (B, A, C), -1 where a candidate is out."""
+        """Scores (B, A, C), -1 for rejected candidates."""
         scores = ops.cast(candidates[SCORES], "float32")
         keep = candidates.get("threshold_scores", scores) > self.score_threshold
         if candidates.get(VALID) is not None:
@@ -140,16 +139,16 @@ class Selection:
         return ops.where(keep, scores, -1.0)
 
     def _best_of_levels(self, scores, levels):
-        """Flat (row * C + class) numbers of the pairs that go on.   (B, N) int32."""
+        """Flat indices (row * C + class) of the top-k pairs of each level.   (B, N) int32."""
         classes = scores.shape[-1]
         counts = [scores.shape[1]] if levels is None else [math.prod(level) for level in levels]
-        found, start = [], 0
+        pairs, start = [], 0
         for count in counts:
             of_level = ops.reshape(scores[:, start : start + count], (-1, count * classes))
             best = ops.top_k(of_level, min(self.per_level or count * classes, count * classes))[1]
-            found.append(ops.cast(best, "int32") + start * classes)
+            pairs.append(ops.cast(best, "int32") + start * classes)
             start += count
-        return ops.concatenate(found, axis=1)
+        return ops.concatenate(pairs, axis=1)
 
     def _groups(self, picked, classes, levels):
         """Boxes of different groups never suppress each other.   (B, N) int32, or None: one group."""
@@ -172,7 +171,7 @@ def _rows(array, rows):
 
 
 def _gather(boxes, scores, pairs):
-    """The chosen (box, class) pairs as rows."""
+    """Gathers (box, class) pairs as rows."""
     classes = scores.shape[-1]
     source = pairs // classes
     if len(boxes.shape) == 4:
@@ -189,7 +188,7 @@ def _gather(boxes, scores, pairs):
 
 
 def _padded(picked, rows, valid, total, scores=None):
-    """Rows of `picked`, cleared where invalid, padded to `total`; `scores` (B, rows) instead of theirs."""
+    """Rows of `picked`, cleared where invalid, padded to `total`; `scores` (B, rows) replace theirs."""
     missing = total - rows.shape[1]
     rows = ops.pad(rows, ((0, 0), (0, missing)))
     valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)

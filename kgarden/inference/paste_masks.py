@@ -2,9 +2,9 @@
 
 A detection's mask has S x S bitmap cells over its box; the value of a cell is the probability at its centre.
 Every pixel whose centre lies in the box takes the bilinear interpolation of the four nearest cell centres,
-and belongs to the object from THRESHOLD on. The mask is surrounded by a ring of cells of probability 0, so
-that nothing is set outside of the box and the corners of a mask of ones are slightly rounded. The result is
-that of detectron2's `paste_masks_in_image` and mmdetection's `_do_paste_mask`, which use
+and belongs to the object if it is at least THRESHOLD. The mask is surrounded by a ring of cells of
+probability 0: nothing is set outside of the box, and a mask of ones has slightly rounded corners. The result
+is that of detectron2's `paste_masks_in_image` and mmdetection's `_do_paste_mask`, which use
 `grid_sample(align_corners=False)`; only the pixels of the box are computed.
 """
 

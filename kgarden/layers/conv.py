@@ -5,25 +5,25 @@ from keras import ops
 
 from kgarden.layers.norm import BatchNorm, make_norm
 
-# Below that, with one picture, the gradient of a strided 1x1 convolution writes past its memory on CPUs
-# (TensorFlow 2.21 with oneDNN).
+# With fewer channels and a batch of one, the gradient of a strided 1x1 convolution writes out of bounds on
+# CPUs (TensorFlow 2.21 with oneDNN).
 NARROW = 16
 
 
 class Conv(keras.layers.Layer):
-    """Conv -> norm -> activation, padded by half the kernel on *both* sides.
+    """Conv -> norm -> activation, padded by half the kernel on both sides.
 
-    Keras' "same" pads a stride-2 convolution on one side only, which shifts the picture by half a
-    cell against every reference. Where the batch norm uses stored statistics it is folded into the
-    kernel: one pass over the features instead of three.
+    Keras' "same" pads a stride-2 convolution on one side only, which shifts the image by half a cell
+    relative to every reference. A batch norm with stored statistics is folded into the kernel: one
+    pass over the features instead of three.
 
     Args:
         filters, kernel_size, strides, groups: as in keras.layers.Conv2D; square kernels.
         norm:        a name of kgarden.layers.norm, or None.
         norm_groups: groups of "gn".
-        norm_gamma:  the scale that a batch norm starts with.
+        norm_gamma:  initial scale of a batch norm.
         activation:  a name of keras.activations, or None.
-        use_bias:    None means: where there is no norm.
+        use_bias:    None: only without a norm.
     """
 
     def __init__(
@@ -102,6 +102,6 @@ class Conv(keras.layers.Layer):
 
 
 def max_pool_3x3(x):
-    """Max-pool 3x3, stride 2, padded by one on both sides, of features that are not negative."""
+    """3x3 max pooling, stride 2, zero-padded by one on both sides, of non-negative features."""
     x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return ops.max_pool(x, 3, strides=2, padding="valid")

@@ -1,6 +1,6 @@
 """Weight initialisers of the reference implementations.
 
-Functions, because a Keras initializer draws the same numbers at every call: each layer needs its own.
+Functions, because a Keras initializer returns the same numbers at every call: each layer needs its own.
 """
 
 import math
@@ -9,7 +9,7 @@ import keras
 
 
 def normal(stddev):
-    """N(0, stddev)."""
+    """Normal distribution with mean 0."""
     return keras.initializers.RandomNormal(stddev=stddev)
 
 
@@ -24,5 +24,5 @@ def msra_fan_out():
 
 
 def prior_bias(probability=0.01):
-    """The bias with which a sigmoid starts at `probability`.   Lin et al. 2017, arXiv:1708.02002, 4.1."""
+    """Bias for an initial sigmoid output of `probability`.   Lin et al. 2017, arXiv:1708.02002, 4.1."""
     return keras.initializers.Constant(-math.log((1 - probability) / probability))

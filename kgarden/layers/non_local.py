@@ -18,23 +18,23 @@ MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
 
 class NonLocal(keras.layers.Layer):
-    """z = x + W y.
+    """Non-local block: z = x + W y.
 
     Args:
         width:     channels of theta, phi and g; None: half of x's ("gaussian": all of them).
-        mode:      f and C. "gaussian": exp(x_i x_j) over its sum (Eq. 2); "embedded_gaussian": the same of
-                   the projections theta and phi (Eq. 3); "dot_product": theta_i phi_j over the number of
-                   cells (Eq. 4); "concatenation": relu(w [theta_i, phi_j]) over that number (Eq. 5).
-        groups:    the channels of theta, phi and g are split, and each part attends by itself.
-        scaled:    of "embedded_gaussian": theta_i phi_j is divided by the root of the channels.
-        norm:      behind W, see kgarden/layers/norm.py, or None.
-        out_bias:  of W; None: where no norm follows.
+        mode:      f and C. "gaussian": softmax of x_i x_j (Eq. 2); "embedded_gaussian": the same with the
+                   projections theta and phi (Eq. 3); "dot_product": theta_i phi_j over the number of cells
+                   (Eq. 4); "concatenation": relu(w [theta_i, phi_j]) over that number (Eq. 5).
+        groups:    of channels of theta, phi and g, with separate attention each.
+        scaled:    of "embedded_gaussian": theta_i phi_j is divided by the square root of the channels.
+        norm:      after W, see kgarden/layers/norm.py, or None.
+        out_bias:  of W; None: only without a norm.
         post_relu: ReLU after the sum.
-        subsample: phi and g read the maxima of 2x2 cells.
+        subsample: 2x2 max pooling of phi and g.
     Call:
         x: (B, H, W, D).
     Returns:
-        (B, H, W, D). W begins with 0, so at the start it is x, or the ReLU of x.
+        (B, H, W, D). W is initialised to 0, so that it starts as x, or the ReLU of x.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NonLocal(keras.layers.Layer):
         depth = input_shape[-1]
         self.width = self.width or (depth if self.mode == "gaussian" else depth // 2)
         if self.width % self.groups:
-            raise UserError(f"non-local: {self.width} channels cannot be split into {self.groups} groups")
+            raise UserError(f"non-local: {self.width} channels are not divisible by {self.groups} groups")
         projected = ("g",) if self.mode == "gaussian" else ("g", "theta", "phi")
         for name in projected:
             conv = Conv(self.width, kernel_initializer=normal(0.01), name=name)
@@ -86,11 +86,11 @@ class NonLocal(keras.layers.Layer):
         return ops.relu(z) if self.post_relu else z
 
     def _cells(self, x):
-        """(B, H, W, channels) -> (B, N cells, G, channels / G): the channels of a group lie together."""
+        """(B, H, W, channels) -> (B, N cells, G, channels / G), channels of a group contiguous."""
         return ops.reshape(x, (-1, math.prod(x.shape[1:3]), self.groups, x.shape[3] // self.groups))
 
     def _affinity(self, theta, phi):
-        """f / C.   (B, G, N, M)."""
+        """Attention weights f / C.   (B, G, N, M)."""
         if self.mode == "concatenation":
             of_theta = ops.einsum("bngd,d->bgn", theta, self.concatenated[0])
             of_phi = ops.einsum("bmgd,d->bgm", phi, self.concatenated[1])

@@ -1,7 +1,7 @@
 """Normalisation layers by name: frozen, plain and synchronised batch norm, group norm.
 
-The epsilon is 1e-5 throughout, as in every reference; Keras' own default, 1e-3, shifts
-activations by more than goldens allow.
+The epsilon is 1e-5 throughout, as in every reference; Keras' default of 1e-3 would exceed the
+tolerance of the reference numbers.
 """
 
 import keras
@@ -15,12 +15,12 @@ KINDS = ("frozen_bn", "bn", "sync_bn", "gn")
 
 
 def make_norm(kind, groups=None, gamma=1.0, name="norm"):
-    """A normalisation layer by its name in recipes, or None for no normalisation.
+    """Builds a normalisation layer from its name in recipes, or None for no normalisation.
 
     Args:
         kind:   "frozen_bn", "bn", "sync_bn", "gn" or None.
         groups: number of groups of "gn"; see GroupNorm.
-        gamma:  the scale that a batch norm starts with.
+        gamma:  initial scale of a batch norm.
         name:   the layer's name.
     Raises:
         UserError: unknown kind.
@@ -35,14 +35,13 @@ def make_norm(kind, groups=None, gamma=1.0, name="norm"):
 
 
 class BatchNorm(keras.layers.Layer):
-    """Batch normalisation whose inference form is a scale and a shift that a convolution can absorb.
+    """Batch normalisation whose inference form, a scale and a shift, can be folded into a convolution.
 
     Args:
-        frozen:       always use the stored statistics, and train neither scale nor shift.
+        frozen:       always use the stored statistics; scale and shift are not trained.
         synchronized: statistics over all replicas.
-        gamma:        the scale to start with.
-        momentum:     share of the old running statistics that stays (the references' 0.1, seen from
-                      the other side).
+        gamma:        initial scale.
+        momentum:     weight of the old running statistics (1 - momentum in PyTorch's convention).
     """
 
     def __init__(self, frozen=False, synchronized=False, gamma=1.0, momentum=0.9, epsilon=EPSILON, **kwargs):
@@ -67,7 +66,7 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = self.add_weight(initializer="ones", name="moving_variance", **stored)
 
     def uses_batch(self, training):
-        """Whether a call normalises by the batch (True) or by the stored statistics."""
+        """Whether a call uses batch statistics (True) or the stored ones."""
         return bool(training) and self.trainable and not self.frozen
 
     def affine(self):
@@ -82,20 +81,20 @@ class BatchNorm(keras.layers.Layer):
         y, mean, variance = normalize_batch(
             x, self.gamma, self.beta, epsilon=self.epsilon, synchronized=self.synchronized
         )
-        for stored, seen in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            stored.assign(stored * self.momentum + ops.stop_gradient(seen) * (1.0 - self.momentum))
+        for stored, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            stored.assign(stored * self.momentum + ops.stop_gradient(batch) * (1.0 - self.momentum))
         return y
 
 
 class GroupNorm(keras.layers.Layer):
     """Group normalisation, Wu and He 2018, arXiv:1803.08494, statistics in float32.
 
-    Two passes over the features (Keras' layer needs five): moments of each channel first, groups
-    from those, then one scale and shift.
+    Two passes over the features (Keras' layer needs five): moments per channel, reduced to groups,
+    then one scale and shift.
 
     Args:
-        groups: how many; None means 32, or 25 where the width is no multiple of 32 (the rule of
-                detectron2's norm factory that CenterNet2's 50-channel test heads rest on).
+        groups: None: 32, or 25 if the width is not a multiple of 32 (the rule of detectron2's norm
+                factory, which CenterNet2's 50-channel test heads need).
     """
 
     def __init__(self, groups=None, epsilon=EPSILON, **kwargs):
@@ -107,7 +106,7 @@ class GroupNorm(keras.layers.Layer):
         width = input_shape[-1]
         self.groups = self.groups or (32 if width % 32 == 0 else 25)
         if width % self.groups:
-            raise UserError(f"group norm: {width} channels cannot be split into {self.groups} groups")
+            raise UserError(f"group norm: {width} channels are not divisible by {self.groups} groups")
         self.gamma = self.add_weight(shape=(width,), initializer="ones", autocast=False, name="gamma")
         self.beta = self.add_weight(shape=(width,), initializer="zeros", autocast=False, name="beta")
 

@@ -1,11 +1,11 @@
-"""Pixel normalisation: channel order, mean and standard deviation of the backbone's training."""
+"""Pixel normalisation: channel order, mean and standard deviation that the backbone was trained with."""
 
 import keras
 from keras import ops
 
 from kgarden.errors import UserError
 
-# What backbones were trained with; images arrive as RGB, 0..255.
+# Statistics of pretrained backbones; input images are RGB, 0..255.
 PIXELS = {
     "msra": {"mean": (103.530, 116.280, 123.675), "std": (1.0, 1.0, 1.0), "order": "bgr"},
     "torchvision": {"mean": (123.675, 116.280, 103.530), "std": (58.395, 57.120, 57.375), "order": "rgb"},
@@ -13,7 +13,7 @@ PIXELS = {
 
 
 def pixel_settings(settings, default="msra"):
-    """Arguments of Normalize from a name of PIXELS, or from settings laid over the default's.
+    """Arguments of Normalize from a name of PIXELS, or from settings merged over the default's.
 
     Raises:
         UserError: unknown name or key.
@@ -29,17 +29,16 @@ def pixel_settings(settings, default="msra"):
 
 
 class Normalize(keras.layers.Layer):
-    """(pixel - mean) / std inside the picture, zero in the padding around it.
+    """(pixel - mean) / std inside the image, zero in the padding around it.
 
-    The order matters: the references normalise first and pad with zeros afterwards, so the padding
-    is the mean colour and not black.
+    As in the references, zero padding follows normalisation: it is the mean colour, not black.
 
     Args:
-        mean, std: three numbers each, 0..255, in the order of the channels that the backbone sees.
-        order:     "rgb" or "bgr", the order that the backbone was trained with; images arrive as RGB.
+        mean, std: three numbers each, 0..255, in the channel order of the backbone.
+        order:     "rgb" or "bgr", channel order of the backbone; input images are RGB.
     Call:
         images:  (B, H, W, 3) uint8.
-        size_hw: (B, 2) int32, px of the picture inside the canvas.
+        size_hw: (B, 2) int32, size in px of the image inside the canvas.
     Returns:
         (B, H, W, 3) in the compute dtype.
     """

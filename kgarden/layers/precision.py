@@ -1,4 +1,4 @@
-"""Mixed precision: the dtype policy under which layers are made."""
+"""Mixed precision: scope of the dtype policy under which layers are built."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import keras
 
 @contextlib.contextmanager
 def dtype_policy_scope(name):
-    """Layers made inside this context have the dtype policy of that name, such as "mixed_bfloat16"."""
+    """Layers created in this scope have the named dtype policy, such as "mixed_bfloat16"."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

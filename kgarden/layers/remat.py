@@ -1,7 +1,7 @@
 """Rematerialisation (activation checkpointing): recompute activations in the backward pass.
 
-Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174. A layer that offers it has an attribute `remat`, False at
-first, and sends what is to be forgotten through `recomputed`.
+Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174. A layer that supports it has an attribute `remat`, False by
+default, and calls the layers to rematerialise through `recomputed`.
 """
 
 import keras
@@ -11,17 +11,16 @@ from kgarden.layers.norm import BatchNorm
 
 
 def recomputed(layers, x, training=False):
-    """x through the layers in turn, keeping x and their weights for the way back and nothing in between.
+    """Applies layers in sequence; the backward pass recomputes all activations between x and the output.
 
-    The layers run as a function of their weights, so that statistics of batch norms are assigned once,
-    outside of it.
-    (`keras.RematScope` of Keras 3.15 leaks them from its function on JAX, and takes no `training=` in the
-    graphs of TensorFlow.)
+    The layers run as a pure function of their weights, so that batch norm statistics are assigned once,
+    outside of it. (`keras.RematScope` of Keras 3.15 leaks them on JAX, and does not take `training=` in
+    TensorFlow graphs.)
 
     Args:
-        layers:   list of built layers of one tensor each.
+        layers:   list of built layers with one input and one output.
         x:        tensor.
-        training: as for any layer. Without it, and where nothing is trained, nothing is kept anyway.
+        training: as for any layer. Without it, or without trainable weights, nothing is stored anyway.
     Returns:
         the last layer's output.
     """
@@ -35,8 +34,8 @@ def recomputed(layers, x, training=False):
             y = _through(layers, x, training)
         return (y, *map(scope.get_current_value, statistics))
 
-    y, *seen = keras.remat(function)(x, *(ops.convert_to_tensor(variable.value) for variable in variables))
-    for variable, value in zip(statistics, seen, strict=True):
+    y, *updated = keras.remat(function)(x, *(ops.convert_to_tensor(variable.value) for variable in variables))
+    for variable, value in zip(statistics, updated, strict=True):
         variable.assign(ops.stop_gradient(value))
     return y
 

@@ -6,16 +6,16 @@ from kgarden.layers.conv import Conv
 
 
 def first_gamma(norm, damped):
-    """The scale that a norm starts with.
+    """Initial scale of the last norm of a residual block.
 
-    A frozen norm cannot tame a trunk that starts at random: pixels of +-128 would go through as they are, and
-    every block would double the variance, until boxes leave the picture. A checkpoint overwrites this.
+    A frozen norm does not normalise a randomly initialised backbone: pixels of +-128 pass unscaled, and every
+    block would double the variance. A checkpoint overwrites this.
     """
     return damped if norm == "frozen_bn" else 1.0
 
 
 class BasicBlock(keras.layers.Layer):
-    """Two 3x3 convolutions around a shortcut; the stride sits in the first."""
+    """Residual block of two 3x3 convolutions, with the stride in the first."""
 
     def __init__(self, filters, strides, norm, project, **kwargs):
         super().__init__(**kwargs)
@@ -39,13 +39,13 @@ class BasicBlock(keras.layers.Layer):
 
 
 class Bottleneck(keras.layers.Layer):
-    """1x1, 3x3, 1x1 around a shortcut.
+    """Residual bottleneck block: 1x1, 3x3, 1x1 convolutions.
 
     Args:
         filters:       output channels.
         width:         channels of the 3x3.
         strides:       of the block.
-        stride_in_1x1: whether the first 1x1 carries the stride, or the 3x3.
+        stride_in_1x1: put the stride in the first 1x1 instead of the 3x3.
         groups:        of the 3x3.
     """
 

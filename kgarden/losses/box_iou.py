@@ -21,7 +21,7 @@ def box_iou_loss(predicted, target, kind="giou", epsilon=EPSILON):
     Args:
         predicted, target: (..., 4) xyxy, in the same unit.
         kind:    "giou", "diou", "ciou", "iou" (-log IoU), "linear_iou" (1 - IoU), "square_iou" (1 - IoU^2).
-        epsilon: smallest union and hull that is divided by, and smallest IoU of the logarithm.
+        epsilon: lower limit of union and hull as divisors, and of the IoU in the logarithm.
     Returns:
         (...,) float32.
     Raises:
@@ -38,17 +38,17 @@ def pairwise_iou(a, b, epsilon=EPSILON):
 
 
 def bounded_iou_loss(predicted, target, beta=0.2, epsilon=1e-3):
-    """Smooth L1 on the IoU that each coordinate alone would leave.
+    """Bounded IoU loss: smooth L1 on an upper bound of the IoU for each coordinate.
 
     Args:
         predicted, target: (..., 4) xyxy.
         beta:    of smooth L1.
-        epsilon: added to what is divided by.
+        epsilon: added to divisors.
     Returns:
         (..., 4): x, y, width, height.
     """
-    x, y, width, height = _middle_and_sides(predicted)
-    gt_x, gt_y, gt_width, gt_height = _middle_and_sides(target)
+    x, y, width, height = _center_and_size(predicted)
+    gt_x, gt_y, gt_width, gt_height = _center_and_size(target)
 
     def moved(offset, side):
         distance = ops.abs(offset)
@@ -112,7 +112,7 @@ KINDS = {
 
 
 def _common(a, b):
-    """Area that both boxes cover."""
+    """Intersection area."""
     top_left = _even(ops.maximum, a[..., :2], b[..., :2])
     bottom_right = _even(ops.minimum, a[..., 2:], b[..., 2:])
     sides = _at_least(bottom_right - top_left, 0.0)
@@ -130,7 +130,7 @@ def _overlap_and_union(a, b, epsilon):
 
 
 def _iou_by_sum(a, b, epsilon):
-    """As DIoU and CIoU have it: epsilon is added."""
+    """IoU and union for DIoU and CIoU, where epsilon is added instead of a lower limit."""
     common = _common(a, b)
     union = _area(a) + _area(b) - common + epsilon
     return common / union, union
@@ -151,7 +151,7 @@ def _center_distance(a, b, epsilon):
     return ops.sum(ops.square(apart), axis=-1) / (ops.square(width) + ops.square(height) + epsilon)
 
 
-def _middle_and_sides(boxes):
+def _center_and_size(boxes):
     x, y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
     return x, y, boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
 

@@ -1,7 +1,7 @@
-"""Penalty-reduced focal loss on a heat map of object centres.
+"""Penalty-reduced focal loss on a heatmap of object centres.
 
-Law and Deng 2018, arXiv:1808.01244, Eq. 1, as CenterNet2 uses it: positives are a list of cells, the
-heat down-weights the negatives around them.
+Law and Deng 2018, arXiv:1808.01244, Eq. 1, as in CenterNet2: positives are a list of cells, the heatmap
+down-weights the negatives around them.
 """
 
 from keras import ops

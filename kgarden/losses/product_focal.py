@@ -7,7 +7,7 @@ The sigmoids are not multiplied. A probability is a pair of logarithms, of P and
 
     1 - P Q = (1 - P) + P (1 - Q)
 
-is a sum without cancellation. Values and gradients are accurate at logits of any size, where the plain
+is a sum without cancellation. Values and gradients are accurate at logits of any size, whereas the plain
 product in float32 has an error of 9 at three logits of 30.
 """
 
@@ -46,7 +46,7 @@ def sigmoid_product(*logits):
     product = LogProbability(ops.log_sigmoid(first), ops.log_sigmoid(-first))
     for logit in others:
         yes = product.yes + ops.log_sigmoid(logit)
-        # exact where P is large; where P is small, 1 - P is near 1 and log1p knows the difference to it
+        # exact for large P; for small P, 1 - P is near 1, where log1p is accurate
         either = _log_add(product.no, product.yes + ops.log_sigmoid(-logit))
         small = ops.log1p(-ops.exp(ops.minimum(yes, LOG_HALF)))
         product = LogProbability(yes, ops.where(yes < LOG_HALF, small, either))

@@ -11,13 +11,13 @@ NEGATIVES = ("best_class", "other_pairs", "pairs_of_negatives")
 
 
 def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100, negatives="best_class"):
-    """Computes the mean of max(0, margin - P+ + P-) over pairs of a positive and a highest-scoring negative.
+    """Computes the mean of max(0, margin - P+ + P-) over pairs of a positive and a hard negative.
 
     The paper does not define the score of a negative:
 
-        best_class          its highest class (the default: a sample has one class)
+        best_class          the highest class score of a negative candidate (the default)
         other_pairs         every (candidate, class) except the positives' own classes
-        pairs_of_negatives  every (candidate, class) of the candidates that are not positive
+        pairs_of_negatives  every (candidate, class) of the negative candidates
 
     Args:
         scores:   (B, A, C) probabilities.
@@ -25,7 +25,7 @@ def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100,
         labels:   (B, M) int32, their classes.
         valid:    (B, M) bool.
         margin:   gamma.
-        num_negatives: n_-; all of them where there are fewer.
+        num_negatives: n_-, highest-scoring first; all of them if there are fewer.
         negatives: one of NEGATIVES.
     Returns:
         (B,) float32, 0 for an image without positives.

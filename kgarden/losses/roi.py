@@ -46,10 +46,10 @@ def smooth_l1(predicted, target, beta=0.0):
 
 
 def balanced_l1(predicted, target, beta=1.0, alpha=0.5, gamma=1.5):
-    """Smooth L1 with more gradient for what is nearly right.   Pang et al. 2019, arXiv:1904.02701, Eqs. 7-9.
+    """Balanced L1: larger gradients for inliers.   Pang et al. 2019, arXiv:1904.02701, Eqs. 7-9.
 
-    Below an error of 1 the gradient is alpha log(b error + 1), above it gamma; alpha log(b + 1) = gamma. The
-    paper knows no beta; mmdetection's, which this is, scales the error within the logarithm alone.
+    Below an error of 1 the gradient is alpha log(b error + 1), above it gamma; alpha log(b + 1) = gamma. Beta
+    is mmdetection's: the paper has none. It scales the error inside the logarithm only.
 
     Returns: the shape of the arguments.
     """
@@ -60,11 +60,11 @@ def balanced_l1(predicted, target, beta=1.0, alpha=0.5, gamma=1.5):
 
 
 def make_box_loss(kind, beta):
-    """A loss of deltas by its name: function (predicted, target) -> element by element.
+    """Builds a box regression loss from its name: function (predicted, target) -> element-wise loss.
 
     Args:
         kind: "smooth_l1" or "balanced_l1".
-        beta: error from which on it is a line.
+        beta: error above which the loss is linear.
     """
     losses = {"smooth_l1": smooth_l1, "balanced_l1": balanced_l1}
     if kind not in losses:
@@ -75,5 +75,5 @@ def make_box_loss(kind, beta):
 
 
 def _absolute(x):
-    """|x| whose gradient is 0 at 0; that of `ops.abs` is 1 on JAX."""
+    """|x| with gradient 0 at 0; that of `ops.abs` is 1 on JAX."""
     return x * ops.sign(x)

@@ -221,7 +221,7 @@ def _is_cause(matched, given):
 
 
 def _geometry(table, sizes):
-    """Boxes that match in another format, at another image or scale, or that lie outside their images."""
+    """Diagnoses boxes in another format, of another image or scale, or outside their images."""
     given = _matched(best_overlaps(table))
     if given >= MIN_MATCHED:
         return None
@@ -271,7 +271,7 @@ def _outside(table, hw):
 
 
 def _classes(table):
-    """Boxes that match objects of other classes."""
+    """Diagnoses boxes that match objects of other classes."""
     any_class, label = _matched(best_overlaps(table)), table.detections.label
     if any_class < MIN_MATCHED:
         return None

@@ -20,7 +20,7 @@ def match(pairs, rank, num_detections, num_objects):
     Returns:
         (N,) row of the object that each detection matches, -1: none.
     """
-    # by detection, its best object first; of equal overlaps the later one, as in pycocotools
+    # by detection, highest IoU first; ties go to the later object, as in pycocotools
     order = np.lexsort((-pairs.object, -pairs.iou, pairs.detection))
     rows, gt_rows = pairs.detection[order], pairs.object[order]
     next_ = np.searchsorted(rows, np.arange(num_detections), "left")  # pair of the next proposal

@@ -1,1 +1,1 @@
-"""Pure functions on batched arrays of static shape, in keras.ops: they know no layer and no recipe."""
+"""Pure functions on batched arrays of static shape, in keras.ops; independent of layers and recipes."""

@@ -1,4 +1,4 @@
-"""Anchors: template boxes of fixed sizes at every cell of a pyramid, as constants.
+"""Anchors: template boxes of fixed sizes at every cell of a feature pyramid, as constants.
 
 Ren et al. 2015, arXiv:1506.01497, section 3.1.1; nine per point: Lin et al. 2017, arXiv:1708.02002,
 section 4. Computed once for the static shapes of the levels.
@@ -12,11 +12,11 @@ FORMS = ("plain", "mmdetection_1", "maskrcnn_benchmark")
 
 
 class Anchors(NamedTuple):
-    """All anchors of a pyramid: finest level first, row-major points, the anchors of a point together.
+    """All anchors of a pyramid: finest level first, row-major points, anchors of a point contiguous.
 
     Attributes:
         boxes:  (A, 4) float32 xyxy, px of the network input.
-        stride: (A,) float32, px per point of the anchor's level.
+        stride: (A,) float32, stride in px of the anchor's level.
         levels: list of (H_l, W_l, anchors per point).
     """
 
@@ -37,14 +37,13 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
     """Builds the anchors of a point at (0, 0).
 
     Args:
-        sizes:      sides of the square anchor, px; another ratio keeps its area.
+        sizes:      sides of the square anchors, px; other ratios keep the area.
         ratios:     height over width.
-        size_major: whether all ratios of a size stand together (detectron2), or all sizes of a ratio
-                    (mmdetection).
-        form:       "plain" corners; or those where a box from 0 to 15 is 16 px wide, around
-                    (base - 1) / 2: "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the sides
-                    of an anchor of one cell rounded and then enlarged.
-        base:       side of the cell in px, for those.
+        size_major: order by size, then ratio (detectron2), instead of by ratio, then size (mmdetection).
+        form:       "plain" corners; or the "+1" conventions, where a box from 0 to 15 is 16 px wide, centred
+                    at (base - 1) / 2: "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the
+                    sides of a one-cell anchor rounded and then scaled.
+        base:       side of the cell in px, for the "+1" conventions.
     Returns:
         (sizes * ratios, 4) float64.
     """
@@ -59,8 +58,8 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
     half = np.stack([width, height], axis=-1).reshape(-1, 2) / 2
     if form == "plain":
         return np.concatenate([-half, half], axis=1)
-    middle = 0.5 * (base - 1)
-    corners = np.concatenate([middle - (half - 0.5), middle + (half - 0.5)], axis=1)
+    center = 0.5 * (base - 1)
+    corners = np.concatenate([center - (half - 0.5), center + (half - 0.5)], axis=1)
     return np.round(corners) if form == "mmdetection_1" else corners
 
 
@@ -69,11 +68,11 @@ def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_maj
 
     Args:
         level_sizes: list of (H_l, W_l).
-        strides:     px per point of each level.
+        strides:     of each level, px.
         sizes:       one list of sides in px for each level.
         ratios, size_major: see `templates`.
-        offset:      where in a cell the anchors sit: 0 on its top left corner (detectron2, mmdetection),
-                     0.5 in its middle.
+        offset:      position of anchors in a cell: 0 its top left corner (detectron2, mmdetection),
+                     0.5 its centre.
         form:        see `templates`.
     Returns:
         Anchors.

@@ -4,13 +4,13 @@ from keras import ops
 
 
 def masks_on_grid(bitmaps, boxes, size, stride):
-    """What bitmaps are at the centres of a grid's cells, by the bitmap's cell that holds the centre.
+    """Resample bitmaps at the centres of a grid's cells, nearest neighbour.
 
     Args:
         bitmaps: (B, N, S, S) bool over the boxes; see "masks" in kgarden/structures.py.
         boxes:   (B, N, 4) px.
         size:    (H, W) of the grid.
-        stride:  px for one cell of the grid, whose cell n has its centre at (n + 0.5) * stride.
+        stride:  of the grid, px; cell n has its centre at (n + 0.5) * stride.
     Returns:
         (B, N, H, W) bool, False outside of the boxes.
     """
@@ -23,32 +23,31 @@ def masks_on_grid(bitmaps, boxes, size, stride):
 
 
 def covered_area(bitmaps, boxes, others, size):
-    """How much of every cell of other boxes' frames is set: exactly, by area.
+    """Fraction of every cell of other boxes' frames that a bitmap covers: exact area resampling.
 
-    A bitmap is taken for what it is, cells that are full or empty, with nothing outside of its box. The area
-    that it has in common with a cell is a sum over its rows and columns of what each has in common with the
-    cell along its own axis.
+    A bitmap consists of full and empty cells, and is empty outside of its box. The overlap of two cells is
+    the product of their overlaps along each axis, so that this is two matrix products.
 
     Args:
         bitmaps: (..., S, S) bool over the boxes.
         boxes:   (..., 4) px.
-        others:  (..., 4) px, whose frames are asked for.
-        size:    T, cells of their sides.
+        others:  (..., 4) px, the boxes to resample over.
+        size:    T, cells per side of the result.
     Returns:
         (..., T, T) float32 in [0, 1].
     """
     side = bitmaps.shape[-1]
-    rows = _in_common(boxes[..., 1::2], others[..., 1::2], side, size)
-    columns = _in_common(boxes[..., 0::2], others[..., 0::2], side, size)
+    rows = _overlap(boxes[..., 1::2], others[..., 1::2], side, size)
+    columns = _overlap(boxes[..., 0::2], others[..., 0::2], side, size)
     covered = ops.matmul(rows, ops.cast(bitmaps, "float32"))
     return ops.matmul(covered, ops.swapaxes(columns, -1, -2))
 
 
-def _in_common(own, other, side, size):
-    """Lengths that a box's rows have in common with those of another, in rows of the other.
+def _overlap(own, other, side, size):
+    """Overlap of a box's rows with those of another box, in rows of the other.
 
     Args:
-        own, other: (..., 2) where each begins and ends, px.
+        own, other: (..., 2) start and end, px.
     Returns:
         (..., size, side) float32.
     """
@@ -58,12 +57,12 @@ def _in_common(own, other, side, size):
         (end - begin) * scale / side
     )
     cells = ops.arange(size, dtype="float32")[:, None]
-    reached = ops.clip(edges[..., None, :] - cells, 0.0, 1.0)  # of each cell, up to each edge
+    reached = ops.clip(edges[..., None, :] - cells, 0.0, 1.0)  # fraction of each cell below each edge
     return reached[..., 1:] - reached[..., :-1]
 
 
 def _cells_at(begin, end, length, stride, side):
-    """Which of a box's cells along an axis hold the grid's centres, and if one does.   (B, N, length)."""
+    """Cell of a box that holds each grid centre along an axis, and whether one does.   (B, N, length)."""
     centre = (ops.arange(length, dtype="float32") + 0.5) * stride
     begin, end = begin[..., None], end[..., None]
     cell = ops.floor((centre - begin) * (side / ops.maximum(end - begin, 1e-6)))

@@ -1,14 +1,14 @@
 """Box operations: area, IoU, clipping, rescaling, and encoding and decoding of deltas.
 
-Boxes are xyxy corners in px, continuous (no "+1"), float32. A box whose right side lies left of its left
-side, or whose bottom lies above its top, is empty: area 0, IoU 0 with everything.
+Boxes are xyxy corners in px, continuous (no "+1"), float32. A box with x1 <= x0 or y1 <= y0 is empty: area 0,
+IoU 0 with everything.
 """
 
 import math
 
 from keras import ops
 
-SCALE_CLAMP = math.log(1000.0 / 16)  # largest dw, dh that is decoded; above it exp() would give absurd boxes
+SCALE_CLAMP = math.log(1000.0 / 16)  # upper limit of decoded dw, dh, so that exp() does not explode
 
 
 def area(boxes):
@@ -19,12 +19,12 @@ def area(boxes):
 
 
 def nonempty(boxes):
-    """Which boxes have a width and a height above zero.   (..., 4) -> (...,) bool."""
+    """Mask of boxes with positive width and height.   (..., 4) -> (...,) bool."""
     return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def intersection(a, b):
-    """Area common to every pair of boxes, px^2.   (..., N, 4), (..., M, 4) -> (..., N, M)."""
+    """Intersection area of every pair of boxes, px^2.   (..., N, 4), (..., M, 4) -> (..., N, M)."""
     a, b = a[..., :, None, :], b[..., None, :, :]
     width = ops.minimum(a[..., 2], b[..., 2]) - ops.maximum(a[..., 0], b[..., 0])
     height = ops.minimum(a[..., 3], b[..., 3]) - ops.maximum(a[..., 1], b[..., 1])
@@ -32,7 +32,7 @@ def intersection(a, b):
 
 
 def iou(a, b):
-    """Intersection over union of every pair of boxes, 0 where they share nothing.
+    """Intersection over union of every pair of boxes, 0 for disjoint ones.
 
     Args:
         a: (..., N, 4) xyxy, px.
@@ -46,11 +46,11 @@ def iou(a, b):
 
 
 def clip(boxes, size_hw):
-    """Boxes cut off at the borders of their image.
+    """Clip boxes to their image.
 
     Args:
         boxes:   (B, N, 4) xyxy, px.
-        size_hw: (B, 2) height and width of the picture inside the canvas, px, any dtype.
+        size_hw: (B, 2) height and width of the image inside the canvas, px, any dtype.
     Returns:
         (B, N, 4) with x in [0, width] and y in [0, height].
     """
@@ -61,11 +61,11 @@ def clip(boxes, size_hw):
 
 
 def mirror(boxes, size_hw):
-    """Boxes in the picture seen in a mirror: x becomes width - x, continuous (no "+1").
+    """Boxes of the horizontally flipped image: x becomes width - x, continuous (no "+1").
 
     Args:
         boxes:   (B, N, 4) xyxy, px.
-        size_hw: (B, 2) height and width of the picture inside the canvas, px, any dtype.
+        size_hw: (B, 2) height and width of the image inside the canvas, px, any dtype.
     Returns:
         (B, N, 4).
     """
@@ -74,10 +74,10 @@ def mirror(boxes, size_hw):
 
 
 def rescale(boxes, size_hw, other_hw):
-    """Boxes of a picture -> the same in px of the picture at another size.
+    """Rescale boxes from one image size to another.
 
     Args:
-        boxes:    (B, N, 4) xyxy, px of the picture at `size_hw`.
+        boxes:    (B, N, 4) xyxy, px of the image at `size_hw`.
         size_hw:  (B, 2) height and width, px, any dtype.
         other_hw: (B, 2) likewise.
     Returns:
@@ -89,19 +89,19 @@ def rescale(boxes, size_hw, other_hw):
 
 
 def encode_deltas(boxes, targets, weights=(1.0, 1.0, 1.0, 1.0), plus_one=False):
-    """How far, and how much larger, the targets are than the boxes: dx, dy, dw, dh.
+    """Encode targets as deltas dx, dy, dw, dh relative to boxes.
 
         dx = wx (target centre x - box centre x) / box width       dw = ww log(target width / box width)
 
     R-CNN, Girshick et al. 2014 (arXiv:1311.2524), appendix C.
 
     Args:
-        boxes:   (..., 4) xyxy, px: what the deltas are relative to.
+        boxes:   (..., 4) xyxy, px: anchors or proposals.
         targets: (..., 4) xyxy, px; broadcast against `boxes`.
-        weights: wx, wy, ww, wh: the inverse of the standard deviations by which deltas are divided.
+        weights: wx, wy, ww, wh: inverse standard deviations of the deltas.
         plus_one: a box from 0 to 15 is 16 px wide, as in maskrcnn-benchmark and mmdetection 1.
     Returns:
-        (..., 4) deltas. Rows with an empty box or target are finite and mean nothing.
+        (..., 4) deltas; finite but meaningless for an empty box or target.
     """
     x, y, width, height = _center_and_size(boxes, plus_one)
     target_x, target_y, target_width, target_height = _center_and_size(targets, plus_one)
@@ -126,14 +126,14 @@ def decode_deltas(
     clamp_below=False,
     plus_one=False,
 ):
-    """The boxes that `deltas` point to, seen from `boxes`: the inverse of `encode_deltas`.
+    """Decode deltas relative to boxes: the inverse of `encode_deltas`.
 
     Args:
         deltas:  (..., 4) dx, dy, dw, dh; class-specific ones as (..., C, 4) with boxes (..., 1, 4).
         boxes:   (..., 4) xyxy, px; broadcast against `deltas`.
         weights: wx, wy, ww, wh as in `encode_deltas`.
-        scale_clamp: dw and dh are cut off above this.
-        clamp_below: and below its negative (mmdetection); otherwise there is no limit below (detectron2).
+        scale_clamp: upper limit of dw and dh.
+        clamp_below: also clamp at -scale_clamp (mmdetection); otherwise no lower limit (detectron2).
         plus_one: see `encode_deltas`.
     Returns:
         (..., 4) xyxy, px, not clipped.
@@ -154,7 +154,7 @@ def decode_deltas(
 
 
 def enlarge(boxes, factor, plus_one=False):
-    """Boxes whose sides are so many times as long, around the same centres, not clipped.
+    """Scale boxes about their centres, without clipping.
 
     Args:
         boxes:    (..., 4) xyxy, px.
@@ -185,7 +185,7 @@ def to_ltrb(points, boxes):
 
 
 def from_ltrb(points, ltrb):
-    """The boxes that distances to four sides point to: the inverse of `to_ltrb`.   (..., 4) xyxy."""
+    """Decode distances to the four sides: the inverse of `to_ltrb`.   (..., 4) xyxy."""
     return ops.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], axis=-1)
 
 
@@ -203,5 +203,5 @@ def _center_and_size(boxes, plus_one=False):
 
 
 def _positive(size):
-    """Sizes that one may divide by and take the logarithm of; padding becomes 1."""
+    """Sizes that are safe to divide by and to take the logarithm of; 1 for empty boxes."""
     return ops.where(size > 0, size, 1.0)

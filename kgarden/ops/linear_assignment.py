@@ -1,10 +1,10 @@
-"""Linear assignment (Hungarian algorithm): at most one candidate for each object, at least cost.
+"""Linear assignment (Hungarian algorithm): at most one candidate per object, at minimum cost.
 
 Two different rules; neither approximates the other:
 
     hungarian   the assignment of the largest total quality; Kuhn 1955, by shortest augmenting paths with
                 potentials (Jonker and Volgenant 1987; Crouse 2016, "On implementing 2D rectangular assignment
-                algorithms", whose form scipy.optimize.linear_sum_assignment has too)
+                algorithms", as in scipy.optimize.linear_sum_assignment)
     top_one     each object gets its best candidate; a contested one goes to the object of higher quality
 
 Both run inside the training step, on either backend, under XLA and JAX's jit. Letters: B images, M objects,
@@ -19,12 +19,12 @@ OUTSIDE = -1.0
 def hungarian(quality, allowed, outside=OUTSIDE):
     """Computes the one-to-one assignment of largest total quality.
 
-    Pairs that are not allowed have quality `outside` and are dropped afterwards: such an object has no
-    candidate. So the assignment maximises the sum of (quality - outside) over allowed pairs. With -1 (DeFCN,
-    arXiv:2012.03544), below every quality, it practically maximises the number of matched objects; with 0 an
-    object may stay unmatched although it has a free candidate.
+    Pairs that are not allowed have quality `outside` and are dropped afterwards, which leaves the object
+    unmatched. The assignment therefore maximises the sum of (quality - outside) over allowed pairs. With -1
+    (DeFCN, arXiv:2012.03544), below every quality, it practically maximises the number of matched objects;
+    with 0 an object may stay unmatched although it has a free candidate.
 
-    Exact up to the rounding of float32: among assignments whose totals differ by less than about 1e-6, any.
+    Exact up to float32 rounding: assignments whose totals differ by less than about 1e-6 count as ties.
 
     Args:
         quality: (B, M, A) >= `outside` where allowed; A static.
@@ -48,7 +48,7 @@ def hungarian(quality, allowed, outside=OUTSIDE):
 def top_one(quality, allowed):
     """Assigns to each object its best candidate; a contested one goes to the object of higher quality.
 
-    Other objects get none, not their second choice. Among equal qualities the lower index wins, of candidates
+    Other objects get none, not their second choice. Ties go to the lower index, of candidates
     and of objects.
 
     Args:
@@ -76,7 +76,7 @@ def objects_of(assigned, num_candidates):
     """
     batch, objects = ops.shape(assigned)[0], assigned.shape[1]
     image = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(assigned))
-    slot = ops.where(assigned >= 0, assigned, num_candidates)  # the last slot is a dump
+    slot = ops.where(assigned >= 0, assigned, num_candidates)  # the last slot is discarded
     where = ops.reshape(ops.stack([image, slot], axis=-1), (-1, 2))
     object_of_row = ops.broadcast_to(ops.arange(objects, dtype="int32"), ops.shape(assigned))
     empty = ops.zeros((batch, num_candidates + 1), "int32") - 1
@@ -95,7 +95,7 @@ def _keeps(choice, best, wants):
 
 # --- shortest augmenting paths ------------------------------------------------------------------------------
 #
-# Costs are to be minimised. Every object also has a private option "none" of cost 0, so that a path can
+# Costs are minimised. Every object also has a private option "none" of cost 0, so that a path can
 # always end. `column` (B, M) holds candidates, WAITING or NONE; `row_of` (B, A) the object of each candidate
 # or -1; `u` (B, M) and `v` (B, A) are the potentials: cost - u - v >= 0 everywhere, 0 on what is assigned.
 
@@ -132,11 +132,11 @@ def _serve_one(cost, column, row_of, u, v):
 
 
 def _shortest_path(cost, column, row_of, u, v, root, waits):
-    """Dijkstra from the root, over objects, until a free candidate or somebody's "none" is nearest.
+    """Dijkstra from the root, over objects, until a free candidate or an object's "none" is nearest.
 
     Returns:
         distance (B, A), parent (B, A) object from which a candidate was reached, scanned (B, A) bool,
-        scanned_row (B, M) bool, length (B,), end (B,) free candidate or -1, leaver (B,) object that goes
+        scanned_row (B, M) bool, length (B,), end (B,) free candidate or -1, leaver (B,) object that moves
         to its "none" where end is -1.
     """
     infinity = ops.full_like(v, float("inf"))
@@ -150,8 +150,8 @@ def _shortest_path(cost, column, row_of, u, v, root, waits):
         ops.zeros_like(row_of),
         never,
         ops.zeros_like(u, dtype="bool"),
-        ops.full_like(v[:, 0], float("inf")),  # length of the shortest way to a "none" so far
-        nowhere,  # ... and whose
+        ops.full_like(v[:, 0], float("inf")),  # length of the shortest path to a "none" so far
+        nowhere,  # ... and the object it belongs to
         ops.zeros_like(v[:, 0]),
         nowhere,
     )
@@ -211,7 +211,7 @@ def _move_along(column, row_of, root, waits, tree):
     leaver = _one_hot(tree["leaver"], column.shape[1]) & into_none[:, None]
     column = ops.where(leaver, NONE, column)
     to_give = ops.where(into_none, freed, tree["end"])
-    state = (waits & (to_give >= 0), to_give, column)  # a root that goes to its "none" frees nothing
+    state = (waits & (to_give >= 0), to_give, column)  # a root that moves to its "none" frees nothing
 
     def walking(walks, to_give, column):
         return ops.any(walks)
@@ -227,5 +227,5 @@ def _move_along(column, row_of, root, waits, tree):
 
 
 def _one_hot(index, length):
-    """(B,) -> (B, length) bool; nothing where the index is -1."""
+    """(B,) -> (B, length) bool; all False where the index is -1."""
     return ops.arange(length, dtype="int32")[None, :] == index[:, None]

@@ -14,22 +14,22 @@ def match(iou, gt_valid, thresholds, labels, low_quality=False, valid=None):
 
     A box takes the label of the interval that its best IoU falls into: `labels[i]` for IoU in
     [thresholds[i-1], thresholds[i]). With `low_quality`, the boxes of highest IoU with some ground
-    truth are positive whatever the IoU, and keep their own best row. (Faster R-CNN, section 3.1.2; literally
-    as in detectron2: a ground truth that overlaps no box makes every box positive that it does not overlap.)
+    truth are positive for any IoU, and keep their own best row. (Faster R-CNN, section 3.1.2; exactly
+    as in detectron2: a ground truth that overlaps no box makes all of them positive.)
 
     Args:
         iou:         (B, M, N) every ground truth against every box.
         gt_valid:    (B, M) bool, False on padding and on ignored objects.
         thresholds:  ascending IoU thresholds, e.g. (0.3, 0.7).
-        labels:      one more than thresholds, of IGNORE, NEGATIVE, POSITIVE, e.g. (0, -1, 1).
+        labels:      IGNORE, NEGATIVE or POSITIVE for each interval, e.g. (0, -1, 1).
         low_quality: also make the best boxes of every ground truth positive.
-        valid:       (B, N) bool, False on padded boxes, which are ignored; None: all are real.
+        valid:       (B, N) bool, False on padded boxes, which are ignored; None: all are valid.
     Returns:
-        matched: (B, N) int32, row of the ground truth; the first among equals; 0 if there is none.
+        matched: (B, N) int32, row of the ground truth; the first of ties; 0 if there is none.
         label:   (B, N) int32, IGNORE, NEGATIVE or POSITIVE.
     """
     if len(labels) != len(thresholds) + 1 or list(thresholds) != sorted(thresholds):
-        raise ValueError(f"thresholds {thresholds} must ascend and labels {labels} be one more")
+        raise ValueError(f"thresholds {thresholds} must ascend, and labels {labels} be one more")
     if iou.shape[1] == 0:  # a static batch without a single row of ground truth
         iou = ops.pad(iou, [[0, 0], [0, 1], [0, 0]])
         gt_valid = ops.zeros_like(iou[:, :, 0], dtype="bool")
@@ -59,7 +59,7 @@ def sample(label, num, positive_fraction, random):
         label:  (B, N) int32 of `match`.
         num:    S, number of boxes to draw.
         positive_fraction: largest fraction of positives.
-        random: (B, N) numbers, the higher the earlier drawn: `kgarden.ops.random.hash_uniform`.
+        random: (B, N) numbers, highest drawn first: `kgarden.ops.random.hash_uniform`.
     Returns:
         indices:     (B, S) int32 rows of `label`, 0 where not valid.
         valid:       (B, S) bool.
@@ -80,7 +80,7 @@ def sample(label, num, positive_fraction, random):
 
 
 def _draw(eligible, limit, random):
-    """Up to `limit` eligible rows, the highest `random` first.   (B, limit) int32, and how many: (B,)."""
+    """Up to `limit` eligible rows, highest `random` first: (B, limit) int32, and their number (B,)."""
     _, rows = ops.top_k(ops.where(eligible, random, -1.0), limit)
     available = ops.sum(ops.cast(eligible, "int32"), axis=1)
     return ops.cast(rows, "int32"), ops.minimum(available, limit)

@@ -1,9 +1,9 @@
-"""Greedy non-maximum suppression: exact, batched, of static shape, on every backend.
+"""Greedy non-maximum suppression: exact, batched, with static shapes, on every backend.
 
-The boxes are walked in blocks, best score first. A block is compared with the boxes kept so far and then
-resolved within itself; the walk ends as soon as every image has what it asked for. So the work grows with
-the number of boxes that are kept, not with the square of those that come in. Classes are told apart by
-their labels: moving the boxes of each class to a place of their own would cost float32 precision.
+Boxes are processed in blocks, best score first. A block is compared with the boxes kept so far and then
+resolved within itself; the loop ends once every image has `max_output` boxes. The cost grows with the number
+of kept boxes, not with the square of the input. Classes are separated by labels: offsetting the boxes of each
+class would cost float32 precision.
 """
 
 import numpy as np
@@ -11,18 +11,18 @@ from keras import ops
 
 from kgarden.ops.boxes import area
 
-BLOCK, SMALL_BLOCK = 256, 128  # boxes walked at once; the smaller where no more than so many are asked for
+BLOCK, SMALL_BLOCK = 256, 128  # boxes per block; the smaller one if max_output does not exceed it
 
 
 def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
-    """The best-scored boxes, none of which overlaps a better one too much.
+    """Greedy NMS: keeps the highest-scoring boxes that do not overlap a kept one.
 
     A kept box suppresses a box of lower score (among equal scores: of higher index) if their IoU is
     strictly greater than the threshold and, with `labels`, both have the same label.
 
     Args:
         boxes:         (B, N, 4) xyxy, px; N static.
-        scores:        (B, N); rows that are not finite count as not valid.
+        scores:        (B, N); rows that are not finite are invalid.
         valid:         (B, N) bool, False on padding.
         iou_threshold: Python number.
         max_output:    K, length of the result.
@@ -52,7 +52,7 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
         keep = ops.cast(_resolve(free, _conflict(block, block, threshold)), "int32")
 
         slot = count[:, None] + ops.cumsum(keep, axis=1) - 1
-        slot = ops.where(keep == 1, ops.minimum(slot, max_output), max_output)  # the last slot is a dump
+        slot = ops.where(keep == 1, ops.minimum(slot, max_output), max_output)  # the last slot is discarded
         row = ops.broadcast_to(i * size + ops.arange(size, dtype="int32"), ops.shape(slot))
         kept = _write(kept, slot, row)
         return i + 1, kept, ops.minimum(count + ops.sum(keep, axis=1), max_output)
@@ -66,11 +66,11 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
 
 
 def _sort(boxes, scores, valid, labels, size):
-    """Everything in descending order of score, valid boxes first, cut into blocks of S = `size`.
+    """Sort by descending score, valid boxes first, and split into blocks of S = `size`.
 
     Returns:
         order:     (B, N) int32.
-        available: (B,) int32, how many boxes are valid.
+        available: (B,) int32, number of valid boxes.
         walked:    {"boxes": (B, blocks, S, 4), "area": (B, blocks, S), "labels": (B, blocks, S)}.
     """
     boxes, scores = ops.stop_gradient(boxes), ops.stop_gradient(scores)
@@ -92,13 +92,13 @@ def _sort(boxes, scores, valid, labels, size):
 
 
 def _conflict(a, b, threshold):
-    """Which pairs of boxes cannot both stay.   (B, S, ...), (B, T, ...) -> (B, S, T) bool."""
+    """Pairs of which one suppresses the other.   (B, S, ...), (B, T, ...) -> (B, S, T) bool."""
     left, top, right, bottom = (a["boxes"][..., None, i] for i in range(4))
     left_b, top_b, right_b, bottom_b = (b["boxes"][:, None, :, i] for i in range(4))
     width = ops.maximum(ops.minimum(right, right_b) - ops.maximum(left, left_b), 0.0)
     height = ops.maximum(ops.minimum(bottom, bottom_b) - ops.maximum(top, top_b), 0.0)
     common = width * height
-    # Empty boxes give 0 / 0, which is greater than nothing.
+    # Empty boxes give 0 / 0 = NaN, which compares False.
     conflict = common / (a["area"][..., None] + b["area"][:, None, :] - common) > threshold
     if "labels" in a:
         conflict = conflict & (a["labels"][..., None] == b["labels"][:, None, :])
@@ -106,13 +106,12 @@ def _conflict(a, b, threshold):
 
 
 def _resolve(free, conflict):
-    """Greedy choice within a block, in its order.
+    """Greedy suppression within a block, by fixed-point iteration.
 
-    Every round settles at least one more box for good, usually all but a few; the choice that a round no
-    longer changes is the greedy one.
+    Every round decides at least one more box, usually all but a few; the fixed point is the greedy result.
 
     Args:
-        free:     (B, S) bool, not suppressed from outside.
+        free:     (B, S) bool, not suppressed by earlier blocks.
         conflict: (B, S, S) bool, symmetric.
     Returns:
         (B, S) bool.
@@ -127,7 +126,7 @@ def _resolve(free, conflict):
         settled = settle(keep)
         return settled, ops.any(settled != keep)
 
-    # The flag is a state of its own: handing `keep` through as the state before goes wrong in ONNX (tf2onnx).
+    # The flag is loop state of its own: carrying the previous `keep` instead is converted wrongly by tf2onnx.
     return ops.while_loop(lambda _, changed: changed, again, again(free, None))[0]
 
 
@@ -146,6 +145,6 @@ def _write(buffer, slot, value):
 
 
 def _float32_not_above(number):
-    """The largest float32 that is not above `number`: x > it exactly if x > number, for x in float32."""
+    """The largest float32 <= `number`: for float32 x, x > result exactly if x > number."""
     nearest = np.float32(number)
     return float(nearest if float(nearest) <= number else np.nextafter(nearest, np.float32(-np.inf)))

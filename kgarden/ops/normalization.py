@@ -6,7 +6,7 @@ from kgarden.ops import replicas
 
 
 def normalize_batch(x, gamma, beta, epsilon, synchronized=False):
-    """Normalise by the statistics of the batch, over all axes but the last.
+    """Normalise by batch statistics over all axes but the last.
 
     Ioffe and Szegedy 2015, arXiv:1502.03167.
 
@@ -14,11 +14,11 @@ def normalize_batch(x, gamma, beta, epsilon, synchronized=False):
         x:            (B, H, W, D).
         gamma, beta:  (D,) float32.
         epsilon:      added to the variance.
-        synchronized: statistics over the batches of all replicas together.
+        synchronized: statistics over the batches of all replicas.
     Returns:
         y:        (B, H, W, D) in the dtype of x.
         mean:     (D,) float32.
-        variance: (D,) float32, unbiased, as running statistics want it.
+        variance: (D,) float32, unbiased, for the running statistics.
     """
     if synchronized and replicas.num_replicas() > 1:
         return _normalize_across_replicas(x, gamma, beta, epsilon)

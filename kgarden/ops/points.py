@@ -1,4 +1,4 @@
-"""Points: centres of the cells of a pyramid, constants of the static shapes of its levels."""
+"""Points: centres of the cells of a feature pyramid, as constants of static shapes."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class PointGrid(NamedTuple):
         sizes:  list of (H_l, W_l), one for each level.
         xy:     (A, 2) int32, column and row of the point in its level.
         level:  (A,) int32, 0 = finest.
-        stride: (A,) float32, px of the network input per point.
+        stride: (A,) float32, stride in px of the point's level.
     """
 
     sizes: list
@@ -35,7 +35,7 @@ def point_grid(sizes, strides):
 
     Args:
         sizes:   list of (H_l, W_l).
-        strides: list of px per point, as long as `sizes`.
+        strides: list of strides in px, as long as `sizes`.
     Returns:
         PointGrid.
     """

@@ -1,23 +1,23 @@
-"""Counter-based random numbers of (seed, step, image id): equal on every backend and after a resume."""
+"""Counter-based random numbers of (seed, step, image id), equal on all backends and after a resume."""
 
 from keras import ops
 
-GOLDEN_RATIO = 0x9E3779B9  # 2^32 / golden ratio: keeps a zero seed from staying zero
+GOLDEN_RATIO = 0x9E3779B9  # 2^32 / golden ratio, so that a zero seed does not stay zero
 
 
 def hash_uniform(seed, step, image_id, n):
     """Uniform numbers from a counter-based hash.
 
-    Every number is the hash of its own four coordinates, so there is no state to save and no order to keep.
-    The mixing function is `lowbias32` of Wellons' hash-prospector, xor-shift-multiply twice on uint32, in its
-    variant 0x7FEB352D, 0x846CA68B with shifts 16-15-16. kgarden/data/rng.py has another variant; both stay as
-    they are, because resumed trainings need the same numbers.
+    Every number is a hash of its four coordinates: there is no state and no order. The mixing function is
+    `lowbias32` of Wellons' hash-prospector, xor-shift-multiply twice on uint32, in its variant 0x7FEB352D,
+    0x846CA68B with shifts 16-15-16. kgarden/data/rng.py has another variant; both are fixed, because a
+    resumed training needs the same numbers.
 
     Args:
         seed:     the recipe's seed, integer.
         step:     training step, integer or integer scalar tensor.
-        image_id: (B,) integer; of larger ones the lower 32 bits count.
-        n:        how many numbers for each image.
+        image_id: (B,) integer; the lower 32 bits are used.
+        n:        numbers per image.
     Returns:
         (B, n) float32 in [0, 1), multiples of 2^-24.
     """
@@ -30,7 +30,7 @@ def hash_uniform(seed, step, image_id, n):
 
 
 def _mix(x):
-    """A bijection of uint32 in which every input bit changes every output bit half of the time."""
+    """A bijection of uint32: every input bit flips every output bit with probability one half."""
     x = ops.bitwise_xor(x, _shift(x, 16)) * _constant(0x7FEB352D)
     x = ops.bitwise_xor(x, _shift(x, 15)) * _constant(0x846CA68B)
     return ops.bitwise_xor(x, _shift(x, 16))

@@ -1,9 +1,9 @@
 """Global sums for loss normalisers, over replicas and micro-batches.
 
-A loss divides by the objects of the whole batch. Replicas of a `tf.distribute` strategy sum their counts as
-they go; on JAX a distributed batch is one array, so a plain sum is global already. Micro-batches are computed
-in turn, so they are walked through twice: `counting` collects what each counts, `counted` answers with the
-sums. Without replicas and micro-batches there is nothing to do.
+A loss divides by the number of objects of the whole batch. Replicas of a `tf.distribute` strategy all-reduce
+their counts; on JAX a distributed batch is one array, so that a plain sum is global. Micro-batches run
+sequentially and therefore take two passes: `counting` collects the counts of each, `counted` substitutes the
+sums. With one replica and one micro-batch these are no-ops.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     def num_replicas():
-        """How many replicas share the batch of this step: 1 outside a replica context."""
+        """Number of replicas of this step's batch: 1 outside a replica context."""
         return tf.distribute.get_strategy().num_replicas_in_sync if tf.distribute.has_strategy() else 1
 
     def sum_over_replicas(x):
-        """The sum of a tensor over all replicas, the same on each; `x` itself where there is only one.
+        """Sum of a tensor over all replicas, equal on each; `x` itself for a single replica.
 
         Args:
             x: float tensor of any shape; the same shape on every replica.
@@ -28,10 +28,10 @@ if keras.backend.backend() == "tensorflow":
         context = tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
         if context is None or context.num_replicas_in_sync == 1:
             return x
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))  # an argument has no device yet
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))  # an argument has no device
 
     def on_replicas(step, strategy):
-        """The step of one replica -> a step of a whole distributed batch: runs on each, gives the means.
+        """Turn a replica's step into a step of a distributed batch that returns means over the replicas.
 
         Args:
             step:     function of a batch -> dictionary of scalars.
@@ -53,11 +53,11 @@ if keras.backend.backend() == "tensorflow":
 else:
 
     def num_replicas():
-        """How many replicas share the batch of this step: always 1 on this backend."""
+        """Number of replicas of this step's batch: always 1 on this backend."""
         return 1
 
     def sum_over_replicas(x):
-        """The sum of a tensor over all replicas: `x` itself on this backend."""
+        """Sum of a tensor over all replicas: `x` itself on this backend."""
         return x
 
     def on_replicas(step, strategy):
@@ -65,78 +65,78 @@ else:
         return step
 
 
-class _Walk(threading.local):
-    """State of the walk through micro-batches while a step is traced; None outside of one.
+class _Pass(threading.local):
+    """State of the pass over micro-batches while a step is traced; None outside of one.
 
-    Each replica is traced in a thread of its own, and they take turns wherever one sums over all.
+    Thread-local: each replica is traced in its own thread, and they alternate at every all-reduce.
     """
 
     parts = 1
-    collected = None  # first walk: one list of counts for each micro-batch
-    totals = None  # second walk: the sums
-    place = 0
+    collected = None  # first pass: one list of counts for each micro-batch
+    totals = None  # second pass: the sums
+    position = 0
 
 
-_walk = _Walk()
+_pass = _Pass()
 
 
 def num_batch_parts():
-    """Parts of the batch that one call of the loss sees one of."""
-    return num_replicas() * _walk.parts
+    """Number of parts, replicas x micro-batches, into which the batch is split."""
+    return num_replicas() * _pass.parts
 
 
 def sum_over_batch(count):
-    """The sum of a count over all parts of the batch.
+    """Sum of a count over all parts of the batch.
 
     Args:
         count: () float32, of this part.
     """
-    if _walk.totals is not None:
-        _walk.place += 1
-        return _walk.totals[_walk.place - 1]
-    if _walk.collected is not None:
-        _walk.collected[-1].append(count)
+    if _pass.totals is not None:
+        _pass.position += 1
+        return _pass.totals[_pass.position - 1]
+    if _pass.collected is not None:
+        _pass.collected[-1].append(count)
         return count
     return sum_over_replicas(count)
 
 
 @contextlib.contextmanager
 def counting(parts):
-    """The first walk: every micro-batch begins with `counts.append([])`; yields the list of lists."""
-    _walk.parts, _walk.collected = parts, []
+    """The first pass: every micro-batch begins with `counts.append([])`; yields the list of lists."""
+    _pass.parts, _pass.collected = parts, []
     try:
-        yield _walk.collected
+        yield _pass.collected
     finally:
-        _walk.parts, _walk.collected = 1, None
+        _pass.parts, _pass.collected = 1, None
 
 
 def totals_of(counts):
-    """What `counting` has collected -> sums over all micro-batches and replicas, in the order of the loss."""
+    """Sums over micro-batches and replicas of the counts of `counting`, in the order of the loss."""
     return [sum_over_replicas(ops.sum(ops.stack(column))) for column in zip(*counts, strict=True)]
 
 
 @contextlib.contextmanager
 def counted(totals, parts):
-    """One micro-batch of the second walk.
+    """One micro-batch of the second pass.
 
     Args:
-        totals: of `totals_of`.
+        totals: from `totals_of`.
         parts:  number of micro-batches.
     """
-    _walk.parts, _walk.totals, _walk.place = parts, totals, 0
+    _pass.parts, _pass.totals, _pass.position = parts, totals, 0
     try:
         yield
     finally:
-        _walk.parts, _walk.totals = 1, None
+        _pass.parts, _pass.totals = 1, None
 
 
 def global_mean(total, count, floor=1.0):
-    """A sum of this part of the batch over a count of the whole, scaled so that the mean over parts is right.
+    """Sum of this part of the batch over the global count, scaled so that the mean over parts is exact.
 
     Args:
         total: () sum of losses on this part: of a replica, or of a micro-batch on one.
-        count: () what it is to be divided by, on this part.
-        floor: the least that is divided by.
+        count: () its normaliser on this part.
+        floor: smallest divisor.
     Returns:
         () float32, total / max(global count, floor) * parts.
     """

@@ -1,16 +1,16 @@
-"""RoIAlign on a feature pyramid: S x S bins for each box.
+"""Multi-level RoIAlign: pools S x S bins for each box from a feature pyramid.
 
 He et al. 2017, arXiv:1703.06870, section 3, in the "aligned" form of detectron2: a feature lies at the
-centre of its cell, so a box's side x px is at x / stride - 1/2 cells. A bin averages n x n bilinear samples.
-A bilinear weight is the product of one for the row and one for the column, and so is the mean over samples:
+centre of its cell, so that x px is at x / stride - 1/2 cells. A bin averages n x n bilinear samples. Bilinear
+weights are separable, and so is the mean over samples:
 
     out[i, j] = sum over cells (y, x) of  rows[i, y] * columns[j, x] * features[y, x]
 
-with rows and columns that are known without touching a feature. So adaptive sampling (n = the bin's extent in
-cells, rounded up) costs no more than n = 2, and nothing of the size of the samples is ever held.
+where rows and columns do not depend on the features. Adaptive sampling (n = the bin's extent in cells,
+rounded up) therefore costs no more than n = 2, and the samples are never materialised.
 
-Two ways to carry out that sum give the same numbers: `_dense` here, of static shape, for every backend and
-for XLA; and the sparse product of `roi_align_sparse`, on TensorFlow outside XLA.
+Two implementations give the same numbers: `_dense` here, with static shapes, for every backend and XLA; and
+the sparse product of `roi_align_sparse`, on TensorFlow outside XLA.
 """
 
 import math
@@ -20,8 +20,8 @@ from keras import ops
 
 from kgarden.ops.boxes import enlarge
 
-CHUNK_BYTES = 1 << 26  # what the static way holds of gathered features at a time
-FARTHEST_PX = 1e7  # coordinates are cut off here, so that a runaway box cannot overflow
+CHUNK_BYTES = 1 << 26  # of gathered features per chunk of `_dense`
+FARTHEST_PX = 1e7  # limit of coordinates, so that a diverging box cannot overflow
 
 
 def roi_align(
@@ -36,23 +36,23 @@ def roi_align(
     enlarged=1.0,
     plus_one=False,
 ):
-    """The features of each box, taken from the level of the pyramid that suits its size.
+    """Pools the features of each box from the pyramid level assigned by its size.
 
     Args:
         pyramid:         list of (B, H_l, W_l, D), H_l and W_l static.
-        strides:         px of the network input for one cell of each level, powers of two.
+        strides:         of the levels in px, powers of two.
         boxes:           (B, P, 4) xyxy, px, clipped or not; no gradient flows to them.
         output_size:     S, bins along each side.
-        sampling_ratio:  samples of a bin along each side; 0: as many as the bin has cells, rounded up.
+        sampling_ratio:  samples per bin along each side; 0: as many as the bin has cells, rounded up.
         canonical_level: level of a box whose side is `canonical_size` px; see `assign_levels`.
         canonical_size:  px.
-        aligned:         False: a side x px is at x / stride cells, half a cell further, and a box is at least
-                         one cell wide and high (maskrcnn-benchmark, mmdetection 1).
-        enlarged:        factor on width and height of each box, on the level that suits the box as it is.
-        plus_one:        a box from 0 to 15 is 16 px wide, for its level and where it is enlarged.
+        aligned:         False: x px is at x / stride cells, without the half-cell shift, and boxes are at
+                         least one cell wide and high (maskrcnn-benchmark, mmdetection 1).
+        enlarged:        factor on width and height of each box, after its level is assigned.
+        plus_one:        a box from 0 to 15 is 16 px wide, for level assignment and enlargement.
     Returns:
-        (B, P, S, S, D) in the dtype of the pyramid, computed in float32. A box without extent gives zeros
-        (with sampling_ratio 0), and so does what lies more than one cell outside the map.
+        (B, P, S, S, D) in the dtype of the pyramid, computed in float32. Zero for empty boxes (with
+        sampling_ratio 0) and for samples more than one cell outside the map.
     """
     batch, count = ops.shape(boxes)[0], ops.shape(boxes)[1]
     depth = pyramid[0].shape[-1]
@@ -77,16 +77,16 @@ def roi_align(
 
 
 def assign_levels(boxes, strides, canonical_level=4, canonical_size=224, plus_one=False, epsilon=1e-8):
-    """Which level of the pyramid each box is pooled from.
+    """Assigns each box to a pyramid level by its size.
 
-    k = floor(canonical_level + log2(sqrt(area) / canonical_size)), cut off to the levels there are; a level
+    k = floor(canonical_level + log2(sqrt(area) / canonical_size)), clamped to the available levels; a level
     of stride s has the number log2(s).   Lin et al. 2016, arXiv:1612.03144, Eq. 1.
 
     Args:
         boxes:   (..., 4) xyxy, px.
         strides: of the levels, finest first.
         plus_one: a box from 0 to 15 is 16 px wide.
-        epsilon: what is added to the quotient: a side that is exactly a level's limit may round either way.
+        epsilon: added to the quotient; a side exactly at a level's limit may round either way.
     Returns:
         (...,) int32, position in `strides`.
     """
@@ -100,17 +100,17 @@ def assign_levels(boxes, strides, canonical_level=4, canonical_size=224, plus_on
 
 
 class _Axis:
-    """The bins of all boxes along one direction, in cells of each box's own level; R boxes, S bins.
+    """The bins of all boxes along one axis, in cells of each box's level; R boxes, S bins.
 
     Sample k of bin s lies at (start + s * extent) + (k + 1/2) * extent / number. The references round to
-    float32 at each of these steps, so at a far cell the order of the steps is what their numbers depend on.
+    float32 at each of these steps, so that at large coordinates the result depends on their order.
 
     Attributes:
-        begin:  (R, S) float32, where each bin begins.
+        begin:  (R, S) float32, start of each bin.
         extent: (R, 1) of one bin; negative where a box is inverted.
-        number: (R, 1) float32, samples of a bin.
+        number: (R, 1) float32, samples per bin.
         size:   (R, 1) float32, cells of the map.
-        ratio:  the number of samples if it is the same for all boxes, or 0.
+        ratio:  number of samples if fixed, or 0.
     """
 
     def __init__(self, begin, extent, number, size, ratio):
@@ -120,23 +120,23 @@ class _Axis:
     def between(cls, start, end, size, bins, ratio):
         """`bins` bins from `start` to `end`, all (R,) float32."""
         whole = (end - start)[:, None]
-        extent = whole / ops.full_like(whole, bins)  # by a scalar, XLA would multiply with its inverse
+        extent = whole / ops.full_like(whole, bins)  # XLA turns a division by a scalar into a multiplication
         begin = start[:, None] + ops.arange(bins, dtype="float32")[None, :] * extent
         if ratio:
             number = ops.full_like(extent, ratio)
         else:
             number = ops.maximum(ops.ceil(extent), 0.0)
-            one_less = ops.maximum(number - 1.0, 0.0)  # compiled it does all the same: 175 * (1 / 7) > 25
+            one_less = ops.maximum(number - 1.0, 0.0)  # and may do so here too: 175 * (1 / 7) > 25
             number = ops.where(one_less * bins >= whole, one_less, number)
         return cls(begin, extent, number, size[:, None], ratio)
 
     def map(self, function):
-        """The same with `function` applied to every array."""
+        """Apply `function` to every array."""
         arrays = (self.begin, self.extent, self.number, self.size)
         return _Axis(*map(function, arrays), self.ratio)
 
     def bin_windows(self):
-        """First and last cell that any sample of a bin touches.   (R, S) float32 each."""
+        """First and last cell that the samples of a bin touch.   (R, S) float32 each."""
         margin = 0.5 * self.extent / ops.maximum(self.number, 1.0)
         outermost = self.begin + margin, self.begin + self.extent - margin
         low, high = ops.minimum(*outermost), ops.maximum(*outermost)
@@ -145,14 +145,14 @@ class _Axis:
         return first, ops.minimum(ops.floor(ops.clip(high, 0.0, border)) + 1.0, border)
 
     def window(self):
-        """First and last cell that any sample of a box touches.   (R, 1) float32 each."""
+        """First and last cell that the samples of a box touch.   (R, 1) float32 each."""
         first, last = self.bin_windows()
         return ops.min(first, axis=1, keepdims=True), ops.max(last, axis=1, keepdims=True)
 
     def weights(self, cells):
-        """Share of each cell in the mean over the samples of a bin.
+        """Weight of each cell in the mean over the samples of a bin.
 
-        A sample more than a cell outside the map counts as zero; one outside by less moves to the border.
+        A sample more than one cell outside the map is zero; one closer is clamped to the border.
 
         Args:
             cells: (R, S or 1, K) float32, rows or columns of the map; outside of it the weight is 0.
@@ -171,10 +171,10 @@ class _Axis:
         return ops.where(inside, total / ops.maximum(number, 1.0), 0.0)
 
     def _nearby_samples(self, cells):
-        """Numbers of the samples that may give weight to a cell: all of them, where their number is fixed.
+        """Indices of the samples that may contribute to a cell: all of them, if their number is fixed.
 
-        Adaptive samples lie more than half a cell apart, so at most four are within a cell's reach; one more
-        on either side allows for rounding, and for the only sample of a bin smaller than a cell.
+        Adaptive samples are more than half a cell apart, so that at most four are in range of a cell; one
+        more on either side allows for rounding, and for the single sample of a bin smaller than a cell.
         """
         if self.ratio:
             return [float(sample) for sample in range(self.ratio)]
@@ -184,12 +184,12 @@ class _Axis:
 
 
 class _Rois:
-    """All boxes of a batch, one after the other, each on its level.
+    """All boxes of a batch, flattened, each on its level.
 
     Attributes:
         rows, columns: `_Axis`, y and x.
-        base:  (R, 1) int32, row of the table where the box's map begins.
-        width: (R, 1) int32, cells in a row of that map.
+        base:  (R, 1) int32, first row of the box's map in the table.
+        width: (R, 1) int32, width of that map.
         bins:  S.
     """
 
@@ -202,7 +202,7 @@ class _Rois:
         return _Rois(*axes, function(self.base), function(self.width))
 
     def padded(self, missing):
-        """With so many boxes more, all of whose weights are 0."""
+        """Append `missing` boxes of weight 0."""
         return self._map(lambda array: ops.pad(array, [[0, missing], [0, 0]]))
 
     def chunk(self, start, size):
@@ -234,7 +234,7 @@ def _lookup(values, index, dtype):
 
 
 def _may_be_dynamic():
-    """Whether shapes may depend on values: on TensorFlow, unless this is being traced for XLA."""
+    """Whether shapes may depend on values: on TensorFlow, except while tracing for XLA."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -243,18 +243,18 @@ def _may_be_dynamic():
     return tf.executing_eagerly() or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-# --- the static way -----------------------------------------------------------------------------------------
+# --- dense, with static shapes ------------------------------------------------------------------------------
 
 
 def _most_cells(sizes, longest_side):
-    """No box touches more cells than this.
+    """Upper bound of the cells that a box touches.
 
-    On every level but the last, a box covers less than longest_side^2 cells, by the level rule; however
-    elongated it is, its border adds less than two rows and two columns. On the last level it is the map.
+    On every level but the last, a box covers less than longest_side^2 cells, by level assignment; its border
+    adds less than two rows and two columns for any aspect ratio. On the last level the bound is the map.
 
     Args:
         sizes:        list of (H_l, W_l).
-        longest_side: cells of the side of the largest square on a level.
+        longest_side: side in cells of the largest square on a level.
     """
     bounds = [sizes[-1][0] * sizes[-1][1]]
     covered = 1.01 * longest_side**2
@@ -265,14 +265,14 @@ def _most_cells(sizes, longest_side):
 
 
 def _dense(table, rois, most):
-    """Every bin's weighted sum over the cells of its box: (S * S, T) @ (T, D) for each box.
+    """Weighted sum of every bin over the cells of its box: (S * S, T) @ (T, D) for each box.
 
-    The boxes are walked in chunks, forwards and backwards; on the way back their weights are computed anew.
+    Boxes are processed in chunks, in the forward and backward pass; the latter recomputes the weights.
 
     Args:
         table: (N, D) float32, the cells of all levels and images.
         rois:  `_Rois`.
-        most:  T; no box touches more cells.
+        most:  T, upper bound of the cells of a box.
     Returns:
         (R, S * S, D) float32, differentiable with respect to `table`.
     """
@@ -308,17 +308,17 @@ def _dense(table, rois, most):
 
 
 def _weights_and_cells(rois, most):
-    """The cells of each box, row by row, and the share that each has in each bin.
+    """The cells of each box, row-major, and the weight of each in each bin.
 
     Returns:
         weights: (C, S * S, T) float32, 0 beyond the box's last cell.
         cells:   (C, T) int32, rows of the table.
     """
     (top, bottom), (left, right) = rois.rows.window(), rois.columns.window()  # (C, 1) each
-    wide = ops.maximum(ops.cast(right - left, "int32") + 1, 1)  # what pads a chunk has no cell at all
-    place = ops.arange(most, dtype="int32")[None, :]
-    row = place // wide
-    column = place - row * wide
+    wide = ops.maximum(ops.cast(right - left, "int32") + 1, 1)  # padding boxes have no cells
+    position = ops.arange(most, dtype="int32")[None, :]
+    row = position // wide
+    column = position - row * wide
     x, y = left + ops.cast(column, "float32"), top + ops.cast(row, "float32")
     y = ops.where(y <= bottom, y, -1.0)  # no such row: weight 0
 

@@ -1,14 +1,14 @@
 """RoIAlign on TensorFlow as one product with a sparse matrix of bins x cells.
 
-On two CPU cores this takes about a third of the time of gathering every box's cells and multiplying densely,
-and needs no memory for gathered features. It asks for shapes that depend on the boxes, so not for XLA.
+On two CPU cores this takes about a third of the time of the dense product and needs no memory for gathered
+features. Its shapes depend on the boxes, so that XLA cannot compile it.
 """
 
 import tensorflow as tf
 
 
 def pool(table, rois):
-    """Every bin's weighted sum over its cells.
+    """Weighted sum of every bin over its cells.
 
     Args:
         table: (N, D) float32, the cells of all levels and images.
@@ -20,7 +20,7 @@ def pool(table, rois):
     bins = tf.size(rois.base, out_type=tf.int64) * rois.bins**2
     shape = tf.stack([bins, tf.shape(table, out_type=tf.int64)[0]])
 
-    def matrix():  # made anew on the way back, at no cost to speak of: a SavedModel cannot keep it
+    def matrix():  # rebuilt cheaply in the backward pass: a SavedModel cannot hold it
         return tf.raw_ops.SparseTensorToCSRSparseMatrix(
             indices=tf.ensure_shape(indices, (None, 2)),
             values=tf.ensure_shape(values, (None,)),
@@ -39,25 +39,25 @@ def pool(table, rois):
 
 
 def _entries(rois):
-    """Where the matrix is not zero: (E, 2) int64 bin and cell, in order of bins; and (E,) float32 weights.
+    """Entries of the matrix: (E, 2) int64 bin and cell, ordered by bins; (E,) float32 weights.
 
-    A box has S x S bins of `tall` x `wide` cells, numbers of its own: so E depends on the boxes.
+    Each box has S x S bins of `tall` x `wide` cells, so that E depends on the boxes.
     """
     bins = rois.bins
     row_weights, rows, tall = _of_axis(rois.rows)
     column_weights, columns, wide = _of_axis(rois.columns)
-    rows = rois.base[:, :, None] + rows * rois.width[:, :, None]  # cell that begins the row
+    rows = rois.base[:, :, None] + rows * rois.width[:, :, None]  # first cell of the row
 
     of_bin = tall * wide
     length = of_bin * bins**2
     end = tf.cumsum(length)
     box = tf.cumsum(tf.scatter_nd(end[:-1, None], tf.ones_like(end[:-1]), end[-1:]))
-    here = tf.range(end[-1]) - tf.gather(end - length, box)  # position within the box
+    position = tf.range(end[-1]) - tf.gather(end - length, box)  # within the box, then within the bin
     of_bin, wide = tf.gather(of_bin, box), tf.gather(wide, box)
-    bin_ = here // of_bin
-    here = here - bin_ * of_bin
-    row = here // wide
-    column = here - row * wide
+    bin_ = position // of_bin
+    position = position - bin_ * of_bin
+    row = position // wide
+    column = position - row * wide
     at_row = (box * bins + bin_ // bins) * tf.shape(rows)[2] + row
     at_column = (box * bins + bin_ % bins) * tf.shape(columns)[2] + column
 
@@ -67,12 +67,12 @@ def _entries(rois):
 
 
 def _of_axis(axis):
-    """Cells and weights of all bins along one direction, padded to the longest.
+    """Cells and weights of all bins along one axis, padded to the longest.
 
     Returns:
         weights: (R, S, K) float32.
         cells:   (R, S, K) int32, within the map.
-        count:   (R,) int32, how many of the K a box needs.
+        count:   (R,) int32, number of the K cells that a box uses.
     """
     first, last = axis.bin_windows()
     count = tf.cast(tf.reduce_max(last - first, axis=1), tf.int32) + 1

@@ -1,8 +1,8 @@
-"""Soft-NMS: overlapping boxes lose score instead of being removed.
+"""Soft-NMS: decays the scores of overlapping boxes instead of removing them.
 
-Bodla, Singh, Chellappa, Davis 2017, arXiv:1704.04503, Fig. 2. One box is settled in each step, so the work is
-that of as many comparisons with all boxes as boxes are asked for; classes go through together, told apart by
-their labels, since the best box of all is the best of its class.
+Bodla, Singh, Chellappa, Davis 2017, arXiv:1704.04503, Fig. 2. Each step selects one box and compares it with
+all others. Classes are processed together, separated by labels, since the best box overall is the best of its
+class.
 """
 
 from keras import ops
@@ -23,24 +23,23 @@ def soft_nms(
     labels=None,
     plus_one=False,
 ):
-    """The best boxes, by scores that have lost what they share with better ones.
+    """Soft-NMS: greedily selects the best box and decays the scores of the boxes that overlap it.
 
     Args:
         boxes:         (B, N, 4) xyxy, px; N static.
         scores:        (B, N), >= 0.
         valid:         (B, N) bool, False on padding.
         max_output:    K, length of the result.
-        kind:          the factor on a box of IoU u with the one just settled: "linear" 1 - u where u is above
-                       the threshold (Eq. 3); "gaussian" exp(-u^2 / sigma) (Eq. 5); "hard" 0 above the
-                       threshold.
+        kind:          factor on the score of a box of IoU u with the selected one: "linear" 1 - u above the
+                       threshold (Eq. 3); "gaussian" exp(-u^2 / sigma) (Eq. 5); "hard" 0 above the threshold.
         iou_threshold: Python number.
         sigma:         Python number.
-        min_score:     a box whose score has fallen below it is dropped.
+        min_score:     boxes with a decayed score below it are dropped.
         labels:        (B, N) int, or None to compare across classes.
         plus_one:      a box from 0 to 15 is 16 px wide.
     Returns:
         indices: (B, K) int32 rows of `boxes`, best final score first; 0 where not valid.
-        scores:  (B, K) as they are left.
+        scores:  (B, K) final scores.
         valid:   (B, K) bool.
         No gradient flows through any.
     """
@@ -50,20 +49,20 @@ def soft_nms(
     batch = ops.shape(remaining)[0]
     rows = ops.arange(boxes.shape[1], dtype="int32")[None]
 
-    def settle(step, remaining, indices, settled):
+    def select(step, remaining, indices, selected):
         best = ops.cast(ops.argmax(remaining, axis=1), "int32")[:, None]
         score = ops.take_along_axis(remaining, best, axis=1)
-        place = ops.arange(max_output, dtype="int32")[None] == step
-        indices = ops.where(place, best, indices)
-        settled = ops.where(place, score, settled)
+        slot = ops.arange(max_output, dtype="int32")[None] == step
+        indices = ops.where(slot, best, indices)
+        selected = ops.where(slot, score, selected)
 
         u = _iou(ops.take_along_axis(boxes, best[..., None], axis=1), boxes, float(plus_one))
-        left = remaining * _factor(u, kind, iou_threshold, sigma)
-        left = ops.where(left < min_score, GONE, left)
+        decayed = remaining * _factor(u, kind, iou_threshold, sigma)
+        decayed = ops.where(decayed < min_score, GONE, decayed)
         if labels is not None:
-            left = ops.where(labels == ops.take_along_axis(labels, best, axis=1), left, remaining)
-        left = ops.where((rows == best) | (remaining < 0), GONE, left)
-        return step + 1, left, indices, settled
+            decayed = ops.where(labels == ops.take_along_axis(labels, best, axis=1), decayed, remaining)
+        decayed = ops.where((rows == best) | (remaining < 0), GONE, decayed)
+        return step + 1, decayed, indices, selected
 
     start = (
         0,
@@ -71,11 +70,11 @@ def soft_nms(
         ops.zeros((batch, max_output), dtype="int32"),
         ops.full((batch, max_output), GONE, dtype="float32"),
     )
-    _, _, indices, settled = ops.while_loop(
-        lambda step, remaining, *_: (step < max_output) & ops.any(remaining >= 0), settle, start
+    _, _, indices, selected = ops.while_loop(
+        lambda step, remaining, *_: (step < max_output) & ops.any(remaining >= 0), select, start
     )
-    kept = settled >= 0
-    return ops.where(kept, indices, 0), ops.where(kept, settled, 0.0), kept
+    kept = selected >= 0
+    return ops.where(kept, indices, 0), ops.where(kept, selected, 0.0), kept
 
 
 def _factor(u, kind, iou_threshold, sigma):
@@ -84,11 +83,11 @@ def _factor(u, kind, iou_threshold, sigma):
     return ops.where(u > iou_threshold, 1.0 - u if kind == "linear" else 0.0, 1.0)
 
 
-def _iou(one, boxes, more):
-    """(B, 1, 4), (B, N, 4) -> (B, N); sides are `more` px longer than the difference of their corners."""
+def _iou(one, boxes, offset):
+    """(B, 1, 4), (B, N, 4) -> (B, N); `offset` px (0 or 1) is added to every side."""
     low, high = ops.maximum(one[..., :2], boxes[..., :2]), ops.minimum(one[..., 2:], boxes[..., 2:])
-    common = ops.prod(ops.maximum(high - low + more, 0.0), axis=-1)
-    area = ops.prod(ops.maximum(boxes[..., 2:] - boxes[..., :2] + more, 0.0), axis=-1)
-    area_of_one = ops.prod(ops.maximum(one[..., 2:] - one[..., :2] + more, 0.0), axis=-1)
+    common = ops.prod(ops.maximum(high - low + offset, 0.0), axis=-1)
+    area = ops.prod(ops.maximum(boxes[..., 2:] - boxes[..., :2] + offset, 0.0), axis=-1)
+    area_of_one = ops.prod(ops.maximum(one[..., 2:] - one[..., :2] + offset, 0.0), axis=-1)
     union = area + area_of_one - common
     return ops.where(common > 0, common / ops.where(common > 0, union, 1.0), 0.0)

@@ -1,6 +1,6 @@
-"""Assignment results: the values that all assigners of dense heads return.
+"""Assignment results: the common return value of the assigners of dense heads.
 
-`matched` (B, A) int32 holds, for each point or anchor, a row of the ground truth or one of the two constants
+`matched` (B, A) int32 is, for each point or anchor, a row of the ground truth or one of the two constants
 below.
 """
 
@@ -34,7 +34,7 @@ def one_hot(labels, num_classes):
 
 
 def smallest(possible, cost):
-    """Assigns to each point the candidate object of lowest cost; the lowest row among equals.
+    """Assigns to each point the candidate object of lowest cost; ties go to the lowest row.
 
     Args:
         possible: (B, M, A) bool.
@@ -47,12 +47,12 @@ def smallest(possible, cost):
 
 
 def under_crowd(boxes, y, share):
-    """Masks the anchors of which more than a share of the area lies in one crowd region.
+    """Masks the anchors with more than a fraction of their area in one crowd region.
 
     Args:
         boxes: (A, 4) px.
         y:     ground truth as in kgarden.structures.
-        share: of an anchor's area.
+        share: fraction of an anchor's area.
     Returns:
         (B, A) bool.
     """

@@ -12,7 +12,7 @@ from keras import ops
 from kgarden.ops import boxes as box_ops
 from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
-INSIDE = 0.01  # px: least distance of an anchor's centre from the sides of its object
+INSIDE = 0.01  # px, minimum distance of an anchor's centre from the sides of its object
 TINY = 1e-12  # stored instead of an IoU of 0, which means "no candidate"
 
 
@@ -39,7 +39,7 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
         gt_boxes: (B, M, 4).
         gt_valid: (B, M) bool.
         top_k:    candidates of an object per level, by distance of the centres.
-        ignored:  (B, A) bool, ignored anchors; they are candidates only where no others are left, with an
+        ignored:  (B, A) bool, ignored anchors; they are candidates only if there are no others, with an
                   IoU of -1.
     Returns:
         AtssCandidates.
@@ -60,7 +60,7 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
 
 
 def assign_anchors(candidates, ignored=None):
-    """Assigns to each anchor the object of highest IoU; the lowest row among equals.
+    """Assigns to each anchor the object of highest IoU; ties go to the lowest row.
 
     Args:
         candidates: AtssCandidates.
@@ -76,8 +76,8 @@ def assign_anchors(candidates, ignored=None):
 def _nearest(anchors, counts, gt_boxes, top_k, ignored):
     """Rows of the anchors of each level whose centres are nearest to an object's.   (B, M, K) int32."""
     x, y = box_ops.centers(anchors).T
-    middle = box_ops.centers(gt_boxes)
-    distance = ops.square(x - middle[..., :1]) + ops.square(y - middle[..., 1:])  # (B, M, A)
+    center = box_ops.centers(gt_boxes)
+    distance = ops.square(x - center[..., :1]) + ops.square(y - center[..., 1:])  # (B, M, A)
     if ignored is not None:
         distance = ops.where(ignored[:, None], float("inf"), distance)
     rows, start = [], 0
@@ -89,13 +89,13 @@ def _nearest(anchors, counts, gt_boxes, top_k, ignored):
 
 
 def _at_rows(values, rows):
-    """(B, A) at rows (B, M, K)."""
+    """Gathers (B, A) at rows (B, M, K)."""
     flat = ops.reshape(rows, (-1, rows.shape[1] * rows.shape[2]))
     return ops.reshape(ops.take_along_axis(values, flat, axis=1), ops.shape(rows))
 
 
 def _spread(values, rows, width):
-    """Values (B, M, K) put at their rows, 0 elsewhere.   (B, M, A)."""
+    """Scatters values (B, M, K) to their rows, 0 elsewhere.   (B, M, A)."""
     batch, objects, count = ops.shape(rows)
     first = ops.arange(batch * objects, dtype="int32") * width
     index = ops.reshape(rows, (-1, count)) + first[:, None]

@@ -1,8 +1,8 @@
-"""CenterNet assigner: positives near object centres, heat maps and box regression targets.
+"""CenterNet assigner: positives at object centres, heatmaps and box regression targets.
 
 Zhou, Koltun, Krähenbühl 2021, arXiv:2103.07461, section 5 and the authors' release: overlapping
-size ranges (an object may live on two levels), one positive cell for each level of an object, a
-Gaussian heat around it that softens the negatives, box regression from the 3x3 cells around the
+size ranges (an object may be assigned to two levels), one positive cell per level of an object, a
+Gaussian heatmap around it that down-weights negatives, box regression from the 3x3 cells around the
 centre. Letters: B images, M objects, L levels, A cells of all levels, C classes.
 """
 
@@ -20,10 +20,10 @@ class CenterTargets(NamedTuple):
     """Targets of a batch.
 
     Attributes:
-        positive:       (B, N) int32, rows of the cells that must say "object"; repeats count twice.
+        positive:       (B, N) int32, rows of the positive cells; repeats count twice.
         positive_label: (B, N) int32, their classes.
         positive_valid: (B, N) bool, False on padding.
-        heat:           (B, A, 1) or (B, A, C) in [0, 1]; 1 on a centre, on *every* level.
+        heat:           (B, A, 1) or (B, A, C) in [0, 1]; 1 on a centre, on every level.
         ltrb:           (B, A, 4) distances to the sides of the cell's object in strides, else 0.
         ltrb_valid:     (B, A) bool, cells that regress a box.
     """
@@ -37,12 +37,12 @@ class CenterTargets(NamedTuple):
 
 
 def half_diagonal(width_height):
-    """The size that decides the level, sqrt(w^2 + h^2) / 2.   (..., 2) px -> (...,) px."""
+    """Object size for level assignment, sqrt(w^2 + h^2) / 2.   (..., 2) px -> (...,) px."""
     return ops.sqrt(ops.sum(ops.square(width_height), axis=-1)) / 2
 
 
 def levels_of(gt_boxes, size_ranges):
-    """Which levels an object lives on, both ends of a range included.   (B, M, 4) -> (B, M, L) bool."""
+    """Levels that an object is assigned to, ranges inclusive.   (B, M, 4) -> (B, M, L) bool."""
     size = half_diagonal(gt_boxes[..., 2:] - gt_boxes[..., :2])[..., None]
     ranges = ops.array(size_ranges, "float32")
     return (size >= ranges[:, 0]) & (size <= ranges[:, 1])
@@ -79,8 +79,8 @@ def _first_rows(cells):
 def rows_of(cell_xy, cells):
     """Row among the A cells.   (..., L, 2) columns and rows -> (..., L) int32.
 
-    Like the reference, without a test against the border: a centre on the right edge of an unpadded
-    map falls into the next row of cells. Only the level's own last cell bounds it.
+    As in the reference, borders are not checked: a centre on the right edge of an unpadded map falls
+    into the next row of cells. The row is only clamped to the level's last cell.
     """
     widths = ops.array([width for _, width in cells.sizes], "int32")
     last = ops.array(cells.counts(), "int32") - 1
@@ -98,7 +98,7 @@ def center_targets(
     min_overlap=0.8,
     min_radius=4.0,
 ):
-    """Positives, heat and box targets of a batch.
+    """Computes positives, heatmaps and box regression targets of a batch.
 
     Args:
         gt_boxes:    (B, M, 4) xyxy px, padded.
@@ -106,8 +106,8 @@ def center_targets(
         gt_valid:    (B, M) bool.
         cells:       kgarden.ops.points.PointGrid of the pyramid.
         size_ranges: (L, 2) px of half a diagonal.
-        num_classes: C for one heat map per class, None for one that is blind to classes.
-        min_overlap: a box whose corners move by the Gaussian's radius still overlaps by this much.
+        num_classes: C for one heatmap per class, None for a class-agnostic one.
+        min_overlap: minimum IoU of a box whose corners move by the Gaussian's radius.
         min_radius:  px of the network input, on every level.
     Returns:
         CenterTargets with N = M * L positives, object-major, level inner.
@@ -159,7 +159,7 @@ def _weighted_distance(gt_boxes, offset_cells, cells, min_overlap, min_radius):
 
 
 def _regresses(ltrb, offset_cells, cells, size_ranges):
-    """3x3 cells around the centre, strictly inside the box, on a level of the box's size.   (B, A, M)."""
+    """Mask of the 3x3 cells around the centre, strictly inside the box, on its levels.   (B, A, M)."""
     near = ops.all(ops.abs(offset_cells) <= 1, axis=-1)
     inside = ops.min(ltrb, axis=-1) > 0
     size = half_diagonal(ltrb[..., :2] + ltrb[..., 2:])
@@ -174,7 +174,7 @@ def _heat(nearness, gt_labels, gt_valid, num_classes):
     else:
         batch, cells, objects = ops.shape(nearness)
         image = ops.arange(batch, dtype="int32")[:, None] * num_classes
-        segment = ops.where(gt_valid, image + gt_labels, batch * num_classes)  # padding: one more
+        segment = ops.where(gt_valid, image + gt_labels, batch * num_classes)  # padding: an extra segment
         rows = ops.reshape(ops.transpose(ops.exp(-nearness), (0, 2, 1)), (batch * objects, cells))
         heat = ops.segment_max(rows, ops.reshape(segment, (-1,)), num_segments=batch * num_classes + 1)
         heat = ops.reshape(ops.maximum(heat[:-1], 0.0), (batch, num_classes, cells))
@@ -185,13 +185,13 @@ def _heat(nearness, gt_labels, gt_valid, num_classes):
 def more_positives(
     targets, ltrb_loss, gt_boxes, gt_labels, gt_valid, cells, size_ranges=SIZE_RANGES, threshold=0.2, top_k=9
 ):
-    """Positives recomputed from the current predictions: cells that already regress an object well.
+    """Extra positives from the current predictions: cells that already regress an object well.
 
     Section 5, "3x3 extra positives"; the release uses it in its one-stage models only.
 
     Args:
-        targets:   CenterTargets of the same batch; heat and box targets stay as they are.
-        ltrb_loss: function (B, N, 4) target ltrb in strides, (B, N) rows -> (B, N) loss of what is predicted.
+        targets:   CenterTargets of the same batch; heatmap and box targets are kept.
+        ltrb_loss: function (B, N, 4) target ltrb in strides, (B, N) rows -> (B, N) loss of the predictions.
         threshold, top_k: a candidate's loss must lie strictly below min(threshold, k-th smallest loss
                    of its object).
     Returns:

@@ -1,4 +1,4 @@
-"""Max-IoU assigner: the IoU rule of RPN, RetinaNet and mmdetection's anchor heads, in all their settings.
+"""Max-IoU assigner: the IoU rule of RPN, RetinaNet and mmdetection's anchor heads.
 
 Ren et al. 2015, arXiv:1506.01497, section 3.1.2; Lin et al. 2017, arXiv:1708.02002, section 4; mmdetection's
 MaxIoUAssigner and detectron2's Matcher. Letters: B images, M objects (padded), A anchors or RoIs.
@@ -16,22 +16,22 @@ LOW_QUALITY = ("all", "first", "own", None)
 
 
 class MaxIoU(NamedTuple):
-    """Settings of the rule.
+    """Settings of the max-IoU rule.
 
     Attributes:
-        positive:     IoU from which on an anchor is assigned to the object that it overlaps most.
-        negative:     IoU below which an anchor is background; (low, high): only from low on. Ignored in
-                      between.
-        low_quality_matches: anchors that an object keeps below `positive`: "all" anchors that overlap it as
-                      much as any does, or the "first" of them (mmdetection; a later object overwrites an
-                      earlier one); with "own" (detectron2) all of them become positive, each for the object
-                      that it overlaps most itself; None: no such matches.
-        low_quality_above: least IoU for that. Anchors that do not touch an object are never kept for it,
-                      unless this is None: then an object that touches no anchor makes every anchor
-                      positive that it does not touch, as detectron2's Matcher does.
-        ignore_share: an anchor is ignored if more than this share of its area lies in an ignore region; None:
+        positive:     minimum IoU of an anchor that is assigned to its object of highest IoU.
+        negative:     anchors below this IoU are background; (low, high): those from low to high. Others below
+                      `positive` are ignored.
+        low_quality_matches: anchors below `positive` that are kept for an object: "all" anchors of its
+                      highest IoU, or the "first" of them (mmdetection; a later object overwrites an earlier
+                      one); with "own" (detectron2) all of them become positive, each for its own object of
+                      highest IoU; None: no such matches.
+        low_quality_above: minimum IoU of such matches. They must overlap the object, unless this is None:
+                      then an object that overlaps no anchor makes all anchors positive, as in detectron2's
+                      Matcher.
+        ignore_share: an anchor is ignored if more than this share of its area is in an ignore region; None:
                       ignore regions are background.
-        share_of:     whose area that share is of, "prior" (the anchor) or "region".
+        share_of:     area that the share is relative to: "prior" (the anchor) or "region".
     """
 
     positive: float = 0.7
@@ -53,10 +53,10 @@ def assign(iou, gt_valid, rule, ignored=None):
     """Assigns anchors to objects.
 
     Args:
-        iou:      (B, M, A) of every object and every anchor.
+        iou:      (B, M, A) of every object with every anchor.
         gt_valid: (B, M) bool.
         rule:     MaxIoU.
-        ignored:  (B, A) bool of `in_ignore_region`, or None.
+        ignored:  (B, A) bool from `in_ignore_region`, or None.
     Returns:
         matched: (B, A) int32, see kgarden/targets/assign_result.py.
         best:    (B, A) float32, the largest IoU of each anchor; -1 where it is in an ignore region, 0 without
@@ -69,14 +69,14 @@ def assign(iou, gt_valid, rule, ignored=None):
     if rule.low_quality_matches is not None:
         kept_for = _low_quality_matches(iou, rule)
         matched = ops.where(kept_for >= 0, row if rule.low_quality_matches == "own" else kept_for, matched)
-    # Without objects the lowest interval, which may be ignored, says nothing.
+    # Without objects all anchors are background, even if the lowest interval is ignored.
     all_background = ~ops.any(gt_valid, axis=1, keepdims=True) & outside
     best = ops.where(all_background, 0.0, ops.max(iou, axis=1))
     return ops.where(all_background, BACKGROUND, matched), best
 
 
 def _low_quality_matches(iou, rule):
-    """The last object whose best anchor each anchor is, -1 where there is none.   (B, A) int32."""
+    """The last object for which an anchor has the highest IoU, -1 where there is none.   (B, A) int32."""
     highest = ops.max(iou, axis=2, keepdims=True)
     if rule.low_quality_above is None:
         may = highest >= 0
@@ -91,7 +91,7 @@ def _low_quality_matches(iou, rule):
 
 
 def in_ignore_region(boxes, regions, region_valid, rule):
-    """Computes which anchors have too much of their area in an ignore region.
+    """Masks the anchors with more than `ignore_share` of their area in an ignore region.
 
     Args:
         boxes:        (A, 4) or (B, A, 4) px.

@@ -1,4 +1,4 @@
-"""One-to-one assigner: one positive for each object, for detectors without NMS.
+"""One-to-one assigner: one positive per object, for NMS-free detectors.
 
 Wang et al. 2021 (DeFCN, POTO), arXiv:2012.03544, section 3.2; Zhou et al. 2021 (PSS), arXiv:2101.11782,
 section 3.3. The candidate is chosen at every step by the class and box quality of the current predictions:
@@ -75,16 +75,16 @@ def _power(x, exponent):
 
 
 def choose(quality, omega, gt_labels, matching="hungarian", outside=OUTSIDE):
-    """Assigns one of its candidates to each object.
+    """Assigns to each object one of its candidates.
 
-    An object without candidates gets none, and of more objects than candidates the surplus gets none.
+    Objects without candidates stay unassigned, and so does any surplus of objects over candidates.
 
     Args:
         quality:   (B, M, A).
         omega:     (B, M, A) bool, candidates of each object; none for padding and crowds.
         gt_labels: (B, M) int32.
         matching:  one of MATCHINGS; see kgarden/ops/linear_assignment.py.
-        outside:   of Hungarian matching, what a pair outside omega counts.
+        outside:   of Hungarian matching, quality of pairs outside omega.
     Returns:
         OneToOne.
     """

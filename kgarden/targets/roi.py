@@ -1,4 +1,4 @@
-"""Sampling of RoIs, and their targets.   Ren et al. 2015, arXiv:1506.01497, section 3.1.3."""
+"""RoI sampling and RoI targets.   Ren et al. 2015, arXiv:1506.01497, section 3.1.3."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ OBJECT = "object"  # row of the ground truth that a RoI is matched to, -1: none
 
 
 class RoISampling(NamedTuple):
-    """Settings of the sampling of RoIs, the one home of their defaults.
+    """Settings of RoI sampling; their defaults are defined here only.
 
     Attributes:
-        iou:               a RoI is foreground from this IoU on.
-        num_samples:       S, RoIs of an image.
-        positive_fraction: at most this share of them is foreground.
+        iou:               minimum IoU of a foreground RoI.
+        num_samples:       S, RoIs per image.
+        positive_fraction: maximum fraction of foreground.
     """
 
     iou: float = 0.5
@@ -37,11 +37,11 @@ def label_rois(boxes, valid, y, iou, num_classes):
         boxes:       (B, S, 4) px.
         valid:       (B, S) bool.
         y:           ground truth as in kgarden.structures.
-        iou:         a RoI is foreground from this IoU on; no low-quality matches.
+        iou:         minimum IoU of a foreground RoI; no low-quality matches.
         num_classes: C; background is C.
     Returns:
         labels:   (B, S) int32, 0..C, or -1 where not valid.
-        gt_boxes: (B, S, 4) of the best object, meaningful on foreground.
+        gt_boxes: (B, S, 4) of the matched object, meaningful on foreground.
     """
     matched, is_foreground = _objects_of(boxes, y, iou)
     labels = ops.take_along_axis(y[LABELS], matched, axis=1)
@@ -51,14 +51,14 @@ def label_rois(boxes, valid, y, iou, num_classes):
 
 
 def _objects_of(boxes, y, iou):
-    """The object that each RoI overlaps most, and if that is enough.   (B, S) int32, (B, S) bool."""
+    """Object of highest IoU of each RoI, and whether it is foreground.   (B, S) int32, (B, S) bool."""
     overlap = box_ops.iou(y[BOXES], boxes)  # (B, M, S)
     matched, kind = match(overlap, truth_is_valid(y), thresholds=[iou], labels=[0, 1], low_quality=False)
     return matched, kind == 1
 
 
 def sample_rois(proposals, y, sampling, random):
-    """A fixed number of RoIs of each image, foreground first; objects themselves join the proposals.
+    """Samples a fixed number of RoIs per image, foreground first; ground-truth boxes join the proposals.
 
     Foreground fills the first rows, at most `sampling.max_positives` of them.
 
@@ -83,6 +83,6 @@ def sample_rois(proposals, y, sampling, random):
 
 
 def are_objects(boxes, y):
-    """Which boxes are an object's own, to the last bit.   (B, S, 4) -> (B, S) bool."""
+    """Mask of boxes that are bitwise equal to a ground-truth box.   (B, S, 4) -> (B, S) bool."""
     same = ops.all(boxes[:, :, None] == y[BOXES][:, None], axis=-1)  # (B, S, M)
     return ops.any(same & truth_is_valid(y)[:, None], axis=2)

@@ -68,7 +68,7 @@ def test_scores_over_iou_of_a_run(ext, call, tmp_path):
     assert "Pearson's r" in out and files_of(to) >= {"score_iou.png", "score_iou.svg", "reading.txt"}
 
 
-def test_cells_of_a_run(ext, call, tmp_path):
+def test_spatial_correlation_of_a_run(ext, call, tmp_path):
     to = tmp_path / "look"
     code, out, err = call("spatial-correlation", ext, "--to", to)
     assert code == 0, err
@@ -81,7 +81,7 @@ def test_cells_of_a_run(ext, call, tmp_path):
     assert (to / "spatial_correlation.svg").is_file()
 
 
-def test_pictures_side_by_side(ext, call, tmp_path):
+def test_side_by_side_comparison(ext, call, tmp_path):
     to = tmp_path / "look"
     code, out, err = call("compare", ext, "--to", to, "--pictures", 2, "--min-score", 0.1)
     assert code == 0, err

@@ -38,7 +38,7 @@ def test_pairs_by_hand(boxes, labels, valid, pairs):
     assert counted(boxes, labels, valid) == [pairs]
 
 
-def test_maps_hold_the_highest_class_and_anchor_of_each_cell():
+def test_score_maps_are_maxima_over_classes_and_anchors():
     scores = np.zeros((1, 2 * 3 * 2 + 1, 2), "float32")
     scores[0, (1 * 3 + 2) * 2 + 1, 1] = 0.8  # row 1, column 2, second anchor, second class
     scores[0, (1 * 3 + 2) * 2, 0] = 0.5
@@ -68,7 +68,7 @@ evaluate: {batch_size: 2, pictures: 0}
 
 
 @pytest.mark.tensorflow
-def test_a_run_of_pss_is_looked_into(tmp_path, monkeypatch, capsys):
+def test_duplicates_of_a_pss_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "little.yaml").write_text(RECIPE)
     assert cli.main(["train", "little.yaml", "--run", "run"]) == 0

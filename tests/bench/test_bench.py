@@ -27,7 +27,7 @@ def recipe():
     return load_recipe("quickstart", {"model": MODEL, "data.canvases": [[64, 96]], "data.batch_size": 2})
 
 
-def test_inference_is_measured_whole_and_by_part():
+def test_inference_is_timed_whole_and_by_part():
     found = bench(recipe(), ["infer"], repeats=2)["infer"]
     assert found["canvas"] == [64, 96]
     assert found["trunks"] == pytest.approx(found["whole_s"] / found["resnet50_trunk_s"], rel=0.05)
@@ -36,14 +36,14 @@ def test_inference_is_measured_whole_and_by_part():
     assert all(part["s"] > 0 for part in parts.values())
 
 
-def test_made_up_batches_are_what_the_recipe_says():
+def test_synthetic_batches_follow_the_recipe():
     x, y = synthetic_batch(recipe(), num_classes=3, batch_size=2, objects=4)
     assert x["images"].shape == (2, 64, 96, 3) and x["images"].dtype == "uint8"
     assert y["boxes"].shape == (2, 16, 4) and truth_is_valid(y).sum() == 8
 
 
 @slow_on_jax
-def test_settings_are_measured_in_processes_of_their_own():
+def test_settings_are_measured_in_separate_processes():
     settings = {"kept": {}, "again": {"remat": ["backbone"], "precision": "mixed_bfloat16"}}
     found = training_settings(recipe(), 2, None, settings, rounds=1)
     kept, again = (found["settings"][name] for name in ("kept", "again"))
@@ -63,7 +63,7 @@ def pss_recipe(base):
 
 
 @slow_on_jax
-def test_selection_is_measured_with_and_without_nms():
+def test_selection_is_timed_with_and_without_nms():
     found = bench(pss_recipe("fcos"), ["nms"], repeats=1)["nms"]
     assert found["canvas"] == [256, 320] and found["picture"] == [256, 310]
     assert found["places"] == 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5 + 2 * 3
@@ -75,7 +75,7 @@ def test_selection_is_measured_with_and_without_nms():
 
 
 @pytest.mark.slow
-def test_heads_are_measured_beside_a_single_one():
+def test_heads_are_timed_relative_to_a_single_head():
     model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
     model |= {"name": "double_head", "proposals": {"test": {"total": 20}}}
     conv = {"blocks": 2, "non_local": False, "width": 16, "middle": 8}
@@ -93,7 +93,7 @@ def test_heads_are_measured_beside_a_single_one():
 
 
 @pytest.mark.parametrize("base", slow_on_jax_but(["fcos", "gfl", "retinanet"], kept=["fcos"]))
-def test_made_up_maps_give_nms_something_to_do(base):
+def test_synthetic_maps_exceed_the_score_threshold(base):
     """Many pairs for every object before NMS; after it, and by the branch, about one for each."""
     detector = build_model(pss_recipe(base), 3)
     x = {"images": np.zeros((1, 256, 320, 3), "uint8"), "size_hw": np.int32([[256, 310]])}
@@ -109,6 +109,6 @@ def test_made_up_maps_give_nms_something_to_do(base):
     assert detector.dense_head.base.boxes(raw).shape == boxes.shape  # it decodes as before
 
 
-def test_an_unknown_kind_is_named():
+def test_unknown_benchmark_is_an_error():
     with pytest.raises(UserError, match="--what speed is not supported"):
         bench(recipe(), ["speed"])

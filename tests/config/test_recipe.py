@@ -82,7 +82,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("text,expected", NUMBERS)
-def test_numbers_and_words_are_parsed_as_written(text, expected):
+def test_scalars_are_parsed_as_yaml_1_2(text, expected):
     got = parse_value(text)
     assert got == expected and type(got) is type(expected)
 
@@ -239,7 +239,7 @@ def test_null_in_model_is_not_the_builders_default(write):
     assert again.plain()["model"] == recipe.plain()["model"] and "neck" in again.plain()["model"]
 
 
-def test_a_renamed_setting_is_answered_with_the_new_one():
+def test_renamed_settings_suggest_the_new_name():
     recipe = load_recipe("double_head", {"model.num_classes": None, "model.roi_head.answer": "fused"})
     with pytest.raises(
         UserError, match=r"^model\.roi_head\.answer was replaced by classify_with.*regress_with"

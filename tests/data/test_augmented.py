@@ -93,7 +93,7 @@ def stream(drawn):
     return batches_of([drawn], 24, augment=EVERYTHING, masks=True, parallel=1)
 
 
-def test_everything_on_goes_on_where_it_stopped_on_any_threads(drawn, stream):
+def test_full_augmentation_resumes_exactly_for_any_number_of_threads(drawn, stream):
     later = batches_of([drawn], 11, augment=EVERYTHING, masks=True, start_step=13, parallel=8)
     assert_equal(later, stream[13:])
 
@@ -126,7 +126,7 @@ def test_batches_keep_their_form(stream):
 
 
 @pytest.mark.parametrize("augment", [["horizontal_flip", "vertical_flip"], CROPS])
-def test_masks_are_where_the_paint_is(drawn, augment):
+def test_masks_follow_the_pixels(drawn, augment):
     """Red is class 0, green class 1; both are as bright as can be."""
     ious = []
     for batch in batches_of([drawn], 12, augment=augment, masks=True):
@@ -144,7 +144,7 @@ def test_masks_are_where_the_paint_is(drawn, augment):
 
 
 @pytest.mark.parametrize("short_side_px", [48, (40, 48)])
-def test_the_shorter_way_of_plain_pictures_is_the_same_way(drawn, short_side_px):
+def test_plain_path_equals_the_general_path(drawn, short_side_px):
     flips = ["horizontal_flip", "vertical_flip"]
     short = batches_of([drawn], 12, augment=flips, short_side_px=short_side_px)
     long = batches_of(
@@ -155,7 +155,7 @@ def test_the_shorter_way_of_plain_pictures_is_the_same_way(drawn, short_side_px)
     assert_equal(short, long)
 
 
-def test_four_pictures_in_one_have_their_objects(drawn):
+def test_mosaic_keeps_the_objects_of_four_images(drawn):
     batches = batches_of([drawn], 10, augment=["mosaic"], max_objects=5)
     counts = np.concatenate([(batch["labels"] >= 0).sum(axis=1) for batch in batches])
     assert counts.max() == 5 and counts.min() >= 1
@@ -166,7 +166,7 @@ def test_four_pictures_in_one_have_their_objects(drawn):
 @pytest.mark.parametrize(
     "sampling", [{"sampling": "repeat_factor", "threshold": 0.5}, {"sampling": "class_aware"}]
 )
-def test_rare_classes_come_more_often_also_in_mixtures(tmp_path, sampling):
+def test_rare_classes_are_oversampled_among_partners_too(tmp_path, sampling):
     """Two sets; in the second only the first image has class 3 (label 2)."""
     sets = [draw(tmp_path / "one", 4), draw(tmp_path / "two", 4, rare=[0])]
     weights = [1.0, 3.0]
@@ -184,9 +184,9 @@ def test_rare_classes_come_more_often_also_in_mixtures(tmp_path, sampling):
     assert_equal(batches_of(sets, 3, start_step=40, **options), batches[40:43])
 
 
-def test_sampling_needs_to_know_what_is_in_the_pictures(drawn):
+def test_sampling_needs_annotations(drawn):
     bare = type(drawn)(drawn.index, drawn.categories, [drawn.annotations[0].parent / "nothing.json"])
-    with pytest.raises(UserError, match="nothing.json: not there; data.sampling needs it"):
+    with pytest.raises(UserError, match="nothing.json: no such file; data.sampling reads"):
         pipeline.train_batches([bare], **OPTIONS, sampling="class_aware")
-    with pytest.raises(UserError, match="'often' is none of natural"):
+    with pytest.raises(UserError, match="'often' is not one of natural"):
         pipeline.train_batches([drawn], **OPTIONS, sampling="often")

@@ -37,7 +37,7 @@ def test_sizes_agree_with_the_rule_in_exact_fractions():
         np.testing.assert_array_equal(size, [max(1, int(side * scale + Fraction(1, 2))) for side in (h, w)])
 
 
-def test_the_default_canvases_hold_every_picture():
+def test_default_canvases_hold_every_image():
     canvases = canvas.default_canvases(800, 1333)
     assert canvases == [[800, 1344], [1344, 800]]
     assert canvas.default_canvases(256, 256) == [[256, 256]]
@@ -48,7 +48,7 @@ def test_the_default_canvases_hold_every_picture():
     assert set(which[hw[:, 0] < hw[:, 1] * 0.99]) == {0} and 1 in which
 
 
-def test_the_first_canvas_that_holds_the_picture_is_taken():
+def test_first_canvas_that_holds_the_image_is_taken():
     canvases = [[240, 320], [320, 240], [320, 320]]
     assert canvas.canvas_of((480, 640), canvases, 240, 320) == 0
     assert canvas.canvas_of((640, 480), canvases, 240, 320) == 1
@@ -56,7 +56,7 @@ def test_the_first_canvas_that_holds_the_picture_is_taken():
     assert canvas.canvas_of((640, 640), canvases, 320, 320) == 2
 
 
-def test_a_picture_that_no_canvas_holds_is_made_smaller():
+def test_image_larger_than_every_canvas_is_downscaled():
     image = np.full((640, 480, 3), 200, "uint8")
     out, size_hw = canvas.resize_to_canvas(image, 240, 320, [[240, 320]])
     assert out.shape == (240, 320, 3)
@@ -64,7 +64,7 @@ def test_a_picture_that_no_canvas_holds_is_made_smaller():
 
 
 @pytest.mark.parametrize("hw", [(480, 640), (37, 91), (91, 37), (1, 1), (240, 320), (2000, 31)])
-def test_the_picture_lies_in_the_upper_left_corner_and_the_rest_is_zero(hw):
+def test_image_is_in_the_upper_left_corner_and_the_rest_is_zero(hw):
     image = np.full((*hw, 3), 255, "uint8")
     out, size_hw = canvas.resize_to_canvas(image, 240, 320)
     (h, w), out = size_hw.numpy(), out.numpy()
@@ -89,14 +89,14 @@ def test_resizing_is_pillows_bilinear(hw, size_hw):
     assert np.abs(got - np.asarray(expected)).max() <= 1
 
 
-def test_without_antialiasing_four_neighbours_count():
+def test_without_antialiasing_four_neighbours_contribute():
     image = np.zeros((8, 8, 3), "uint8")
     image[::4] = 255  # between the samples of an image 4 times smaller
     assert not canvas.resize(image, (2, 2), antialias=False).numpy().any()
     assert canvas.resize(image, (2, 2)).numpy().all()
 
 
-def test_boxes_come_back():
+def test_boxes_map_back_to_the_original_size():
     original_hw, size_hw = np.array([[480, 640], [333, 500]]), np.array([[240, 320], [213, 320]])
     boxes = np.float32([[[0, 0, 320, 240], [10, 20, 30, 40]], [[0, 0, 320, 213], [32, 21.3, 64, 106.5]]])
     back = np.asarray(rescale(boxes, size_hw, original_hw))
@@ -105,7 +105,7 @@ def test_boxes_come_back():
     np.testing.assert_allclose(rescale(boxes[:1], size_hw[:1], original_hw[:1])[0], back[0])
 
 
-def test_all_of_it_runs_in_a_saved_model_without_this_package(tmp_path):
+def test_saved_model_runs_without_this_package(tmp_path):
     import subprocess
     import sys
 

@@ -11,7 +11,7 @@ def take(iterator, count):
     return list(itertools.islice(iterator, count))
 
 
-def test_every_epoch_is_a_permutation_and_no_two_are_alike():
+def test_every_epoch_is_a_different_permutation():
     rows = np.reshape(take(order.endless_rows([50], [1], seed=0), 500), (10, 50))
     for epoch in rows:
         assert sorted(epoch) == list(range(50))
@@ -31,7 +31,7 @@ def test_data_sets_are_drawn_by_weight_and_each_evenly():
         assert np.ptp(part) <= 1  # each its own epochs
 
 
-def test_batches_hold_one_canvas_and_lose_nothing():
+def test_batches_hold_one_canvas_and_drop_no_image():
     canvas = np.array([0] * 30 + [1] * 5 + [2])
     rows = order.endless_rows([36], [1], seed=0)
     steps = take(order.batches(rows, canvas, 4), 900)
@@ -45,7 +45,7 @@ def test_batches_hold_one_canvas_and_lose_nothing():
 
 
 @pytest.mark.parametrize("start", [1, 7, 100])
-def test_starting_later_is_the_tail(start):
+def test_start_step_gives_the_tail(start):
     canvas = np.array([0, 1, 0, 0, 1, 0, 2, 0, 0, 1])
 
     def batches(**options):
@@ -55,7 +55,7 @@ def test_starting_later_is_the_tail(start):
     np.testing.assert_array_equal(take(batches(start_step=start), 20), whole[start:])
 
 
-def test_in_order_has_every_picture_once():
+def test_in_order_has_every_image_once():
     canvas = np.array([1, 0, 0, 1, 0, 0, 0, 1])
     steps = order.in_order(canvas, 3)
     assert steps.shape == (3, 3, 3)

@@ -79,7 +79,7 @@ def pictures(batches):
         yield from zip(*((x | y)[key] for key in keys), strict=True)
 
 
-def test_one_epoch_holds_every_picture_once(painted):
+def test_one_epoch_holds_every_image_once(painted):
     batches = take(pipeline.train_batches([painted], canvases=[[64, 64]], **PLAIN), 15)
     for epoch in range(3):
         ids = [p[-1] for p in pictures(batches[5 * epoch : 5 * epoch + 5])]
@@ -89,7 +89,7 @@ def test_one_epoch_holds_every_picture_once(painted):
 
 @pytest.mark.parametrize("short_side_px", [48, (32, 40, 48)])
 @pytest.mark.parametrize("augment", [(), FLIPS[:1], FLIPS])
-def test_boxes_are_where_the_paint_is(painted, short_side_px, augment):
+def test_boxes_follow_the_pixels(painted, short_side_px, augment):
     options = {**PLAIN, "short_side_px": short_side_px, "augment": augment}
     batches = pipeline.train_batches([painted], **options)
     seen = 0
@@ -116,7 +116,7 @@ def test_sizes_follow_the_chosen_short_side(painted):
     assert 0.2 < share < 0.8
 
 
-def test_flips_happen_half_the_time_and_change_from_epoch_to_epoch(painted):
+def test_flips_have_probability_half_and_differ_between_epochs(painted):
     batches = take(pipeline.train_batches([painted], **{**PLAIN, "augment": FLIPS[:1]}), 200)
     plain = {p[-1]: p[2][0] for p in pictures(take(pipeline.train_batches([painted], **PLAIN), 20))}
     flipped = {}
@@ -131,7 +131,7 @@ VARIED = {**PLAIN, "short_side_px": (32, 40, 48), "augment": FLIPS, "seed": 5}
 
 
 @pytest.mark.parametrize("start", [1, 4, 13])
-def test_a_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
+def test_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
     whole = take(pipeline.train_batches([painted], **VARIED), start + 6)
     later = take(pipeline.train_batches([painted], start_step=start, **VARIED), 6)
     assert_equal_batches(later, whole[start:])
@@ -140,7 +140,7 @@ def test_a_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
 @pytest.mark.parametrize(
     "options", [{"parallel": 1}, {"parallel": 7}, {"cache": "encoded"}, {"cache": "decoded"}]
 )
-def test_threads_and_caches_change_nothing(painted, options):
+def test_batches_do_not_depend_on_threads_and_caches(painted, options):
     expected = take(pipeline.train_batches([painted], **VARIED), 20)
     assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, **options), 20), expected)
     one_size = {**VARIED, "short_side_px": 48}
@@ -149,7 +149,7 @@ def test_threads_and_caches_change_nothing(painted, options):
     assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)  # rounded in another order
 
 
-def test_pictures_that_take_longer_keep_their_place(tmp_path):
+def test_slow_images_keep_their_position(tmp_path):
     data = build(tmp_path, paint(tmp_path, [(1600, 1600), (32, 32), (32, 32), (32, 32)] * 3))
     ids = [
         [p[-1] for p in pictures(take(pipeline.train_batches([data], **PLAIN, parallel=parallel), 18))]
@@ -177,7 +177,7 @@ def test_landscape_and_portrait(painted):
     assert of_canvas == {(48, 64): {1, 3, 4, 5, 7, 8, 9, 10}, (64, 48): {2, 6}}
 
 
-def test_a_single_canvas_means_static_shapes(tmp_path):
+def test_single_canvas_gives_static_shapes(tmp_path):
     data = build(tmp_path, paint(tmp_path, [(60, 80)] * 4))
     x, y = pipeline.train_batches([data], max_objects=9, **PLAIN).element_spec
     assert {key: tuple(spec.shape) for key, spec in (x | y).items()} == {
@@ -228,9 +228,9 @@ def sides_of_picture_1(crowded, **options):
     return np.where(crowd, -1, 1)[labels >= 0] * boxes[labels >= 0, 2]
 
 
-def test_the_largest_stay_when_there_are_too_many(crowded):
+def test_largest_objects_are_kept_above_max_objects(crowded):
     with pytest.warns(
-        UserWarning, match="1 images hold more than max_objects = 3 .* 2 of 6 objects are lost"
+        UserWarning, match="1 images have more than max_objects = 3 .* 2 of 6 objects are dropped"
     ):
         np.testing.assert_allclose(sides_of_picture_1(crowded, max_objects=3), [30, 20, 10])
     with pytest.warns(UserWarning):
@@ -243,7 +243,7 @@ def test_the_largest_stay_when_there_are_too_many(crowded):
 
 
 @pytest.mark.parametrize("keep_empty,expected", [(False, {1, 4}), (True, {1, 2, 3, 4})])
-def test_pictures_without_objects(crowded, keep_empty, expected):
+def test_images_without_objects(crowded, keep_empty, expected):
     batches = take(pipeline.train_batches([crowded], **PLAIN, keep_empty=keep_empty), 8)
     seen = {int(p[-1]): p for p in pictures(batches)}
     assert set(seen) == expected
@@ -277,7 +277,7 @@ def test_two_data_sets_by_weight(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("limit", [None, 4])
-def test_validation_has_every_picture_once(painted, batch_size, limit):
+def test_validation_has_every_image_once(painted, batch_size, limit):
     settings = {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]]}
     batches = pipeline.val_batches([painted], batch_size=batch_size, limit=limit, **settings)
     ids, steps = [], 0
@@ -295,7 +295,7 @@ def test_validation_has_every_picture_once(painted, batch_size, limit):
     assert_equal_batches(take(batches, 3), take(batches, 3))
 
 
-def test_views_are_what_each_size_alone_would_give(painted):
+def test_views_equal_separate_runs_of_each_size(painted):
     """Two sizes and their mirrors; a batch has one canvas for each size, and every image comes once."""
     sizes = [
         {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]], "antialias": True},
@@ -330,7 +330,7 @@ def test_views_are_what_each_size_alone_would_give(painted):
     assert sorted(ids) == list(range(1, 11)) and len(combinations) > 2
 
 
-def test_boxes_lead_back_to_the_photos(tmp_path):
+def test_boxes_map_back_to_the_original_images(tmp_path):
     """Real photos: what the pipeline gives, led back, is what the annotations say."""
     bccd = real_data.folder("bccd")
     truth = json.loads((bccd / "coco/instances_test.json").read_text())
@@ -355,7 +355,7 @@ def test_boxes_lead_back_to_the_photos(tmp_path):
     assert len(seen) == 72
 
 
-def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
+def test_scaled_decoding_gives_nearly_the_same_images(tmp_path):
     bccd = real_data.folder("bccd")
     source = {
         "format": "coco",
@@ -373,7 +373,7 @@ def test_scaled_decoding_gives_nearly_the_same_pictures(tmp_path):
             assert np.abs(x["images"].astype(int) - x_scaled["images"]).mean() < 3
 
 
-def test_the_cache_of_converted_data_is_used_again(tmp_path):
+def test_cache_of_converted_data_is_reused(tmp_path):
     tree = paint(tmp_path, SIZES[:3])
     (tmp_path / "a.json").write_text(json.dumps(tree))
     source = {
@@ -416,7 +416,7 @@ def test_wrong_settings(painted, options, message):
 
 
 def test_wrong_sources(tmp_path, painted):
-    with pytest.raises(UserError, match="no shards there"):
+    with pytest.raises(UserError, match="no shards found"):
         sources.dataset_of({"glob": str(tmp_path / "*.tfrecord")}, tmp_path)
     other = build(tmp_path, paint(tmp_path, [(60, 80)] * 2, ids=(1, 2, 3)))
     with pytest.raises(UserError, match="its categories differ"):
@@ -428,7 +428,7 @@ def test_wrong_sources(tmp_path, painted):
         pipeline.train_batches([empty], **PLAIN)
 
 
-def test_decode_only_reads_the_same_pictures(painted):
+def test_decode_only_reads_the_same_images(painted):
     [shapes] = itertools.islice(pipeline.decode_only([painted], batch_size=10), 1)
     expected = np.stack([painted.index.height, painted.index.width, np.full(10, 3)], axis=-1)
     np.testing.assert_array_equal(shapes, expected)

@@ -37,13 +37,13 @@ def test_no_objects_at_all():
     np.testing.assert_array_equal(sampling.class_aware_weights([], 3), np.zeros(3))
 
 
-def test_natural_shows_every_picture_once_in_an_epoch():
+def test_natural_yields_every_image_once_per_epoch():
     rows = first(sampling.natural(7, (0,)), 21).reshape(3, 7)
     np.testing.assert_array_equal(np.sort(rows), np.tile(np.arange(7), (3, 1)))
     assert not np.array_equal(rows[0], rows[1])
 
 
-def test_repeated_rounds_up_as_often_as_the_fraction_says():
+def test_repeated_rounds_stochastically():
     factors = np.array([1.0, 2.0, 1.25, 3.5])
     rows = first(sampling.repeated(factors, (1,)), 40_000)
     shares = np.bincount(rows, minlength=4) / 40_000
@@ -52,12 +52,12 @@ def test_repeated_rounds_up_as_often_as_the_fraction_says():
     np.testing.assert_array_equal(np.sort(epoch), [0, 1, 1, 1])
 
 
-def test_drawn_keeps_to_the_weights():
+def test_drawn_follows_the_weights():
     rows = first(sampling.drawn([0.5, 0.0, 1.5], (2,)), 40_000)
     np.testing.assert_allclose(np.bincount(rows, minlength=3) / 40_000, [0.25, 0, 0.75], atol=0.01)
 
 
-def test_class_aware_shows_rare_classes_as_often_as_common_ones():
+def test_class_aware_balances_classes():
     """Ninety images of class 0, ten of class 1."""
     pairs = [(n, int(n >= 90)) for n in range(100)]
     rows = first(sampling.drawn(sampling.class_aware_weights(pairs, 100), (3,)), 20_000)

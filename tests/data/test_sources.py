@@ -82,12 +82,12 @@ def test_csv(world):
         ({"glob": "x", "classes": "y"}, "unexpected classes with glob"),
     ],
 )
-def test_keys_that_do_not_belong_together(source, message):
+def test_conflicting_keys_of_a_source(source, message):
     with pytest.raises(ValueError, match=message):
         Source(**source)
 
 
-def test_shards_of_others(tmp_path):
+def test_shards_of_other_tools(tmp_path):
     file = real_data.folder("raccoon", "data") / "test.record"
     data = opened(tmp_path, glob=str(file))
     assert data.index.files == (str(file),) and len(data.index) == 40 and data.index.objects.sum() == 44
@@ -98,7 +98,7 @@ def test_shards_of_others(tmp_path):
     assert [c["name"] for c in truth(named)["categories"]] == ["Procyon lotor", "other"]
 
 
-def test_what_is_left_out_is_not_left_out_unseen(world):
+def test_left_out_images_and_boxes_are_warned_about(world):
     faulty = "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,11,22\na.jpg,cat,5,5,5,5\nc.jpg,cat,1,2,3,4\n"
     (world / "boxes.csv").write_text(faulty)
     source = {"images": str(world / "JPEGImages"), "annotations": str(world / "boxes.csv")}
@@ -106,17 +106,17 @@ def test_what_is_left_out_is_not_left_out_unseen(world):
         opened(world, format="csv", **source)
 
 
-def test_records_without_pictures_are_refused(tmp_path):
+def test_records_without_images_are_rejected(tmp_path):
     file = real_data.folder("voc100", "other_formats", "tfrecord") / "default.tfrecord"
     with pytest.raises(UserError, match="holds no image"):
         opened(tmp_path, glob=str(file))
 
 
-def test_our_own_shards_say_themselves_what_the_classes_are(world):
+def test_own_shards_reject_labels(world):
     folder = opened(world, format="voc", root=str(world)).annotations[0].parent
     assert len(open_dataset(folder).index) == 2
     (world / "names.txt").write_text("dog\n")
-    with pytest.raises(UserError, match="leave labels out"):
+    with pytest.raises(UserError, match="remove labels"):
         opened(world, glob=str(folder), labels=str(world / "names.txt"))
 
 

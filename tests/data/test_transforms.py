@@ -137,7 +137,7 @@ def test_mosaic(ellipses):
     assert gone > 0
 
 
-def test_mosaic_fills_the_canvas_with_four_pictures_and_grey():
+def test_mosaic_fills_the_canvas_with_four_images_and_grey():
     run = painted_images.runner(["mosaic"], num_images=4)
     seen = np.zeros(4)
     for seed in SEEDS:
@@ -170,7 +170,7 @@ def test_mixup():
     check_scores(ious)
 
 
-def test_shares_of_mixup_are_beta_distributed():
+def test_weights_of_mixup_are_beta_distributed():
     """Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1))."""
     for alpha in (1, 3, 8):
         draws = rng.uniform(
@@ -218,7 +218,7 @@ def test_copy_paste():
     assert np.mean(masks) > 0.95 and gone > 0 and 30 <= pasted <= 55
 
 
-def test_colours_change_and_nothing_else():
+def test_color_jitter_changes_pixels_only():
     run = painted_images.runner(["color_jitter"])
     example = painted_images.painted(0, hw=painted_images.CANVAS)
     rng = np.random.default_rng(0)
@@ -240,7 +240,7 @@ def test_colours_change_and_nothing_else():
         ("contrast", 0.5, "mean"),
     ],
 )
-def test_each_colour_setting_does_what_it_says(setting, value, expected):
+def test_each_colour_setting(setting, value, expected):
     off = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
     run = painted_images.runner([{"color_jitter": off | {setting: value}}])
     image = np.random.default_rng(1).integers(100, 140, (*painted_images.CANVAS, 3), dtype="uint8")
@@ -262,7 +262,7 @@ def test_each_colour_setting_does_what_it_says(setting, value, expected):
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
-def test_crowds_stay_crowds_and_no_object_stays_none(name):
+def test_crowds_and_padding_are_preserved(name):
     """A crowd over the whole image is one after every transform; label -1 never comes back to life."""
     images = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
     run = painted_images.runner([name], images, with_masks=True)
@@ -280,7 +280,7 @@ def test_crowds_stay_crowds_and_no_object_stays_none(name):
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
-def test_pictures_without_objects(name):
+def test_images_without_objects(name):
     images = 1 + {"mosaic": 3, "mixup": 1, "copy_paste": 1}.get(name, 0)
     run = painted_images.runner([name], images, with_masks=True)
     example = painted_images.example_of(np.full((60, 90, 3), 7, "uint8"), [], [], pngs=[])
@@ -301,7 +301,7 @@ def test_many_objects_at_once():
 
 
 @pytest.mark.parametrize("g", goldens("cn2_efficientdet_crop"), ids=str)
-def test_scale_and_crop_is_the_references_function_of_the_draws(g):
+def test_scale_and_crop_equals_the_reference_for_given_draws(g):
     height, width, target, *draws = np.asarray(g["rows"]).T
     hw = np.stack([height, width], axis=-1)
     scaled, offset, scale, visible = placement(hw, np.stack([target, target], axis=-1), *draws)
@@ -324,7 +324,7 @@ def test_placements_stay_inside(hw, target, factor, draws):
     assert (scaled <= np.maximum(np.multiply(hw, scale), 1) + 1e-6).all()
 
 
-def test_boxes_of_which_too_little_is_left_are_none():
+def test_boxes_with_too_small_a_visible_fraction_are_removed():
     """An image of 100x100 whose left half is cut away, by hand."""
     from kgarden.data.transforms.geometry import cut
 
@@ -338,7 +338,7 @@ def test_boxes_of_which_too_little_is_left_are_none():
     np.testing.assert_array_equal(result["labels"], [0, 1, 2, -1, 4])  # of the crowd 3 less than 1 px is left
 
 
-def test_a_crop_is_resized_as_a_picture_of_its_size_would_be():
+def test_crop_is_resized_like_an_image_of_its_size():
     from kgarden.data.canvas import fitted_hw
     from kgarden.data.transforms.geometry import cut
 
@@ -353,7 +353,7 @@ def test_a_crop_is_resized_as_a_picture_of_its_size_would_be():
         assert tuple(result["image"].shape[:2]) == hw
 
 
-def test_iou_crops_keep_their_promise():
+def test_iou_crops_reach_the_minimum_iou():
     """With IoU 0.9 asked for alone, what is seen of some object is nearly the whole window."""
     from kgarden.data.transforms import crops
 
@@ -362,7 +362,7 @@ def test_iou_crops_keep_their_promise():
         [[10, 10, 90, 90], [0, 0, 50, 50], [10, 10, 90, 82], [20, 20, 80, 80], [91, 91, 99, 99]]
     )
     found = [
-        crops._is_safe(example, windows, tf.constant(least)).numpy().tolist() for least in (0.9, 0.5, 0.0)
+        crops._is_valid(example, windows, tf.constant(least)).numpy().tolist() for least in (0.9, 0.5, 0.0)
     ]
     # IoUs by hand: 1; 1600 / 7300 = 0.22; 0.9; 3600 / 6400 = 0.5625; 0.  Their centres: (50, 50).
     assert found[0] == [True, False, True, False, False]
@@ -370,7 +370,7 @@ def test_iou_crops_keep_their_promise():
     assert found[2] == [True, False, True, True, False]  # the second's border is the centre: half-open
 
 
-def test_a_transform_is_a_function_of_example_and_seed():
+def test_transform_is_a_function_of_example_and_seed():
     entries = ["random_crop", "horizontal_flip", "vertical_flip", "color_jitter"]
     run, again = painted_images.runner(entries), painted_images.runner(entries)
     example, results = painted_images.painted(0), {}
@@ -387,10 +387,10 @@ def test_a_transform_is_a_function_of_example_and_seed():
     [
         (["mosiac"], "no transform 'mosiac'; did you mean 'mosaic'"),
         ([{"mixup": {"alfa": 1}}], "augment.mixup.alfa: no such setting; did you mean 'alpha'"),
-        ([{"mixup": {"alpha": 0.5}}], "mixup.alpha: 0.5 is not a whole number"),
+        ([{"mixup": {"alpha": 0.5}}], "mixup.alpha: 0.5 is not an integer"),
         ([{"random_crop": {"fraction": [0.9, 0.5]}}], r"random_crop.fraction: \[0.9, 0.5\] is not"),
         ([{"horizontal_flip": {"probability": 2}}], "horizontal_flip.probability: 2 is not"),
-        (["mosaic", "large_scale_jitter"], "mosaic and large_scale_jitter both give"),
+        (["mosaic", "large_scale_jitter"], "mosaic and large_scale_jitter both set"),
         (["copy_paste"], "copy_paste needs masks: set data.masks to true"),
         ([{"mosaic": {"antialias": True}}], "augment.mosaic.antialias: no such setting"),
     ],
@@ -400,13 +400,13 @@ def test_wrong_settings(entries, message):
         Augmentation(entries)
 
 
-def test_every_transform_says_what_it_is():
+def test_every_transform_has_a_description():
     for name, defaults, summary in describe():
         assert name in TRANSFORMS and summary.endswith(".")
         Augmentation([{name: defaults}], masks=True)  # the defaults are valid settings
 
 
-def test_chance_is_even_and_independent():
+def test_random_numbers_are_uniform_and_independent():
     seeds = tf.stack([tf.fill([50_000], tf.constant(3, tf.int64)), tf.range(50_000, dtype=tf.int64)], axis=1)
     draws = rng.uniform(seeds, 3).numpy()
     assert draws.min() >= 0 and draws.max() < 1

@@ -86,13 +86,13 @@ def graph_of(detector):
 
 
 @pytest.mark.parametrize("base", ["atss", "gfl", "retinanet"])
-def test_the_network_without_nms_is_free_of_nms_loops_and_pairs(base):
+def test_nms_free_network_has_no_nms_loop_or_pairwise_iou(base):
     _, detector = detector_of(pss_on(base))
     graph = graph_of(detector)
     assert not loops_and_nms(graph) and not pairs_of_boxes(graph, counts_of(detector))
 
 
-def test_the_same_look_finds_all_of_that_in_a_network_with_nms():
+def test_network_with_nms_has_loop_and_pairwise_iou():
     _, detector = detector_of(NMS_ON)
     graph = graph_of(detector)
     assert "StatelessWhile" in loops_and_nms(graph)
@@ -103,7 +103,7 @@ def test_the_same_look_finds_all_of_that_in_a_network_with_nms():
     assert loops_and_nms(by_kernel) == {"NonMaxSuppressionV3"}
 
 
-def test_the_saved_model_without_nms_is_free_of_nms_loops_and_pairs(fcos_pss, tmp_path):
+def test_nms_free_saved_model_has_no_nms_loop_or_pairwise_iou(fcos_pss, tmp_path):
     """All of it: decoding is a tf.data map, and the signatures share the graphs of the network."""
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -213,7 +213,7 @@ NOT_IN_LITERT = re.compile(r"NON_MAX_SUPPRESSION|WHILE|Flex|CUSTOM|^IF$")
         pytest.param("retinanet", "litert", (96, 160), marks=pytest.mark.slow),
     ],
 )
-def test_other_runtimes_answer_as_the_model_does(base, form, canvas, tmp_path):
+def test_other_runtimes_agree_with_the_model(base, form, canvas, tmp_path):
     for package in NEEDED[form]:
         pytest.importorskip(package)
     recipe, detector = detector_of(pss_on(base))
@@ -237,7 +237,7 @@ def test_other_runtimes_answer_as_the_model_does(base, form, canvas, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["onnx", pytest.param("litert", marks=pytest.mark.slow)])
-def test_nms_survives_the_way_into_another_runtime(form, tmp_path):
+def test_nms_agrees_in_other_runtimes(form, tmp_path):
     """Several blocks of boxes, chains within a block; tf2onnx loses a loop state that is handed through."""
     for package in NEEDED[form]:
         pytest.importorskip(package)
@@ -280,7 +280,7 @@ def answer_of(scores, boxes, labels, total=4):
     }
 
 
-def test_what_agrees_and_what_does_not():
+def test_agreement_by_hand():
     a, b, c = [0, 0, 10, 10], [5, 5, 20, 20], [1, 2, 3, 4]
     model = answer_of([0.5, 0.4, 0.3], [a, b, c], [0, 1, 1])
     swapped = answer_of([0.40001, 0.5, 0.3], [[5, 5, 20, 20.005], a, c], [1, 0, 1])
@@ -329,7 +329,7 @@ def run(fcos_pss, tmp_path, monkeypatch):
         (["--format", "litert"], "pip install 'kgarden[litert]'"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(run, capsys, monkeypatch, arguments, words):
+def test_errors_are_one_line_and_write_nothing(run, capsys, monkeypatch, arguments, words):
     for package in ("tf2onnx", "ai_edge_litert", "ai_edge_litert.interpreter"):
         monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["export", str(run), "--to", "served", *arguments]) == 2
@@ -338,7 +338,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(run, capsys, monkeypatch, argu
     assert not list(run.parent.glob("served/*"))
 
 
-def test_forms_do_not_mix_and_versions_are_counted(run, capsys):
+def test_formats_do_not_mix_and_versions_are_numbered(run, capsys):
     pytest.importorskip("ai_edge_litert")
     arguments = ["export", str(run), "--to", "served", "--format", "litert", "--canvas", "96x160"]
     (run.parent / "served" / "1").mkdir(parents=True)
@@ -354,7 +354,7 @@ def test_forms_do_not_mix_and_versions_are_counted(run, capsys):
     assert (run.parent / "other" / "1" / "mine").read_text() == "mine"
 
 
-def test_two_stages_are_refused(tmp_path):
+def test_two_stage_models_are_rejected(tmp_path):
     pytest.importorskip("tf2onnx")
     model = {
         "name": "centernet2",
@@ -370,7 +370,7 @@ def test_two_stages_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["onnx", "litert"])
-def test_the_lines_of_the_documentation_lead_from_a_photo_to_boxes_in_it(run, fcos_pss, form):
+def test_documented_client_code_maps_boxes_to_the_image(run, fcos_pss, form):
     for package in NEEDED[form]:
         pytest.importorskip(package)
     recipe, detector = fcos_pss

@@ -107,7 +107,7 @@ def test_all_signatures_agree_with_predictor_without_kgarden(exported):
             np.testing.assert_array_equal(answer["detection_classes"], ids[expected["labels"][valid]])
 
 
-def test_what_lies_beside_the_graph(exported):
+def test_files_beside_the_graph(exported):
     _, recipe, version, _ = exported
     assert version.name == "1"
     assert (version / "labels.txt").read_text() == "7 cup\n2 dish\n90 spoon\n"
@@ -149,7 +149,7 @@ def test_masks_agree_with_predictor_in_all_signatures(tmp_path):
     assert types["detection_masks"].dtype == tf.float32
 
 
-def test_warm_up_requests_are_answered(exported):
+def test_warm_up_requests_run(exported):
     from tensorflow_serving.apis import prediction_log_pb2
 
     version = exported[2]
@@ -165,7 +165,7 @@ def test_warm_up_requests_are_answered(exported):
     assert sorted(asked) == ["image_tensor", "serving_default", "tf_example"]
 
 
-def test_a_file_in_the_way_is_refused(exported, tmp_path):
+def test_existing_file_is_rejected(exported, tmp_path):
     detector, recipe, *_ = exported
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(UserError, match="is a file"):

@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.tensorflow
-def test_a_run_has_the_numbers_of_its_masks_everywhere(trained, capsys):
+def test_mask_metrics_are_in_all_outputs_of_a_run(trained, capsys):
     """Masks of 16 cells on discs of 32 px: IoU of about 0.95."""
     run = trained.run
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -76,7 +76,7 @@ def test_a_run_has_the_numbers_of_its_masks_everywhere(trained, capsys):
 
 
 @pytest.mark.tensorflow
-def test_tensorboard_has_the_numbers_of_masks(trained):
+def test_tensorboard_has_mask_metrics(trained):
     from tensorflow.python.summary.summary_iterator import summary_iterator
 
     tags = set()
@@ -91,7 +91,7 @@ def painted(picture, image):
 
 
 @pytest.mark.tensorflow
-def test_pictures_of_a_run_show_discs(trained):
+def test_drawn_images_of_a_run_show_discs(trained):
     """Eight times enlarged: inside the disc it is tinted, between disc and frame it is not."""
     data = StandInData(trained.run.parent, discs=True)
     image = data.images[0].repeat(8, axis=0).repeat(8, axis=1)
@@ -106,7 +106,7 @@ def test_pictures_of_a_run_show_discs(trained):
 
 
 @pytest.mark.tensorflow
-def test_predictor_gives_masks_and_the_photo_s_size(trained, tmp_path):
+def test_predictor_returns_masks_for_the_original_size(trained, tmp_path):
     """A picture of another size: 160 x 240 px, discs of 40 px; masks through the public function."""
     small, boxes, _ = pictures(1, seed=9, shape=DISC)
     photo = np.asarray(Image.fromarray(small[0]).resize((240, 160), Image.BICUBIC))
@@ -131,7 +131,7 @@ def test_predictor_gives_masks_and_the_photo_s_size(trained, tmp_path):
     assert changed[middle].all() and changed.mean() < 0.2
 
 
-def test_masks_come_through_inference_on_either_backend():
+def test_masks_of_inference_on_either_backend():
     """The stand-in's masks are what is bright in its cell; batch and jit as evaluation has them."""
     detector = MaskedStandIn(2)
     detector.build()

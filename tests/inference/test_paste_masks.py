@@ -43,7 +43,7 @@ def places(box, size_hw, side):
 # --- by hand ----------------------------------------------------------------------------------------------
 
 
-def test_the_left_half_of_a_box():
+def test_mask_of_the_left_half_of_a_box():
     """4 x 4 cells over 8 x 8 px from (2, 1): cell centres at x = 3, 5, 7, 9; px 5.5 holds 3/4, 6.5 holds 1/4.
 
     At the left side px 2.5 lies a quarter of a cell before the first centre, so it holds 3/4 of it; the
@@ -57,7 +57,7 @@ def test_the_left_half_of_a_box():
 
 
 @pytest.mark.parametrize("value,width", [(0.2, 4), (0.3, 4), (0.4, 5), (0.5, 5), (0.6, 5), (0.7, 6), (1, 7)])
-def test_a_cell_that_is_covered_in_part_moves_the_edge(value, width):
+def test_partial_cell_moves_the_edge(value, width):
     """Columns 1, 1, value, 0 over 8 px: px 4 holds 1/4 + 3/4 value, px 5 3/4 value, px 6 1/4 value.
 
     So from value 1/3 on px 4 belongs to the object and from 2/3 on px 5; px 6 never does, unless the last
@@ -69,7 +69,7 @@ def test_a_cell_that_is_covered_in_part_moves_the_edge(value, width):
     assert np.flatnonzero(got[4]).tolist() == list(range(2, 2 + width))
 
 
-def test_a_mask_of_ones_is_its_box_with_round_corners():
+def test_mask_of_ones_is_the_box_with_rounded_corners():
     """2 x 2 cells of 4 px: the px in a corner holds (5/8)^2 = 0.39, its neighbour 5/8 * 7/8 = 0.55."""
     wanted = np.zeros((10, 10), bool)
     wanted[1:9, 1:9] = True
@@ -79,13 +79,13 @@ def test_a_mask_of_ones_is_its_box_with_round_corners():
     np.testing.assert_array_equal(paste(np.ones((16, 16)), [1, 1, 9, 9], (10, 10)), wanted)
 
 
-def test_boxes_between_pixels_own_those_whose_centres_they_hold():
+def test_pixels_belong_to_boxes_that_contain_their_centres():
     for x0, x1, wanted in [(1.4, 3.6, [1, 2, 3]), (1.6, 3.4, [2]), (1.6, 2.4, []), (1.5, 3.5, [1, 2, 3])]:
         got = paste(np.ones((112, 112)), [x0, 0, x1, 8], (8, 6))
         assert np.flatnonzero(got[4]).tolist() == wanted, (x0, x1)
 
 
-def test_padding_and_boxes_outside_hold_nothing():
+def test_padding_and_boxes_outside_are_empty():
     masks = np.stack([np.zeros((4, 4)), *[np.ones((4, 4))] * 4])
     boxes = [[0, 0, 0, 0], [30, 2, 40, 9], [-9, 2, -1, 9], [3, 30, 9, 40], [4.6, 2, 5.4, 9]]
     assert not paste_masks(masks, np.float32(boxes), (10, 20)).any()
@@ -93,7 +93,7 @@ def test_padding_and_boxes_outside_hold_nothing():
     assert paste(np.ones((4, 4)), [-30, -30, 60, 60], (10, 20)).all()  # a box around the whole picture
 
 
-def test_masks_of_several_pictures_are_refused():
+def test_masks_of_several_images_are_rejected():
     with pytest.raises(UserError, match=r"\(2, 3, 4, 4\).*\(2, 3, 4\)") as caught:
         paste_masks(np.zeros((2, 3, 4, 4)), np.zeros((2, 3, 4)), (10, 20))
     assert "\n" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_masks_of_several_pictures_are_refused():
 
 @pytest.mark.parametrize("side", [1, 2, 7, 28, 112])
 @pytest.mark.parametrize("seed", range(6))
-def test_scipy_interpolates_to_the_same(side, seed):
+def test_interpolation_agrees_with_scipy(side, seed):
     """map_coordinates on the whole picture, zeros around the mask; values at the threshold are left out."""
     random = np.random.default_rng([side, seed])
     size_hw = tuple(random.integers(20, 70, 2))
@@ -125,7 +125,7 @@ def test_scipy_interpolates_to_the_same(side, seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_mirrors_and_shifts_change_nothing(seed):
+def test_equivariant_to_flips_and_shifts(seed):
     random = np.random.default_rng(seed)
     size_hw, mask = (60, 80), a_mask(random, 28)
     x0, y0, x1, y1 = box = a_box(random, size_hw)
@@ -145,7 +145,7 @@ def test_mirrors_and_shifts_change_nothing(seed):
 
 
 @pytest.mark.parametrize("radius,least", [(5, 0.95), (20, 0.985), (80, 0.993), (200, 0.993)])
-def test_a_disc_sampled_at_the_cells_comes_back(radius, least):
+def test_sampled_disc_is_reconstructed(radius, least):
     """The bitmap of an analytic disc, as ground truth has it, pasted, against the disc itself."""
     random = np.random.default_rng(radius)
     size_hw = (2 * radius + 20,) * 2
@@ -159,7 +159,7 @@ def test_a_disc_sampled_at_the_cells_comes_back(radius, least):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_run_lengths_are_those_of_the_pasted_mask(seed):
+def test_run_lengths_equal_the_pasted_mask(seed):
     random = np.random.default_rng(seed)
     size_hw = tuple(int(side) for side in random.integers(1, 90, 2))
     for beyond in (0, 30):
@@ -176,7 +176,7 @@ def test_run_lengths_are_those_of_the_pasted_mask(seed):
 # --- frames -----------------------------------------------------------------------------------------------
 
 
-def test_boxes_end_at_their_picture_so_that_masks_keep_their_frames():
+def test_clipping_to_the_image_keeps_mask_frames():
     """Whatever is selected is cut in px of the network input; on the way back nothing more is cut."""
     random = np.random.default_rng(0)
     size_hw = np.int32([[64, 85], [47, 96], [61, 93]])

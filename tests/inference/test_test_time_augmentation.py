@@ -69,7 +69,7 @@ CONVENTIONS = ("detectron2", "maskrcnn_benchmark")
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_boxes_of_all_views_lie_in_the_first_by_hand(convention):
+def test_boxes_are_mapped_to_the_first_view_by_hand(convention):
     """Widths 51 and 77: x becomes 51 - x in the mirror, 51 / 77 of it from the larger view."""
     boxes = [[[1, 2, 11, 12]], [[10, 5, 20, 15]], [[15.4, 30, 38.5, 45]], [[7, 30, 21, 45]]]
     scores = [[[0.9, 0]], [[0.8, 0]], [[0, 0.7]], [[0.6, 0]]]
@@ -86,7 +86,7 @@ def test_boxes_of_all_views_lie_in_the_first_by_hand(convention):
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_one_object_is_one_detection_and_classes_stay_apart(convention):
+def test_views_of_one_object_merge_per_class(convention):
     """The object at [10, 10, 20, 20] as each view sees it; the second view gives it another class as well."""
     plain, mirror = [10, 10, 20, 20], [51 - 20, 10, 51 - 10, 20]
     large = [10 * 77 / 51, 15, 20 * 77 / 51, 30]
@@ -101,7 +101,7 @@ def test_one_object_is_one_detection_and_classes_stay_apart(convention):
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_of_equal_scores_the_earlier_view_stays(convention):
+def test_ties_go_to_the_earlier_view(convention):
     """And at an IoU equal to the threshold, 1/2, both do."""
     boxes = [[[10, 10, 20, 20]], [[51 - 21, 10, 51 - 11, 20]]]  # the mirror's is 1 px further right
     twice = [[[0.5]], [[0.5]]]
@@ -119,7 +119,7 @@ PAIR = [[[10, 10, 20, 20]], [[51 - 20, 10, 51 - 10, 15]]]  # IoU 1/2 across the 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("soft,left", [("linear", 0.8 * 0.5), ("gaussian", 0.8 * np.exp(-0.25 / 0.5))])
-def test_soft_nms_as_the_last_step(convention, soft, left):
+def test_soft_nms_as_the_final_nms(convention, soft, left):
     """By the keys of merge over a model with NMS, and by the model's own."""
     x, scores = views(SIZES[0]), [[[0.9]], [[0.8]]]
     by_merge = ask(Known(PAIR, scores, iou=0.4), x, convention=convention, method="soft_nms", soft=soft)
@@ -131,14 +131,14 @@ def test_soft_nms_as_the_last_step(convention, soft, left):
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("method", ["none", "peaks"])
-def test_a_model_without_nms_has_its_views_merged_by_nms(convention, method):
+def test_views_of_an_nms_free_model_are_merged_by_nms(convention, method):
     boxes = [[[10, 10, 20, 20]], [[51 - 20, 10, 51 - 10, 20]]]
     known = Known(boxes, [[[0.6]], [[0.9]]], method=method, levels=[(1, 1)])
     found = ask(known, views(SIZES[0]), convention=convention)
     np.testing.assert_allclose(found["scores"], [0.9])
 
 
-def test_what_a_view_hands_on():
+def test_rows_of_a_view():
     """B loses to A in its own view: a detection no longer, a candidate still, whom soft-NMS at the end keeps.
 
     A and B share 0.7, A and C 0.5, B and C 5/7. C's 0.7 becomes 0.35 for A; B's 0.8 becomes 0.24 for A and
@@ -154,7 +154,7 @@ def test_what_a_view_hands_on():
     np.testing.assert_allclose(found["scores"], [0.9, 0.35, 0.24 * 2 / 7], rtol=1e-5)
 
 
-def test_who_suppresses_whom():
+def test_groups_of_suppression():
     """A suppresses B in the first view, C of the second suppresses A: B is free if it is still there."""
     a, b, c_in_the_mirror = [10, 10, 20, 20], [10, 13, 20, 23], [51 - 20, 7, 51 - 10, 17]
     known = Known([[a, b], [c_in_the_mirror] * 2], [[[0.9], [0.8]], [[0.95], [0.0]]], iou=0.5)
@@ -250,7 +250,7 @@ def boxes_of(found, size_hw=None):
         pytest.param("centernet2", "maskrcnn_benchmark", marks=SLOW_ON_JAX),
     ],
 )
-def test_a_mirrored_picture_gives_mirrored_boxes(name, convention):
+def test_flipped_image_gives_flipped_boxes(name, convention):
     """With flip, the views of a picture and those of its mirror image are the same two."""
     detector, (x, _) = small(name), batch()
     assert x["size_hw"][0, 1] != x["images"].shape[2]  # a mirror of the canvas would be another
@@ -272,7 +272,7 @@ def test_a_mirrored_picture_gives_mirrored_boxes(name, convention):
         pytest.param("double_head", "maskrcnn_benchmark", marks=SLOW_ON_JAX),
     ],
 )
-def test_one_view_is_the_detector_itself(name, convention):
+def test_single_view_equals_the_detector(name, convention):
     detector, (x, _) = small(name), batch()
     x = {key: x[key] for key in ("images", "size_hw")}
     plain = ready_to_predict(detector.inference_model()).predict_on_batch(x)
@@ -285,7 +285,7 @@ def test_one_view_is_the_detector_itself(name, convention):
 # What is refused.
 
 
-def test_masks_and_idle_settings_are_refused_in_one_line():
+def test_masks_and_unused_settings_are_rejected_in_one_line():
     known = Known([[[0, 0, 9, 9]]], [[[0.5]]])
     for settings, words in [
         ({"convention": "mmdetection"}, "one of detectron2, maskrcnn_benchmark"),
@@ -300,7 +300,7 @@ def test_masks_and_idle_settings_are_refused_in_one_line():
         TestTimeAugmentation(small("condinst"))
 
 
-def test_the_last_selection_lies_over_the_model_s():
+def test_final_selection_overrides_that_of_the_model():
     own = Selection(iou=0.7, total=50, method="none")
     assert last_selection(own) == Selection(iou=0.7, total=50, method="nms")
     soft = Selection(method="soft_nms", soft="gaussian", sigma=0.3)

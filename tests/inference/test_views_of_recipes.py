@@ -40,7 +40,7 @@ def recipe_of(**evaluate):
 # Keys.
 
 
-def test_keys_and_their_short_forms():
+def test_keys_and_short_forms_of_views():
     assert recipe_of().evaluate.views is None
     assert load_recipe("quickstart", {"evaluate.views.flip": True}).evaluate.views.number == 2
     recipe = recipe_of(views={"short_side_px": [48, 64, 80], "flip": True}, merge="maskrcnn_benchmark")
@@ -67,7 +67,7 @@ def test_a_resolved_recipe_is_the_same_again(tmp_path):
         ({"views": {"flip": True}, "merge": {"method": "none"}}, "evaluate.merge.method"),
     ],
 )
-def test_refused_settings_are_one_line(keys, words):
+def test_invalid_views_are_rejected_in_one_line(keys, words):
     with pytest.raises(UserError, match=words) as caught:
         recipe_of(**keys)
     assert "\n" not in str(caught.value)
@@ -92,7 +92,7 @@ def test_canvases_of_views_by_hand():
     assert view_sizes(recipe_of()) == view_sizes(recipe_of(views={"flip": True}))
 
 
-def test_a_mirror_leaves_the_padding_where_it_is():
+def test_flip_keeps_the_padding_in_place():
     canvas = np.zeros((3, 5, 3), "uint8")
     canvas[:2, :3] = np.arange(1, 7).reshape(2, 3, 1)
     found = mirrored(canvas, (2, 3))[..., 0].tolist()
@@ -128,7 +128,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("merge", [{}, {"convention": "maskrcnn_benchmark", "method": "soft_nms"}])
-def test_files_and_shards_are_answered_alike(detector, photos, merge, tmp_path):
+def test_files_and_shards_give_equal_detections(detector, photos, merge, tmp_path):
     """Two sizes and their mirrors: `kgarden predict` and `kgarden evaluate` say the same of each photo."""
     from kgarden.build import prepare_data
 
@@ -154,7 +154,7 @@ def test_files_and_shards_are_answered_alike(detector, photos, merge, tmp_path):
 
 
 @pytest.mark.tensorflow
-def test_one_view_is_the_plain_answer(detector, photos):
+def test_single_view_equals_plain_inference(detector, photos):
     """A lone size goes the way of a recipe without views; at the test size it is the same answer."""
     _, paths = photos
     plain = Predictor(detector, recipe_of())(paths[0])
@@ -169,7 +169,7 @@ def test_one_view_is_the_plain_answer(detector, photos):
 
 
 @pytest.mark.tensorflow
-def test_a_mirrored_photo_is_answered_in_a_mirror(detector, photos):
+def test_flipped_image_gives_flipped_detections(detector, photos):
     """From the file on: sizes are rounded the same way, so that with flip the views are the same pictures."""
     _, paths = photos
     predictor = Predictor(detector, recipe_of(views={"short_side_px": [64, 80], "flip": True}))

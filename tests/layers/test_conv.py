@@ -9,7 +9,7 @@ from kgarden.layers.conv import Conv
 
 
 @pytest.mark.parametrize("channels", [8, 32])  # fewer and more than NARROW
-def test_a_strided_1x1_convolution_is_a_product_at_every_second_cell(channels):
+def test_strided_1x1_convolution_is_a_product_at_every_second_cell(channels):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 7, 6, channels)).astype("float32")
     layer = Conv(5, 1, strides=2, use_bias=False)

@@ -54,14 +54,14 @@ def test_every_mode_agrees_with_the_reference(golden):
 
 
 @pytest.mark.parametrize("settings", [{}, {"groups": 4}, {"mode": "dot_product", "groups": 4, "norm": "bn"}])
-def test_it_begins_as_nothing(settings):
+def test_initially_the_identity(settings):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 16)).astype("float32")
     np.testing.assert_array_equal(ops.convert_to_numpy(NonLocal(8, **settings)(x)), x)
     after = ops.convert_to_numpy(NonLocal(8, **settings, post_relu=True)(x))
     np.testing.assert_array_equal(after, np.maximum(x, 0))
 
 
-def test_groups_attend_by_themselves():
+def test_groups_attend_independently():
     x = np.random.default_rng(0).normal(size=(1, 2, 2, 8)).astype("float32")
     block = NonLocal(8, "embedded_gaussian", groups=2)
     block.build(x.shape)
@@ -77,8 +77,8 @@ def test_groups_attend_by_themselves():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_mistakes_are_named():
+def test_invalid_settings_raise():
     with pytest.raises(UserError, match="one of gaussian"):
         NonLocal(8, "softmax")
-    with pytest.raises(UserError, match="8 channels cannot be split into 3 groups"):
+    with pytest.raises(UserError, match="8 channels are not divisible by 3 groups"):
         NonLocal(8, groups=3).build((1, 2, 2, 16))

@@ -11,7 +11,7 @@ from kgarden.losses.roi import balanced_l1, make_box_loss, smooth_l1
 
 
 @pytest.mark.parametrize("golden", goldens("mmdet_reg_losses"), ids=str)
-def test_losses_of_deltas_agree_with_mmdetection(golden):
+def test_box_losses_agree_with_mmdetection(golden):
     cases = {name.split("/")[0] for name in golden.outputs()}
     got = {}
     for case in cases:
@@ -26,7 +26,7 @@ def test_losses_of_deltas_agree_with_mmdetection(golden):
     assert_agrees(golden, got)
 
 
-def test_the_balanced_gradient_is_that_of_the_paper():
+def test_gradient_of_balanced_l1_equals_the_paper():
     """Eq. 8: alpha log(b error + 1) below 1, gamma above; the loss has no step at 1."""
     errors = np.float32([0.01, 0.3, 0.7, 0.999999, 1.000001, 4.0])
     for alpha, gamma in ((0.5, 1.5), (0.2, 1.0)):
@@ -41,7 +41,7 @@ def test_the_balanced_gradient_is_that_of_the_paper():
         np.testing.assert_allclose(below, above, rtol=1e-4)
 
 
-def test_a_box_loss_has_a_name():
+def test_make_box_loss_by_name():
     error = np.float32([0.5, 2.0])
     np.testing.assert_allclose(make_box_loss("smooth_l1", 0.0)(error, 0.0), error)
     np.testing.assert_allclose(make_box_loss("smooth_l1", 1.0)(error, 0.0), [0.125, 1.5])

@@ -48,7 +48,7 @@ def test_a_list_of_results_is_returned_unchanged():
     ([{**ONE, "category_id": 0}], "increased by one"),
     ([{**ONE, "category_id": 4}], "category ids that are not in the ground truth (detections: 4; "),
 ])  # fmt: skip
-def test_invalid_detections_are_refused(content, words):
+def test_invalid_detections_are_rejected(content, words):
     with pytest.raises(UserError, match=".") as caught:
         read_results(content, TRUTH)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -63,7 +63,7 @@ def test_invalid_detections_are_refused(content, words):
     ({**TRUTH, "categories": [{"id": 1}, {"id": 1}]}, "id 1 is not unique"),
     ({**TRUTH, "images": [{"id": 1, "width": 0, "height": 5}]}, "not a positive integer"),
 ])  # fmt: skip
-def test_invalid_ground_truth_is_refused(content, words):
+def test_invalid_ground_truth_is_rejected(content, words):
     with pytest.raises(UserError, match=words):
         read_truth(content)
 

@@ -250,7 +250,7 @@ MASKED_TRUTH = {
 
 @settings(max_examples=300, deadline=None, derandomize=True, report_multiple_bugs=False)
 @given(data=st.data())
-def test_damaged_files_are_evaluated_or_refused(data):
+def test_damaged_files_are_evaluated_or_rejected(data):
     """One to three entries of either file are changed: metrics, or a one-line error."""
     truth, found = MASKED_TRUTH, data.draw(st.sampled_from([FOUND, MASKED, {**TRUTH, "annotations": FOUND}]))
     for _ in range(data.draw(st.integers(1, 3))):

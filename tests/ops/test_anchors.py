@@ -55,7 +55,7 @@ def test_anchors_of_one_point_by_hand():
     assert grid.points().tolist() == [[4, 4], [12, 4], [8, 8]]
 
 
-def test_the_table_of_py_faster_rcnn():
+def test_anchors_equal_the_table_of_py_faster_rcnn():
     # The nine anchors that its authors printed, counted from 1.
     printed = """-83 -39 100 56  -175 -87 192 104  -359 -183 376 200  -55 -55 72 72  -119 -119 136 136
     -247 -247 264 264  -35 -79 52 96  -79 -167 96 184  -167 -343 184 360"""

@@ -11,7 +11,7 @@ from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("size", [(3, 5), (1, 4)])
-def test_enlarging_agrees_with_loops(factor, size):
+def test_upsampling_agrees_with_loops(factor, size):
     x = np.random.default_rng(factor).normal(size=(2, *size, 3)).astype("float32")
     got = ops.convert_to_numpy(aligned_bilinear(ops.convert_to_tensor(x), factor))
     for image in range(2):
@@ -20,7 +20,7 @@ def test_enlarging_agrees_with_loops(factor, size):
             np.testing.assert_allclose(got[image, ..., depth], want, atol=1e-5)
 
 
-def test_old_cells_keep_their_values_and_a_slope_stays_a_slope():
+def test_upsampling_keeps_cells_and_linear_ramps():
     x = np.broadcast_to(np.arange(6.0)[:, None], (6, 4)).astype("float32")[None, ..., None]
     got = ops.convert_to_numpy(aligned_bilinear(x, 4))[0, :, 0, 0]
     np.testing.assert_allclose(got[2::4], np.arange(6))
@@ -28,7 +28,7 @@ def test_old_cells_keep_their_values_and_a_slope_stays_a_slope():
 
 
 @pytest.mark.parametrize("factor, stride", [(1, 8), (2, 8), (4, 8), (4, 4)])
-def test_reading_over_boxes_agrees_with_loops(factor, stride):
+def test_sampling_over_boxes_agrees_with_loops(factor, stride):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 4, (2, 3, 5, 7)).astype("float32")
     wide, high = 7 * stride, 5 * stride
@@ -43,7 +43,7 @@ def test_reading_over_boxes_agrees_with_loops(factor, stride):
     np.testing.assert_allclose(ops.convert_to_numpy(got), want, atol=2e-5)
 
 
-def test_gradients_of_enlarging():
+def test_gradients_of_upsampling():
     rng = np.random.default_rng(3)
     x, weight = rng.normal(size=(1, 3, 4, 2)), rng.normal(size=(1, 12, 16, 2)).astype("float32")
     gradient = value_and_gradients(lambda x: ops.sum(aligned_bilinear(x, 4) * weight), [x])[1][0]

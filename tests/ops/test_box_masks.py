@@ -10,7 +10,7 @@ from kgarden.structures import MASK_SIDE
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 2.5])
-def test_it_agrees_with_loops(stride):
+def test_agrees_with_loops(stride):
     rng = np.random.default_rng(1)
     bitmaps = rng.random((2, 3, 10, 10)) < 0.5
     boxes = np.float32(
@@ -24,7 +24,7 @@ def test_it_agrees_with_loops(stride):
     assert got.any() and not got[0, 2].any()
 
 
-def test_a_disc_comes_back_where_it_was():
+def test_disc_is_resampled_at_its_position():
     """A bitmap sampled at the centres of its cells, see kgarden.structures, and laid back on the pixels."""
     y, x = np.mgrid[0:96, 0:128] + 0.5
     center, radius = (70.3, 41.8), 27.4
@@ -38,7 +38,7 @@ def test_a_disc_comes_back_where_it_was():
     assert (shifted & disc).sum() / (shifted | disc).sum() < 0.975  # half a cell would be seen
 
 
-def test_shares_of_another_box_s_cells_agree_with_loops():
+def test_covered_area_of_another_box_agrees_with_loops():
     rng = np.random.default_rng(2)
     bitmaps = rng.random((2, 3, 10, 10)) < 0.6
     boxes = np.float32(rng.uniform(0, 30, (2, 3, 4)) + [0, 0, 45, 45])
@@ -51,7 +51,7 @@ def test_shares_of_another_box_s_cells_agree_with_loops():
     assert got.max() > 0.9 and not got[1, 2].any()
 
 
-def test_a_box_s_own_cells_and_empty_boxes():
+def test_covered_area_of_the_same_box_and_of_empty_boxes():
     bitmap = np.random.default_rng(0).random((1, 12, 12)) < 0.5
     box = np.float32([[1000.3, 7.1, 1013.9, 90.2]])
     got = ops.convert_to_numpy(covered_area(bitmap, box, box, 12))

@@ -47,7 +47,7 @@ def test_iou_of_padding_is_zero_and_of_a_box_with_itself_one():
     assert (finite(boxes.iou(padding, padding)) == 0).all()
 
 
-def test_clip_cuts_at_each_images_own_border():
+def test_clip_uses_the_size_of_each_image():
     some = np.float32([[[-5, -6, 300, 200]], [[10, 20, 30, 40]]])
     clipped = finite(boxes.clip(some, np.int32([[100, 150], [25, 28]])))
     np.testing.assert_array_equal(clipped, [[[0, 0, 150, 100]], [[10, 20, 28, 25]]])
@@ -96,7 +96,7 @@ def test_decode_inverts_encode():
     np.testing.assert_allclose(finite(back), b, rtol=1e-4, atol=1e-3)
 
 
-def test_one_pixel_more():
+def test_plus_one_convention():
     # From 0 to 15 is 16 px wide, and from 0 to 31 twice as much.
     anchor = np.float32([0, 0, 15, 15])
     deltas = finite(boxes.encode_deltas(anchor, np.float32([0, 0, 31, 15]), plus_one=True))
@@ -119,7 +119,7 @@ def test_deltas_of_padding_are_finite():
         assert np.isfinite(finite(boxes.encode_deltas(a, b))).all()
 
 
-def test_small_sizes_are_cut_off_only_where_asked():
+def test_clamp_below_limits_small_sizes():
     anchor, deltas = np.float32([0, 0, 16, 16]), np.float32([0, 0, -9, -9])
     free = ops.convert_to_numpy(boxes.decode_deltas(deltas, anchor))
     cut = ops.convert_to_numpy(boxes.decode_deltas(deltas, anchor, clamp_below=True))
@@ -127,7 +127,7 @@ def test_small_sizes_are_cut_off_only_where_asked():
     np.testing.assert_allclose(cut[2] - cut[0], 16 * 16 / 1000, rtol=1e-4)
 
 
-def test_distances_to_sides_and_back():
+def test_ltrb_round_trip():
     point, box = np.float32([5, 6]), np.float32([1, 2, 20, 9])
     ltrb = ops.convert_to_numpy(boxes.to_ltrb(point, box))
     assert ltrb.tolist() == [4, 4, 15, 3]

@@ -128,14 +128,14 @@ def test_batch_equals_singles():
     assert not kept[2].any()
 
 
-def test_shuffled_boxes_give_the_same_choice():
+def test_invariant_to_order_of_boxes():
     rng = np.random.default_rng(6)
     boxes, scores = crowd(rng, 400), rng.random(400).astype("float32")
     shuffle = rng.permutation(400)
     np.testing.assert_array_equal(shuffle[run(boxes[shuffle], scores[shuffle], 0.6)], run(boxes, scores, 0.6))
 
 
-def test_scores_that_are_not_finite_and_empty_boxes():
+def test_non_finite_scores_and_empty_boxes():
     boxes = np.float32([[0, 0, 9, 9], [0, 0, 9, 9], [5, 5, 5, 5], [5, 5, 5, 5], [0, 0, 9, 9]])
     scores = np.float32([np.nan, np.inf, 0.5, 0.4, 0.3])
     assert run(boxes, scores, 0.5).tolist() == [2, 3, 4]  # empty boxes overlap nothing
@@ -148,7 +148,7 @@ def test_longer_result_than_input_and_no_input():
 
 
 @pytest.mark.tensorflow
-def test_the_walk_ends_early(monkeypatch):
+def test_loop_ends_early(monkeypatch):
     """No more blocks are walked than the result needs; counted in the steps of TensorFlow's eager loop."""
     walked = []
     monkeypatch.setattr(module, "_resolve", lambda *a, real=module._resolve: walked.append(1) or real(*a))

@@ -67,7 +67,7 @@ def test_streams_are_independent():
     assert stats.chisquare(joint.ravel()).pvalue > 1e-4
 
 
-def test_an_images_numbers_do_not_depend_on_its_batch():
+def test_numbers_of_an_image_do_not_depend_on_its_batch():
     together = draw(5, 6, [10, 11, 12], 4)
     np.testing.assert_array_equal(together[1:2], draw(5, 6, [11], 4))
     np.testing.assert_array_equal(together[:, :2], draw(5, 6, [10, 11, 12], 2))

@@ -174,7 +174,7 @@ def test_maps_of_a_single_cell(way):
     np.testing.assert_allclose(got, 5.0)
 
 
-def test_every_level_and_image_is_its_own(way):
+def test_levels_and_images_are_independent(way):
     """Levels and images filled with their own number: each box must see exactly its own."""
     strides = [4, 8, 16, 32]
     pyramid = [
@@ -195,7 +195,7 @@ def test_every_level_and_image_is_its_own(way):
     "settings", [{"aligned": False}, {"enlarged": 1.3}, {"enlarged": 1.3, "plus_one": True}]
 )
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_other_conventions_are_other_boxes(way, settings, ratio):
+def test_other_conventions_equal_transformed_boxes(way, settings, ratio):
     """Half a cell further, or larger: what plain boxes see that lie there, on the level of the given ones."""
     rng = np.random.default_rng(0)
     stride, boxes = 8, np.float32([[[3, 5, 50, 40], [0, 0, 63, 63], [20, 8, 30, 55]]])
@@ -220,7 +220,7 @@ def test_unaligned_boxes_are_at_least_a_cell_wide(way):
         np.testing.assert_array_equal(*(ops.convert_to_numpy(one) for one in found))
 
 
-def test_the_bound_of_the_static_way_knows_of_enlarged_boxes():
+def test_dense_bound_holds_for_enlarged_boxes():
     """Squares just below a level's limit see 1.3 times as many cells along each side."""
     strides, side = [4, 8, 16, 32], 111.0
     pyramid = [
@@ -243,14 +243,14 @@ def test_a_canonical_square_belongs_to_the_level_above_the_boundary(power):
     assert level.tolist() == [4 + power, 3 + power, 4 + power]
 
 
-def test_levels_are_cut_off_and_degenerate_boxes_belong_to_the_finest():
+def test_levels_are_clamped_and_degenerate_boxes_use_the_finest():
     boxes = np.float32([[0, 0, 1, 1], [0, 0, 5000, 5000], [0, 0, 0, 0], [9, 0, 5, 7]])
     assert ops.convert_to_numpy(assign_levels(boxes, [8, 16, 32])).tolist() == [0, 2, 0, 0]
     with pytest.raises(ValueError, match="consecutive"):
         assign_levels(boxes, [4, 16])
 
 
-def test_boxes_that_are_not_numbers_do_no_harm(way):
+def test_non_finite_boxes_give_finite_features(way):
     features = np.ones((1, 8, 8, 1), "float32")
     boxes = np.float32(
         [[[np.nan, 0, 20, 20], [0, 0, np.inf, 20], [-3e38, -3e38, 3e38, 3e38], [8, 8, 40, 40]]]
@@ -281,7 +281,7 @@ def test_several_chunks_equal_one(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_the_static_bound_holds_for_elongated_boxes(monkeypatch):
+def test_dense_bound_holds_for_elongated_boxes(monkeypatch):
     """Strips across the whole map, at the largest area that a level takes."""
     monkeypatch.setattr(module, "_may_be_dynamic", lambda: False)
     rng = np.random.default_rng(2)

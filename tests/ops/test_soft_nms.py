@@ -46,7 +46,7 @@ def test_by_hand():
     assert indices.tolist() == [0]
 
 
-def test_classes_go_through_together_as_each_would_alone():
+def test_class_wise_soft_nms_equals_one_run_per_class():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 40, (60, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5, 30, (60, 2))], axis=1)
@@ -71,7 +71,7 @@ def test_classes_go_through_together_as_each_would_alone():
     assert (np.diff(left[valid]) <= 0).all()
 
 
-def test_padding_is_never_chosen():
+def test_padding_is_never_selected():
     valid = np.array([[False, True, True]])
     found = soft_nms(np.float32([PAIR]), np.float32([[0.9, 0.8, 0.5]]), valid, 5)
     indices, scores, kept = (ops.convert_to_numpy(one)[0].tolist() for one in found)

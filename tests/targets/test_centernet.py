@@ -94,7 +94,7 @@ def as_numpy(targets):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_padding_rows_are_invisible(seed):
+def test_invariant_to_padding_rows(seed):
     boxes, labels, valid = random_truth(seed, count=5, padded=9)
     long = as_numpy(center_targets(boxes, labels, valid, GRID, num_classes=4))
     short = as_numpy(center_targets(boxes[:, :5], labels[:, :5], valid[:, :5], GRID, num_classes=4))
@@ -121,7 +121,7 @@ def test_the_order_of_objects_does_not_matter(seed):
     )
 
 
-def test_an_image_without_objects_is_all_background():
+def test_image_without_objects_is_all_background():
     boxes, labels, valid = random_truth(0, count=0, padded=3)
     found = as_numpy(center_targets(boxes, labels, valid, GRID, num_classes=4))
     assert found["heat"].max() == 0 and not found["ltrb_valid"].any() and not found["positive_valid"].any()

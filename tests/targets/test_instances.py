@@ -20,7 +20,7 @@ def chosen(*arguments):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20, 90])
-def test_it_agrees_with_loops(count):
+def test_agrees_with_loops(count):
     rng = np.random.default_rng(count)
     matched = rng.integers(-2, 6, (4, 80)).astype("int32")
     matched[1] = np.where(matched[1] == 2, -1, matched[1])  # an object without a place
@@ -33,7 +33,7 @@ def test_it_agrees_with_loops(count):
     assert got[2] == set() and all(m != -2 for one in got for _, m in one)
 
 
-def test_objects_share_evenly_and_each_keeps_its_best():
+def test_points_are_divided_evenly_and_each_object_keeps_its_best():
     matched = np.int32([[0] * 30 + [1] * 2 + [-1] * 8])
     score = np.linspace(0.9, 0.1, 40, dtype="float32")[None]
     got = chosen(matched, score, np.array([[True, True]]), 8)[0]
@@ -50,7 +50,7 @@ def truth():
     return {"boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
 
 
-def test_the_smallest_mask_gives_the_class():
+def test_semantic_label_is_that_of_the_smallest_mask():
     y = truth()
     known = np.array([[True, True, False, False, False]])
     got = ops.convert_to_numpy(semantic_labels(y, known, (9, 9), 8)).reshape(9, 9)
@@ -60,7 +60,7 @@ def test_the_smallest_mask_gives_the_class():
     np.testing.assert_array_equal(got, want)
 
 
-def test_where_a_mask_is_missing_nothing_is_learned():
+def test_missing_masks_have_no_targets():
     y = truth()
     y["masks"][0, 0] = False
     known = np.array([[False, True, False, False, False]])

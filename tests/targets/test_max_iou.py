@@ -55,7 +55,7 @@ def test_assignments_agree_with_the_reference(golden):
     assert_agrees(golden, found)
 
 
-def test_an_object_that_touches_nothing_takes_nothing():
+def test_object_without_overlap_is_not_matched():
     overlap = np.float32([[[0.0, 0.0], [0.0, 0.6]]])
     matched, _ = assign(overlap, np.array([[True, True]]), MaxIoU())
     assert ops.convert_to_numpy(matched).tolist() == [[-1, 1]]

@@ -67,7 +67,7 @@ def shards(tmp_path):
 HALF, WHOLE = [0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]
 
 
-def test_what_one_pass_finds(shards, tmp_path):
+def test_categories_index_and_ground_truth_of_adopted_shards(shards, tmp_path):
     files = shards(
         [example([HALF, WHOLE], [7, 3], **{"object/class/text": [b"cat\n", b"dog"], "source_id": [b"5"]})],
         [
@@ -95,13 +95,13 @@ def test_what_one_pass_finds(shards, tmp_path):
 
 
 @pytest.mark.parametrize("source_ids", [[b"a.jpg", b"7"], [b"", b""], [b"7", b"7"]])
-def test_ids_that_are_no_ids_become_running_numbers(shards, tmp_path, source_ids):
+def test_invalid_source_ids_become_running_numbers(shards, tmp_path, source_ids):
     files = shards(*[[example([WHOLE], [1], source_id=[one])] for one in source_ids])
     assert index_of(adopt.adopt(files, tmp_path / "cache")).image_id.tolist() == [1, 2]
     assert open_index(tmp_path / "theirs").image_id.tolist() == [1, 2]
 
 
-def test_a_list_of_classes_decides(shards, tmp_path):
+def test_class_list_fixes_the_categories(shards, tmp_path):
     files = shards([example([HALF, WHOLE], [7, 3])])
     (tmp_path / "map.pbtxt").write_text("item { id: 7 name: 'cat' } item { id: 9 name: 'cow' }")
     folder = adopt.adopt(files, tmp_path / "cache", tmp_path / "map.pbtxt")
@@ -143,7 +143,7 @@ def test_masks_become_run_lengths(shards, tmp_path):
         (b"no example", "not a tf.train.Example"),
     ],
 )
-def test_a_record_that_cannot_be_used_is_named_and_the_rest_goes_on(shards, tmp_path, record, reason):
+def test_unusable_record_is_reported_and_skipped(shards, tmp_path, record, reason):
     good = example([WHOLE], [1])
     [file] = shards([good, record, good])
     folder = adopt.adopt([file], tmp_path / "cache")
@@ -153,13 +153,13 @@ def test_a_record_that_cannot_be_used_is_named_and_the_rest_goes_on(shards, tmp_
     assert reason in fault["reason"] and f"byte {len(good) + 16}" in fault["where"]
     assert len(index_of(folder)) == 2
     [file] = shards([record])
-    with pytest.raises(DataError, match="not one record can be used"):
+    with pytest.raises(DataError, match="no usable record"):
         adopt.adopt([file], tmp_path / "cache")
     with pytest.raises(DataError, match=reason):
         open_index(file)
 
 
-def test_boxes_are_cut_and_those_without_area_are_counted(shards, tmp_path):
+def test_boxes_are_clipped_and_empty_ones_counted(shards, tmp_path):
     nan = float("nan")
     boxes = [[-0.5, 0.0, 0.5, 1.0], [0.5, 0.0, 0.5, 1.0], [1.5, 0.0, 2.0, 1.0], [nan, 0.0, 1.0, 1.0]]
     folder = adopt.adopt(shards([example(boxes, [1, 1, 1, 1])]), tmp_path / "cache")
@@ -168,13 +168,13 @@ def test_boxes_are_cut_and_those_without_area_are_counted(shards, tmp_path):
     assert json.loads((folder / "annotations.json").read_text())["annotations"][0]["bbox"] == [0, 0, 20, 20]
 
 
-def test_a_size_that_is_not_that_of_the_picture(shards, tmp_path):
+def test_declared_size_that_differs_from_the_image(shards, tmp_path):
     folder = adopt.adopt(shards([example([WHOLE], [1], height=[99], width=[1])]), tmp_path / "cache")
     assert (index_of(folder).height[0], index_of(folder).width[0]) == (20, 40)
     assert sum(read_manifest(folder)["remarks"].values()) == 1
 
 
-def test_packed_shards_are_unpacked_once_into_the_cache(shards, tmp_path):
+def test_compressed_shards_are_decompressed_once_into_the_cache(shards, tmp_path):
     [file] = shards([example([WHOLE], [1]), example([HALF], [1])])
     packed = file.with_name(file.name + ".gz")
     packed.write_bytes(gzip.compress(file.read_bytes()))
@@ -187,19 +187,19 @@ def test_packed_shards_are_unpacked_once_into_the_cache(shards, tmp_path):
     adopt.adopt([packed], tmp_path / "cache")
     assert os.stat(unpacked).st_mtime_ns == written
     packed.write_bytes(packed.read_bytes()[:-20])
-    with pytest.raises(DataError, match="cannot be unpacked"):
+    with pytest.raises(DataError, match="cannot be decompressed"):
         adopt.adopt([packed], tmp_path / "cache")
 
 
-def test_shards_without_any_object_need_a_list_of_classes(shards, tmp_path):
+def test_shards_without_objects_need_a_class_list(shards, tmp_path):
     files = shards([example()])
-    with pytest.raises(DataError, match="name the classes"):
+    with pytest.raises(DataError, match="give the classes"):
         adopt.adopt(files, tmp_path / "cache")
     (tmp_path / "names.txt").write_text("cat")
     assert len(index_of(adopt.adopt(files, tmp_path / "cache", tmp_path / "names.txt"))) == 1
 
 
-def test_a_damaged_shard_is_used_up_to_where_it_can(shards, tmp_path):
+def test_damaged_shard_is_used_up_to_the_damage(shards, tmp_path):
     [file] = shards([example([WHOLE], [1])] * 3)
     content = bytearray(file.read_bytes())
     size = len(content) // 3
@@ -228,7 +228,7 @@ def test_records_of_the_object_detection_api(tmp_path):
     assert got == sorted((name, x0, y0, x1 - x0, y1 - y0) for name, x0, y0, x1, y1 in corners)
 
 
-def test_records_without_pictures_are_refused_in_one_line(tmp_path):
+def test_records_without_images_are_rejected_in_one_line(tmp_path):
     file = real_data.folder("voc100", "other_formats", "tfrecord") / "default.tfrecord"
     with pytest.raises(DataError, match="default.tfrecord.*holds no image") as caught:
         adopt.adopt([file], tmp_path)

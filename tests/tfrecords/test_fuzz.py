@@ -276,7 +276,7 @@ def test_csv(origin):
     assert outcomes.count(True) > 5
 
 
-def test_the_mutations_bite():
+def test_mutations_cause_faults():
     """Most of them change the file, and those of a tree reach every level."""
     seen = set()
 

@@ -25,13 +25,13 @@ def named(*expectations):
     return [pytest.param(one, id=one["file"]) for one in FILES if one["expect"] in expectations]
 
 
-def test_the_pictures_are_there():
+def test_hard_images_exist():
     real_data.folder("hard_images")
     assert len(FILES) == len({one["file"] for one in FILES}) > 0
 
 
 @pytest.mark.parametrize("one", named("decode"))
-def test_a_picture_that_must_be_read(one):
+def test_readable_images_are_read(one):
     image = read(FOLDER / "images" / one["file"])
     pixels = decode(image.encoded).numpy()
     width, height = one["upright_size"]
@@ -46,14 +46,14 @@ def test_a_picture_that_must_be_read(one):
 
 
 @pytest.mark.parametrize("one", named("reject"))
-def test_a_picture_that_must_be_refused(one):
+def test_unreadable_images_are_rejected(one):
     with pytest.raises(DataError) as refusal:
         read(FOLDER / "images" / one["file"])
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("one", named("decoder-dependent"))
-def test_a_picture_that_may_go_either_way(one):
+def test_ambiguous_images_are_read_or_rejected(one):
     try:
         image = read(FOLDER / "images" / one["file"])
     except DataError:
@@ -61,7 +61,7 @@ def test_a_picture_that_may_go_either_way(one):
     assert decode(image.encoded).shape == (image.height, image.width, 3)
 
 
-def test_refusing_takes_little_memory():
+def test_rejecting_takes_little_memory():
     """All of them in one process whose memory grows by no more than MEMORY."""
     real_data.folder("hard_images")
     program = f"""

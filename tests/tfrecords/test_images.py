@@ -37,7 +37,7 @@ def shown(path):
         ("a.png", "1"),
     ],
 )
-def test_what_tensorflow_decodes_is_kept_byte_for_byte(tmp_path, name, mode):
+def test_bytes_that_tensorflow_decodes_are_kept(tmp_path, name, mode):
     path = save(tmp_path / name, mode)
     image = images.read(path)
     assert image.encoded == path.read_bytes()
@@ -60,7 +60,7 @@ def test_progressive_jpeg_is_kept(tmp_path):
         ("a.jpg", "CMYK", "jpeg"),
     ],
 )
-def test_other_kinds_are_encoded_again(tmp_path, name, mode, image_format):
+def test_other_formats_are_reencoded(tmp_path, name, mode, image_format):
     path = save(tmp_path / name, mode)
     image = images.read(path)
     assert image.format == image_format
@@ -68,7 +68,7 @@ def test_other_kinds_are_encoded_again(tmp_path, name, mode, image_format):
     assert difference.mean() < (3 if image_format == "jpeg" else 1e-9)
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     gray = np.arange(64, dtype="uint16").reshape(8, 8) * 1000
     Image.fromarray(gray).save(tmp_path / "a.png")
     decoded = images.decode(images.read(tmp_path / "a.png").encoded).numpy()
@@ -82,14 +82,14 @@ def turned(path, orientation):
 
 
 @pytest.mark.parametrize("expected_hw", [None, (64, 48)])
-def test_a_photo_on_its_side_is_turned(tmp_path, expected_hw):
+def test_exif_orientation_is_applied(tmp_path, expected_hw):
     image = images.read(turned(tmp_path / "a.jpg", 6), expected_hw)
     assert (image.height, image.width) == (64, 48)
     difference = np.abs(images.decode(image.encoded).numpy().astype(int) - np.rot90(SCENE, -1))
     assert difference.mean() < 5
 
 
-def test_a_photo_whose_annotations_mean_it_as_stored_is_not_turned(tmp_path):
+def test_exif_orientation_is_ignored_if_the_annotated_size_is_the_stored_one(tmp_path):
     path = turned(tmp_path / "a.jpg", 6)
     assert images.read(path, (48, 64)).encoded == path.read_bytes()
 
@@ -97,7 +97,7 @@ def test_a_photo_whose_annotations_mean_it_as_stored_is_not_turned(tmp_path):
 @pytest.mark.parametrize(
     "content,message", [(None, "no such file"), (b"", "not an image"), (b"hello", "not an image")]
 )
-def test_what_is_no_picture(tmp_path, content, message):
+def test_invalid_images(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -105,27 +105,27 @@ def test_what_is_no_picture(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_file(tmp_path, make):
+def test_paths_that_are_not_files(tmp_path, make):
     make(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="not a file"):
         images.read(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_half_a_file_is_damaged(tmp_path, name):
+def test_truncated_file_is_damaged(tmp_path, name):
     path = save(tmp_path / name)
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     with pytest.raises(DataError, match="damaged"):
         images.read(path)
 
 
-def test_another_size_than_annotated(tmp_path):
+def test_size_that_differs_from_the_annotations(tmp_path):
     with pytest.raises(DataError, match="64x48, its annotations say 640x480"):
         images.read(save(tmp_path / "a.jpg"), (480, 640))
 
 
 @pytest.mark.parametrize("ratio,hw", [(2, (24, 32)), (4, (12, 16)), (8, (6, 8))])
-def test_decoding_at_a_smaller_scale(ratio, hw):
+def test_downsampled_decoding(ratio, hw):
     encoded = images.encode(SCENE, "jpeg").encoded
     small = images.decode(encoded, ratio).numpy()
     assert small.shape == (*hw, 3)

@@ -36,7 +36,7 @@ def test_forms(tmp_path, name, content):
 @pytest.mark.parametrize(
     "name,content", [("a.txt", "b\n\na \n"), ("a.names", "b\na"), ("a.json", '["b", "a"]')]
 )
-def test_names_alone_count_from_one(tmp_path, name, content):
+def test_names_without_ids_are_numbered_from_one(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert read_labels(tmp_path / name) == [{"id": 1, "name": "b"}, {"id": 2, "name": "a"}]
 
@@ -45,25 +45,25 @@ def test_names_alone_count_from_one(tmp_path, name, content):
     "name,content,message",
     [
         ("a.pbtxt", "item { id: 1 name: 'a'", "never closed"),
-        ("a.pbtxt", "item { name: 'a' }", "is no list of classes"),
-        ("a.pbtxt", "itemize", "'item' was expected"),
+        ("a.pbtxt", "item { name: 'a' }", "not a class list"),
+        ("a.pbtxt", "itemize", "expected 'item'"),
         ("a.pbtxt", "", "needs an integer id"),
         ("a.pbtxt", "item { id: x name: 'a' }", "needs an integer id"),
         ("a.pbtxt", "item { id: 1 name: 'a' } item { id: 1 name: 'b' }", "two classes have the id 1"),
-        ("a.json", "{", "is no list of classes"),
-        ("a.json", "3", "is no list of classes"),
-        ("a.json", '[{"id": 1}]', "is no list of classes"),
+        ("a.json", "{", "not a class list"),
+        ("a.json", "3", "not a class list"),
+        ("a.json", '[{"id": 1}]', "not a class list"),
         ("a.csv", "1,2,3\n", "not id,name"),
         ("a.csv", "", "needs an integer id"),
     ],
 )
-def test_what_is_no_list(tmp_path, name, content, message):
+def test_invalid_class_lists(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message) as caught:
         read_labels(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_labels(tmp_path / "a.pbtxt")

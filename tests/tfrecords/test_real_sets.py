@@ -247,6 +247,6 @@ def test_edge_cases_of_coco(tmp_path):
         ("voc100", "detections", "coco", "coco_dets.json"),
     ],
 )
-def test_detections_are_not_taken_for_a_ground_truth(tmp_path, parts):
+def test_detections_are_rejected_as_ground_truth(tmp_path, parts):
     with pytest.raises(coco.DataError, match="detections"):
         coco.build(tmp_path / "to", images=tmp_path, annotations=real_data.folder(*parts))

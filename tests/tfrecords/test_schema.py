@@ -23,7 +23,7 @@ ONE_BOX = {f"object__bbox__{side}": [0.0 if "min" in side else 1.0] for side in 
 ONE_BOX |= {"object__class__label": [1]}
 
 
-def test_what_is_written_is_read():
+def test_serialize_and_parse_round_trip():
     serialized = serialize(
         encoded=b"pixels",
         image_format="png",
@@ -143,7 +143,7 @@ def test_no_objects(record):
         assert read[key].shape == (0,)
 
 
-def test_a_picture_without_objects_has_lists_of_the_right_types():
+def test_image_without_objects_has_lists_of_the_right_types():
     """As the Model Garden's decoder asks for them: parsing fails where an empty list has another type."""
     serialized = serialize(encoded=b"x", image_format="jpeg", image_id=7, file_name="", height=10, width=20)
     keys = {"bbox/xmin": tf.float32, "class/text": tf.string, "class/label": tf.int64, "area": tf.float32}
@@ -152,7 +152,7 @@ def test_a_picture_without_objects_has_lists_of_the_right_types():
     assert all(tf.size(value.values) == 0 for value in found.values())
 
 
-def test_lists_that_are_too_short_are_filled():
+def test_short_lists_are_padded():
     read = parse(
         example(
             encoded=[b"x"],
@@ -177,7 +177,7 @@ def test_missing_size_is_minus_one():
     assert read["height"] == -1 and read["width"] == -1
 
 
-def test_an_id_that_is_no_number_is_left_to_the_index():
+def test_non_numeric_image_id_is_minus_one():
     ids = [
         int(parse(example(encoded=[b"x"], source_id=[name]))["image_id"])
         for name in (b"000012", b"a.jpg", b"-4", b"", b"1234567890123456789012")
@@ -185,7 +185,7 @@ def test_an_id_that_is_no_number_is_left_to_the_index():
     assert ids == [12, -1, -1, -1, -1]
 
 
-def test_boxes_are_cut_at_the_border_and_those_without_area_are_left_out():
+def test_boxes_are_clipped_and_empty_ones_removed():
     """Of five boxes the first and the last stay; what belongs to the others goes with them."""
     nan = float("nan")
     read = parse(

@@ -47,7 +47,7 @@ FORMS = {
 }
 
 
-def test_run_lengths_mean_what_pycocotools_means():
+def test_run_lengths_decode_as_in_pycocotools():
     code = coco_mask.frPyObjects({"size": list(HW), "counts": run_lengths(blob())}, *HW)
     np.testing.assert_array_equal(coco_mask.decode(code), blob())
 
@@ -98,7 +98,7 @@ def test_compressed_codes_are_read_as_pycocotools_reads_them(seed):
         ({"size": [30, 40]}, "no run lengths"),
     ],
 )
-def test_what_is_no_mask_leaves_the_box_and_is_told(tmp_path, segmentation, reason):
+def test_invalid_masks_are_reported_and_the_box_is_kept(tmp_path, segmentation, reason):
     report = build(tmp_path, [segmentation])
     assert report.boxes == 1 and report.masks == 0
     [(remark, count)] = report.remarks.items()
@@ -106,7 +106,7 @@ def test_what_is_no_mask_leaves_the_box_and_is_told(tmp_path, segmentation, reas
     assert "segmentation" not in json.loads((tmp_path / "to/annotations.json").read_text())["annotations"][0]
 
 
-def test_masks_of_a_turned_photo_are_those_of_the_upright_picture(tmp_path):
+def test_masks_of_an_exif_rotated_image_follow_the_upright_image(tmp_path):
     """Stored 40x30, shown 30x40 as the json says: the mask has the size of what is shown."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -125,7 +125,7 @@ def test_masks_can_be_left_out(tmp_path):
     assert "segmentation" in json.loads((tmp_path / "to/annotations.json").read_text())["annotations"][0]
 
 
-def test_encode_refuses_without_asking_pycocotools():
+def test_encode_rejects_before_calling_pycocotools():
     with pytest.raises(DataError, match="do not sum up"):
         segmentations.encode({"size": [2, 2], "counts": [2**31 - 1, 2**31 - 1]}, 2, 2)
 

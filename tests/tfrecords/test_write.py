@@ -54,7 +54,7 @@ def build_and_die(to, after, **options):
 
 
 @pytest.mark.parametrize("after", [2, 15, COUNT])
-def test_after_a_kill_the_same_call_goes_on_and_the_result_is_the_same(tmp_path, whole, after):
+def test_killed_conversion_resumes_with_the_same_result(tmp_path, whole, after):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, after)
     assert not to.exists() and aside.is_dir()
@@ -66,7 +66,7 @@ def test_after_a_kill_the_same_call_goes_on_and_the_result_is_the_same(tmp_path,
         assert (to / name).stat().st_mtime_ns == written  # taken over, not made again
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path, whole):
+def test_workers_exit_with_their_parent(tmp_path, whole):
     build_and_die(tmp_path / "to", 8, workers=2)
     deadline = time.monotonic() + 20
     while workers_of(tmp_path) and time.monotonic() < deadline:
@@ -89,7 +89,7 @@ def workers_of(folder):
     return found
 
 
-def test_shards_of_other_settings_are_not_taken_over(tmp_path, whole):
+def test_shards_of_other_settings_are_not_reused(tmp_path, whole):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, 15)
     assert list(aside.glob("*.tfrecord"))
@@ -99,7 +99,7 @@ def test_shards_of_other_settings_are_not_taken_over(tmp_path, whole):
     assert files_of(to) == files_of(other) != whole
 
 
-def test_a_picture_that_changed_is_read_again(tmp_path):
+def test_changed_image_is_read_again(tmp_path):
     from PIL import Image
 
     from tfrecords import pool
@@ -156,14 +156,14 @@ def test_two_processes_that_build_the_same_set(tmp_path, whole):
     assert files_of(tmp_path / "to") == whole and [p.name for p in tmp_path.iterdir()] == ["to"]
 
 
-def test_two_processes_that_want_different_sets_in_one_place(tmp_path):
+def test_two_processes_that_build_different_sets_in_one_directory(tmp_path):
     first = start_slowly(tmp_path / "to")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="a different data set"):
         shapes.build(tmp_path / "to", count=COUNT, **{**SMALL, "seed": 5})
     assert first.wait() == 0
 
 
-def test_a_full_disk_is_one_line_and_the_next_try_goes_on(tmp_path, whole):
+def test_full_disk_is_one_line_and_the_next_call_resumes(tmp_path, whole):
     """A limit on the size of files is to a process what a full disk is."""
     program = "from tfrecords.schema import DataError\n"
     program += (
@@ -173,14 +173,14 @@ def test_a_full_disk_is_one_line_and_the_next_try_goes_on(tmp_path, whole):
     program += "except DataError as error: sys.exit(f'said: {error}')"
     process = start(program, tmp_path / "to")
     said = process.communicate()[1].split("said: ")[1].strip()
-    assert process.returncode == 1 and "cannot be written" in said and "goes on" in said
+    assert process.returncode == 1 and "cannot be written" in said and "to continue" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "to").exists()
     shapes.build(tmp_path / "to", count=COUNT, **SMALL)
     assert files_of(tmp_path / "to") == whole
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_directory_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         shapes.build(tmp_path / "file/to", count=2, **SMALL)

@@ -84,22 +84,22 @@ def group_of(path):
     return "statistics" if "/moving_" in path else "weights"
 
 
-def test_both_backends_train_alike(result):
+def test_both_backends_give_equal_losses_and_weights(result):
     """Five steps of SGD with momentum, warm-up and weight decay."""
     assert_trained_alike(result, "tensorflow", "jax")
 
 
-def test_jax_goes_on_from_a_checkpoint_of_tensorflow(result):
+def test_jax_resumes_a_checkpoint_of_tensorflow(result):
     """Two steps there and three here are five there."""
     assert_trained_alike(result, "tensorflow", "from_tensorflow_on_jax")
 
 
-def test_tensorflow_goes_on_from_a_checkpoint_of_jax(result):
+def test_tensorflow_resumes_a_checkpoint_of_jax(result):
     assert_trained_alike(result, "jax", "from_jax_on_tensorflow")
 
 
 @pytest.mark.parametrize("first,second", [("tensorflow", "jax"), ("jax", "tensorflow")])
-def test_a_run_begun_on_one_backend_ends_on_the_other(tmp_path, first, second):
+def test_run_is_resumed_on_the_other_backend(tmp_path, first, second):
     """`kgarden train` on JAX reads its data through TensorFlow; files of a run belong to no backend."""
     run(first, "train_fake", tmp_path, tmp_path / "whole", 12)
     run(first, "train_fake", tmp_path, tmp_path / "parts", 8)

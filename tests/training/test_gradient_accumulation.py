@@ -43,7 +43,7 @@ def trained(variant, parts, steps=2):
         pytest.param("mask_rcnn", 2, marks=pytest.mark.slow),
     ],
 )
-def test_micro_batches_train_as_the_big_batch(variant, parts):
+def test_micro_batches_equal_the_whole_batch(variant, parts):
     whole, terms = trained(variant, 1)
     parted, terms_parted = trained(variant, parts)
     for one, other in zip(whole, parted, strict=True):

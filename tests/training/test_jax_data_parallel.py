@@ -31,7 +31,7 @@ def run(program, *arguments):
     "variant,canvases",
     [("centernet", 1), ("two_stage", 1), pytest.param("centernet2", 2, marks=pytest.mark.slow)],
 )
-def test_eight_devices_train_as_one(variant, canvases):
+def test_eight_devices_equal_one(variant, canvases):
     """With the same global batches: terms divide by the objects of all, sampling follows the picture."""
     figures = run("data_parallel", variant, str(canvases)).split()
     weights, terms, moved, *devices = map(float, figures[-4:])
@@ -42,7 +42,7 @@ def test_eight_devices_train_as_one(variant, canvases):
 
 
 @needs_jax
-def test_batches_that_cannot_be_dealt_out_are_refused_in_one_line():
+def test_indivisible_batches_are_rejected_in_one_line():
     """By their announced size, at the first batch, and at a smaller last one; then training goes on."""
     lines = run("uneven").strip().splitlines()[-4:]
     assert lines[0] == "data.batch_size: 6 is not divisible by 8 devices; use a multiple of 8"
@@ -64,7 +64,7 @@ def test_the_script_of_the_docs_runs(tmp_path):
 
 
 @pytest.mark.skipif(ON_JAX, reason="about the other backend")
-def test_another_backend_is_refused():
+def test_other_backends_are_rejected():
     with pytest.raises(UserError, match="not supported on tensorflow; use KERAS_BACKEND=jax"):
         data_parallel()
 

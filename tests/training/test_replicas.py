@@ -17,7 +17,7 @@ SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn", "
         pytest.param("two_stage remat , centernet2 micro remat", marks=pytest.mark.slow),
     ],
 )
-def test_two_replicas_train_as_one(cases):
+def test_two_replicas_equal_one(cases):
     """Loss terms divide by the objects of all replicas; sampling and norms see the whole batch."""
     cases = cases.split(" , ")
     lines = run("replicas", " , ".join(cases)).splitlines()[-len(cases) :]
@@ -32,7 +32,7 @@ def test_two_replicas_train_as_one(cases):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["sync_bn", "bn"])
-def test_averages_on_two_replicas(norm):
+def test_ema_on_two_replicas(norm):
     """Those of one replica, statistics of norms included; computed by hand they are the same."""
     assert run("averages", norm).splitlines()[-1] == "averages agree"
 

@@ -57,14 +57,14 @@ def assert_ends_alike(data, folder, whole, kills):
     assert not list((folder / "checkpoint").glob(".*"))  # what the dead left is cleared away
 
 
-def test_killed_in_a_checkpoint_and_after_a_step(data, whole, tmp_path):
+def test_resume_after_a_kill_in_a_checkpoint_and_after_a_step(data, whole, tmp_path):
     kills = [("while a checkpoint is written", 2), ("after a step", 3)]
     assert_ends_alike(data, tmp_path / "run", whole, kills)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at_random_moments(data, whole, tmp_path, moment):
+def test_resume_after_a_kill_at_a_random_moment(data, whole, tmp_path, moment):
     rng = np.random.default_rng(list(MOMENTS).index(moment))
     often = STEPS if moment == "after a step" else 2
     assert_ends_alike(data, tmp_path / "run", whole, [(moment, int(rng.integers(1, often + 1)))])

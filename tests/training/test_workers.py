@@ -89,7 +89,7 @@ def whole(data, tmp_path_factory):
     return folder
 
 
-def test_two_workers_train_as_two_replicas(data, whole, tmp_path):
+def test_two_workers_equal_two_replicas(data, whole, tmp_path):
     code, said = ended(start([data, tmp_path / "run", 2]))
     assert code == 0, said
     assert_near(state_of(tmp_path / "run"), state_of(whole), 2e-3)
@@ -98,7 +98,7 @@ def test_two_workers_train_as_two_replicas(data, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_others_and_all_go_on(data, whole, tmp_path):
+def test_killed_worker_ends_the_others_and_all_resume(data, whole, tmp_path):
     run = tmp_path / "run"
     began = time.monotonic()
     (code, said), (second, _) = two_workers(data, run, 1, of_second=("after a step", 4))
@@ -110,14 +110,14 @@ def test_a_killed_worker_ends_the_others_and_all_go_on(data, whole, tmp_path):
     assert_near(state_of(whole), state_of(run), 1e-5)
 
 
-def test_a_worker_that_never_comes(data, tmp_path):
+def test_worker_that_never_connects(data, tmp_path):
     cluster = [f"localhost:{port}" for port in free_ports(2)]
     code, said = ended(start([data, tmp_path / "run", 1], cluster, 0, WAIT_S="5"))
     assert code == 1 and f"waiting for {cluster[1]}" in said
 
 
 @pytest.mark.slow
-def test_one_worker_that_is_told_to_stop_stops_all_at_the_same_step(data, whole, tmp_path):
+def test_signal_to_one_worker_stops_all_at_the_same_step(data, whole, tmp_path):
     for code, said in two_workers(data, tmp_path / "run", 1, of_second=("told to stop", 3)):
         assert code == 4, said
     for code, said in two_workers(data, tmp_path / "run", 1):
@@ -126,7 +126,7 @@ def test_one_worker_that_is_told_to_stop_stops_all_at_the_same_step(data, whole,
 
 
 @pytest.mark.slow
-def test_a_directory_that_is_not_shared(data, tmp_path):
+def test_run_directory_that_is_not_shared(data, tmp_path):
     cluster = [f"localhost:{port}" for port in free_ports(2)]
     second = start([data, tmp_path / "elsewhere", 1], cluster, 1)
     chief = start([data, tmp_path / "run", 1], cluster, 0)

@@ -10,7 +10,7 @@ from tfrecords.converters import common
 from tfrecords.converters.common import as_hw, as_int, as_numbers, text
 from tfrecords.schema import DataError
 
-LARGEST_AREA = 1e12  # px^2; more is a mistake, and a record could not hold much more
+LARGEST_AREA = 1e12  # px^2; larger values are taken for mistakes
 
 
 def build(
@@ -18,18 +18,17 @@ def build(
 ):
     """Convert a COCO data set.
 
-    Labels follow the ids of the categories, ascending; if one of them is not an integer, all become 1, 2, ...
-    in the order of their text, and the manifest keeps the original as "source_id". Image ids that are not
-    integers become running numbers from 1. Boxes are cut at the border of the image. A box is left out and
-    counted if nothing of it remains, if it is not four finite numbers, or if its image or category is
-    unknown. An image is left out and counted if it is missing, damaged, of another size than the json says,
-    or listed before.
+    Labels follow the category ids, ascending; if one of them is not an integer, all become 1, 2, ... in
+    alphabetical order, and the manifest keeps the original as "source_id". Image ids that are not integers
+    become running numbers from 1. Boxes are clipped to the image. A box is dropped and counted if it is then
+    empty, is not four finite numbers, or has an unknown image or category. An image is left out and counted
+    if it is missing, damaged, of another size than in the json, or listed before.
 
     Args:
         to:          directory to make.
         images:      folder that the file names in the json are relative to.
         annotations: the json file.
-        with_masks:  put masks into the records, where the json has them.
+        with_masks:  store masks in the records, where the json has them.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -69,35 +68,34 @@ def _load(path):
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise DataError(
-                f"{path}: not COCO instances: there is no list {key!r} "
-                "(a list of detections is a result, not a data set)"
+                f"{path}: not COCO instances: no list {key!r} (a file of detections is not a data set)"
             )
     if any(isinstance(a, dict) and as_int(a.get("score", 1)) != 1 for a in tree["annotations"]):
-        raise DataError(f"{path}: its annotations have scores: these are detections, not a ground truth")
+        raise DataError(f"{path}: its annotations have scores: these are detections, not ground truth")
     return tree
 
 
 def _categories(listed, path):
     """([{"id", "name"}, ...] by ascending id, {id as `_key` has it: id})."""
-    found = {}
+    name_of = {}
     for category in listed:
         if not isinstance(category, dict) or category.get("id") is None or category.get("name") is None:
             raise DataError(f"{path}: a category needs an id and a name: {str(category)[:80]}")
         key = _key(category["id"])
-        if key in found:
+        if key in name_of:
             raise DataError(f"{path}: two categories have the id {str(key)[:80]}")
-        found[key] = text(category["name"])
-    if not found:
+        name_of[key] = text(category["name"])
+    if not name_of:
         raise DataError(f"{path}: the list of categories is empty")
-    if all(isinstance(key, int) for key in found):
-        return [{"id": key, "name": found[key]} for key in sorted(found)], {key: key for key in found}
-    number_of = {key: number for number, key in enumerate(sorted(found, key=str), 1)}
-    categories = [{"id": n, "name": found[key], "source_id": text(key)} for key, n in number_of.items()]
+    if all(isinstance(key, int) for key in name_of):
+        return [{"id": key, "name": name_of[key]} for key in sorted(name_of)], {key: key for key in name_of}
+    number_of = {key: number for number, key in enumerate(sorted(name_of, key=str), 1)}
+    categories = [{"id": n, "name": name_of[key], "source_id": text(key)} for key, n in number_of.items()]
     return categories, number_of
 
 
 def _listed(images, path, before):
-    """{id as `_key` has it: its entry} of every image that is listed once; the others become faults."""
+    """{id as `_key` has it: its entry} of every image that is listed once; duplicates become faults."""
     listed, files = {}, set()
     for number, image in enumerate(images):
         if not isinstance(image, dict) or image.get("id") is None:
@@ -117,7 +115,7 @@ def _listed(images, path, before):
 def _by_image(annotations, listed, number_of, before):
     """{image id as `_key` has it: [object]}; annotations that cannot be used become faults."""
     ids = collections.Counter(_key(a.get("id")) for a in annotations if isinstance(a, dict))
-    seen = {key: set() for key, count in ids.items() if count > 1}
+    contents = {key: set() for key, count in ids.items() if count > 1}
     of_image = collections.defaultdict(list)
     for number, annotation in enumerate(annotations):
         where = f"annotation number {number}"
@@ -126,7 +124,7 @@ def _by_image(annotations, listed, number_of, before):
                 raise DataError("annotation is not an object")
             where = f"annotation {text(annotation['id'])}" if "id" in annotation else where
             thing = _object(annotation, where, listed, number_of)
-            _note_id(annotation, seen, where, before)
+            _check_id(annotation, contents, where, before)
         except DataError as error:
             before.boxes.append(Fault(where, str(error)))
             continue
@@ -135,7 +133,7 @@ def _by_image(annotations, listed, number_of, before):
 
 
 def _object(annotation, where, listed, number_of):
-    """An annotation -> object as `objects` has it."""
+    """An annotation -> object, in the form of `common`."""
     image, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
     box, area = as_numbers(annotation.get("bbox"), 4), as_numbers([annotation.get("area")], 1)
     if image not in listed:
@@ -157,17 +155,17 @@ def _object(annotation, where, listed, number_of):
     return thing
 
 
-def _note_id(annotation, seen, where, before):
-    """The same annotation a second time is left out; another one of the same id gets an id of its own."""
-    contents = seen.get(_key(annotation.get("id")))
-    if contents is None or annotation.get("id") is None:
+def _check_id(annotation, contents, where, before):
+    """Reject a repeated annotation; another annotation with the same id is kept under an id of its own."""
+    hashes = contents.get(_key(annotation.get("id")))
+    if hashes is None or annotation.get("id") is None:
         return
     content = hash(repr(sorted(annotation.items())))
-    if content in contents:
+    if content in hashes:
         raise DataError("the annotation is listed twice")
-    if contents:
+    if hashes:
         before.remarks.append(Fault(where, "another annotation has the same id: kept"))
-    contents.add(content)
+    hashes.add(content)
 
 
 def _jobs(listed, of_image, before):
@@ -186,6 +184,6 @@ def _jobs(listed, of_image, before):
 
 
 def _key(identifier):
-    """An id under which references find it: some files write 7 here, "7" or 7.0 there."""
+    """Normalised id: some files write the same id as 7, "7" or 7.0."""
     number = as_int(identifier)
     return str(identifier) if number is None else number

@@ -1,8 +1,8 @@
 """Common core of the converters: builds a Record from an image and its annotated objects.
 
-A converter reads its format into jobs; everything after that is here, and the same for all of them.
+A converter reads its format into jobs; everything after that is shared and is here.
 
-    job     {"id": int, "file_name": str, "hw": (height, width) as claimed or None, "objects": [object, ...]}
+    job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]}
     object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
             "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"
 """
@@ -19,18 +19,18 @@ from tfrecords.conversion_report import Fault, Record
 from tfrecords.schema import DataError
 from tfrecords.write import write
 
-LARGEST_ID = 2**63 - 1  # ids are int64 in a record
+LARGEST_ID = 2**63 - 1  # int64
 
 
 def convert(to, jobs, categories, *, folder, with_masks=True, **options):
-    """Read the images of all jobs and write the data set.
+    """Convert all jobs and write the data set.
 
     Args:
         to:         directory to make.
         jobs:       list of jobs.
         categories: [{"id", "name"}, ...] in label order.
-        folder:     what the file names are relative to.
-        with_masks: put masks into the records, where the source has them.
+        folder:     base of the file names.
+        with_masks: store masks in the records, where the source has them.
         options:    see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -44,7 +44,7 @@ def convert(to, jobs, categories, *, folder, with_masks=True, **options):
 
 
 def make_record(job, *, folder, names, with_masks=True):
-    """One job -> Record, or Fault if the image cannot be used."""
+    """Convert one job -> Record, or Fault if the image cannot be used."""
     if not is_safe(job["file_name"]):
         reason = "file_name must be a relative path that stays in the folder"
         return Fault(repr(job["file_name"]), reason, len(job["objects"]))
@@ -75,7 +75,7 @@ def make_record(job, *, folder, names, with_masks=True):
 
 
 def serialize(encoded_image, image, annotations, names, pngs=()):
-    """An image and its annotations, as annotations.json has them -> bytes of the record."""
+    """An image and its annotations, in the form of annotations.json -> bytes of the record."""
     has_difficult = any("difficult" in a for a in annotations)
     corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
     return schema.serialize(
@@ -96,9 +96,9 @@ def serialize(encoded_image, image, annotations, names, pngs=()):
 
 
 def _annotation(thing, encoded_image, remarks, where):
-    """(the object as annotations.json has it, its mask as run-length code or None).
+    """(the object in the form of annotations.json, its mask as run-length code or None).
 
-    A mask that cannot be used is remarked.
+    A mask that cannot be used is reported in `remarks`.
     """
     bbox = clip(thing["bbox"], encoded_image.height, encoded_image.width)
     annotation = {"category_id": thing["category_id"], "bbox": bbox, "area": thing.get("area")}
@@ -117,10 +117,10 @@ def _annotation(thing, encoded_image, remarks, where):
 
 
 def clip(bbox, height, width):
-    """xywh px -> xywh px inside the image; untouched if it is inside.
+    """Clip a box to the image: xywh px -> xywh px, unchanged if it is inside.
 
     Raises:
-        DataError: nothing is left of it, or so little that a record cannot tell its sides apart.
+        DataError: the clipped box is empty, or would be in the float32 fractions of a record.
     """
     x, y, w, h = bbox
     if not (w > 0 and h > 0):
@@ -135,7 +135,7 @@ def clip(bbox, height, width):
 
 
 def is_safe(file_name):
-    """Does a file name of a data set stay inside its folder, and can it be the name of a file?"""
+    """Whether a file name of a data set is valid and stays inside its folder."""
     path = pathlib.PurePosixPath(file_name.replace("\\", "/"))
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     can_be = "\0" not in file_name and file_name.encode("utf-8", "replace").decode("utf-8") == file_name
@@ -143,12 +143,12 @@ def is_safe(file_name):
 
 
 def text(value):
-    """A name as text that every file can hold: stripped, and without halves of characters."""
+    """A name as valid UTF-8: stripped, lone surrogates replaced."""
     return str(value).encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def as_int(value):
-    """An integer written as 7, 7.0, "7" or "7.0" -> 7; anything else -> None."""
+    """Parse an integer written as 7, 7.0, "7" or "7.0" -> 7; anything else -> None."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if isinstance(value, str):
             value = value.strip()
@@ -159,7 +159,7 @@ def as_int(value):
 
 
 def as_numbers(values, count):
-    """`count` finite numbers, perhaps written as text -> [float, ...]; anything else -> None."""
+    """Parse `count` finite numbers, perhaps as text -> [float, ...]; anything else -> None."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         numbers = [float(value) for value in (values if isinstance(values, list | tuple) else ())]
         return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
@@ -167,14 +167,14 @@ def as_numbers(values, count):
 
 
 def as_hw(height, width):
-    """A size as a source claims it -> (height, width), or None if it does not say."""
+    """Parse an annotated size -> (height, width), or None if it is absent."""
     height, width = as_int(height), as_int(width)
     return (height, width) if height and width and height > 0 and width > 0 else None
 
 
 def _state(job, folder):
-    """Changes when the file of the image does."""
+    """Size and modification time of the image file, to detect changes."""
     with contextlib.suppress(OSError, ValueError):
-        found = (folder / job["file_name"]).stat()
-        return [found.st_size, found.st_mtime_ns]
+        stat = (folder / job["file_name"]).stat()
+        return [stat.st_size, stat.st_mtime_ns]
     return None

@@ -1,4 +1,4 @@
-"""CSV converter: a folder of images and a table with one line for every box."""
+"""CSV converter: a folder of images and a table with one line per box."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from tfrecords.converters.common import as_hw, as_numbers, text
 from tfrecords.labels import read_names
 from tfrecords.schema import DataError
 
-# what a column may be called, in small letters and with _ for what stands between words
+# accepted column names, in lower case and with _ between words
 SYNONYMS = {
     "file": {"filename", "file_name", "file", "image", "img", "path", "image_path", "filepath", "image_name"},
     "class": {"class", "label", "name", "category", "class_name", "label_name", "category_name"},
@@ -28,19 +28,19 @@ DELIMITERS = ",;\t"
 
 
 def build(to, *, images, annotations, classes=None, shards=None, workers=None, strict=False, progress=None):
-    """Convert a folder and a table.
+    """Convert a CSV data set.
 
-    The first line names the columns: filename, class, xmin, ymin, xmax, ymax, perhaps width and height, in
-    any order and with their usual synonyms. Without such a line every line is path,xmin,ymin,xmax,ymax,class.
-    Boxes are px from 0. A line with an image alone, its box left empty, is an image without objects. Image
-    ids are 1, 2, ... in the order of the table.
+    The header names the columns: filename, class, xmin, ymin, xmax, ymax, optionally width and height, in
+    any order and under their usual synonyms. Without a header every line is path,xmin,ymin,xmax,ymax,class.
+    Boxes are px from 0. A line with an empty box is an image without objects. Image ids are 1, 2, ... in the
+    order of the table.
 
     Args:
         to:          directory to make.
         images:      folder that the file names in the table are relative to.
         annotations: the csv file.
-        classes:     file with a list of classes, in label order; see `tfrecords.labels.read_labels`. None:
-                     all that occur in the table, by alphabet.
+        classes:     file with a class list, in label order; see `tfrecords.labels.read_labels`. None:
+                     all that occur in the table, in alphabetical order.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -53,7 +53,7 @@ def build(to, *, images, annotations, classes=None, shards=None, workers=None, s
     listed = read_names(classes) if classes else sorted({thing["category"] for thing in things})
     number_of = {name: number for number, name in enumerate(listed, 1)}
     if not number_of:
-        raise DataError(f"{path}: not one line has a box with a class")
+        raise DataError(f"{path}: no line has a box with a class")
     for job in of_file.values():
         job["objects"] = list(_with_ids(job["objects"], number_of, faults))
     return common.convert(
@@ -72,7 +72,7 @@ def build(to, *, images, annotations, classes=None, shards=None, workers=None, s
 
 
 def _read(path):
-    """(names of the columns, [(number of the line, its values), ...])."""
+    """(column names, [(line number, values), ...])."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -87,20 +87,20 @@ def _read(path):
     rows = _rows(path, content, ",")
     if not any(len(row) == len(WITHOUT_HEADER) for _, row in rows):
         raise DataError(
-            f"{path}: its first line names no columns {', '.join(NEEDED)} (synonyms count), "
-            "and its lines are not path,xmin,ymin,xmax,ymax,class"
+            f"{path}: no header with the columns {', '.join(NEEDED)} (or synonyms), "
+            "and the lines are not path,xmin,ymin,xmax,ymax,class"
         )
     return list(WITHOUT_HEADER), rows
 
 
 def _columns(header):
-    """What each column is, "" for one that means nothing here."""
+    """Canonical name of each column, "" for an unknown one."""
     words = ["_".join(one.strip(" \"'").lower().replace("-", " ").split()) for one in header]
     return [next((name for name, known in SYNONYMS.items() if word in known), "") for word in words]
 
 
 def _rows(path, content, delimiter):
-    """[(number of the line, its values), ...] without empty lines."""
+    """[(line number, values), ...] without empty lines."""
     lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     try:
         return [(lines.line_num, row) for row in lines if any(map(str.strip, row))]

@@ -1,8 +1,8 @@
-"""shapes: synthetic data set, drawn from a seed, on which a detector learns within minutes.
+"""shapes: procedurally generated data set on which a detector learns within minutes.
 
-Six classes that only their shape tells apart: colour, size and proportions of the box are drawn without
-looking at the class. Objects overlap, backgrounds are textured, boxes go from 12 px to 60 % of the shorter
-side of the image. An image is a function of (seed, number) alone: two seeds make two splits.
+Six classes that differ in shape alone: colour, size and aspect ratio are independent of the class. Objects
+overlap, backgrounds are textured, boxes range from 12 px to 60 % of the shorter side of the image. An image
+is a function of (seed, number) alone: two seeds make two splits.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ SIZE_HW = (192, 256)  # px
 
 MIN_SIDE = 12  # px, shorter side of a box
 MAX_SIDE = 0.6  # of the shorter side of the image
-SMALL = 24  # px; below it shapes are hard to tell apart, so they are rare
+SMALL = 24  # px; smaller shapes are hard to distinguish and therefore rare
 SMALL_SHARE = 0.05
 MAX_OBJECTS = 8
 EMPTY_SHARE = 0.03  # of the images
@@ -29,17 +29,17 @@ MAX_COVERED = 0.5  # of an object, by those painted after it
 MAX_IOU = 0.5  # between two boxes
 MIN_CONTRAST = 70.0  # distance of two RGB colours
 OVERSAMPLING = 4
-TRIES = 20  # places that are tried for an object before it is given up
+TRIES = 20  # positions tried for an object before it is skipped
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """An image and what is in it.
+    """An image and its ground truth.
 
     image:  (H, W, 3) uint8 RGB.
     boxes:  (N, 4) int64 xyxy px: the exact extent of each mask.
     labels: (N,) rows of NAMES.
-    masks:  (N, H, W) bool: the whole shape, before others cover it; later ones are painted over earlier.
+    masks:  (N, H, W) bool: the whole shape, occluded parts included; later ones occlude earlier ones.
     """
 
     image: np.ndarray
@@ -49,19 +49,19 @@ class Drawing:
 
 
 def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progress=None):
-    """Draw `count` images into a data set.
+    """Generate a data set of `count` images.
 
     Args:
         to:      directory to make.
         count:   images.
-        seed:    another seed, other images; give train and val different ones.
+        seed:    determines the images; use different seeds for train and val.
         size_hw: px, at least 64 each.
         shards, workers, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
     """
     if min(size_hw) < 64:
-        raise schema.DataError(f"size_hw {tuple(size_hw)}: shapes needs at least 64 px on either side")
+        raise schema.DataError(f"size_hw {tuple(size_hw)}: both sides must be at least 64 px")
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
     source = {"format": "shapes", "count": count, "seed": seed, "size_hw": list(size_hw)}
     work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw))
@@ -101,14 +101,14 @@ def draw(seed, number, size_hw=SIZE_HW):
     ground, ground_colors = _background(rng, height, width)
     image = ground
     boxes, labels, masks, colors = [], [], [], []
-    wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)
-    for _ in range(wanted):
+    count = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)
+    for _ in range(count):
         placed = _place(rng, size_hw, boxes, masks)
         if placed is None:
             continue
         box, label, coverage, mask = placed
-        beneath = [c for c, b in zip(colors, boxes, strict=True) if _touch(b, box)]
-        color = _contrasting(rng, ground_colors + beneath)
+        occluded = [c for c, b in zip(colors, boxes, strict=True) if _touch(b, box)]
+        color = _contrasting(rng, ground_colors + occluded)
         _paint(rng, image, box, coverage=coverage, color=color)
         boxes.append(box)
         labels.append(label)
@@ -155,10 +155,9 @@ def outline(name):
 
 
 def shape_coverage(name, angle, height, width):
-    """How much of each pixel a turned shape covers that is stretched to fill height x width.   (h, w) 0..1
+    """Pixel coverage of a rotated shape stretched to height x width.   (h, w) 0..1
 
-    Pixels that are covered by less than half are left out altogether, so that the extent of the mask and
-    the extent that one sees are the same.
+    Coverage below one half is set to 0, so that the extent of the mask and the visible extent agree.
     """
     contours = outline(name)
     spin = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -207,7 +206,7 @@ def extent(mask):
 
 
 def _all_seen(masks):
-    """Is enough of every object left when the later ones are painted over it?"""
+    """Whether enough of every object stays visible under the later ones."""
     covered = np.zeros(masks[0].shape, bool)
     for mask in reversed(masks):
         if (mask & covered).sum() > MAX_COVERED * mask.sum():
@@ -250,7 +249,7 @@ def _background(rng, height, width):
 
 
 def _contrasting(rng, others):
-    """A colour away from all others, or the farthest that was found."""
+    """A random colour with enough contrast to all others, or else the best of the tries."""
     tries = rng.uniform(0, 255, (50, 3))
     distance = np.min([np.linalg.norm(tries - other, axis=1) for other in others], axis=0)
     far = np.flatnonzero(distance >= MIN_CONTRAST)
@@ -258,7 +257,7 @@ def _contrasting(rng, others):
 
 
 def _paint(rng, image, box, coverage, color):
-    """Lay a shape over the image, a little brighter on one side than on the other."""
+    """Blend a shape into the image, with a horizontal brightness gradient."""
     x0, y0, x1, y1 = box
     shade = np.linspace(-1, 1, x1 - x0)[None, :, None] * rng.uniform(-20, 20)
     alpha = coverage[..., None]

@@ -1,4 +1,4 @@
-"""Pascal VOC converter: one XML file for every image, lists of the images of each split."""
+"""Pascal VOC converter: one XML file per image, one list of images per split."""
 
 import collections
 import pathlib
@@ -31,11 +31,11 @@ def build(
     strict=False,
     progress=None,
 ):
-    """Convert a data set in the form of Pascal VOC.
+    """Convert a data set in Pascal VOC format.
 
-    An image is found by the name of its XML file; the <filename> inside is used only if there is no such
-    image, because many tools write a name of another computer there. Image ids are the names where all of
-    them are numbers, else 1, 2, ... in the order of the list.
+    An image is found by the name of its XML file; <filename> is used only if there is no such image, because
+    many tools write a stale name there. Image ids are the names if all of them are numbers, else 1, 2, ...
+    in the order of the list.
 
     Args:
         to:          directory to make.
@@ -43,14 +43,13 @@ def build(
         images:      folder of images.
         annotations: folder of XML files.
         split:       a list of names: train for ImageSets/Main/train.txt, or a path. None: every XML file.
-        classes:     file with a list of classes, in label order; see `tfrecords.labels.read_labels`. None:
-                     all that occur in the folder of annotations, in whatever split, by alphabet.
-        one_based:   the first pixel is number 1 and xmax, ymax are inside the box, as Pascal wrote it: 1 is
-                     subtracted from xmin and ymin. False: the numbers are px from 0, as LabelImg and most
-                     other tools write them.
-        ignore_difficult: objects marked difficult become crowds: not learned, and by COCO's measures
-                     neither asked for nor wrong to find. False: objects like others, but for VOC's
-                     measures.
+        classes:     file with a class list, in label order; see `tfrecords.labels.read_labels`. None:
+                     all that occur in the folder of annotations, in any split, in alphabetical order.
+        one_based:   coordinates start at 1 and xmax, ymax are inside the box, as in the original Pascal
+                     files: 1 is subtracted from xmin and ymin. False: coordinates start at 0, as LabelImg
+                     and most other tools write them.
+        ignore_difficult: objects marked difficult become crowds: not trained on, and ignored by the COCO
+                     metrics. False: ordinary objects, except in the VOC metrics.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -66,7 +65,7 @@ def build(
     listed = read_names(classes) if classes else _all_names(annotations, trees)
     number_of = {name: number for number, name in enumerate(listed, 1)}
     if not number_of:
-        raise DataError(f"{annotations}: no XML file there names a class")
+        raise DataError(f"{annotations}: no XML file contains a class")
     files = _images(images)
     jobs = [
         {
@@ -105,10 +104,9 @@ def build(
 
 
 def read_xml(path):
-    """An XML file -> its root element.
+    """Parse an XML file -> its root element.
 
-    A document that declares a type is refused: annotations need none, and entities that stand for each
-    other can fill the memory.
+    A document with a DOCTYPE is rejected: annotations need none, and nested entities can exhaust memory.
 
     Raises:
         DataError: missing, not XML, or with a DOCTYPE; the message is the reason alone.
@@ -132,7 +130,7 @@ def read_xml(path):
 
 
 def _refuse_doctype(*_):
-    raise DataError("it declares a document type (DOCTYPE), which annotations do not need: refused")
+    raise DataError("XML with a DOCTYPE is rejected: remove the declaration")
 
 
 def _places(root, images, annotations, split):
@@ -151,12 +149,12 @@ def _places(root, images, annotations, split):
         return images, annotations, None
     listed = pathlib.Path(root or annotations.parent) / LISTS / f"{split}.txt"
     if not listed.is_file() and not pathlib.Path(split).is_file():
-        raise DataError(f"{listed}: no such list of images (and {split} is no file either)")
+        raise DataError(f"{listed}: no such list of images, and {split} is not a file")
     return images, annotations, listed if listed.is_file() else pathlib.Path(split)
 
 
 def _names(annotations, split):
-    """Names of the XML files, without ending, each once."""
+    """Names of the XML files, without suffix, each once."""
     if split is None:
         return [path.relative_to(annotations).with_suffix("").as_posix() for path in _xml_files(annotations)]
     try:
@@ -178,13 +176,13 @@ def _xml_files(folder):
 
 
 def _all_names(folder, trees):
-    """Every class of the folder, so that the splits of a set have the same list."""
+    """All classes of the folder, so that all splits of a data set have the same list."""
     names = set()
     for path in _xml_files(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             tree = trees[name] if name in trees else read_xml(path)
-        except DataError:  # if it is of this split, it is named there
+        except DataError:  # reported with its split
             continue
         names |= {_name_of(thing) for thing in tree.findall("object")}
     return sorted(names - {""})
@@ -195,21 +193,21 @@ def _name_of(thing):
 
 
 def _images(folder):
-    """{name without ending: [file names]} of a folder and those in it."""
-    found = collections.defaultdict(list)
+    """{name without suffix: [file names]} of a folder, recursively."""
+    files = collections.defaultdict(list)
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.suffix.lower() in ENDINGS:
             name = path.relative_to(folder)
-            found[name.with_suffix("").as_posix()].append(name.as_posix())
-    return found
+            files[name.with_suffix("").as_posix()].append(name.as_posix())
+    return files
 
 
 def _image_of(name, tree, files):
-    """The file name of the image of an XML file; if there is none, the one that will be missed."""
-    inside = text(tree.findtext("filename") or "")
+    """File name of the image of an XML file; without an image, the name to report as missing."""
+    annotated = text(tree.findtext("filename") or "")
     if name in files:
-        return inside if inside in files[name] else files[name][0]
-    return inside or f"{name}.jpg"
+        return annotated if annotated in files[name] else files[name][0]
+    return annotated or f"{name}.jpg"
 
 
 def _numbered(names):
@@ -219,8 +217,8 @@ def _numbered(names):
 
 
 def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
-    """The objects of an XML file as `objects` has them; those that cannot be used become faults."""
-    found = []
+    """The objects of an XML file, in the form of `common`; unusable ones become faults."""
+    objects = []
     for count, thing in enumerate(tree.findall("object"), 1):
         where = f"object {count}"
         category = _name_of(thing)
@@ -233,7 +231,7 @@ def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
             x0, y0, x1, y1 = corners
             x0, y0 = x0 - one_based, y0 - one_based
             difficult = int(bool(as_int(thing.findtext("difficult"))))
-            found.append(
+            objects.append(
                 {
                     "where": where,
                     "category_id": number_of[category],
@@ -242,4 +240,4 @@ def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
                     "iscrowd": int(difficult and ignore_difficult),
                 }
             )
-    return found
+    return objects

@@ -1,7 +1,7 @@
 """Augmentation: stateless transforms of an image together with its ground truth.
 
-A transform is stateless: the same example and seed give the same result wherever and whenever it runs. It is
-TensorFlow alone. The functions listed in TRANSFORMS make transforms from the settings of a recipe.
+A transform is stateless: the result is a function of example and seed. It is pure TensorFlow. The functions
+listed in TRANSFORMS build transforms from the settings of a recipe.
 
     example  {"image": (H, W, 3) uint8 RGB, "boxes": (N, 4) float32 xyxy px of this image,
               "labels": (N,) int32, -1: not an object, "crowd": (N,) bool, with masks "masks":
@@ -46,65 +46,65 @@ TRANSFORMS = {
 
 
 class Augmentation:
-    """The transforms of a recipe in the order in which they are done.
+    """The transforms of a recipe, in their order of execution.
 
-    Crops come first, on the stored image; then it gets its size, by a transform that does so or by a plain
-    resize; then the rest, at that size. Among each kind the list's own order counts.
+    Crops come first, on the stored image; then the resize to the target size, by a transform or a plain
+    resize; then the others, at that size. Within each stage the order of the list is kept.
 
     Args:
         entries:   [name or {name: {setting: value}}, ...].
         antialias: of resizing.
-        masks:     whether examples carry masks.
+        masks:     whether examples have masks.
     Raises:
-        UserError: unknown names and settings (the nearest is named), two that give the size.
+        UserError: unknown names or settings (the nearest is suggested), two transforms of stage SIZE.
     """
 
     def __init__(self, entries, antialias=True, masks=False):
         self.antialias = antialias
         self.settings = [_named(entry) for entry in entries]
-        made = [_made(name, settings, antialias) for name, settings in self.settings]
-        for (name, _), transform in zip(self.settings, made, strict=True):
+        transforms = [_transform(name, settings, antialias) for name, settings in self.settings]
+        for (name, _), transform in zip(self.settings, transforms, strict=True):
             if transform.needs_masks and not masks:
                 raise UserError(f"augment: {name} needs masks: set data.masks to true")
-        sizing = [name for (name, _), one in zip(self.settings, made, strict=True) if one.stage == SIZE]
+        sizing = [name for (name, _), one in zip(self.settings, transforms, strict=True) if one.stage == SIZE]
         if len(sizing) > 1:
-            raise UserError(f"augment: {' and '.join(sizing)} both give the image its size: keep one")
-        numbered = list(enumerate(made))
+            raise UserError(f"augment: {' and '.join(sizing)} both set the image size: keep one")
+        numbered = list(enumerate(transforms))
         self.stages = [[(n, one) for n, one in numbered if one.stage == stage] for stage in range(3)]
-        self.partners = sum(one.partners for one in made)
+        self.partners = sum(one.partners for one in transforms)
 
     @property
     def is_plain(self):
-        """Nothing but mirrors."""
+        """Whether there are only flips."""
         return all(one.mirror for stage in self.stages for _, one in stage)
 
     def mirrors(self, seeds):
-        """Of a plain augmentation: which images are mirrored, for many at once.
+        """Flips of a plain augmentation, for many images at once.
 
         Args:
             seeds: (n, 2) int.
         Returns:
-            (n, 2) bool, top to bottom and left to right.
+            (n, 2) bool: vertical, horizontal.
         """
-        done = [tf.zeros_like(seeds[:, 0], tf.bool)] * 2
+        flips = [tf.zeros_like(seeds[:, 0], tf.bool)] * 2
         for index, one in self.stages[FINISH]:
             axis, probability = one.mirror
-            done[axis] ^= rng.uniform(fold_in(seeds, index))[:, 0] < probability
-        return tf.stack(done, axis=-1)
+            flips[axis] ^= rng.uniform(fold_in(seeds, index))[:, 0] < probability
+        return tf.stack(flips, axis=-1)
 
     @property
     def keeps_size(self):
-        """Whole images are resized to one of the recipe's sizes."""
+        """Whether whole images are resized to one of the recipe's sizes."""
         return not self.stages[CROP] and not self.stages[SIZE] and not self.partners
 
     def __call__(self, load, seed):
-        """One image, ready but for its canvas.
+        """Augment one image and resize it to its size on the canvas.
 
         Args:
-            load: function k -> example; 0: the image, 1, 2, ...: its partners, aimed at the same canvas.
+            load: function k -> example; 0: the image, 1, 2, ...: its partners, sized for the same canvas.
             seed: (2,) int.
         """
-        before = [0]  # partners that earlier transforms took
+        before = [0]  # partners used by earlier transforms
 
         def transformed(example, stage, number, ready):
             for index, one in self.stages[stage]:
@@ -128,7 +128,7 @@ class Augmentation:
 
 
 def finished(example):
-    """With its masks over its boxes, instead of over the frames that they travelled with."""
+    """Resample the masks from their frames to the final boxes."""
     if MASKS not in example:
         return example
     kept = {key: value for key, value in example.items() if key != FRAMES}
@@ -136,12 +136,12 @@ def finished(example):
 
 
 def describe():
-    """[(name, {setting: default}, first line of its description), ...] of every transform."""
-    found = []
+    """[(name, {setting: default}, first line of the docstring), ...] of every transform."""
+    descriptions = []
     for name, function in TRANSFORMS.items():
         settings = dict(zip(_settings_of(function), function.__defaults__, strict=False))
-        found.append((name, settings, function.__doc__.strip().splitlines()[0]))
-    return found
+        descriptions.append((name, settings, function.__doc__.strip().splitlines()[0]))
+    return descriptions
 
 
 def _settings_of(function):
@@ -155,7 +155,7 @@ def _named(entry):
     return name, dict(settings or {})
 
 
-def _made(name, settings, antialias):
+def _transform(name, settings, antialias):
     if name not in TRANSFORMS:
         near = difflib.get_close_matches(name, TRANSFORMS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TRANSFORMS)}"

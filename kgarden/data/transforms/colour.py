@@ -1,4 +1,4 @@
-"""Colour jitter. Boxes do not change."""
+"""Colour jitter; boxes do not change."""
 
 import math
 
@@ -14,16 +14,16 @@ TO_YIQ = np.float32([GREY, [0.595716, -0.274453, -0.321263], [0.211456, -0.52259
 
 
 def color_jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, probability=1.0):
-    """Brightness, contrast, saturation and hue, each by a drawn amount, all as one matrix for every pixel.
+    """Random brightness, contrast, saturation and hue, applied as one colour matrix.
 
-    All four are linear in the pixel, so they are multiplied first: one product for each pixel and one
-    rounding at the end. Brightness multiplies; contrast moves away from the image's mean grey; saturation
-    moves away from the pixel's own grey; hue turns the plane of colours of YIQ.
+    All four are affine in the pixel, so they are composed first: one product per pixel and one rounding at
+    the end. Brightness scales; contrast interpolates with the image's mean grey; saturation interpolates with
+    the pixel's own grey; hue rotates the chroma plane of YIQ.
 
     Args:
         brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x.
-        hue:         turns are drawn from -x to x, 1 being the whole circle.
-        probability: how often.
+        hue:         rotations are drawn from -x to x, 1 being a full turn.
+        probability: of applying it.
     """
     reach = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     reach = [check_part(f"color_jitter.{name}", value) for name, value in reach.items()]
@@ -47,13 +47,13 @@ def _changed(image, bright, contrasted, matrix):
     pixels = tf.cast(image, tf.float32)
     grey = tf.reduce_sum(tf.reduce_mean(pixels, axis=[0, 1]) * GREY)
     matrix = bright * contrasted * matrix
-    shift = bright * (1 - contrasted) * grey  # grey stays grey under both matrices
+    shift = bright * (1 - contrasted) * grey  # both matrices preserve grey
     pixels = tf.reshape(pixels, [-1, 3]) @ matrix + (shift + 0.5)
     return tf.cast(tf.reshape(tf.clip_by_value(pixels, 0.0, 255.0), tf.shape(image)), tf.uint8)
 
 
 def _saturation(factor):
-    """(3, 3), for rows of RGB on its left."""
+    """(3, 3) matrix, multiplied from the right to rows of RGB."""
     return factor * tf.eye(3) + (1 - factor) * tf.tile(tf.constant(GREY)[:, None], [1, 3])
 
 

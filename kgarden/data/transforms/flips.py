@@ -8,19 +8,19 @@ from kgarden.data.transforms.geometry import flipped
 
 
 def horizontal_flip(probability=0.5):
-    """Left becomes right.
+    """Random horizontal flip.
 
     Args:
-        probability: how often.
+        probability: of applying it.
     """
     return _flip(1, check_part("horizontal_flip.probability", probability))
 
 
 def vertical_flip(probability=0.5):
-    """Top becomes bottom.
+    """Random vertical flip.
 
     Args:
-        probability: how often.
+        probability: of applying it.
     """
     return _flip(0, check_part("vertical_flip.probability", probability))
 

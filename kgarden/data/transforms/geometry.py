@@ -1,7 +1,6 @@
-"""Geometry of transforms: crops, scales and mirrors of images, boxes and masks, and what of them is kept.
+"""Geometry of transforms: crops, scaling and flips of images, boxes and masks, and which objects are kept.
 
-An object that has lost too much gets label -1, "not an object"; nothing is ever dropped from the arrays, so
-that rows keep their places.
+A removed object gets label -1, the padding label; rows are never dropped, so that they stay aligned.
 """
 
 import tensorflow as tf
@@ -20,7 +19,7 @@ def hw_of(example):
 
 
 def moved(example, scale=None, shift=None):
-    """Boxes and frames of masks times `scale` plus `shift`, each (2,) along y and x, px."""
+    """Scale and shift boxes and mask frames; `scale` and `shift` (px) are (2,) along y and x."""
     changed = {}
     for key in (BOXES, FRAMES):
         if key in example:
@@ -34,17 +33,17 @@ def moved(example, scale=None, shift=None):
 
 
 def trimmed(example, min_visible, area_yxyx=None, by_center=False):
-    """Boxes clipped to a rectangle; an object of which too little is left is none any more.
+    """Clip boxes to a rectangle; objects with too small a visible part are removed.
 
-    An object that lies inside stays. One that is cut stays if at least `min_visible` of it is inside, of its
-    mask where it has one, else of its box, and both sides of what is left are at least 1 px; where a mask was
-    cut, the box closes up around the rest. A crowd region stays as long as 1 px of it is inside: it marks
-    where not to learn.
+    An object inside is kept. A clipped one is kept if at least `min_visible` of its mask, or of its box if it
+    has no mask, is inside and both sides of the rest are at least 1 px; if its mask was cut, the box shrinks
+    to the rest. A crowd region is kept as long as 1 px of it is inside, since it masks out a region of the
+    loss.
 
     Args:
-        min_visible: fraction of the object's area.
+        min_visible: minimum visible fraction of the object's area.
         area_yxyx:   (4,) px; None: the image.
-        by_center:   its centre must be inside too.
+        by_center:   remove objects with centres outside, too.
     """
     boxes, labels = example[BOXES], example[LABELS]
     if area_yxyx is None:
@@ -67,7 +66,7 @@ def trimmed(example, min_visible, area_yxyx=None, by_center=False):
 
 
 def cut(example, window, min_visible, by_center=False):
-    """A window of the stored image becomes the image; the size that it is to get follows.
+    """Crop the image to a window, and recompute its target size.
 
     Args:
         window: (4,) int32 yxyx, inside the image.
@@ -80,13 +79,13 @@ def cut(example, window, min_visible, by_center=False):
 
 
 def aimed(example):
-    """With the size that the image is to get on its canvas, by its present size."""
+    """Set the target size on the canvas from the current image size."""
     size = fitted_hw(hw_of(example), example["short_side_px"], example["long_side_px"], example["canvas_hw"])
     return {**example, "target_hw": size}
 
 
 def resize(antialias=True):
-    """To the size in example["target_hw"], (2,) int32."""
+    """Build a function that resizes an example to its "target_hw", (2,) int32."""
 
     def apply(example):
         before, after = hw_of(example), example["target_hw"]
@@ -103,7 +102,7 @@ def resize(antialias=True):
 
 
 def flipped(example, vertical, horizontal):
-    """Mirrored top to bottom, left to right, both or not at all.
+    """Flip an example vertically, horizontally, both or not at all.
 
     Args:
         vertical, horizontal: () bool.
@@ -120,7 +119,7 @@ def flipped(example, vertical, horizontal):
 
 
 def mirrored_pixels(image, vertical, horizontal):
-    """Rows one by one, for which TensorFlow is fast, and nothing at all where nothing is asked for."""
+    """Flip an image; by a gather of rows, which is faster than tf.reverse, or not at all."""
     last = tf.shape(image)[0] - 1
     rows = tf.range(last, -1, -1)
     image = tf.cond(vertical, lambda: tf.gather(image, rows), lambda: image)
@@ -128,7 +127,7 @@ def mirrored_pixels(image, vertical, horizontal):
 
 
 def mirrored(boxes, size_hw, vertical, horizontal):
-    """Boxes in a mirrored image.
+    """Boxes of a flipped image.
 
     Args:
         boxes:    (..., N, 4) xyxy px.
@@ -147,6 +146,6 @@ def mirrored(boxes, size_hw, vertical, horizontal):
 
 
 def area_of(boxes):
-    """px^2, (...,)."""
+    """Box area in px^2.   (...,)"""
     sides = tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
     return sides[..., 0] * sides[..., 1]

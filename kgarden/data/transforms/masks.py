@@ -1,8 +1,8 @@
-"""Instance masks as bitmaps (112 x 112) over frames: decodes, resamples and crops them.
+"""Instance masks as bitmaps (112 x 112) over frames: decoding, resampling and cropping.
 
-A bitmap is sampled once, from the full-size mask, over the box that the object has in the stored image.
-Cuts, scales and shifts move the frame alone, mirrors turn the bitmap over. At the very end each mask is
-sampled over the box that is left. A bitmap without any cell is "no mask known".
+A bitmap is sampled once, from the full-size mask, over the object's box in the stored image, its frame.
+Crops, scaling and shifts transform the frame alone, flips reverse the bitmap. At the very end each mask is
+resampled over the final box. An empty bitmap means that the object has no mask.
 """
 
 import tensorflow as tf
@@ -13,7 +13,7 @@ FRAMES = "frames"
 
 
 def bitmaps(pngs, boxes):
-    """Full-size masks -> what they are at the centres of the cells of each box.
+    """Sample full-size masks at the centres of the bitmap cells of each box.
 
     Args:
         pngs:  (N,) string, one-channel PNG of the whole image, or "" for an object without a mask.
@@ -39,7 +39,7 @@ def bitmaps(pngs, boxes):
 
 
 def resample_masks(bits, frames, boxes):
-    """Resamples bitmaps over other boxes (nearest bitmap cell).   (N, 112, 112) bool
+    """Resample bitmaps over other boxes, nearest neighbour.   (N, 112, 112) bool
 
     Args:
         bits:   (N, 112, 112) bool over `frames`, (N, 4) xyxy px.
@@ -54,17 +54,17 @@ def resample_masks(bits, frames, boxes):
 
 
 def closed_up(example, clipped, inside):
-    """What a cut leaves of objects with masks.
+    """Tight boxes and visible fractions of cropped objects with masks.
 
-    A side of the box moves to the mask's new extent only if the cut changed the extent on that side; else it
-    stays where it was, since the box knows it better than a bitmap does.
+    A side of the box moves to the mask's new extent only if the crop changed the extent on that side; else it
+    stays, since the box is more exact than the bitmap.
 
     Args:
-        example: boxes, masks, frames, before the cut.
+        example: boxes, masks, frames, before the crop.
         clipped: (N, 4) boxes after it.
-        inside:  (N,) how much of each box is left.
+        inside:  (N,) visible fraction of each box.
     Returns:
-        (N, 4) boxes, (N,) how much of each mask is left, of the box where there is no mask.
+        (N, 4) boxes, (N,) visible fraction of each mask, or of the box where there is no mask.
     """
     bits, frames = example[MASKS], example[FRAMES]
     rows, columns = _cells(frames)
@@ -76,43 +76,43 @@ def closed_up(example, clipped, inside):
 
 
 def left_of(example, left, boxes, inside):
-    """Boxes around what is left of bitmaps, and how much that is. See `closed_up`.
+    """Boxes around the visible part of bitmaps, and its fraction. See `closed_up`.
 
     Args:
-        left: (N, 112, 112) bool, cells of the example's masks that are still seen.
+        left: (N, 112, 112) bool, cells of the example's masks that are still visible.
     """
     before, after = _extent(example[MASKS]), _extent(left)
     frames = example[FRAMES]
     side = tf.tile(frames[:, 2:] - frames[:, :2], [1, 2])
-    around = tf.tile(frames[:, :2], [1, 2]) + after * side / MASK_SIDE
-    closer = tf.concat(
-        [tf.maximum(boxes[:, :2], around[:, :2]), tf.minimum(boxes[:, 2:], around[:, 2:])], axis=1
+    extent = tf.tile(frames[:, :2], [1, 2]) + after * side / MASK_SIDE
+    tight = tf.concat(
+        [tf.maximum(boxes[:, :2], extent[:, :2]), tf.minimum(boxes[:, 2:], extent[:, 2:])], axis=1
     )
-    counted, total = _count(left), _count(example[MASKS])
-    changed = (before != after) & (counted > 0)[:, None]
-    share = tf.where(total > 0, tf.math.divide_no_nan(counted, total), inside)
-    return tf.where(changed, closer, boxes), share
+    visible, total = _count(left), _count(example[MASKS])
+    changed = (before != after) & (visible > 0)[:, None]
+    fraction = tf.where(total > 0, tf.math.divide_no_nan(visible, total), inside)
+    return tf.where(changed, tight, boxes), fraction
 
 
 def seen_at(image, frames):
-    """A map of the whole image, read at the cells of frames.   (N, 112, 112) bool
+    """Sample a map of the whole image at the cells of frames.   (N, 112, 112) bool
 
     Args:
-        image: (H, W) bool; False outside of it.
-        frames:  (N, 4) xyxy px.
+        image:  (H, W) bool; False outside of it.
+        frames: (N, 4) xyxy px.
     """
     height, width = tf.unstack(tf.shape(image))
     rows, columns = (tf.cast(tf.floor(side), tf.int32) for side in _cells(frames))
     known = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = tf.clip_by_value(rows, 0, height - 1), tf.clip_by_value(columns, 0, width - 1)
-    place = rows[:, :, None] * width + columns[:, None, :]
-    return tf.gather(tf.reshape(image, [-1]), place) & known
+    pixel = rows[:, :, None] * width + columns[:, None, :]
+    return tf.gather(tf.reshape(image, [-1]), pixel) & known
 
 
 def painted(bits, frames, size_hw):
-    """All masks together on one image.   (H, W) bool
+    """Union of all masks on the image.   (H, W) bool
 
-    One after the other, each over its own frame alone: so little memory is needed, whatever N is.
+    Painted one by one, each over its own frame, so that memory does not grow with N.
     """
     height, width = size_hw[0], size_hw[1]
 
@@ -141,10 +141,10 @@ def _cells(boxes):
 
 
 def _cell_of(px, span):
-    """Which cell of a frame holds a coordinate, and whether one does.
+    """Cell of a frame that holds a coordinate, and whether the coordinate is inside the frame.
 
     Args:
-        px:   (N, P); span: (N, 2) where the frame begins and ends.
+        px:   (N, P); span: (N, 2), start and end of the frame.
     Returns:
         (N, P) int32, (N, P) bool.
     """
@@ -155,14 +155,14 @@ def _cell_of(px, span):
 
 
 def _extent(bits):
-    """xyxy in cells of what is set; zeros if nothing is.   (N, 4) float32"""
+    """Bounding box of the True cells, xyxy; zeros if there are none.   (N, 4) float32"""
     sides = []
-    for axis in (1, 2):  # columns that hold something, then rows
-        held = tf.cast(tf.reduce_any(bits, axis=axis), tf.int32)
-        any_held = tf.reduce_max(held, axis=1)
-        first = tf.argmax(held, axis=1, output_type=tf.int32)
-        last = MASK_SIDE - tf.argmax(held[:, ::-1], axis=1, output_type=tf.int32)
-        sides.append((first * any_held, last * any_held))
+    for axis in (1, 2):  # occupied columns, then rows
+        occupied = tf.cast(tf.reduce_any(bits, axis=axis), tf.int32)
+        any_occupied = tf.reduce_max(occupied, axis=1)
+        first = tf.argmax(occupied, axis=1, output_type=tf.int32)
+        last = MASK_SIDE - tf.argmax(occupied[:, ::-1], axis=1, output_type=tf.int32)
+        sides.append((first * any_occupied, last * any_occupied))
     (x0, x1), (y0, y1) = sides
     return tf.cast(tf.stack([x0, y0, x1, y1], axis=1), tf.float32)
 

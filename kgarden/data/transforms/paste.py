@@ -11,18 +11,18 @@ from kgarden.structures import BOXES, CROWD, LABELS, MASKS, PAD_LABEL
 
 
 def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
-    """Objects of another image, cut out along their masks, laid over this one where they were in theirs.
+    """Copy-paste: objects of another image pasted along their masks, at the same position.
 
-    Ghiasi et al. 2021, arXiv:2012.07177, section 3: both images are made ready first (with
-    `large_scale_jitter`, if the list has it), then a random part of the other's objects is pasted, without
-    blending. What they cover is taken off the masks below, boxes close up around the rest, and an object of
-    which too little is still seen becomes none. Objects below without a mask are judged by their boxes and
-    keep them. Needs `data.masks`.
+    Ghiasi et al. 2021, arXiv:2012.07177, section 3: both images are augmented first (with
+    `large_scale_jitter`, if it is in the list), then a random subset of the other's objects is pasted,
+    without blending. Occluded pixels are removed from the masks below, boxes shrink to the rest, and objects
+    with too small a visible fraction are removed. For objects without a mask the fraction is that of the box,
+    which stays. Needs `data.masks`.
 
     Args:
-        probability: how often.
-        share:       how likely each object of the other image is pasted.
-        min_visible: an object of which less is seen becomes none, pasted or covered.
+        probability: of applying it.
+        share:       probability of pasting each object of the other image.
+        min_visible: pasted or occluded objects with a smaller visible fraction are removed.
     """
     probability = check_part("copy_paste.probability", probability)
     share = check_part("copy_paste.share", share)
@@ -47,16 +47,16 @@ def copy_paste(probability=0.5, share=0.5, min_visible=0.1):
 
 
 def covered(example, over, min_visible):
-    """An example some of whose pixels something else lies over.
+    """An example partly occluded by pasted objects.
 
     Args:
-        over: (H, W) bool.
+        over: (H, W) bool, the occluded pixels.
     """
     hidden = masks.seen_at(over, example[FRAMES])
     of_box = masks.seen_at(over, example[BOXES])
-    seen = 1 - tf.reduce_mean(tf.cast(of_box, tf.float32), axis=[1, 2])
-    boxes, seen = masks.left_of(example, example[MASKS] & ~hidden, example[BOXES], seen)
-    stays = (seen >= min_visible) & (seen > 0) | example[CROWD]
+    visible = 1 - tf.reduce_mean(tf.cast(of_box, tf.float32), axis=[1, 2])
+    boxes, visible = masks.left_of(example, example[MASKS] & ~hidden, example[BOXES], visible)
+    stays = (visible >= min_visible) & (visible > 0) | example[CROWD]
     return {
         **example,
         MASKS: tf.where(example[CROWD][:, None, None], example[MASKS], example[MASKS] & ~hidden),
@@ -66,7 +66,7 @@ def covered(example, over, min_visible):
 
 
 def _on_image(other, hw, min_visible):
-    """Another image cut and padded to this one's size."""
+    """Crop and pad another image to this one's size."""
     image = other[IMAGE][: hw[0], : hw[1]]
     missing = hw - tf.shape(image)[:2]
     other = trimmed(other, min_visible, tf.concat([[0, 0], hw], axis=0))

@@ -1,4 +1,4 @@
-"""Scale jitter: resizes and crops an image to its canvas in one step, instead of the plain resize."""
+"""Scale jitter: random scaling and cropping to the canvas in one step, instead of the plain resize."""
 
 import tensorflow as tf
 
@@ -9,27 +9,27 @@ from kgarden.data.transforms.geometry import IMAGE, hw_of, moved, trimmed
 
 
 def scale_and_crop(scale=(0.1, 2.0), min_visible=0.0, antialias=True):
-    """EfficientDet's scaling: larger or smaller than the canvas, and if larger, a window of it.
+    """Scale jitter of EfficientDet: random scale, and a random crop if larger than the canvas.
 
     Tan et al. 2020, arXiv:1911.09070; with [0.1, 2] as the CenterNet2 release trains its EfficientDet-like
-    models. What the image does not fill of its canvas is padding, and `size_hw` says so.
+    models. The rest of the canvas is padding, excluded from `size_hw`.
 
     Args:
         scale:       [low, high], 1: the image just fits into its canvas.
-        min_visible: an object of which less is left becomes none.
+        min_visible: objects with a smaller visible fraction are removed.
     """
     return _placed_on_canvas("scale_and_crop", scale, min_visible, antialias)
 
 
 def large_scale_jitter(scale=(0.1, 2.0), min_visible=0.1, antialias=True):
-    """The large scale jitter of copy-paste.
+    """Large scale jitter of copy-paste.
 
-    Ghiasi et al. 2021, arXiv:2012.07177, section 3. The same operation as `scale_and_crop`, under the name
-    and with the range of that paper; scraps of objects at the border go.
+    Ghiasi et al. 2021, arXiv:2012.07177, section 3. The same operation as `scale_and_crop`, with the name and
+    range of that paper, and a minimum visible fraction.
 
     Args:
         scale:       [low, high], 1: the image just fits into its canvas. Standard jitter is [0.8, 1.25].
-        min_visible: an object of which less is left becomes none.
+        min_visible: objects with a smaller visible fraction are removed.
     """
     return _placed_on_canvas("large_scale_jitter", scale, min_visible, antialias)
 
@@ -48,18 +48,18 @@ def _placed_on_canvas(name, scale, min_visible, antialias):
 
 
 def placement(hw, target_hw, factor, draw_y, draw_x):
-    """Where a scaled image lies behind a window, for given draws. In float64, as the reference computes it.
+    """Size of a scaled image and origin of the crop window from uniform draws; float64, as the reference.
 
     Args:
         hw:             (..., 2) px of the image.
         target_hw:      (..., 2) px of the window.
         factor:         (...,) 1: the image just fits into the window.
-        draw_y, draw_x: (...,) in [0, 1): the window's place along the room that there is.
+        draw_y, draw_x: (...,) in [0, 1): relative position of the window.
     Returns:
-        scaled_hw:  (..., 2) int32, px of the whole image when scaled.
-        offset:     (..., 2) int32, where in it the window begins.
+        scaled_hw:  (..., 2) int32, px of the whole scaled image.
+        offset:     (..., 2) int32, origin of the window in it.
         scale:      (...,) float64.
-        visible_hw: (..., 2) int32, px of the part behind the window.
+        visible_hw: (..., 2) int32, px of the part inside the window.
     """
     hw, target = tf.cast(hw, tf.float64), tf.cast(target_hw, tf.float64)
     scale = tf.reduce_min(tf.cast(factor, tf.float64)[..., None] * target / hw, axis=-1)
@@ -71,7 +71,7 @@ def placement(hw, target_hw, factor, draw_y, draw_x):
 
 
 def placed(example, place, min_visible, antialias=True):
-    """An image scaled and cut as `placement` says, pixels and truth by the same numbers."""
+    """Scale and crop an example by a `placement`, pixels and ground truth alike."""
     _, offset, scale, visible_hw = place
     scales = tf.stack([scale, scale])
     image = resample(

@@ -100,7 +100,7 @@ def test_labels_follow_ascending_ids(source, tmp_path):
         ([30.5, 0, 9.5, 30], [30.5, 0, 9.5, 30]),
     ],
 )
-def test_boxes_are_cut_at_the_border(source, tmp_path, bbox, expected):
+def test_boxes_are_clipped_to_the_image(source, tmp_path, bbox, expected):
     report = source(tree_of([box(bbox)]))
     assert json.loads((tmp_path / "to/annotations.json").read_text())["annotations"][0]["bbox"] == expected
     assert report.clipped == (bbox != expected)
@@ -119,7 +119,7 @@ def test_boxes_are_cut_at_the_border(source, tmp_path, bbox, expected):
         (box([1, 1, 5, 5], image_id=8), "image_id is not among the images"),
     ],
 )
-def test_faulty_boxes_are_counted_by_reason_and_the_rest_goes_on(source, tmp_path, fault, reason):
+def test_invalid_boxes_are_counted_by_reason_and_skipped(source, tmp_path, fault, reason):
     tree = tree_of([fault, box([1, 1, 5, 5])])
     report = source(tree)
     assert report.dropped == {reason: 1} and report.boxes == 1
@@ -127,7 +127,7 @@ def test_faulty_boxes_are_counted_by_reason_and_the_rest_goes_on(source, tmp_pat
     assert read_manifest(tmp_path / "to")["dropped"] == {reason: 1}
 
 
-def test_strict_raises_at_a_faulty_box(source, tmp_path):
+def test_strict_raises_at_an_invalid_box(source, tmp_path):
     with pytest.raises(DataError, match="annotation 99 of 1.jpg: box without area"):
         source(tree_of([box([5, 5, 0, 5])]), strict=True)
     assert not (tmp_path / "to").exists()
@@ -146,7 +146,7 @@ def test_strict_raises_at_a_faulty_box(source, tmp_path):
         ("small.jpg", "annotations say 40x30"),
     ],
 )
-def test_faulty_pictures_are_named_and_the_rest_goes_on(source, tmp_path, file_name, reason):
+def test_invalid_images_are_reported_and_skipped(source, tmp_path, file_name, reason):
     whole = (tmp_path / "images/2.jpg").read_bytes()
     (tmp_path / "images/half.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (4, 3)).save(tmp_path / "images/small.jpg")
@@ -158,7 +158,7 @@ def test_faulty_pictures_are_named_and_the_rest_goes_on(source, tmp_path, file_n
     assert [i["id"] for i in json.loads((tmp_path / "to/annotations.json").read_text())["images"]] == [2]
 
 
-def test_strict_raises_at_a_faulty_picture(source):
+def test_strict_raises_at_an_invalid_image(source):
     with pytest.raises(DataError, match="6.jpg: no such file"):
         source(tree_of([], numbers=(1, 6)), strict=True)
 
@@ -176,15 +176,15 @@ def test_strict_raises_at_a_faulty_picture(source):
             "two images have the id 1",
         ),
         ("[" * 100_000, "not JSON"),
-        (tree_of([{**box([1, 1, 5, 5]), "score": 0.7}]), "detections, not a ground truth"),
+        (tree_of([{**box([1, 1, 5, 5]), "score": 0.7}]), "detections, not ground truth"),
         (
             "[" + json.dumps({"image_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}) + "]",
-            "a result, not a data set",
+            "a file of detections is not a data set",
         ),
         ({**tree_of([]), "categories": [{"id": 1}]}, "needs an id and a name"),
         ({**tree_of([]), "categories": [None]}, "needs an id and a name"),
-        (tree_of([], numbers=()), "not one image"),
-        (tree_of([], numbers=(6,)), "not one image can be used; the first fault: 6.jpg: no such file"),
+        (tree_of([], numbers=()), "no usable image"),
+        (tree_of([], numbers=(6,)), "no usable image; the first fault: 6.jpg: no such file"),
     ],
 )
 def test_what_is_no_data_set(source, tree, message):
@@ -196,7 +196,7 @@ def test_what_is_no_data_set(source, tree, message):
 def test_an_existing_data_set_is_not_touched(source, tmp_path):
     source(tree_of([]))
     before = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         source(tree_of([]))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "images", "to"}  # nothing left aside
@@ -250,7 +250,7 @@ def test_image_ids_from_zero(source, tmp_path):
     assert sorted(records(tmp_path / "to")) == [0, 2]
 
 
-def test_every_picture_and_every_box_is_accounted_for(source, tmp_path):
+def test_every_image_and_box_is_accounted_for(source, tmp_path):
     """Ten annotations, six images; the counts are by hand."""
     faulty = [
         box([1, 1, 5, 5]),
@@ -294,12 +294,12 @@ def test_two_annotations_with_one_id_are_both_kept(source):
 
 
 @pytest.mark.parametrize("hair", [1e-3, 1e-9])
-def test_a_box_over_the_border_by_a_hair_is_kept(source, hair):
+def test_box_over_the_border_by_rounding_is_kept(source, hair):
     report = source(tree_of([box([0, 0, 40 + hair, 30]), box([-hair, 0, 5, 5])]))
     assert report.boxes == report.clipped == 2 and not report.dropped
 
 
-def test_a_box_whose_sides_a_record_cannot_tell_apart_is_dropped(source):
+def test_box_that_is_empty_in_float32_is_dropped(source):
     assert source(tree_of([box([39.99999999, 5, 5, 5])])).dropped == {"box without area": 1}
 
 
@@ -310,7 +310,7 @@ def test_difficult_objects_are_kept_as_such(source, tmp_path):
     assert [a.get("difficult", 0) for a in truth["annotations"]] == [0, 1]
 
 
-def test_sizes_that_the_json_does_not_give(source, tmp_path):
+def test_json_without_image_sizes(source, tmp_path):
     tree = tree_of([box([30, 20, 20, 20])])
     del tree["images"][0]["width"], tree["images"][0]["height"]
     source(tree)
@@ -318,7 +318,7 @@ def test_sizes_that_the_json_does_not_give(source, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_shards_are_dealt_round_robin_and_described(source, tmp_path, workers):
+def test_jobs_are_assigned_to_shards_round_robin(source, tmp_path, workers):
     tree = tree_of([box([1, 1, 5, 5], image_id=3)], numbers=(5, 4, 3, 2, 1))
     report = source(tree, shards=2, workers=workers)
     names = ["to-00000-of-00002.tfrecord", "to-00001-of-00002.tfrecord"]
@@ -332,7 +332,7 @@ def test_shards_are_dealt_round_robin_and_described(source, tmp_path, workers):
         assert shard["sha256"] == hashlib.sha256(content).hexdigest() and shard["bytes"] == len(content)
 
 
-def test_the_index_on_disk_is_what_reading_the_shards_finds(source, tmp_path):
+def test_index_on_disk_equals_a_scan_of_the_shards(source, tmp_path):
     object_and_crowd = [box([1, 1, 5, 5], image_id=3), box([1, 1, 5, 5], image_id=3, iscrowd=1)]
     source(tree_of(object_and_crowd, numbers=(5, 4, 3, 2, 1)))
     written = open_index(tmp_path / "to")
@@ -375,7 +375,7 @@ def test_coco_photos_with_a_crowd_and_an_image_without_objects(tmp_path):
     assert (report.images, report.boxes, report.crowds, report.images_without_objects) == (6, 36, 1, 1)
 
 
-def test_shards_of_others_can_be_indexed():
+def test_shards_of_other_tools_can_be_indexed():
     """40 records that the TensorFlow Object Detection API's tutorial code wrote."""
     [file] = real_data.folder("raccoon", "data").glob("test.record")
     index = open_index(file)

@@ -100,10 +100,10 @@ def test_the_order_of_a_list_of_classes(build, tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     [
-        ("", "names no columns"),
-        ("filename,class,xmin,ymin,xmax\na.jpg,cat,1,2,3\n", "names no columns"),
-        (HEADER, "not one line has a box"),
-        (HEADER + "none.jpg,40,30,cat,1,2,11,22\n", "not one image can be used"),
+        ("", "no header with the columns"),
+        ("filename,class,xmin,ymin,xmax\na.jpg,cat,1,2,3\n", "no header with the columns"),
+        (HEADER, "no line has a box"),
+        (HEADER + "none.jpg,40,30,cat,1,2,11,22\n", "no usable image"),
     ],
 )
 def test_what_is_no_data_set(build, text, message):

@@ -32,7 +32,7 @@ def test_boxes_are_the_exact_extent_of_the_masks(drawings):
     assert seen > 3 * MANY
 
 
-def test_what_is_drawn_is_where_the_mask_is():
+def test_drawn_pixels_are_inside_the_mask():
     """Draw one object without noise and texture: the pixels that differ from the ground are the mask."""
     for name in shapes.NAMES:
         coverage = shapes.shape_coverage(name, 0.3, 40, 30)
@@ -51,7 +51,7 @@ def test_what_is_drawn_is_where_the_mask_is():
         assert shapes.extent(drawn) == pytest.approx((10, 5, 40, 45), abs=2)
 
 
-def test_pixels_under_a_mask_differ_from_the_picture_without_the_object(drawings):
+def test_pixels_under_a_mask_differ_from_the_image_without_the_object(drawings):
     """In the finished image: the mask's visible part has one colour, its rim outside another."""
     contrasts = []
     for drawing in drawings[:100]:
@@ -94,7 +94,7 @@ def test_objects_overlap_and_none_is_hidden(drawings):
     assert np.mean(np.array(shares) > 0.05) > 0.1
 
 
-def test_classes_are_drawn_alike(drawings):
+def test_size_and_colour_are_independent_of_the_class(drawings):
     labels, boxes = all_of(drawings, "labels"), all_of(drawings, "boxes")
     counts = np.bincount(labels, minlength=6)
     assert len(counts) == len(shapes.NAMES) >= 6
@@ -108,7 +108,7 @@ def test_classes_are_drawn_alike(drawings):
         assert abs(aspect[mine].mean() - aspect.mean()) < error * aspect.std()
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_gives_others():
+def test_images_are_determined_by_the_seed():
     for number in (0, 3, 17):
         a, b, c = shapes.draw(5, number), shapes.draw(5, number), shapes.draw(6, number)
         np.testing.assert_array_equal(a.image, b.image)
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_pictures_and_another_gives_others():
         assert (a.image != c.image).any()
 
 
-def test_shape_alone_tells_the_class_at_24_px():
+def test_classes_are_separable_by_shape_at_24_px():
     """The mask of an object, whatever its angle, is most like a mask of its own class."""
 
     def masks_at(degrees):
@@ -175,7 +175,7 @@ def average_precision_50(drawings, class_scores):
 
 
 @pytest.mark.parametrize("neighbours", [1, 15])
-def test_colour_and_size_do_not_give_the_class_away(drawings, neighbours):
+def test_colour_and_size_do_not_predict_the_class(drawings, neighbours):
     """Nearest neighbours by mean colour, width and height, given the true boxes: AP50 under 0.3."""
     templates = [shapes.draw(1, number) for number in range(MANY)]
     known, labels = np.concatenate([crop_features(d) for d in templates]), all_of(templates, "labels")
@@ -190,7 +190,7 @@ def test_colour_and_size_do_not_give_the_class_away(drawings, neighbours):
     assert average_precision_50(drawings, perfect) > 0.99  # the judge can tell
 
 
-def test_a_data_set_is_built_in_seconds(tmp_path):
+def test_data_set_is_built_in_seconds(tmp_path):
     tf = pytest.importorskip("tensorflow")
     from tfrecords.schema import parse
 

@@ -69,7 +69,7 @@ def test_difficult_objects_may_be_ignored(root):
         assert read_manifest(to)["source"]["ignore_difficult"] is ignore
 
 
-def test_pixels_counted_from_one(root):
+def test_one_based_coordinates(root):
     """Pascal: a box of the whole image is 1, 1, width, height, its last pixel inside."""
     write(root, "a", thing([1, 1, 40, 30]), thing([5, 5, 5, 5]))
     voc.build(root / "to", root=root, one_based=True)
@@ -100,7 +100,7 @@ def test_the_order_of_a_list_of_classes(root):
     assert report.boxes == 1 and report.dropped == {"its class is not in the list": 1}
 
 
-def test_names_that_are_numbers_are_the_ids(root):
+def test_numeric_names_become_image_ids(root):
     for name, number in [("a", "000005"), ("b", "000012")]:
         (root / f"JPEGImages/{name}.jpg").rename(root / f"JPEGImages/{number}.jpg")
         write(root, number, thing([1, 1, 5, 5]))
@@ -108,7 +108,7 @@ def test_names_that_are_numbers_are_the_ids(root):
     assert [i["id"] for i in json.loads((root / "to/annotations.json").read_text())["images"]] == [5, 12]
 
 
-def test_a_picture_is_found_by_the_name_of_its_file(root):
+def test_image_is_found_by_its_file_name(root):
     """Not by the name inside, which is often that of another computer; unless there is no other."""
     (root / "JPEGImages/b.jpg").rename(root / "JPEGImages/b.JPEG")
     write(root, "a", thing([1, 1, 5, 5]), file_name="elsewhere.jpg")
@@ -146,7 +146,7 @@ def test_faulty_boxes_are_counted(root, bndbox, reason):
         ("<annotation><filename>../../secret.jpg</filename></annotation>", "relative path"),
     ],
 )
-def test_a_faulty_file_is_named_and_the_rest_goes_on(root, content, reason):
+def test_invalid_xml_is_reported_and_skipped(root, content, reason):
     write(root, "a", thing([1, 1, 5, 5]))
     (root / "Annotations/z.xml").write_text(content)
     report = voc.build(root / "to", root=root)
@@ -164,7 +164,7 @@ def test_an_entity_bomb_in_another_encoding(root):
         voc.read_xml(root / "Annotations/z.xml")
 
 
-def test_a_name_of_the_list_without_a_file(root):
+def test_listed_name_without_a_file(root):
     write(root, "a", thing([1, 1, 5, 5]))
     (root / "ImageSets/Main/train.txt").write_text("a\nq\n")
     report = voc.build(root / "to", root=root, split="train")
@@ -179,7 +179,7 @@ def test_a_name_of_the_list_without_a_file(root):
         ({"root": ".", "split": "none"}, "no such list"),
         ({"root": ".", "split": "empty"}, "the list is empty"),
         ({"root": ".", "split": "out"}, "stays in the folder"),
-        ({"root": "."}, "no XML file there names a class"),
+        ({"root": "."}, "no XML file contains a class"),
         ({"root": ".", "images": "none", "classes": "names.txt"}, "no such folder of images"),
     ],
 )
@@ -193,7 +193,7 @@ def test_what_is_no_data_set(root, monkeypatch, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_manifest_says_how_pixels_were_read(root):
+def test_manifest_records_one_based(root):
     write(root, "a", thing([1, 1, 5, 5]))
     voc.build(root / "to", root=root, one_based=True)
     assert read_manifest(root / "to")["source"]["one_based"] is True
