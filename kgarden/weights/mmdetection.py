@@ -7,17 +7,14 @@ def fpn(first_level):
     Args:
         first_level: 3 for dense detectors, 2 for Faster R-CNN.
     """
-    extra = {number: f"neck/p{first_level + number}" for number in range(6 - first_level, 8 - first_level)}
-    return (
-        *[
-            (rf"neck\.lateral_convs\.{number}\.conv", f"neck/lateral{first_level + number}")
-            for number in range(6 - first_level)
-        ],
-        *[
-            (rf"neck\.fpn_convs\.{number}\.conv", f"neck/output{first_level + number}")
-            for number in range(6 - first_level)
-        ],
-        *[(rf"neck\.fpn_convs\.{number}\.conv", ours) for number, ours in extra.items()],
+    return tuple(
+        (rf"neck\.{theirs}_convs\.{level - first_level}\.conv", f"neck/{ours}{level}")
+        for theirs, ours, levels in (
+            ("lateral", "lateral", range(first_level, 6)),
+            ("fpn", "output", range(first_level, 6)),
+            ("fpn", "p", range(6, 8)),
+        )
+        for level in levels
     )
 
 
@@ -25,13 +22,13 @@ RESNET = (
     (r"backbone\.conv1", "backbone/stem"),
     (r"backbone\.bn1", "backbone/stem/norm"),
     *[
-        entry
+        (rf"backbone\.layer{number}\.(\d+)\.{theirs}", rf"backbone/res{number + 1}_\1/{ours}")
         for number in range(1, 5)
-        for entry in (
-            (rf"backbone\.layer{number}\.(\d+)\.conv(\d)", rf"backbone/res{number + 1}_\1/conv\2"),
-            (rf"backbone\.layer{number}\.(\d+)\.bn(\d)", rf"backbone/res{number + 1}_\1/conv\2/norm"),
-            (rf"backbone\.layer{number}\.(\d+)\.downsample\.0", rf"backbone/res{number + 1}_\1/shortcut"),
-            (rf"backbone\.layer{number}\.(\d+)\.downsample\.1", rf"backbone/res{number + 1}_\1/shortcut/norm"),
+        for theirs, ours in (
+            (r"conv(\d)", r"conv\2"),
+            (r"bn(\d)", r"conv\2/norm"),
+            (r"downsample\.0", "shortcut"),
+            (r"downsample\.1", "shortcut/norm"),
         )
     ],
 )
