@@ -12,7 +12,7 @@ from support.whole_models import (
     batch_of,
     detections_of,
     examples_of,
-    forward,
+    fast,
     named_detections,
     named_gradients,
     named_maps,
@@ -36,7 +36,10 @@ MAPS = {"classes": "head_cls", "code": "head_box", "ltrb": "head_box", "centerne
 
 
 class Case:
-    """A file's model, after one training step."""
+    """A file's model, after one training step.
+
+    `inference(x)` gives the pyramid and raw outputs with `training=False`, compiled once on JAX.
+    """
 
     def __init__(self, golden, recipe, table, terms, row=None):
         self.golden, self.s, self.table = golden, params(golden), table
@@ -49,10 +52,15 @@ class Case:
         self.examples = examples_of(golden)
         self.x, self.y = batch_of(self.examples, self.s["canvas_hw"])
         self.step = train_step(self.detector, self.x, self.y)
+        self.inference = fast(self._inference)
+
+    def _inference(self, x):
+        pyramid = self.detector.pyramid(x)
+        return pyramid, self.head(pyramid)
 
     def maps(self):
         """The pyramid and what the head says."""
-        got = named_maps("feat", self.s["levels"], self.detector.pyramid(self.x), channels=4)
+        got = named_maps("feat", self.s["levels"], self.inference(self.x)[0], channels=4)
         got = {f"{name}_ch0to3": map_ for name, map_ in got.items()}
         for key in MAPS.keys() & self.step.raw.keys():
             got |= named_maps(MAPS[key], self.s["levels"], self.step.raw[key])
@@ -68,7 +76,7 @@ class Case:
 
     def detections(self, small, all_):
         """With published limits, with small ones, and without a limit of their number."""
-        raw = forward(self.detector, self.x)
+        _, raw = self.inference(self.x)
         limits = {"det": {}, "small_det": small, "all_det": all_}
         got = {}
         for name, limit in limits.items():
@@ -121,7 +129,7 @@ def test_mmdetection_padding_of_the_batch_takes_no_part(mmdet):
     narrow, examples = mmdet.s["narrow"], list(mmdet.examples)
     examples[narrow["image"]] = examples[narrow["image"]].cut(narrow["size_hw"], narrow["gt_rows"])
     x, y = batch_of(examples, mmdet.s["canvas_hw"])
-    raw = forward(mmdet.detector, x)
+    _, raw = mmdet.inference(x)
     terms = mmdet.detector.loss_terms(x, y, raw, training=False)
     assert_agrees(mmdet.golden, mmdet.named(terms, "narrow_"), only="narrow_.*")
 
