@@ -23,7 +23,7 @@ from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import normal, prior_bias
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.points import flatten
-from kgarden.structures import BOXES, LABELS, SCORES, VALID
+from kgarden.structures import BOXES, LABELS, SCORES
 from kgarden.targets.assign_result import truth_at
 
 
@@ -46,7 +46,8 @@ class DenseHead(keras.layers.Layer):
         sqrt_scores: report the square root of a product of class and quality (AdelaiDet; no rank changes).
         rank_by:     by what the best of a level are chosen: "class" alone (mmdetection 3) or "score".
         gate_by:     what the threshold of the selection looks at, "class" or "score".
-        clip:        boxes are cut off at the border of the picture before NMS (mmdetection), not only after.
+        clip:        boxes are cut off at the border of the picture before NMS (mmdetection), not only after;
+                     what is empty then is dropped, yet takes its slot among the best of its level.
         name:        first half of the terms' names.
     """
 
@@ -224,7 +225,7 @@ class DenseHead(keras.layers.Layer):
             found |= {"ranking_scores": by[self.rank_by], "threshold_scores": by[self.gate_by]}
         if self.clip and size_hw is not None:
             found[BOXES] = box_ops.clip(boxes, size_hw)
-            found[VALID] = box_ops.nonempty(found[BOXES])[..., None]
+            found["keep_after_topk"] = box_ops.nonempty(found[BOXES])
         return found
 
 

@@ -12,8 +12,8 @@ say how good one must be. Whether boxes are regressed from an anchor or from a p
     anchor box, anchor point    `box_code`: "deltas", "ltrb"
 
 Defaults are mmdetection's, which the PSS paper's baseline is trained with. The authors' code differs in
-arguments: count_empty=False (a picture without positives does not count as one), sqrt_scores=True. It also
-centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not here.
+arguments: count_empty=False (a picture without positives does not count as one), sqrt_scores=True,
+pad_divisor=None. It also centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not here.
 """
 
 from keras import ops
@@ -28,7 +28,7 @@ from kgarden.ops.anchors import anchor_grid
 from kgarden.ops.points import flatten
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
-from kgarden.targets.assign_result import IGNORED, one_hot, under_crowd
+from kgarden.targets.assign_result import IGNORED, either, in_own_padding, one_hot, under_crowd
 from kgarden.targets.atss import assign_anchors, atss_candidates
 from kgarden.targets.fcos import centerness as centerness_of
 
@@ -42,6 +42,8 @@ class ATSSAssigned(DenseHead):
         anchor_offset: where in its cell the anchor sits, in strides: 0 top left (mmdetection), 0.5 middle.
         crowd_share:   anchors with more than this share of their area in a crowd region are ignored; None:
                        crowd regions are background.
+        pad_divisor:   px; anchors in cells outside of their image, padded by itself to a multiple of it, take
+                       no part (mmdetection); None: padding of the batch is background.
         count_empty:   in the normaliser a picture without positives counts as one positive (mmdetection).
         kwargs:        see DenseHead.
     """
@@ -56,13 +58,14 @@ class ATSSAssigned(DenseHead):
         anchor_scale=8,
         anchor_offset=0.0,
         crowd_share=None,
+        pad_divisor=32,
         count_empty=True,
         **kwargs,
     ):
         super().__init__(strides, num_classes, code_size, **kwargs)
         self.top_k = top_k
         self.anchor_scale, self.anchor_offset = anchor_scale, anchor_offset
-        self.crowd_share = crowd_share
+        self.crowd_share, self.pad_divisor = crowd_share, pad_divisor
         self.count_empty = count_empty
 
     def anchors_of(self, raw):
@@ -73,8 +76,8 @@ class ATSSAssigned(DenseHead):
 
     def assign(self, raw, y):
         """Of the objects that chose a place, the one it overlaps most.   (B, A) int32."""
-        candidates, ignored = self._candidates(raw, y)
-        return assign_anchors(candidates, ignored)
+        candidates, out = self._candidates(raw, y)
+        return assign_anchors(candidates, out)
 
     def candidate_mask(self, raw, y, rule="candidates"):
         """See DenseHead; "candidates": places good enough for an object, whoever else wants them."""
@@ -83,12 +86,14 @@ class ATSSAssigned(DenseHead):
         return super().candidate_mask(raw, y, rule)
 
     def _candidates(self, raw, y):
+        """AtssCandidates, and the anchors that learn nothing: (B, A) bool or None."""
         anchors = self.anchors_of(raw)
-        ignored = None
+        ignored, inside = None, in_own_padding(anchors, y, self.pad_divisor)
         if self.crowd_share is not None:
             ignored = under_crowd(anchors.boxes, y, self.crowd_share)
-        settings = dict(gt_valid=truth_is_valid(y), top_k=self.top_k, ignored=ignored)
-        return atss_candidates(anchors.boxes, anchors.counts(), y[BOXES], **settings), ignored
+        settings = dict(gt_valid=truth_is_valid(y), top_k=self.top_k, ignored=ignored, inside=inside)
+        out = either(ignored, None if inside is None else ~inside)
+        return atss_candidates(anchors.boxes, anchors.counts(), y[BOXES], **settings), out
 
     def count(self, positive):
         """What class and quality losses of this part of the batch are divided by.   (B, A) bool -> ()."""

@@ -39,8 +39,9 @@ STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
 # First stages of Table 1. The release has the first alone; of the others the paper says that classes and
 # boxes read one tower, that GFL regresses plain distances, and that terms weigh half of what they do alone.
-# Their scores are square roots like CenterNet's, so that `fuse` means the same for all.
-OTHERS = {"shared_tower": True, "sqrt_scores": True}
+# Their scores are square roots like CenterNet's, so that `fuse` means the same for all; as in detectron2,
+# anchors in the padding are background.
+OTHERS = {"shared_tower": True, "sqrt_scores": True, "pad_divisor": None}
 FIRST_STAGES = {
     "centernet": (
         CenterNetHead,

@@ -19,6 +19,7 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
     normalizer        "count_empty"     "ema"            "positives"
     box_beta          0 (L1)            0.1              0.11
     clip              True              False            -
+    pad_divisor       32                None             -
     neck.relu_before_p7  False          True             True
 """
 
@@ -37,7 +38,7 @@ from kgarden.ops.anchors import anchor_grid
 from kgarden.ops.points import flatten
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
-from kgarden.targets.assign_result import IGNORED, one_hot
+from kgarden.targets.assign_result import IGNORED, in_own_padding, one_hot
 from kgarden.targets.max_iou import LOW_QUALITY, MaxIoU, assign
 
 NORMALIZERS = ("count_empty", "positives", "ema")
@@ -54,6 +55,8 @@ class RetinaNetHead(DenseHead):
         anchor_order: the channels of a cell hold all sizes of a "ratio" or all ratios of a "size" together.
         anchor_offset: where in its cell an anchor sits, in strides: 0 top left, 0.5 middle.
         thresholds, low_quality_matches: see MaxIoU in kgarden/targets/max_iou.py.
+        pad_divisor:  px; anchors in cells outside of their image, padded by itself to a multiple of it, take
+                      no part (mmdetection); None: padding of the batch is background.
         normalizer:   what both terms are divided by. "positives" of the batch; "count_empty": a picture
                       without any counts as one; "ema": their average over the steps so far.
         ema_momentum, ema_start: of "ema"; ema_start is a number of positives of one picture (detectron2
@@ -80,6 +83,7 @@ class RetinaNetHead(DenseHead):
         anchor_offset=0.0,
         thresholds=(0.4, 0.5),
         low_quality_matches="all",
+        pad_divisor=32,
         normalizer="count_empty",
         ema_momentum=0.9,
         ema_start=50.0,
@@ -117,6 +121,7 @@ class RetinaNetHead(DenseHead):
             low_quality_matches=low_quality_matches,
             low_quality_above=None if literal else 0.0,
         )
+        self.pad_divisor = pad_divisor
         self.normalizer = normalizer
         self.ema_momentum, self.ema_start = ema_momentum, ema_start
         self.delta_weights = tuple(1 / deviation for deviation in deviations)
@@ -143,8 +148,10 @@ class RetinaNetHead(DenseHead):
 
     def assign(self, raw, y):
         """The object that an anchor overlaps most, by the thresholds.   (B, A) int32."""
-        iou = box_ops.iou(y[BOXES], self.anchors_of(raw).boxes)
-        return assign(iou, truth_is_valid(y), self.rule)[0]
+        anchors = self.anchors_of(raw)
+        inside = in_own_padding(anchors, y, self.pad_divisor)
+        outside = None if inside is None else ~inside
+        return assign(box_ops.iou(y[BOXES], anchors.boxes), truth_is_valid(y), self.rule, outside)[0]
 
     def losses(self, raw, y, step=None):
         """Terms <name>/class and <name>/box."""

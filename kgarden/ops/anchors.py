@@ -7,6 +7,7 @@ section 4. Computed once for the static shapes of the levels.
 from typing import NamedTuple
 
 import numpy as np
+from keras import ops
 
 FORMS = ("plain", "mmdetection_1", "maskrcnn_benchmark")
 
@@ -31,6 +32,31 @@ class Anchors(NamedTuple):
     def points(self):
         """Centres.   (A, 2) float32 px."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def cells(self):
+        """Top left corners of the anchors' cells.   (A, 2) float32 px."""
+        cells = [
+            np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+            .reshape(-1, 2)
+            .repeat(of_cell, 0)
+            for height, width, of_cell in self.levels
+        ]
+        return np.concatenate(cells).astype("float32") * self.stride[:, None]
+
+    def inside(self, size_hw, divisor):
+        """Masks the anchors whose cells begin inside of their image, padded to a multiple of `divisor`.
+
+        What a batch adds to that, because another image is larger, is outside (mmdetection's `valid_flags`).
+
+        Args:
+            size_hw: (B, 2) int32 px, of the images.
+            divisor: px.
+        Returns:
+            (B, A) bool.
+        """
+        padded = ops.cast(-(-ops.cast(size_hw, "int32") // divisor) * divisor, "float32")
+        x, y = self.cells().T
+        return (y < padded[:, :1]) & (x < padded[:, 1:])
 
 
 def templates(sizes, ratios, size_major=False, form="plain", base=None):

@@ -7,7 +7,7 @@ below.
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.structures import BOXES, CROWD, LABELS
+from kgarden.structures import BOXES, CROWD, LABELS, SIZE_HW
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -58,3 +58,23 @@ def under_crowd(boxes, y, share):
     """
     covered = box_ops.intersection(y[BOXES], boxes) / box_ops.area(boxes)
     return ops.any((covered > share) & y[CROWD][..., None], axis=1)
+
+
+def in_own_padding(anchors, y, divisor):
+    """Masks the anchors that take part where the padding that a batch adds to an image is left out.
+
+    Args:
+        anchors: kgarden.ops.anchors.Anchors.
+        y:       ground truth as in kgarden.structures; without "size_hw" images fill the canvas.
+        divisor: px, see Anchors.inside; None: all take part.
+    Returns:
+        (B, A) bool, or None: all.
+    """
+    return None if divisor is None or SIZE_HW not in y else anchors.inside(y[SIZE_HW], divisor)
+
+
+def either(one, other):
+    """Where one of two masks holds, which may be None: nowhere."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
-from kgarden.targets.assign_result import BACKGROUND, IGNORED
+from kgarden.targets.assign_result import BACKGROUND, IGNORED, either
 
 INSIDE = 0.01  # px, minimum distance of an anchor's centre from the sides of its object
 TINY = 1e-12  # stored instead of an IoU of 0, which means "no candidate"
@@ -30,7 +30,7 @@ class AtssCandidates(NamedTuple):
     threshold: object
 
 
-def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
+def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None, inside=None):
     """Computes the positive anchors of each object, which may overlap.
 
     Args:
@@ -41,20 +41,23 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None):
         top_k:    candidates of an object per level, by distance of the centres.
         ignored:  (B, A) bool, ignored anchors; they are candidates only if there are no others, with an
                   IoU of -1.
+        inside:   (B, A) bool, anchors that take part; None: all do. A level with fewer than `top_k` of them
+                  contributes those.
     Returns:
         AtssCandidates.
     """
-    rows = _nearest(anchors, counts, gt_boxes, top_k=top_k, ignored=ignored)  # (B, M, K)
+    out = either(ignored, None if inside is None else ~inside)
+    rows = _nearest(anchors, counts, gt_boxes, top_k=top_k, ignored=out)  # (B, M, K)
     candidates = ops.take(ops.array(anchors), rows, axis=0)
     iou = box_ops.iou(gt_boxes[:, :, None], candidates)[:, :, 0]
     if ignored is not None:
         iou = ops.where(_at_rows(ignored, rows), -1.0, iou)
 
-    mean = ops.mean(iou, axis=-1, keepdims=True)
-    variance = ops.sum(ops.square(iou - mean), axis=-1, keepdims=True) / max(iou.shape[-1] - 1, 1)
-    threshold = mean + ops.sqrt(variance)
+    real = None if inside is None else _at_rows(inside, rows)
+    threshold = _mean_and_deviation(iou, real)
     ltrb = box_ops.to_ltrb(box_ops.centers(candidates), gt_boxes[:, :, None])
     good = (iou >= threshold) & (ops.min(ltrb, axis=-1) > INSIDE) & gt_valid[..., None]
+    good = good if real is None else good & real
     overlap = _spread(ops.where(good, ops.maximum(iou, TINY), 0.0), rows, len(anchors))
     return AtssCandidates(overlap > 0, overlap, threshold[..., 0])
 
@@ -86,6 +89,22 @@ def _nearest(anchors, counts, gt_boxes, top_k, ignored):
         rows.append(ops.cast(nearest, "int32") + start)
         start += count
     return ops.concatenate(rows, axis=-1)
+
+
+def _mean_and_deviation(iou, real):
+    """Mean and sample deviation of the IoUs of candidates, added.   (B, M, K) -> (B, M, 1).
+
+    Args:
+        real: (B, M, K) bool, candidates that count; None: all.
+    """
+    if real is None:
+        mean = ops.mean(iou, axis=-1, keepdims=True)
+        variance = ops.sum(ops.square(iou - mean), axis=-1, keepdims=True) / max(iou.shape[-1] - 1, 1)
+        return mean + ops.sqrt(variance)
+    count = ops.sum(ops.cast(real, "float32"), axis=-1, keepdims=True)
+    mean = ops.sum(ops.where(real, iou, 0.0), axis=-1, keepdims=True) / ops.maximum(count, 1.0)
+    squares = ops.where(real, ops.square(iou - mean), 0.0)
+    return mean + ops.sqrt(ops.sum(squares, axis=-1, keepdims=True) / ops.maximum(count - 1, 1.0))
 
 
 def _at_rows(values, rows):

@@ -13,6 +13,14 @@ TABLE = (
     (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
     (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),
     (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/code"),
+    # RetinaNet: towers are conv, ReLU in a row
+    *[
+        (rf"head\.{theirs}_subnet\.{2 * number}", f"retinanet/{ours}_tower/conv{number}")
+        for theirs, ours in (("bbox", "box"), ("cls", "class"))
+        for number in range(8)
+    ],
+    (r"head\.cls_score", "retinanet/classes"),
+    (r"head\.bbox_pred", "retinanet/code"),
     # CenterNet2's first stage: towers are conv, norm, ReLU in a row
     *[
         entry
@@ -43,6 +51,6 @@ TABLE = (
 
 IGNORE = (
     r"pixel_(mean|std)",
-    r"proposal_generator\.anchor_generator\.cell_anchors\.\d",
+    r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d",
     r"roi_heads\.box_predictor\.\d\.freq_weight",
 )

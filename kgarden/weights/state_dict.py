@@ -12,6 +12,9 @@ SUFFIXES = {
     "running_var": "moving_variance",
 }
 
+# What training remembers from step to step: no weight, and in no state dict.
+OF_TRAINING = r".*/(step|average(_before|_step)?)"
+
 
 def our_name(name, table):
     """A reference's name in our words, or None where the table says nothing.
@@ -76,7 +79,7 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(),
             array=to_our_layout(np.asarray(array, "float32"), flattened),
             full=full,
         )
-    left = [path for path in open_variables if not path.endswith("/step")]
+    left = [path for path in open_variables if not re.fullmatch(OF_TRAINING, path)]
     if left and not partial:
         raise UserError(f"weights: {len(left)} variables got no value, first {left[0]}")
 

@@ -4,7 +4,7 @@ from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import Detector, trunk
 from kgarden.necks import make_neck
-from kgarden.structures import MASKS
+from kgarden.structures import MASKS, SIZE_HW
 
 
 class OneStage(Detector):
@@ -34,13 +34,14 @@ class OneStage(Detector):
         return {**raw, MASKS: self.mask_head(pyramid, raw, training=training)}
 
     def loss_terms(self, x, y, raw, training):
+        y = {**y, SIZE_HW: x[SIZE_HW]}  # some heads leave out anchors in the padding
         terms = self.dense_head.losses(raw, y, step=self.step if training else None)
         if self.mask_head is None:
             return terms
         return terms | self.mask_head.losses(raw[MASKS], y, self.dense_head, raw)
 
     def candidates(self, x, raw):
-        return self.dense_head.candidates(raw, x["size_hw"])
+        return self.dense_head.candidates(raw, x[SIZE_HW])
 
     def masks(self, raw, detections):
         return self.mask_head.masks(raw[MASKS], detections)
