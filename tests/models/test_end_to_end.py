@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.whole_models import batch_of, examples_of, gradient_named
 
 from kgarden.models import build_detector
 from kgarden.weights.detectron2 import IGNORE, TABLE
@@ -81,16 +82,6 @@ def with_loss_settings(settings, loss):
     }
 
 
-def batch_of(golden, divisor):
-    """All images of a file on one canvas."""
-    images = [golden[name] for name in sorted(golden.matching("image_[0-9]+"))]
-    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (0, 1))
-    canvas = np.zeros((len(images), height, width, 3), "uint8")
-    for row, image in enumerate(images):
-        canvas[row, : image.shape[0], : image.shape[1]] = image
-    return {"images": canvas, "size_hw": np.int32([image.shape[:2] for image in images])}
-
-
 def loaded(golden, settings):
     detector = build_detector(settings, params(golden)["num_classes"])
     state = golden.state_dict()
@@ -106,7 +97,7 @@ HEADS = {"ltrb": "head_reg", "objectness": "head_agn_logit", "classes": "head_cl
 def test_detections_agree_with_the_reference(golden):
     s = params(golden)
     detector = loaded(golden, recipe_of(s))
-    x = batch_of(golden, s["size_divisor"])
+    x, _ = batch_of(examples_of(golden), divisor=s["size_divisor"])
     raw = detector(x)
     two_stage = s["first_stage"]["only_proposal"]
 
@@ -140,18 +131,7 @@ def test_detections_agree_with_the_reference(golden):
 def test_first_stage_training_agrees_with_the_reference(golden):
     s = params(golden)
     detector = loaded(golden, with_loss_settings(recipe_of(s), s["loss"]))
-    x = batch_of(golden, s["size_divisor"])
-    images = len(x["images"])
-    most = max(len(golden[f"gt_boxes_{image}"]) for image in range(images))
-    y = {
-        "boxes": np.zeros((images, most, 4), "float32"),
-        "labels": np.full((images, most), -1, "int32"),
-        "crowd": np.zeros((images, most), bool),
-    }
-    for image in range(images):
-        count = len(golden[f"gt_boxes_{image}"])
-        y["boxes"][image, :count] = golden[f"gt_boxes_{image}"]
-        y["labels"][image, :count] = golden[f"gt_classes_{image}"]
+    x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
 
     def terms():
         return detector.proposer.losses(detector(x, training=True)["proposer"], y)
@@ -164,7 +144,7 @@ def test_first_stage_training_agrees_with_the_reference(golden):
     _, gradients = value_and_gradients(lambda: sum(terms().values()), [], list(variables.values()))
     gradient_of = dict(zip(variables, gradients, strict=True))
     for name in golden.matching("grad/.*"):
-        got[name] = gradient_named(name.removeprefix("grad/"), gradient_of)
+        got[name] = gradient_named(name.removeprefix("grad/"), gradient_of, TABLE)
         if is_analytically_zero(name, s):
             # Rounding noise on both sides; no digit of it can agree. Both must be noise, though.
             largest = max(np.abs(golden[other]).max() for other in golden.matching("grad/.*"))
@@ -178,17 +158,3 @@ def is_analytically_zero(name, s):
     alone = s["fpn_channels"] == s["first_stage"]["gn_groups"]
     match = re.fullmatch(r"grad/.*_tower\.(\d+)\.bias", name)
     return alone and match is not None and int(match.group(1)) % 3 == 0
-
-
-def gradient_named(name, gradient_of):
-    """The gradient of the variable that carries a reference's name, in our layout."""
-    from kgarden.weights.state_dict import our_name
-
-    module, suffix = our_name(name, TABLE).rsplit(".", 1)
-    if module.endswith("]"):
-        module, number = module.removesuffix("]").split("[")
-        path = next(path for path in gradient_of if path.endswith(module))
-        return gradient_of[path][int(number)].reshape(1)
-    leaves = ("kernel", "gamma") if suffix == "weight" else ("bias", "beta")
-    path = next(path for path in gradient_of for leaf in leaves if path.endswith(f"{module}/{leaf}"))
-    return gradient_of[path]
