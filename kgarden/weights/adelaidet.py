@@ -26,7 +26,11 @@ CONDINST = (
     # the branch's tower ends with a bare convolution, all others have a norm
     *[
         entry
-        for theirs, ours in (("refine", "branch/refine"), ("tower", "branch/conv"), ("seg_head", "semantic/conv"))
+        for theirs, ours in (
+            ("refine", "branch/refine"),
+            ("tower", "branch/conv"),
+            ("seg_head", "semantic/conv"),
+        )
         for entry in (
             (rf"mask_branch\.{theirs}\.(\d+)\.0", rf"condinst/{ours}\1"),
             (rf"mask_branch\.{theirs}\.(\d+)\.1", rf"condinst/{ours}\1/norm"),

@@ -1,14 +1,16 @@
 """Whole FCOS and CondInst with AdelaiDet's numbers: from images to detections, masks, losses and gradients."""
 
+import math
+
 import numpy as np
 import pytest
 from keras import ops
+from scipy import ndimage
 from support import whole_models as whole
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.inference.paste_masks import paste_masks
 from kgarden.models import build_detector
-from kgarden.ops.bilinear import aligned_bilinear
 from kgarden.ops.box_masks import mass_centers
 from kgarden.ops.points import point_grid_of
 from kgarden.structures import BOXES, MASKS
@@ -22,7 +24,7 @@ LOSSES = {
     "condinst/mask": "loss_mask",
     "condinst/semantic": "loss_sem",
 }
-MASK_SIDE = 840  # lcm(1..8): blocks of 4 px are whole cells of most boxes, so that centres of mass are exact
+MASK_SIDE = 336  # finer than the data's: centres of mass in the targets are off by hundredths of a px
 
 
 def loaded(golden, recipe, row, overrides):
@@ -72,7 +74,9 @@ def test_fcos_agrees_with_the_reference(golden):
     assert_agrees(golden, got)
 
 
-@pytest.mark.parametrize("golden", goldens("whole_adel_condinst") + goldens("whole_adel_condinst_sem"), ids=str)
+@pytest.mark.parametrize(
+    "golden", goldens("whole_adel_condinst") + goldens("whole_adel_condinst_sem"), ids=str
+)
 def test_condinst_agrees_with_the_reference(golden):
     s = params(golden)
     semantic = s["condinst"]["MASK_BRANCH"]["SEMANTIC_LOSS_ON"]
@@ -89,23 +93,30 @@ def test_condinst_agrees_with_the_reference(golden):
     named, found = detections_of(detector, x, raw, s)
     got |= named | drawn_masks(golden, detector, raw, found)
 
-    got |= targets_of(detector, raw, y, s)
+    got |= targets_of(detector, raw, y, s) | centers_of(examples)
     got |= losses_of(golden, detector, x, y)
     got |= {name: None for name in golden.matching("det_masks_[0-9]+")}  # compared by `drawn_masks`
     assert_agrees(golden, got)
 
 
 def targets_of(detector, raw, y, s):
-    """Which object every point learns, and the centres of mass."""
+    """Which object every point learns."""
     matched = ops.convert_to_numpy(whole.fast(detector.dense_head.assign)(raw, y))
     labels = np.take_along_axis(y["labels"], np.maximum(matched, 0), axis=1)
-    got = {
-        "place_labels": np.where(matched >= 0, labels, s["num_classes"]),
-        "place_objects": matched,
-    }
-    centers = ops.convert_to_numpy(whole.fast(mass_centers)(y[MASKS], y[BOXES]))
-    for image, labels in enumerate(y["labels"]):
-        got[f"gt_mass_centers_{image}"] = centers[image][labels >= 0]
+    return {"place_labels": np.where(matched >= 0, labels, s["num_classes"]), "place_objects": matched}
+
+
+def centers_of(examples):
+    """Centres of mass of bitmaps whose cells divide the masks' blocks of 4 x 4 px: exact ones."""
+    got = {}
+    for image, example in enumerate(examples):
+        centers = np.zeros((len(example.labels), 2), "float32")
+        for row, box in enumerate(example.boxes):
+            width, height = np.round(box[2:] - box[:2]).astype(int).tolist()
+            side = math.lcm(width, height) // math.gcd(4, width, height)
+            one = whole.batch_of([example.cut(example.image.shape[:2], [row])], mask_side=side)[1]
+            centers[row] = ops.convert_to_numpy(mass_centers(one[MASKS], one[BOXES]))[0, 0]
+        got[f"gt_mass_centers_{image}"] = centers
     return got
 
 
@@ -150,15 +161,16 @@ def drawn_masks(golden, detector, raw, found):
         logits = whole.fast(detector.mask_head.logits)(raw[MASKS], places)
         got[f"det_mask_logits_{image}"] = ops.convert_to_numpy(logits)[image]
         masks = golden.raw(f"det_masks_{image}")
-        pasted = paste_masks(detections["masks"][: len(masks)], detections["boxes"][: len(masks)], masks.shape[1:])
-        for box, mask, wanted in zip(detections["boxes"], pasted, masks, strict=False):
-            print(share_of_common(mask, wanted, box))
+        pasted = paste_masks(
+            detections["masks"][: len(masks)], detections["boxes"][: len(masks)], masks.shape[1:]
+        )
+        assert min(map(share_of_common, pasted, masks, detections["boxes"])) > 0.99
     return got
 
 
 def share_of_common(mask, wanted, box):
-    """IoU of two masks within a box, which ours are cut off at."""
-    left, top, right, bottom = np.round(box).astype(int)
-    mask, wanted = (one[top:bottom, left:right] for one in (mask, wanted))
-    union = (mask | wanted).sum()
-    return (mask & wanted).sum() / union if union else 1.0, (mask!=wanted).sum(), mask.size, wanted.sum()
+    """Share of pixels on which two masks agree, inside of the box, at which ours ends, and beside contours."""
+    left, top, right, bottom = np.round(box).astype(int) + [1, 1, -1, -1]
+    clear = ndimage.minimum_filter(wanted, 3) == ndimage.maximum_filter(wanted, 3)
+    mask, wanted, clear = (one[top:bottom, left:right] for one in (mask, wanted, clear))
+    return (mask == wanted)[clear].mean() if clear.any() else 1.0

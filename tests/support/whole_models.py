@@ -97,7 +97,7 @@ def batch_of(examples, canvas_hw=None, divisor=32, mask_side=MASK_SIDE):
         "crowd": np.zeros((count, most), bool),
         "image_id": np.arange(count, dtype="int64"),
     }
-    if examples[0].masks is not None:
+    if any(example.masks is not None for example in examples):
         y["masks"] = np.zeros((count, most, mask_side, mask_side), bool)
     for row, (image, boxes, labels, masks) in enumerate(examples):
         x["images"][row, : image.shape[0], : image.shape[1]] = image
