@@ -1,4 +1,4 @@
-"""Whole FCOS and CondInst with AdelaiDet's numbers: from images to detections, masks, losses and gradients."""
+"""Whole FCOS and CondInst of AdelaiDet: from images to detections, masks, losses and gradients."""
 
 import math
 
@@ -148,7 +148,7 @@ def losses_of(golden, detector, x, y):
 
 
 def drawn_masks(golden, detector, raw, found):
-    """Mask logits of the best detections, and the points that all come from; their masks are compared here."""
+    """Mask logits of the best detections and the points that all come from; masks are compared here."""
     grid = point_grid_of(raw["code"], detector.dense_head.strides)
     got = {}
     for image, detections in enumerate(found):
@@ -161,15 +161,14 @@ def drawn_masks(golden, detector, raw, found):
         logits = whole.fast(detector.mask_head.logits)(raw[MASKS], places)
         got[f"det_mask_logits_{image}"] = ops.convert_to_numpy(logits)[image]
         masks = golden.raw(f"det_masks_{image}")
-        pasted = paste_masks(
-            detections["masks"][: len(masks)], detections["boxes"][: len(masks)], masks.shape[1:]
-        )
-        assert min(map(share_of_common, pasted, masks, detections["boxes"])) > 0.99
+        best = {key: detections[key][: len(masks)] for key in (MASKS, BOXES)}
+        pasted = paste_masks(best[MASKS], best[BOXES], masks.shape[1:])
+        assert min(map(share_of_common, pasted, masks, best[BOXES])) > 0.99
     return got
 
 
 def share_of_common(mask, wanted, box):
-    """Share of pixels on which two masks agree, inside of the box, at which ours ends, and beside contours."""
+    """Share of pixels on which two masks agree, inside of the box, where ours ends, and beside contours."""
     left, top, right, bottom = np.round(box).astype(int) + [1, 1, -1, -1]
     clear = ndimage.minimum_filter(wanted, 3) == ndimage.maximum_filter(wanted, 3)
     mask, wanted, clear = (one[top:bottom, left:right] for one in (mask, wanted, clear))
