@@ -46,8 +46,9 @@ class DenseHead(keras.layers.Layer):
         sqrt_scores: report the square root of a product of class and quality (AdelaiDet; no rank changes).
         rank_by:     by what the best of a level are chosen: "class" alone (mmdetection 3) or "score".
         gate_by:     what the threshold of the selection looks at, "class" or "score".
-        clip:        boxes are cut off at the border of the picture before NMS (mmdetection), not only after;
-                     what is empty then is dropped, yet takes its slot among the best of its level.
+        clip:        boxes are clipped to the image before NMS (mmdetection), not only after (detectron2,
+                     AdelaiDet, cvpods); what is empty then is dropped, yet takes its slot among the best
+                     of its level.
         name:        first half of the terms' names.
     """
 
@@ -220,8 +221,9 @@ class DenseHead(keras.layers.Layer):
             "probability": scores,
             "levels": self.levels(raw),
         }
-        if "centerness" in raw or self.sqrt_scores:
-            by = {"class": ops.sigmoid(flatten(raw["classes"], self.num_scores)), "score": scores}
+        classes, *factors = self.score_logits(raw)
+        if factors or self.sqrt_scores:
+            by = {"class": ops.sigmoid(classes), "score": scores}
             found |= {"ranking_scores": by[self.rank_by], "threshold_scores": by[self.gate_by]}
         if self.clip and size_hw is not None:
             found[BOXES] = box_ops.clip(boxes, size_hw)

@@ -27,6 +27,7 @@ class Selection:
         score_threshold: candidates must score strictly above it; compared with
                          candidates["threshold_scores"] if a head gives them.
         per_level:       number of (box, class) pairs kept per level, best first; None: all.
+        at_most_cells:   and no more than the level has cells, or anchors (cvpods).
         method:          "nms": greedy, suppresses an IoU strictly above `iou`;
                          "soft_nms": decays the scores of such boxes, see `soft`, `sigma`, `min_score` and
                          kgarden/ops/soft_nms.py;
@@ -43,6 +44,7 @@ class Selection:
 
     score_threshold: float = 0.05
     per_level: int | None = 1000
+    at_most_cells: bool = False
     method: str = "nms"
     iou: float = 0.6
     class_wise: bool = True
@@ -145,7 +147,8 @@ class Selection:
         pairs, start = [], 0
         for count in counts:
             of_level = ops.reshape(scores[:, start : start + count], (-1, count * classes))
-            best = ops.top_k(of_level, min(self.per_level or count * classes, count * classes))[1]
+            most = min(self.per_level or count * classes, count if self.at_most_cells else count * classes)
+            best = ops.top_k(of_level, most)[1]
             pairs.append(ops.cast(best, "int32") + start * classes)
             start += count
         return ops.concatenate(pairs, axis=1)

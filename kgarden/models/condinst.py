@@ -12,7 +12,7 @@ Masks are drawn for the detections that the selection keeps; over PSS that is do
     mask FCN head                       dynamic_masks
     bilinear upsampling                 kgarden/ops/bilinear.py; `upsampling`
     L_mask, dice                        kgarden/losses/dice.py; term condinst/mask
-    which places learn                  kgarden/targets/instances.py; `count`
+    which places learn                  kgarden/targets/instances.py; `max_proposals`, `topk_proposals`
     inference                           CondInst.masks
     semantic loss (release)             kgarden/heads/mask_branch.py; term condinst/semantic; `semantic`
 
@@ -43,17 +43,19 @@ from kgarden.ops.points import flatten, point_grid, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, one_hot
-from kgarden.targets.instances import best_of_each, semantic_labels
+from kgarden.targets.instances import best_of_each, drawn, semantic_labels
 
 SIZES = (64, 128, 256, 512, 1024)  # px that the levels are for: AdelaiDet's sizes of interest
 WEIGHTS = {"mask": 1.0, "semantic": 1.0}
 # AdelaiDet's FCOS, where it differs from the defaults here.
 RELEASED_FCOS = {
+    "center_of": "mask",
     "tower_bias": True,
     "smoothing": 1.0,
     "rank_by": "score",
     "gate_by": "score",
     "sqrt_scores": True,
+    "clip": False,
     "weights": {"box": 1.0},
 }
 
@@ -139,9 +141,10 @@ class CondInst(keras.layers.Layer):
         channels, num_layers: of the dynamic network.
         coordinates: whether it sees where it is.
         upsampling:  masks of the finest level's stride are enlarged by that: 4 (paper), 2 (release).
-        count:       places of a picture that learn masks; see kgarden/targets/instances.py. Of the release's
-                     two ways this is its 64 best, a constant bound; the other, 500 places at random of all
-                     pictures of a device, is rarely reached on COCO.
+        max_proposals: at most so many points of an image learn masks, drawn at random where there are more.
+                     (Release: 500 of a device's two images, which COCO rarely reaches.)
+        topk_proposals: so many of an image's points instead, its best ones with an even share for each object
+                     (release: TOPK_PROPOSALS_PER_IM, off); see kgarden/targets/instances.py.
         semantic:    whether classes of the finest level's cells are learned besides.
         side:        S, cells of a detection's mask along each side of its box.
         weights:     {"mask", "semantic"} of the terms.
@@ -159,7 +162,8 @@ class CondInst(keras.layers.Layer):
         num_layers=3,
         coordinates=True,
         upsampling=4,
-        count=64,
+        max_proposals=250,
+        topk_proposals=None,
         semantic=False,
         side=MASK_SIDE,
         weights=None,
@@ -174,7 +178,8 @@ class CondInst(keras.layers.Layer):
         self.strides, self.sizes, self.width = list(strides), list(sizes), width
         self.widths = widths_of(bases, channels, num_layers, coordinates)
         self.coordinates, self.upsampling = coordinates, upsampling
-        self.count, self.side, self.num_classes = count, side, num_classes
+        self.max_proposals, self.topk_proposals = max_proposals, topk_proposals
+        self.side, self.num_classes = side, num_classes
         self.weights_of_terms = merge_defaults(WEIGHTS, weights, f"{where}.weights")
         self.controller = Conv(
             sum(outputs * (inputs + 1) for inputs, outputs in self.widths),
@@ -230,7 +235,7 @@ class CondInst(keras.layers.Layer):
 
     # Training.
 
-    def losses(self, raw, y, dense_head, dense_raw):
+    def losses(self, raw, y, dense_head, dense_raw, *, random=None):
         """Terms condinst/mask and, with `semantic`, condinst/semantic.
 
         Args:
@@ -239,14 +244,19 @@ class CondInst(keras.layers.Layer):
             dense_head: says which places answer for which object, one-to-many, and how well: with `assign`
                         and `candidates`.
             dense_raw:  its raw outputs.
+            random:     function n -> (B, n) uniform numbers, by which points are drawn.
         Raises:
             UserError: y has no masks.
         """
         if MASKS not in y:
             raise UserError(f"{self.name}: the ground truth has no masks; set data.masks: true")
         known = truth_is_valid(y) & ops.any(y[MASKS], axis=(2, 3))
-        score = ops.max(dense_head.candidates(dense_raw)["probability"], axis=-1)
-        chosen = best_of_each(dense_head.assign(dense_raw, y), ops.stop_gradient(score), known, self.count)
+        matched = dense_head.assign(dense_raw, y)
+        if self.topk_proposals is None:
+            chosen = drawn(matched, known, self.max_proposals, random)
+        else:
+            score = ops.max(dense_head.candidates(dense_raw)["probability"], axis=-1)
+            chosen = best_of_each(matched, ops.stop_gradient(score), known, self.topk_proposals)
         terms = {"mask": self._mask_loss(self.logits(raw, chosen.place), chosen, y)}
         if self.semantic is not None:
             terms["semantic"] = self._semantic_loss(raw["semantic"], known, y)

@@ -174,9 +174,10 @@ class DeFCNHead(FCOSHead):
         kwargs:      width, num_convs, ..., see DenseHead.
     """
 
-    fixed_arguments = (*FCOSHead.fixed_arguments, "size_ranges", "center_radius", "centerness")
+    fixed_arguments = (*FCOSHead.fixed_arguments, "size_ranges", "center_radius", "center_of", "centerness")
     fixed_arguments += (
         "quality",
+        "least_weight",
         "distance",
         "box_loss",
         "smoothing",
@@ -317,6 +318,6 @@ def defcn(num_classes, selection=None, **parts):
         num_classes,
         name="defcn",
         head=DeFCNHead,
-        selection={"method": "none", **(selection or {})},
+        selection={"method": "none", "at_most_cells": True, **(selection or {})},
         **parts,
     )

@@ -17,9 +17,13 @@ Defaults are those of mmdetection's improved version, which the PSS paper's base
 sources have differently, as arguments:
 
     first paper            center_radius=None, centerness="class", distance="exp", box_loss="iou"
-    AdelaiDet              tower_bias=True, smoothing=1.0, rank_by="score", sqrt_scores=True
+    AdelaiDet              tower_bias=True, smoothing=1.0, rank_by="score", sqrt_scores=True, clip=False
       BOX_QUALITY=iou      quality="iou"
       THRESH_WITH_CTR      gate_by="score"
+      with masks           center_of="mask"
+    cvpods                 tower_bias=True, least_weight=1.0, sqrt_scores=True, clip=False;
+                           selection: at_most_cells=True
+      wo_ctrness (DeFCN)   centerness=None, quality=None, sqrt_scores=False
     PSS' configurations    weights={"box": 2.0}
     PSS, Table 6           centerness=None: the target still weighs the box loss
 """
@@ -34,9 +38,10 @@ from kgarden.losses.focal import sigmoid_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.box_masks import mass_centers
 from kgarden.ops.points import flatten, point_grid_of
 from kgarden.ops.replicas import global_mean
-from kgarden.structures import BOXES, truth_is_valid
+from kgarden.structures import BOXES, MASKS, truth_is_valid
 from kgarden.targets.assign_result import one_hot
 from kgarden.targets.fcos import SIZE_RANGES, assign_points, centerness, near_center, possible_points
 
@@ -48,9 +53,13 @@ class FCOSHead(DenseHead):
         strides, num_classes: see DenseHead.
         size_ranges:   (L, 2) px of the farthest side; see kgarden/targets/fcos.py.
         center_radius: strides around an object's centre that learn it; None: the whole box.
+        center_of:     whose centre that is: "box", or "mask", the centre of mass (AdelaiDet with masks); of
+                       an object without a mask the box's.
         centerness:    the tower it sits on, "box" or "class"; None: there is no such output.
         quality:       what that output learns: "centerness", which then also weighs the box loss, or "iou" of
-                       the predicted box, where every box weighs the same.
+                       the predicted box, where every box weighs the same; None: there is no such output and
+                       every box weighs the same.
+        least_weight:  smallest sum of centre-nesses that the box loss is divided by.
         distance:      "relu": relu(s x) strides; "exp": exp(s x) px.
         box_loss:      a kind of kgarden/losses/box_iou.py.
         smoothing:     added to intersection and union ("giou", "iou", "linear_iou"); None: nothing is.
@@ -68,8 +77,10 @@ class FCOSHead(DenseHead):
         *,
         size_ranges=SIZE_RANGES,
         center_radius=1.5,
+        center_of="box",
         centerness="box",
         quality="centerness",
+        least_weight=1e-6,
         distance="relu",
         box_loss="giou",
         smoothing=None,
@@ -80,14 +91,18 @@ class FCOSHead(DenseHead):
         **kwargs,
     ):
         super().__init__(strides, num_classes, 4, centerness=centerness, name=name, **kwargs)
-        one_of("dense_head.quality", quality, ("centerness", "iou"))
+        one_of("dense_head.center_of", center_of, ("box", "mask"))
+        one_of("dense_head.quality", quality, ("centerness", "iou", None))
         one_of("dense_head.distance", distance, ("relu", "exp"))
         one_of("dense_head.box_loss", box_loss, KINDS)
         if len(size_ranges) != len(strides):
             given = f"{len(size_ranges)} ranges for {len(strides)} levels"
             raise UserError(f"model.dense_head.size_ranges: {given}; give one for each")
-        self.size_ranges, self.center_radius = size_ranges, center_radius
-        self.quality, self.distance = quality, distance
+        if centerness and quality is None:
+            given = "null, yet there is an output for it"
+            raise UserError(f"model.dense_head.quality: {given}; set centerness to null too")
+        self.size_ranges, self.center_radius, self.center_of = size_ranges, center_radius, center_of
+        self.quality, self.least_weight, self.distance = quality, least_weight, distance
         self.box_loss, self.smoothing = box_loss, smoothing
         self.focal = dict(alpha=alpha, gamma=gamma)
         self.weights_of_terms = merge_defaults(
@@ -115,12 +130,17 @@ class FCOSHead(DenseHead):
 
     def candidate_mask(self, raw, y, rule="candidates"):
         """See DenseHead; "candidates": near the centre and on a level for the size."""
-        cells, gt = self._cells(raw), (y[BOXES], truth_is_valid(y))
+        gt = self._cells(raw), y[BOXES], truth_is_valid(y)
         if rule == "candidates":
-            return possible_points(cells, *gt, self.size_ranges, self.center_radius)
+            region = dict(radius=self.center_radius, centers=self._centers(y))
+            return possible_points(*gt, size_ranges=self.size_ranges, **region)
         if rule == "center":
-            return near_center(cells, *gt, self.center_radius)
+            return near_center(*gt, radius=self.center_radius, centers=self._centers(y))
         return super().candidate_mask(raw, y, rule)
+
+    def _centers(self, y):
+        """Centres of the regions that learn, (B, M, 2) px, or None: those of the boxes."""
+        return mass_centers(y[MASKS], y[BOXES]) if self.center_of == "mask" and MASKS in y else None
 
     # Losses.
 
@@ -137,12 +157,12 @@ class FCOSHead(DenseHead):
             flatten(raw["classes"], self.num_scores), one_hot(labels, self.num_scores), **self.focal
         )
         terms = {"class": global_mean(ops.sum(focal), count)}
-        if self.quality == "iou":
-            overlap = pairwise_iou(_around_origin(predicted), _around_origin(target))
-            quality, weight, floor = ops.stop_gradient(overlap), ops.cast(positive, "float32"), 1.0
-        else:
-            quality, floor = centerness(target), 1e-6
+        if self.quality == "centerness":
+            quality, floor = centerness(target), self.least_weight
             weight = ops.where(positive, quality, 0.0)
+        else:
+            quality = ops.stop_gradient(self._iou(predicted, target))
+            weight, floor = ops.cast(positive, "float32"), 1.0
         box = ops.sum(weight * self._box_loss(predicted, target))
         terms["box"] = global_mean(box, ops.sum(weight), floor)
         if "centerness" in raw:
@@ -150,6 +170,11 @@ class FCOSHead(DenseHead):
             loss = ops.softplus(logits) - logits * quality
             terms["centerness"] = global_mean(ops.sum(ops.where(positive, loss, 0.0)), count)
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
+
+    def _iou(self, predicted, target):
+        if self.smoothing is not None:
+            return 1 - ltrb_iou_loss(predicted, target, "linear_iou", self.smoothing)
+        return pairwise_iou(_around_origin(predicted), _around_origin(target))
 
     def _box_loss(self, predicted, target):
         if self.smoothing is not None:

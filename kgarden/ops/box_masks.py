@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from kgarden.ops import boxes as box_ops
+
 
 def masks_on_grid(bitmaps, boxes, size, stride):
     """Resample bitmaps at the centres of a grid's cells, nearest neighbour.
@@ -20,6 +22,28 @@ def masks_on_grid(bitmaps, boxes, size, stride):
     bits = ops.take_along_axis(bitmaps, row[..., :, None], axis=2)
     bits = ops.take_along_axis(bits, column[..., None, :], axis=3)
     return bits & row_known[..., :, None] & column_known[..., None, :]
+
+
+def mass_centers(bitmaps, boxes):
+    """Computes the centre of mass of each mask, in pixel numbers as AdelaiDet counts them.
+
+    There a pixel lies at its number and not half a pixel further on, so that a mask that fills its box has
+    its centre of mass half a pixel left of and above the box's centre.
+
+    Args:
+        bitmaps: (B, N, S, S) bool over the boxes; see "masks" in kgarden/structures.py.
+        boxes:   (B, N, 4) px.
+    Returns:
+        (B, N, 2) float32 xy px; the centre of the box where the bitmap is empty.
+    """
+    side = bitmaps.shape[-1]
+    bits = ops.cast(bitmaps, "float32")
+    cell = (ops.arange(side, dtype="float32") + 0.5) / side
+    area = ops.sum(bits, axis=(2, 3))
+    moments = [ops.sum(ops.sum(bits, axis=axis) * cell, axis=-1) for axis in (2, 3)]  # x, y
+    within = ops.stack(moments, axis=-1) / ops.maximum(area, 1.0)[..., None]
+    found = boxes[..., :2] + within * (boxes[..., 2:] - boxes[..., :2]) - 0.5
+    return ops.where(area[..., None] > 0, found, box_ops.centers(boxes))
 
 
 def covered_area(bitmaps, boxes, others, size):

@@ -14,7 +14,7 @@ FAR = 1e8  # px: "infinity" of the last level
 SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, FAR))  # px of the farthest side
 
 
-def near_center(grid, gt_boxes, gt_valid, radius=None):
+def near_center(grid, gt_boxes, gt_valid, radius=None, centers=None):
     """Masks the points strictly inside a box and, with a radius, strictly within it of the centre.
 
     Args:
@@ -22,6 +22,7 @@ def near_center(grid, gt_boxes, gt_valid, radius=None):
         gt_boxes: (B, M, 4) xyxy px.
         gt_valid: (B, M) bool.
         radius:   strides of the point's level, in x and in y; None: anywhere in the box.
+        centers:  (B, M, 2) xy px; None: those of the boxes.
     Returns:
         (B, M, A) bool.
     """
@@ -30,18 +31,18 @@ def near_center(grid, gt_boxes, gt_valid, radius=None):
     if radius is None:
         return inside
     points = grid.points()
-    middle = box_ops.centers(gt_boxes)[..., None]  # (B, M, 2, 1)
+    middle = (box_ops.centers(gt_boxes) if centers is None else centers)[..., None]  # (B, M, 2, 1)
     off_center = ops.maximum(
         ops.abs(points[:, 0] - middle[..., 0, :]), ops.abs(points[:, 1] - middle[..., 1, :])
     )
     return inside & (off_center < radius * grid.stride)
 
 
-def possible_points(grid, gt_boxes, gt_valid, size_ranges=SIZE_RANGES, radius=1.5):
+def possible_points(grid, gt_boxes, gt_valid, size_ranges=SIZE_RANGES, radius=1.5, centers=None):
     """Masks the candidate points of each object: near its centre, on a level for its size.
 
     Args:
-        grid, gt_boxes, gt_valid, radius: see `near_center`.
+        grid, gt_boxes, gt_valid, radius, centers: see `near_center`.
         size_ranges: (L, 2) px, smallest and largest distance to the farthest side, both included.
     Returns:
         (B, M, A) bool; a point may be a candidate of several objects.
@@ -49,7 +50,7 @@ def possible_points(grid, gt_boxes, gt_valid, size_ranges=SIZE_RANGES, radius=1.
     _, farthest = _nearest_and_farthest(grid, gt_boxes)
     ranges = np.float32(size_ranges)[grid.level]
     in_range = (farthest >= ranges[:, 0]) & (farthest <= ranges[:, 1])
-    return near_center(grid, gt_boxes, gt_valid, radius) & in_range
+    return near_center(grid, gt_boxes, gt_valid, radius=radius, centers=centers) & in_range
 
 
 def assign_points(possible, gt_boxes):

@@ -60,6 +60,29 @@ def best_of_each(matched, score, wanted, count):
     )
 
 
+def drawn(matched, wanted, count, random=None):
+    """Up to `count` places of an image that have an object, by chance where there are more.
+
+    As AdelaiDet with MAX_PROPOSALS, which bounds the number in all images of a device.
+
+    Args:
+        matched: (B, A) int32 object of each place, negative: none.
+        wanted:  (B, M) bool, which objects count.
+        count:   N, at most A.
+        random:  function n -> (B, n) uniform numbers in [0, 1); None: the first places are kept.
+    Returns:
+        Instances of N rows.
+    """
+    places = matched.shape[1]
+    row = ops.maximum(matched, 0)
+    having = (matched >= 0) & ops.take_along_axis(wanted, row, axis=1)
+    order = ops.zeros(ops.shape(matched)) if random is None or count >= places else random(places)
+    found, place = ops.top_k(ops.where(having, order, -1.0), min(count, places))
+    valid, place = found >= 0, ops.cast(place, "int32")
+    own = ops.take_along_axis(row, place, axis=1)
+    return Instances(ops.where(valid, place, 0), ops.where(valid, own, 0), valid)
+
+
 def _padded(x, count):
     return ops.pad(x, ((0, 0), (0, count - x.shape[1])))
 

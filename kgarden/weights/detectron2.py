@@ -2,13 +2,17 @@
 
 HEAD = r"proposal_generator\.centernet_head\."
 
-TABLE = (
+TRUNK = (
     # backbone, below a pyramid or alone
     (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
     # neck
     (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
     (r"backbone\.top_block\.(p\d)", r"neck/\1"),
+)
+
+TABLE = (
+    *TRUNK,
     # RPN
     (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
     (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),

@@ -16,6 +16,7 @@ from kgarden.models import build_detector
 from kgarden.models.condinst import CondInst, dynamic_masks, relative_coordinates, widths_of
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.pss import PSSHead
+from kgarden.ops.points import point_grid
 
 STRIDES = [8, 16, 32, 64, 128]
 SIZES = [64, 128, 256, 512, 1024]
@@ -163,7 +164,7 @@ def heads(**settings):
 def test_the_loss_agrees_with_loops(upsampling, count):
     rng = np.random.default_rng(upsampling)
     raw, dense, y = raw_outputs(rng), dense_outputs(rng), truth()
-    head, fcos = heads(upsampling=upsampling, count=count)
+    head, fcos = heads(upsampling=upsampling, topk_proposals=count)
     matched = numpy_of(fcos.assign(dense, y))
     assert {0, 1, 2, 3} <= set(matched[0]) and 4 not in matched and (matched[1] < 0).all()
     got = numpy_of(head.losses(raw, y, fcos, dense)["condinst/mask"])
@@ -172,10 +173,58 @@ def test_the_loss_agrees_with_loops(upsampling, count):
     np.testing.assert_allclose(got, total / number, rtol=2e-5)
 
 
+def test_points_that_learn_masks_are_drawn_anew_in_every_step():
+    rng = np.random.default_rng(8)
+    raw, dense, y = raw_outputs(rng), dense_outputs(rng), truth()
+    fcos = heads(upsampling=2, topk_proposals=16)[1]
+    matched = numpy_of(fcos.assign(dense, y))[0]
+    having = [int(place) for place in np.flatnonzero((matched >= 0) & (matched < 3))]
+    number = rng.random((2, A)).astype("float32")
+
+    def loss(count):
+        head = CondInst(STRIDES, 3, width=8, upsampling=2, max_proposals=count)
+        return numpy_of(head.losses(raw, y, fcos, dense, random=lambda n: number[:, :n])["condinst/mask"])
+
+    def slow(kept):
+        chosen = np.full((2, A), -1)
+        chosen[0, kept] = matched[kept]
+        total, count = slow_loss(raw, dense, chosen, y=y, count=1000, upsampling=2)
+        assert count == len(kept)
+        return total / count
+
+    assert len(having) > 6
+    np.testing.assert_allclose(loss(250), slow(having), rtol=2e-5)
+    drawn = sorted(having, key=lambda place: -number[0, place])[:6]
+    np.testing.assert_allclose(loss(6), slow(drawn), rtol=2e-5)
+
+    detector = built(mask_head={**TINY["mask_head"], "max_proposals": 4})
+    raw, losses = detector(X), []
+    for step in (0, 1, 1):
+        detector.step.assign(step)
+        losses.append(float(detector.loss_terms(X, truth(), raw, True)["condinst/mask"]))
+    assert losses[0] != losses[1] == losses[2]
+
+
+def test_an_object_with_a_mask_is_learned_around_its_centre_of_mass():
+    y, dense = truth(), dense_outputs(np.random.default_rng(0))
+    y["masks"][:] = False
+    y["masks"][:, 0, :20, :20] = True  # top left of the first box
+    fcos, plain = built().dense_head, FCOSHead(STRIDES, 3, width=8, norm_groups=1)
+    by_mass, by_box = numpy_of(fcos.assign(dense, y))[0], numpy_of(plain.assign(dense, y))[0]
+    points = point_grid(LEVELS, STRIDES).points()
+    middle = np.float32([4 + 56 * 20 / 224 - 0.5, 5 + 45 * 20 / 224 - 0.5])
+    assert (by_mass == 0).any() and (np.abs(points[by_mass == 0] - middle) < 1.5 * 8).all()
+    assert not (np.abs(points[by_box == 0] - middle) < 1.5 * 8).all(axis=1).any()
+    for other in (1, 2, 3):  # without a mask
+        assert set(np.flatnonzero(by_mass == other)) >= set(np.flatnonzero(by_box == other))
+    without = {key: value for key, value in y.items() if key != "masks"}
+    np.testing.assert_array_equal(numpy_of(fcos.assign(dense, without))[0], by_box)
+
+
 def test_gradients_by_finite_differences():
     rng = np.random.default_rng(5)
     raw, dense, y = raw_outputs(rng), dense_outputs(rng), truth()
-    head, fcos = heads(upsampling=2, count=4)
+    head, fcos = heads(upsampling=2, topk_proposals=4)
     matched = numpy_of(fcos.assign(dense, y))
 
     def loss(maps, fine):
@@ -208,7 +257,7 @@ def test_gradients_by_finite_differences():
 def test_what_must_not_matter():
     rng = np.random.default_rng(2)
     raw, dense, y = raw_outputs(rng), dense_outputs(rng), truth()
-    head, fcos = heads(upsampling=2, count=16)
+    head, fcos = heads(upsampling=2, topk_proposals=16)
 
     def loss(y):
         return float(head.losses(raw, y, fcos, dense)["condinst/mask"])
@@ -238,7 +287,9 @@ def test_the_semantic_loss_is_focal_over_cells_with_a_class():
     assert head.loss_names == ["condinst/mask", "condinst/semantic"]
     logits = rng.normal(size=(2, *LEVELS[0], 3)).astype("float32")
     dense = dense_outputs(rng)
-    terms = head.losses({**raw_outputs(rng), "semantic": logits}, y, heads(upsampling=2, count=16)[1], dense)
+    terms = head.losses(
+        {**raw_outputs(rng), "semantic": logits}, y, heads(upsampling=2, topk_proposals=16)[1], dense
+    )
     laid = loops.masks_on_grid(y["masks"], y["boxes"], LEVELS[0], 8)
     area = (y["boxes"][..., 2] - y["boxes"][..., 0]) * (y["boxes"][..., 3] - y["boxes"][..., 1])
     area = area * y["masks"].mean((2, 3))

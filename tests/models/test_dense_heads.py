@@ -305,6 +305,11 @@ def test_ranking_and_gating_of_candidates():
     assert ops.convert_to_numpy(strict(candidates)["valid"])[0].tolist() == [True, False]
     gated = strict({**candidates, "threshold_scores": by_class})
     assert ops.convert_to_numpy(gated["valid"])[0].tolist() == [True, True]
+    two = {**candidates, "scores": np.float32([[[0.2, 0.4], [0.5, 0.3]]])}
+    for most, kept in ((False, [1, 0, 1]), (True, [1, 0])):  # two cells, four pairs
+        found = Selection(per_level=3, at_most_cells=most, total=3, method="none")(two)
+        found = ops.convert_to_numpy(found["source"])[0]
+        assert found[found >= 0].tolist() == kept
     with pytest.raises(UserError, match="one box for each cell"):
         Selection(method="peaks")({**candidates, "levels": [(1, 1, 2)]})
 
@@ -313,6 +318,7 @@ def test_unknown_words_are_named():
     for settings, word in [
         ({"centerness": "regression"}, "centerness"),
         ({"quality": "giou"}, "quality"),
+        ({"center_of": "point"}, "center_of"),
         ({"distance": "linear"}, "distance"),
         ({"rank_by": "iou"}, "rank_by"),
     ]:
@@ -325,6 +331,8 @@ def test_unknown_words_are_named():
             head_of(name, weights={"boxes": 2.0})
     with pytest.raises(UserError, match=r"dense_head\.low_quality_matches"):
         head_of("retinanet", low_quality_matches="detectron2")
+    with pytest.raises(UserError, match="quality: null, yet there is an output"):
+        FCOSHead(STRIDES, 3, quality=None)
     with pytest.raises(UserError, match="5 ranges for 4 levels"):
         FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from support import reference_loops as loops
 
-from kgarden.ops.box_masks import covered_area, masks_on_grid
+from kgarden.ops.box_masks import covered_area, masks_on_grid, mass_centers
 from kgarden.structures import MASK_SIDE
 
 
@@ -59,3 +59,21 @@ def test_covered_area_of_the_same_box_and_of_empty_boxes():
     for empty in ([5, 5, 5, 5], [9, 9, 2, 2]):
         for one, other in ((box, np.float32([empty])), (np.float32([empty]), box)):
             assert np.isfinite(ops.convert_to_numpy(covered_area(bitmap, one, other, 12))).all()
+
+
+def test_centres_of_mass_agree_with_loops():
+    rng = np.random.default_rng(3)
+    bitmaps = rng.random((2, 3, 7, 7)) < 0.3
+    bitmaps[1, 0] = False
+    boxes = np.float32(
+        [[[3.1, 4.2, 60.3, 31.7], [0, 0, 40, 40], [-5, 7, 9, 90]], [[2, 4, 30, 20], [8, 8, 15, 15], [0] * 4]]
+    )
+    got = ops.convert_to_numpy(mass_centers(bitmaps, boxes))
+    for image, one in np.ndindex(2, 3):
+        x0, y0, x1, y1 = boxes[image, one]
+        cells = [
+            (x0 + (column + 0.5) / 7 * (x1 - x0) - 0.5, y0 + (row + 0.5) / 7 * (y1 - y0) - 0.5)
+            for row, column in zip(*np.nonzero(bitmaps[image, one]), strict=True)
+        ]
+        want = np.mean(cells, axis=0) if cells else [(x0 + x1) / 2, (y0 + y1) / 2]  # no mask: the box's
+        np.testing.assert_allclose(got[image, one], want, atol=1e-5)

@@ -57,7 +57,7 @@ VARIANTS = {
             "mask_head": {
                 "branch": {"width": 32, "num_convs": 1, "norm": "gn"},
                 "semantic": True,
-                "count": 8,
+                "topk_proposals": 8,
                 "side": 28,
             },
             **settings,

@@ -73,12 +73,13 @@ def _example(golden, number):
     )
 
 
-def batch_of(examples, canvas_hw=None, divisor=32):
+def batch_of(examples, canvas_hw=None, divisor=32, mask_side=MASK_SIDE):
     """Images top left on one canvas, and their padded ground truth, as in kgarden.structures.
 
     Args:
         examples:  list of Example.
         canvas_hw: px; None: the smallest that holds all images and is divisible by `divisor`.
+        mask_side: S of the masks.
     Returns:
         x, y.
     """
@@ -96,20 +97,20 @@ def batch_of(examples, canvas_hw=None, divisor=32):
         "crowd": np.zeros((count, most), bool),
         "image_id": np.arange(count, dtype="int64"),
     }
-    if examples[0].masks is not None:
-        y["masks"] = np.zeros((count, most, MASK_SIDE, MASK_SIDE), bool)
+    if any(example.masks is not None for example in examples):
+        y["masks"] = np.zeros((count, most, mask_side, mask_side), bool)
     for row, (image, boxes, labels, masks) in enumerate(examples):
         x["images"][row, : image.shape[0], : image.shape[1]] = image
         y["boxes"][row, : len(labels)] = boxes
         y["labels"][row, : len(labels)] = labels
         for number, box in enumerate(boxes if masks is not None else ()):
-            y["masks"][row, number] = _bitmap(masks[number], box)
+            y["masks"][row, number] = _bitmap(masks[number], box, mask_side)
     return x, y
 
 
-def _bitmap(mask, box):
+def _bitmap(mask, box, side):
     """A mask over its box, sampled at the centres of the bitmap's cells.   (H, W) -> (S, S)."""
-    part = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
+    part = (np.arange(side) + 0.5) / side
     column = np.clip(box[0] + part * (box[2] - box[0]), 0, mask.shape[1] - 1).astype(int)
     row = np.clip(box[1] + part * (box[3] - box[1]), 0, mask.shape[0] - 1).astype(int)
     return mask[row[:, None], column]

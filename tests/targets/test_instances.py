@@ -6,7 +6,7 @@ from keras import ops
 from support import reference_loops as loops
 
 from kgarden.targets.assign_result import BACKGROUND, IGNORED
-from kgarden.targets.instances import best_of_each, semantic_labels
+from kgarden.targets.instances import best_of_each, drawn, semantic_labels
 
 
 def chosen(*arguments):
@@ -40,6 +40,25 @@ def test_points_are_divided_evenly_and_each_object_keeps_its_best():
     assert got == {(0, 0), (1, 0), (2, 0), (3, 0), (30, 1), (31, 1)}  # the small one's rest is not given away
     got = chosen(matched, score, np.array([[False, True]]), 8)[0]
     assert got == {(30, 1), (31, 1)}
+
+
+def test_points_are_drawn_where_there_are_more_than_wanted():
+    rng = np.random.default_rng(0)
+    matched = rng.integers(-2, 4, (2, 50)).astype("int32")
+    wanted = np.array([[True, True, False, True], [False] * 4])
+    numbers = rng.random((2, 50)).astype("float32")
+    having = {int(place) for place in np.flatnonzero(np.isin(matched[0], [0, 1, 3]))}
+
+    def pairs(count, random):
+        found = drawn(matched, wanted, count, random)
+        place, row, valid = map(ops.convert_to_numpy, found)
+        assert place.shape == (2, min(count, 50)) and not valid[1].any() and (place[~valid] == 0).all()
+        assert (matched[0][place[0][valid[0]]] == row[0][valid[0]]).all()
+        return set(place[0][valid[0]].tolist())
+
+    assert pairs(40, lambda n: numbers[:, :n]) == having == pairs(60, None) and 5 < len(having) < 40
+    assert pairs(5, lambda n: numbers[:, :n]) == set(sorted(having, key=lambda n: -numbers[0, n])[:5])
+    assert pairs(5, None) == set(sorted(having)[:5])
 
 
 def truth():

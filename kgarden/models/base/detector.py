@@ -12,7 +12,7 @@ never a subclass.
     RoI head     (pyramid, proposals, size_hw) -> raw      sample, losses(raw, y), candidates(raw, proposals)
     selection    (candidates) -> detections
     mask head    of a dense head:
-                 (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw),
+                 (pyramid, raw) -> raw of its own          losses(raw, y, dense_head, dense_raw, random),
                                                            masks(raw, detections)
                  of a RoI head:                            losses(pyramid, sampled, y),
                                                            masks(pyramid, detections)

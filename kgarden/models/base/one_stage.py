@@ -4,7 +4,8 @@ from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import Detector, trunk
 from kgarden.necks import make_neck
-from kgarden.structures import MASKS, SIZE_HW
+from kgarden.ops.random import hash_uniform
+from kgarden.structures import IMAGE_ID, MASKS, SIZE_HW
 
 
 class OneStage(Detector):
@@ -38,7 +39,11 @@ class OneStage(Detector):
         terms = self.dense_head.losses(raw, y, step=self.step if training else None)
         if self.mask_head is None:
             return terms
-        return terms | self.mask_head.losses(raw[MASKS], y, self.dense_head, raw)
+
+        def random(n):
+            return hash_uniform(self.seed, self.step, y[IMAGE_ID], n)
+
+        return terms | self.mask_head.losses(raw[MASKS], y, self.dense_head, raw, random=random)
 
     def candidates(self, x, raw):
         return self.dense_head.candidates(raw, x[SIZE_HW])
