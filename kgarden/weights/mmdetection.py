@@ -52,3 +52,9 @@ DENSE_HEADS = (
 )
 
 TABLE = (*RESNET, *fpn(3), *DENSE_HEADS)
+
+IGNORE = (
+    r".*\.num_batches_tracked",
+    r"data_preprocessor\.(mean|std)",
+    r"bbox_head\.integral\.project",  # GFL's distances 0..n
+)

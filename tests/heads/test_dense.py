@@ -6,10 +6,12 @@ import pytest
 from keras import ops
 from support.gradients import value_and_gradients
 
+from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.models import build_detector
 from kgarden.models.atss import ATSSHead
+from kgarden.models.centernet2 import FIRST_STAGES
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
@@ -286,6 +288,43 @@ def test_anchors_under_a_crowd_are_not_learned():
     _, (gradient,) = value_and_gradients(loss, [ops.convert_to_numpy(raw["classes"][0])])
     first = matched[:, : gradient[0, ..., 0].size].reshape(gradient.shape[:3])
     np.testing.assert_array_equal(np.abs(gradient).sum(axis=-1) == 0, first == -2)
+
+
+def maps_of_canvas(height, width, anchors):
+    """Raw outputs of which the assigners read the shape alone."""
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    return {"classes": [np.zeros((1, *size, anchors * CLASSES), "float32") for size in sizes]}
+
+
+@pytest.mark.parametrize("name", ["atss", "gfl", "retinanet"])
+def test_objects_get_the_same_anchors_whatever_the_batch_adds_to_their_image(name):
+    # On the two coarsest levels the image alone has fewer than nine anchors, so that the threshold of ATSS
+    # rests on fewer candidates than the canvas has.
+    y = truth(images=1, objects=2, padding=1)
+    y["boxes"][0, :2] = [[5, 6, 40, 50], [17, 15, 85, 83]]
+    y["size_hw"] = np.int32([[94, 95]])
+    head = HEADS[name](STRIDES, CLASSES, **TINY)
+    alone, in_batch = (maps_of_canvas(*canvas, head.anchors) for canvas in ((96, 96), (160, 224)))
+    inside = ops.convert_to_numpy(head.anchors_of(in_batch).inside(y["size_hw"], divisor=32))[0]
+    wanted = ops.convert_to_numpy(head.assign(alone, y))[0]
+    got = ops.convert_to_numpy(head.assign(in_batch, y))[0]
+    assert {0, 1} <= set(wanted.tolist())
+    np.testing.assert_array_equal(got[inside], wanted)
+    assert not inside.all() and (got[~inside] == -2).all()
+
+    as_background = HEADS[name](STRIDES, CLASSES, pad_divisor=None, **TINY)
+    got = ops.convert_to_numpy(as_background.assign(in_batch, y))[0]
+    assert (got[~inside] == -1).any()
+
+
+def test_conventions_of_detectron2_take_padding_for_background():
+    heads = [
+        head(STRIDES, **settings) for head, settings in map(FIRST_STAGES.get, ("retinanet", "atss", "gfl"))
+    ]
+    released = load_recipe("retinanet", row="detectron2.1x").model.model_dump()["dense_head"]
+    for head in [*heads, RetinaNetHead(STRIDES, CLASSES, **released)]:
+        y = {**truth(images=1, objects=0), "size_hw": np.int32([[60, 60]])}
+        assert (ops.convert_to_numpy(head.assign(maps_of_canvas(160, 224, head.anchors), y)) == -1).all()
 
 
 def test_ranking_and_gating_of_candidates():

@@ -41,12 +41,12 @@ class Case:
     `inference(x)` gives the pyramid and raw outputs with `training=False`, compiled once on JAX.
     """
 
-    def __init__(self, golden, recipe, table, terms, row=None):
-        self.golden, self.s, self.table = golden, params(golden), table
+    def __init__(self, golden, recipe, names, terms, row=None):
+        self.golden, self.s, self.names = golden, params(golden), names
         channels = self.s["neck"]["out_channels"] if "neck" in self.s else self.s["fpn"]["OUT_CHANNELS"]
         widths = backbone_widths(self.s) | {"neck.channels": channels}
         self.detector = build_detector(published_settings(recipe, row, widths), self.s["num_classes"])
-        load_state_dict(self.detector, golden.state_dict(), table)
+        load_state_dict(self.detector, golden.state_dict(), names.TABLE, ignore=names.IGNORE)
         self.head = self.detector.dense_head
         self.terms = {f"{self.head.name}/{ours}": theirs for ours, theirs in terms.items()}
         self.examples = examples_of(golden)
@@ -72,7 +72,7 @@ class Case:
     def losses_and_gradients(self):
         got = self.named(self.step.terms)
         got["loss_total"] = np.float32(sum(got.values()))
-        return got | named_gradients(self.golden, self.step.gradients, self.table)
+        return got | named_gradients(self.golden, self.step.gradients, self.names.TABLE)
 
     def detections(self, small, all_):
         """With published limits, with small ones, and without a limit of their number."""
@@ -106,7 +106,7 @@ DETECTIONS = "(det|small_det|all_det)_.*"
 )
 def mmdet(request):
     recipe = request.param.entry["prefix"].removeprefix("whole_mmdet_")
-    return Case(request.param, recipe, mmdetection.TABLE, MMDETECTION_TERMS)
+    return Case(request.param, recipe, mmdetection, MMDETECTION_TERMS)
 
 
 def test_mmdetection_maps_agree(mmdet):
@@ -156,7 +156,7 @@ def detections_of_detectron2(case):
 @pytest.fixture(scope="module", params=goldens("whole_d2_retinanet"), ids=str)
 def d2_retinanet(request):
     terms = {"class": "loss_cls", "box": "loss_box_reg"}
-    return Case(request.param, "retinanet", detectron2.TABLE, terms, row="detectron2.1x")
+    return Case(request.param, "retinanet", detectron2, terms, row="detectron2.1x")
 
 
 def test_detectron2_retinanet_maps_agree(d2_retinanet):
@@ -188,7 +188,7 @@ def centernet(request):
         "class_negative": "loss_centernet_neg",
         "box": "loss_centernet_loc",
     }
-    return Case(request.param, "centernet2", detectron2.TABLE, terms, row="table1.centernet")
+    return Case(request.param, "centernet2", detectron2, terms, row="table1.centernet")
 
 
 def test_centernet_maps_agree(centernet):

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from keras import ops
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.anchors import anchor_grid, templates
@@ -62,3 +63,14 @@ def test_anchors_equal_the_table_of_py_faster_rcnn():
     expected = np.float64(printed.split()).reshape(-1, 4) - 1
     found = templates([128, 256, 512], [0.5, 1, 2], form="maskrcnn_benchmark", base=16)
     np.testing.assert_allclose(found, expected)
+
+
+def test_anchors_inside_of_an_image_padded_by_itself():
+    anchors = anchor_grid([(4, 6), (2, 3)], [32, 64], [[32], [64, 128]])
+    inside = ops.convert_to_numpy(anchors.inside(np.int32([[60, 100], [64, 33], [128, 192]]), divisor=32))
+    # Padded to 64 x 128, 64 x 64 and 128 x 192 px: rows and columns of cells that begin there.
+    for image, cells in enumerate([[(2, 4), (1, 2)], [(2, 2), (1, 1)], [(4, 6), (2, 3)]]):
+        fine, coarse = np.zeros((4, 6), bool), np.zeros((2, 3, 2), bool)
+        fine[: cells[0][0], : cells[0][1]] = True
+        coarse[: cells[1][0], : cells[1][1]] = True
+        np.testing.assert_array_equal(inside[image], np.concatenate([fine.ravel(), coarse.ravel()]))

@@ -103,3 +103,21 @@ def test_invariant_to_order_and_padding(seed):
     assert (one >= 0).any()
     np.testing.assert_array_equal(one, np.where(other >= 0, order[other], -1))
     assert (assigned(np.zeros((0, 4)))[0] == -1).all()
+
+
+def test_anchors_that_take_no_part_might_as_well_not_be_there():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (5, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 60, (5, 2))], axis=1)
+    y, valid = truth([*boxes, [-120, -115, 125, 120]], np.zeros(6))  # the last fits the first coarse anchor
+    inside = rng.random(len(GRID.boxes)) < 0.4  # of the coarsest level fewer than nine are left
+    inside[-16] = False
+    levels = np.split(inside, np.cumsum(GRID.counts())[:-1])
+    left = [int(level.sum()) for level in levels]
+    assert left[-1] < 9 < left[-2]
+    some = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, inside=inside[None])
+    others = atss_candidates(GRID.boxes[inside], left, y["boxes"], valid)
+    np.testing.assert_allclose(some.threshold[0, :6], others.threshold[0, :6], rtol=1e-5)
+    possible = ops.convert_to_numpy(some.possible)
+    np.testing.assert_array_equal(possible[..., inside], others.possible)
+    assert possible.any() and not possible[..., ~inside].any()
