@@ -83,8 +83,8 @@ class RPNHead(DenseHead):
                        that they are not learned from; None: none are.
         pad_divisor:   anchors are discarded whose cell begins beyond their image as it would be padded alone,
                        to a multiple of so many px (mmdetection's `pad_shape`); None: none are.
-        match_discarded: whether an object's best anchor may be one that is discarded, so that the object keeps
-                       none (maskrcnn-benchmark), or is sought among the others (mmdetection).
+        match_discarded: whether an object's best anchor may be a discarded one, so that the object keeps none
+                       (maskrcnn-benchmark), or is sought among the others (mmdetection).
         num_samples, positive_fraction: anchors of a picture to learn from.
         normalizer:    both terms are divided by the "slots", `num_samples` for each picture, or by the number
                        of anchors that were "sampled".

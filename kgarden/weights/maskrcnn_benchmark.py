@@ -10,8 +10,7 @@ EXTRACTOR = BOX + r"feature_extractor\."
 
 
 def _conv_head(theirs, ours):
-    """Entries for the release's conv-head: a block that raises the channels, then pairs of non-local block and
-    bottleneck, each pair one module there."""
+    """Entries for the release's conv-head: block (a), then modules of a non-local block and a bottleneck."""
     entries = [
         (theirs + r"nonlocal_conv\.top\.0", f"{ours}/up/shortcut"),
         (theirs + r"nonlocal_conv\.top\.1", f"{ours}/up/shortcut/norm"),

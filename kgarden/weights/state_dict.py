@@ -58,8 +58,8 @@ def load_state_dict(
         pool_size:  side of the RoI features that "fc1" reads.
         ignore:     regular expressions of names without a counterpart here.
         partial:    variables without a value keep theirs, instead of raising.
-        conversions: pairs (regular expression of a name, function of its array), where an array means something
-                    else here: another order of classes, say.
+        conversions: pairs (regular expression of a name, function of its array), where an array means
+                    something else here: another order of classes, say.
     Raises:
         UserError: a name that the table does not know, a shape that does not fit, or a variable of the
             layer that got no value.

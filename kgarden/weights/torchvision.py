@@ -20,4 +20,8 @@ def resnet_names(prefix, stem=""):
             (r"downsample\.1", "shortcut/norm"),
         )
     ]
-    return ((prefix + stem + "conv1", "backbone/stem"), (prefix + stem + "bn1", "backbone/stem/norm"), *of_stages)
+    return (
+        (prefix + stem + "conv1", "backbone/stem"),
+        (prefix + stem + "bn1", "backbone/stem/norm"),
+        *of_stages,
+    )

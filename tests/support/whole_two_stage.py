@@ -3,15 +3,41 @@
 Each function returns {name of a file's array: array in our layout}, ready for `assert_agrees`.
 """
 
+import contextlib
 import dataclasses
 
+import keras
 import numpy as np
 from keras import ops
-from support.whole_models import detections_of, fast, named_detections
+from pycocotools import mask as mask_tools
+from support.whole_models import detections_of, fast, named_detections, named_maps
 
-from kgarden.structures import BOXES, SCORES, VALID
+from kgarden.inference.paste_masks import paste_masks
+from kgarden.layers.precision import dtype_policy_scope
+from kgarden.structures import BOXES, MASK_SIDE, SCORES, VALID
 
 numpy = ops.convert_to_numpy
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Networks built here compute in float64, as the references did.
+
+    Of half a million ReLUs one or the other lies so near to its kink that float32 is on the other side of it.
+    No output shows that, but gradients below it do.
+    """
+    with dtype_policy_scope("float64"):
+        if keras.backend.backend() != "jax":
+            yield
+            return
+        import jax
+
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_enable_x64", before)
 
 
 def probability(ranks):
@@ -45,9 +71,14 @@ def named_proposals(name, score_name, proposals, score):
     return found
 
 
-def first_of(proposals, count):
-    """The first proposals of each image."""
-    return {key: value[:, :count] for key, value in proposals.items()}
+def named_pyramid(levels, raw):
+    """Pyramid and outputs of RPN, of which the files hold the first four channels where they are large."""
+    of_rpn = raw["proposer"]
+    found = {f"{key}_ch0to3": value for key, value in named_maps("feat", levels, raw["pyramid"], 4).items()}
+    found |= named_maps("rpn_logits", levels, of_rpn["classes"])
+    found |= named_maps("rpn_deltas", levels, of_rpn["code"])
+    finest = f"rpn_deltas_{levels[0]}"
+    return found | {f"{finest}_ch0to3": found.pop(finest)[..., :4]}
 
 
 def named_roi_outputs(raw, proposals, score, stage=""):
@@ -61,22 +92,48 @@ def named_roi_outputs(raw, proposals, score, stage=""):
     return found
 
 
-def named_tests(detector, x, raw, tests, everything=4096):
+def named_tests(detector, x, raw, tests):
     """Detections under the settings of each of a file's `tests`.
 
     Args:
         tests:      {name: changed limits}: `pre` and `post`, proposals of a level before NMS and of all after
                     it; `rpn_nms`; `score`, `iou` and `total` of the detections.
-        everything: pairs of proposal and class that there may be.
     """
-    found, usual = {}, detector.proposer.test
+    found, usual, mask_head = {}, detector.proposer.test, detector.mask_head
+    detector.mask_head = None
     for name, changed in tests.items():
         of_proposals = {"pre": "per_level", "post": "total", "rpn_nms": "iou"}
         of_detections = {"score": "score_threshold", "iou": "iou", "total": "total"}
         detector.proposer.test = dataclasses.replace(usual, **_renamed(changed, of_proposals))
-        settings = {"pool": everything, **_renamed(changed, of_detections)}
+        settings = {"pool": 100_000, **_renamed(changed, of_detections)}
         found |= named_detections(name, detections_of(detector, x, raw, **settings))
         detector.proposer.test = usual
+    detector.mask_head = mask_head
+    return found
+
+
+def bitmaps_of(golden, y):
+    """Polygons of a file as "masks" of the ground truth, drawn into the frames of their boxes."""
+    masks = np.zeros((*y["labels"].shape, MASK_SIDE, MASK_SIDE), bool)
+    for image in range(len(masks)):
+        for row, polygon in enumerate(golden.raw(f"gt_polygons_{image}")):
+            begin, end = np.split(y["boxes"][image, row].astype("float64"), 2)
+            points = (polygon - begin) * (MASK_SIDE / (end - begin))
+            [code] = mask_tools.frPyObjects([points.ravel().tolist()], MASK_SIDE, MASK_SIDE)
+            masks[image, row] = mask_tools.decode(code)
+    return masks
+
+
+def named_masks(golden, detections, size_hw):
+    """Masks of the first detections of each image, and the first of those on the image."""
+    found = {}
+    for image, of_image in enumerate(detections):
+        first = {key: value[: golden.params["masks_of_first"]] for key, value in of_image.items()}
+        found[f"mask_scores_{image}"] = first["scores"]
+        found[f"mask_probabilities_{image}"] = first["masks"]
+        count = len(golden[f"mask_pasted_{image}"])
+        masks, boxes = first["masks"][:count], first["boxes"][:count]
+        found[f"mask_pasted_{image}"] = paste_masks(masks, boxes, size_hw[image])
     return found
 
 
