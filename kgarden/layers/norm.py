@@ -43,6 +43,9 @@ class BatchNorm(keras.layers.Layer):
         gamma:        the scale to start with.
         momentum:     share of the old running statistics that stays (the references' 0.1, seen from
                       the other side).
+    Call:
+        x:     (B, H, W, D).
+        valid: (B,) bool, False on padding, which the statistics of the batch leave out; None: all are real.
     """
 
     def __init__(self, frozen=False, synchronized=False, gamma=1.0, momentum=0.9, epsilon=EPSILON, **kwargs):
@@ -75,13 +78,12 @@ class BatchNorm(keras.layers.Layer):
         scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
         return scale, self.beta - self.moving_mean * scale
 
-    def call(self, x, training=False):
+    def call(self, x, training=False, valid=None):
         if not self.uses_batch(training):
             scale, shift = self.affine()
             return x * ops.cast(scale, x.dtype) + ops.cast(shift, x.dtype)
-        y, mean, variance = normalize_batch(
-            x, self.gamma, self.beta, epsilon=self.epsilon, synchronized=self.synchronized
-        )
+        how = dict(epsilon=self.epsilon, synchronized=self.synchronized, valid=valid)
+        y, mean, variance = normalize_batch(x, self.gamma, self.beta, **how)
         for stored, seen in ((self.moving_mean, mean), (self.moving_variance, variance)):
             stored.assign(stored * self.momentum + ops.stop_gradient(seen) * (1.0 - self.momentum))
         return y

@@ -1,5 +1,6 @@
 """Whole two-stage detectors against their references: images to detections, losses and gradients."""
 
+import numpy as np
 import pytest
 from support.golden import assert_agrees, goldens, params
 from support.whole_models import (
@@ -19,13 +20,15 @@ from support.whole_two_stage import (
     named_proposals,
     named_pyramid,
     named_roi_outputs,
+    named_statistics,
     named_tests,
     probability,
     proposals_of,
 )
 
 from kgarden.models import build_detector
-from kgarden.weights import detectron2, mmdetection
+from kgarden.models.double_head import FIG_8
+from kgarden.weights import detectron2, maskrcnn_benchmark, mmdetection
 from kgarden.weights.state_dict import load_state_dict
 
 
@@ -163,3 +166,89 @@ def test_detectron2(golden):
     got |= named_terms(step.terms, DETECTRON2)
     got |= named_gradients(golden, step.gradients, detectron2.TABLE)
     assert_agrees(golden, got)
+
+
+# --- the Double-Head release --------------------------------------------------------------------------------
+
+
+def double_head_recipe(s, images):
+    """A file's configuration as in recipes/double_head.yaml, row table3.complementary."""
+    config, widths = s["config"], s["changed_from_the_published"]
+    box_head = "MODEL.ROI_BOX_HEAD."
+    width = widths[box_head + "NONLOCAL_OUT_CHANNELS"]
+    return {
+        "name": "double_head",
+        "configuration": "double_head_ext",
+        "backbone": {
+            "name": "resnet50",
+            "freeze_at": config["MODEL.BACKBONE.FREEZE_CONV_BODY_AT"],
+            "stride_in_1x1": config["MODEL.RESNETS.STRIDE_IN_1X1"],
+            "stem_channels": widths["MODEL.RESNETS.STEM_OUT_CHANNELS"],
+            "res2_channels": widths["MODEL.RESNETS.RES2_OUT_CHANNELS"],
+            "width_per_group": widths["MODEL.RESNETS.WIDTH_PER_GROUP"],
+        },
+        "pixels": {"mean": config["INPUT.PIXEL_MEAN"], "std": config["INPUT.PIXEL_STD"], "order": "bgr"},
+        "neck": {"channels": widths["MODEL.BACKBONE.OUT_CHANNELS"]},
+        "rpn": {"num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"]},
+        # The release keeps the best of the batch; in plain_* every image has equally many of them.
+        "proposals": {"train": {"total": widths["MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN"] // images}},
+        "roi_head": {
+            "num_samples": widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"],
+            "fc_head": {"width": widths[box_head + "MLP_HEAD_DIM"]},
+            "conv_head": {
+                "width": width,
+                "middle": width // 4,
+                "blocks": 1 + 2 * config[box_head + "NONLOCAL_SHARED_NUM_STACK"],
+                "non_local": {"width": widths[box_head + "NONLOCAL_INTER_CHANNELS"]},
+            },
+        },
+    }
+
+
+DOUBLE_HEAD = {
+    "rpn/objectness": "plain_loss_objectness",
+    "rpn/box": "plain_loss_rpn_box_reg",
+    "roi/conv_class": "plain_loss_classifier",
+    "roi/conv_box": "plain_loss_box_reg",
+    "roi/fc_class": "plain_loss_classifier_fc",
+    "roi/fc_box": "plain_loss_box_reg_fc",
+}
+
+
+@pytest.mark.parametrize("golden", goldens("whole_double_head"), ids=str)
+def test_double_head(golden):
+    s = params(golden)
+    x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
+    detector = build_detector(double_head_recipe(s, len(x["images"])), s["num_classes"])
+    load_state_dict(
+        detector,
+        golden.state_dict(),
+        maskrcnn_benchmark.DOUBLE_HEAD,
+        conversions=maskrcnn_benchmark.CONVERSIONS,
+    )
+    raw = forward(detector, x)
+    got = named_pyramid(s["levels"], raw)
+    for name, training in (("plain_train_proposal", True), ("plain_proposal", False)):
+        proposals = proposals_of(detector, raw, x["size_hw"], training=training)
+        got |= named_proposals(f"{name}s", f"{name}_scores", proposals, probability)
+    for mode, panel in enumerate("abcd"):
+        detector.roi_head.classify_with = FIG_8[panel]["classify_with"]
+        detector.roi_head.regress_with = FIG_8[panel]["regress_with"]
+        got |= named_tests(detector, x, raw, {f"plain_mode{mode}": {}})
+
+    step = train_step(detector, x, y)
+    got |= named_terms(step.terms, DOUBLE_HEAD)
+    table = maskrcnn_benchmark.DOUBLE_HEAD
+    gradients = named_gradients(golden, step.gradients, table, prefix="grad/plain/")
+    got |= {name: background_first(name, gradient) for name, gradient in gradients.items()}
+    got |= named_statistics(golden, detector, table, "plain_updated/")
+    assert_agrees(golden, got)
+
+
+def background_first(name, gradient):
+    """A gradient of an output layer with the rows of the release, in which background has the first ones."""
+    if ".cls_score" in name:
+        return np.roll(gradient, 1, axis=-1)
+    if ".box.predictor.bbox_pred" in name:
+        return np.pad(gradient, [(0, 0)] * (gradient.ndim - 1) + [(4, 0)])
+    return gradient

@@ -15,6 +15,7 @@ from support.whole_models import detections_of, fast, named_detections, named_ma
 from kgarden.inference.paste_masks import paste_masks
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.structures import BOXES, MASK_SIDE, SCORES, VALID
+from kgarden.weights.state_dict import SUFFIXES, our_name
 
 numpy = ops.convert_to_numpy
 
@@ -109,6 +110,17 @@ def named_tests(detector, x, raw, tests):
         found |= named_detections(name, detections_of(detector, x, raw, **settings))
         detector.proposer.test = usual
     detector.mask_head = mask_head
+    return found
+
+
+def named_statistics(golden, detector, table, prefix):
+    """Running statistics of batch norms, by a file's names behind `prefix`."""
+    variables = {variable.path: variable for variable in detector.non_trainable_variables}
+    found = {}
+    for name in golden.matching(prefix + ".*"):
+        module, suffix = our_name(name.removeprefix(prefix), table).rsplit(".", 1)
+        path = next(path for path in variables if path.endswith(f"/{module}/{SUFFIXES[suffix]}"))
+        found[name] = numpy(variables[path].value)
     return found
 
 
