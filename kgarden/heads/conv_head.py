@@ -30,9 +30,10 @@ class ChannelRaise(keras.layers.Layer):
         for conv in (self.conv1, self.conv2, self.shortcut):
             conv.build(input_shape)
 
-    def call(self, x, training=False):
-        y = self.conv2(self.conv1(x, training=training), training=training)
-        return ops.relu(y + self.shortcut(x, training=training))
+    def call(self, x, training=False, valid=None):
+        how = dict(training=training, valid=valid)
+        y = self.conv2(self.conv1(x, **how), **how)
+        return ops.relu(y + self.shortcut(x, **how))
 
 
 class ConvHead(keras.layers.Layer):
@@ -46,6 +47,8 @@ class ConvHead(keras.layers.Layer):
         norm:      see kgarden/layers/norm.py; "bn" over all RoIs of a replica, as the authors trained it.
     Call:
         roi_features: (B, P, S, S, D).
+        valid:        (B, P) bool, False on padding, which the statistics of a batch norm leave out; None: all
+                      are real.
     Returns:
         (B, P, width).
     """
@@ -74,13 +77,14 @@ class ConvHead(keras.layers.Layer):
         for block in self.blocks:
             block.build((None, *input_shape[-3:-1], self.width))
 
-    def cells(self, roi_features, training=False):
+    def cells(self, roi_features, training=False, valid=None):
         """Features before pooling.   (B * P, S, S, width)."""
-        x = self.raise_(ops.reshape(roi_features, (-1, *roi_features.shape[-3:])), training=training)
+        how = dict(training=training, valid=None if valid is None else ops.reshape(valid, (-1,)))
+        x = self.raise_(ops.reshape(roi_features, (-1, *roi_features.shape[-3:])), **how)
         for block in self.blocks:
-            x = block(x, training=training)
+            x = block(x, **how)
         return x
 
-    def call(self, roi_features, training=False):
-        pooled = ops.mean(self.cells(roi_features, training=training), axis=(1, 2))
+    def call(self, roi_features, training=False, valid=None):
+        pooled = ops.mean(self.cells(roi_features, training=training, valid=valid), axis=(1, 2))
         return ops.reshape(pooled, (*ops.shape(roi_features)[:2], self.width))

@@ -24,6 +24,9 @@ class Conv(keras.layers.Layer):
         norm_gamma:  initial scale of a batch norm.
         activation:  a name of keras.activations, or None.
         use_bias:    None: only without a norm.
+    Call:
+        x:     (B, H, W, D).
+        valid: (B,) bool, see BatchNorm.
     """
 
     def __init__(
@@ -71,14 +74,14 @@ class Conv(keras.layers.Layer):
             else (side + 2 * (self.kernel_size // 2) - self.kernel_size) // self.strides + 1
         )
 
-    def call(self, x, training=False):
+    def call(self, x, training=False, valid=None):
         if isinstance(self.norm, BatchNorm) and not self.norm.uses_batch(training):
             return self.activation(self._convolve_folded(x))
         y = self._convolve(x, self.kernel)
         if self.bias is not None:
             y = y + self.bias
         if isinstance(self.norm, BatchNorm):
-            y = self.norm(y, training=training)
+            y = self.norm(y, training=training, valid=valid)
         elif self.norm is not None:
             y = self.norm(y)
         return self.activation(y)
@@ -86,7 +89,7 @@ class Conv(keras.layers.Layer):
     def _convolve_folded(self, x):
         scale, shift = self.norm.affine()
         if self.bias is not None:
-            shift = shift + ops.cast(self.bias, "float32") * scale
+            shift = shift + ops.cast(self.bias, scale.dtype) * scale
         y = self._convolve(x, self.kernel * ops.cast(scale, self.compute_dtype))
         return y + ops.cast(shift, self.compute_dtype)
 

@@ -32,7 +32,8 @@ class NonLocal(keras.layers.Layer):
         post_relu: ReLU after the sum.
         subsample: 2x2 max pooling of phi and g.
     Call:
-        x: (B, H, W, D).
+        x:     (B, H, W, D).
+        valid: (B,) bool, see BatchNorm.
     Returns:
         (B, H, W, D). W is initialised to 0, so that it starts as x, or the ReLU of x.
     """
@@ -74,7 +75,7 @@ class NonLocal(keras.layers.Layer):
         self.out = Conv(depth, norm=self.norm, use_bias=self.out_bias, kernel_initializer="zeros", name="out")
         self.out.build((None, None, None, self.width))
 
-    def call(self, x, training=False):
+    def call(self, x, training=False, valid=None):
         theta, phi = (x, x) if self.mode == "gaussian" else (self.theta(x), self.phi(x))
         g = self.g(x)
         if self.subsample:
@@ -82,7 +83,7 @@ class NonLocal(keras.layers.Layer):
         affinity = self._affinity(self._cells(theta), self._cells(phi))
         y = ops.einsum("bgnm,bmgd->bngd", ops.cast(affinity, g.dtype), self._cells(g))
         y = ops.reshape(y, (-1, *x.shape[1:3], self.width))
-        z = x + self.out(y, training=training)
+        z = x + self.out(y, training=training, valid=valid)
         return ops.relu(z) if self.post_relu else z
 
     def _cells(self, x):

@@ -42,6 +42,9 @@ class BatchNorm(keras.layers.Layer):
         synchronized: statistics over all replicas.
         gamma:        initial scale.
         momentum:     weight of the old running statistics (1 - momentum in PyTorch's convention).
+    Call:
+        x:     (B, H, W, D).
+        valid: (B,) bool, False on padding, which is left out of the batch statistics; None: no padding.
     """
 
     def __init__(self, frozen=False, synchronized=False, gamma=1.0, momentum=0.9, epsilon=EPSILON, **kwargs):
@@ -74,13 +77,12 @@ class BatchNorm(keras.layers.Layer):
         scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
         return scale, self.beta - self.moving_mean * scale
 
-    def call(self, x, training=False):
+    def call(self, x, training=False, valid=None):
         if not self.uses_batch(training):
             scale, shift = self.affine()
             return x * ops.cast(scale, x.dtype) + ops.cast(shift, x.dtype)
-        y, mean, variance = normalize_batch(
-            x, self.gamma, self.beta, epsilon=self.epsilon, synchronized=self.synchronized
-        )
+        settings = dict(epsilon=self.epsilon, synchronized=self.synchronized, valid=valid)
+        y, mean, variance = normalize_batch(x, self.gamma, self.beta, **settings)
         for stored, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             stored.assign(stored * self.momentum + ops.stop_gradient(batch) * (1.0 - self.momentum))
         return y

@@ -55,10 +55,11 @@ class Normalize(keras.layers.Layer):
         pass
 
     def call(self, images, size_hw):
-        x = ops.cast(images, "float32")
+        wide = "float64" if self.compute_dtype == "float64" else "float32"
+        x = ops.cast(images, wide)
         if self.order == "bgr":
             x = x[..., ::-1]
-        x = (x - ops.array(self.mean, "float32")) / ops.array(self.std, "float32")
+        x = (x - ops.array(self.mean, wide)) / ops.array(self.std, wide)
         height, width = images.shape[1:3]
         inside_rows = ops.arange(height, dtype="int32")[None, :] < size_hw[:, :1]
         inside_columns = ops.arange(width, dtype="int32")[None, :] < size_hw[:, 1:]

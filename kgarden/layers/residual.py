@@ -69,9 +69,10 @@ class Bottleneck(keras.layers.Layer):
         shape = self.conv2.compute_output_shape(self.conv1.compute_output_shape(input_shape))
         return self.conv3.compute_output_shape(shape)
 
-    def call(self, x, training=False):
-        kept = x if self.shortcut is None else self.shortcut(x, training=training)
-        y = self.conv1(x, training=training)
-        y = self.conv2(y, training=training)
-        y = self.conv3(y, training=training)
+    def call(self, x, training=False, valid=None):
+        how = dict(training=training, valid=valid)  # see BatchNorm
+        kept = x if self.shortcut is None else self.shortcut(x, **how)
+        y = self.conv1(x, **how)
+        y = self.conv2(y, **how)
+        y = self.conv3(y, **how)
         return keras.ops.relu(y + kept)

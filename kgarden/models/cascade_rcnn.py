@@ -18,6 +18,7 @@ What the public implementations do differently, CONVENTIONS:
     gradient into the features  1/3 of each         as it is             1, 1/2, 1/4
     RoIs of stages 1 and 2      all refined ones    drawn anew, objects  all refined ones but
                                                     among them           objects, then objects
+    RoIs without area           left out            kept                 left out
     scores                      mean probability    mean logit, then     of all heads on the
                                                     softmax              last RoIs, mean probability
 """
@@ -54,6 +55,7 @@ CONVENTIONS = {  # of CascadeHead, beside those of kgarden/models/faster_rcnn.py
         "feature_gradient": 1.0,
         "resample": True,
         "gt_rois": "drop",
+        "drop_empty": False,
         "ensemble": "logits",
         "box_beta": 1.0,
     },
@@ -85,6 +87,8 @@ class CascadeHead(keras.layers.Layer):
                           as the first stage does of the proposals; otherwise they train on all refined boxes.
         gt_rois:          ground-truth boxes among the RoIs of the previous stage: "refine" them like
                           proposals, "drop" them, or drop them and "readd" the original boxes.
+        drop_empty:       whether RoIs of later stages are left out of training that have no area after
+                          refinement (detectron2); mmdetection keeps them as background.
         ensemble:         scores of the detections: the mean "probability" of all stages, each on its own
                           RoIs; the softmax of their mean "logits"; the mean probability of all heads on the
                           "last_rois"; or the "last" stage's.
@@ -112,6 +116,7 @@ class CascadeHead(keras.layers.Layer):
         feature_gradient=None,
         resample=False,
         gt_rois="refine",
+        drop_empty=True,
         ensemble="probability",
         **settings,
     ):
@@ -132,6 +137,7 @@ class CascadeHead(keras.layers.Layer):
         share = 1.0 / len(self.ious) if feature_gradient is None else feature_gradient
         self.feature_gradient = self._of_stages("feature_gradient", share)
         self.resample, self.gt_rois, self.ensemble = resample, gt_rois, ensemble
+        self.drop_empty = drop_empty
         self.sigmoid = sigmoid
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
@@ -181,7 +187,9 @@ class CascadeHead(keras.layers.Layer):
         Returns:
             boxes (B, S or S + M, 4), valid; S + M where the ground truth is added again.
         """
-        valid = before[VALID] & (box_ops.area(refined) > 0)
+        valid = before[VALID]
+        if self.drop_empty:
+            valid = valid & (box_ops.area(refined) > 0)
         if self.gt_rois != "refine":
             valid = valid & ~are_objects(before[BOXES], sampled[GROUND_TRUTH])
         if self.resample:

@@ -73,6 +73,7 @@ class Branch(keras.layers.Layer):
         class_agnostic: one box for a RoI instead of one for each class.
     Call:
         roi_features: (B, P, S, S, D).
+        valid:        (B, P) bool, RoIs that are none of padding; see ConvHead.
     Returns:
         {"logits": (B, P, C + 1), "deltas": (B, P, 1 or C, 4)}, float32, those that there are.
     """
@@ -81,7 +82,7 @@ class Branch(keras.layers.Layer):
         super().__init__(**kwargs)
         layer = {"fc": FCHead, "conv": ConvHead}[kind]
         self.features = instantiate(layer, head, f"model.roi_head.{kind}_head", name="features")
-        self.takes_training = kind == "conv"
+        self.has_norms = kind == "conv"
         self.groups = 1 if class_agnostic else num_classes
         self.classes = self.boxes = None
         if classifies:
@@ -99,8 +100,9 @@ class Branch(keras.layers.Layer):
             if output is not None:
                 output.build((None, None, self.features.width))
 
-    def call(self, roi_features, training=False):
-        x = self.features(roi_features, **({"training": training} if self.takes_training else {}))
+    def call(self, roi_features, training=False, valid=None):
+        how = dict(training=training, valid=valid) if self.has_norms else {}
+        x = self.features(roi_features, **how)
         raw = {}
         if self.classes is not None:
             raw["logits"] = ops.cast(self.classes(x), "float32")
@@ -280,10 +282,8 @@ class DoubleHead(keras.layers.Layer):
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"branches": {name: {"logits", "deltas"}}}, and the "boxes" and "valid" that they belong to."""
         features = {pool.settings["enlarged"]: pool(pyramid, proposals[BOXES]) for pool in self.pools}
-        raw = {
-            name: branch(features[self.scale_of[name]], training=training)
-            for name, branch in self.branches.items()
-        }
+        how = dict(training=training, valid=proposals[VALID])
+        raw = {name: branch(features[self.scale_of[name]], **how) for name, branch in self.branches.items()}
         return {"branches": raw, BOXES: proposals[BOXES], VALID: proposals[VALID]}
 
     def losses(self, raw, y):

@@ -46,6 +46,8 @@ CONVENTIONS = {
         "low_quality_above": 0.3,
         "normalizer": "sampled",
         "clamp_below": True,
+        "pad_divisor": 32,
+        "match_discarded": False,
     },
     "maskrcnn_benchmark": {
         "anchor_order": "ratio",
@@ -77,8 +79,12 @@ class RPNHead(DenseHead):
         anchor_form:   see kgarden/ops/anchors.py.
         anchor_offset: where in its cell an anchor sits, in strides; only for plain anchors.
         positive, negative, low_quality_matches, low_quality_above: see MaxIoU in kgarden/targets/max_iou.py.
-        straddle:      anchors that reach further than so many px out of the picture are not learned from;
-                       None: all are.
+        straddle:      anchors that reach further than so many px out of the image are discarded, which means
+                       that they are not learned from; None: none are.
+        pad_divisor:   anchors are discarded whose cell begins beyond their image as it would be padded alone,
+                       to a multiple of so many px (mmdetection's `pad_shape`); None: none are.
+        match_discarded: whether an object's best anchor may be a discarded one, so that the object keeps none
+                       (maskrcnn-benchmark), or is sought among the others (mmdetection).
         num_samples, positive_fraction: anchors of a picture to learn from.
         normalizer:    both terms are divided by the "slots", `num_samples` for each picture, or by the number
                        of anchors that were "sampled".
@@ -108,6 +114,8 @@ class RPNHead(DenseHead):
         low_quality_matches="own",
         low_quality_above=0.0,
         straddle=None,
+        pad_divisor=None,
+        match_discarded=True,
         num_samples=256,
         positive_fraction=0.5,
         normalizer="slots",
@@ -151,7 +159,7 @@ class RPNHead(DenseHead):
             form=anchor_form,
         )
         self.rule = MaxIoU(positive, negative, low_quality_matches, low_quality_above)
-        self.straddle = straddle
+        self.straddle, self.pad_divisor, self.match_discarded = straddle, pad_divisor, match_discarded
         self.num_samples, self.positive_fraction = num_samples, positive_fraction
         self.normalizer, self.box_beta = normalizer, box_beta
         self.clamp_below, self.plus_one = clamp_below, plus_one
@@ -178,18 +186,22 @@ class RPNHead(DenseHead):
 
     def assign(self, raw, y):
         """The object that an anchor overlaps most, by the rule.   (B, A) int32."""
-        anchors = self.anchors_of(raw).boxes
-        matched, _ = assign(box_ops.iou(y[BOXES], anchors), truth_is_valid(y), self.rule)
-        if self.straddle is None:
-            return matched
-        return ops.where(self._inside(anchors, y[SIZE_HW]), matched, IGNORED)
+        anchors = self.anchors_of(raw)
+        iou, gt_valid = box_ops.iou(y[BOXES], anchors.boxes), truth_is_valid(y)
+        if self.straddle is None and self.pad_divisor is None:
+            return assign(iou, gt_valid, self.rule)[0]
+        discarded = ~self._learned_from(anchors, y[SIZE_HW])
+        matched, _ = assign(iou, gt_valid, self.rule, None if self.match_discarded else discarded)
+        return ops.where(discarded, IGNORED, matched)
 
-    def _inside(self, anchors, size_hw):
-        """Anchors that do not reach too far out of their picture.   (B, A) bool."""
-        size_hw = ops.cast(size_hw, "float32") + self.straddle
-        height, width = size_hw[:, :1], size_hw[:, 1:]
-        begins = (anchors[:, 0] >= -self.straddle) & (anchors[:, 1] >= -self.straddle)
-        return begins & (anchors[:, 2] < width) & (anchors[:, 3] < height)
+    def _learned_from(self, anchors, size_hw):
+        """Anchors that are not discarded.   (B, A) bool."""
+        kept = ops.ones((ops.shape(size_hw)[0], len(anchors.boxes)), "bool")
+        if self.straddle is not None:
+            kept = kept & _inside(anchors.boxes, size_hw, self.straddle)
+        if self.pad_divisor is not None:
+            kept = kept & anchors.inside(size_hw, self.pad_divisor)
+        return kept
 
     def losses(self, raw, y, step=None):
         """Terms rpn/objectness and rpn/box, on the anchors that this step draws."""
@@ -228,6 +240,14 @@ class RPNHead(DenseHead):
             "levels": self.levels(raw),
             "keep_after_topk": box_ops.nonempty(boxes),
         }
+
+
+def _inside(boxes, size_hw, straddle):
+    """Anchors that reach no more than `straddle` px out of their image.   (B, A) bool."""
+    size_hw = ops.cast(size_hw, "float32") + straddle
+    height, width = size_hw[:, :1], size_hw[:, 1:]
+    begins = (boxes[:, 0] >= -straddle) & (boxes[:, 1] >= -straddle)
+    return begins & (boxes[:, 2] < width) & (boxes[:, 3] < height)
 
 
 def make_proposer(neck, seed, convention="detectron2", rpn=None, proposals=None):

@@ -55,7 +55,7 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
         slot = ops.where(keep == 1, ops.minimum(slot, max_output), max_output)  # the last slot is discarded
         row = ops.broadcast_to(i * size + ops.arange(size, dtype="int32"), ops.shape(slot))
         kept = _write(kept, slot, row)
-        return i + 1, kept, ops.minimum(count + ops.sum(keep, axis=1), max_output)
+        return i + 1, kept, ops.minimum(count + ops.cast(ops.sum(keep, axis=1), "int32"), max_output)
 
     kept = ops.zeros((batch, max_output + 1), dtype="int32")
     start = (0, kept, ops.zeros((batch,), dtype="int32"))

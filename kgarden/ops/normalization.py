@@ -5,7 +5,7 @@ from keras import backend, ops
 from kgarden.ops import replicas
 
 
-def normalize_batch(x, gamma, beta, epsilon, synchronized=False):
+def normalize_batch(x, gamma, beta, epsilon, synchronized=False, valid=None):
     """Normalise by batch statistics over all axes but the last.
 
     Ioffe and Szegedy 2015, arXiv:1502.03167.
@@ -15,16 +15,28 @@ def normalize_batch(x, gamma, beta, epsilon, synchronized=False):
         gamma, beta:  (D,) float32.
         epsilon:      added to the variance.
         synchronized: statistics over the batches of all replicas.
+        valid:        (B,) bool, False on padding, which is left out of the statistics; None: no padding.
     Returns:
         y:        (B, H, W, D) in the dtype of x.
         mean:     (D,) float32.
         variance: (D,) float32, unbiased, for the running statistics.
     """
+    weights = dict(gamma=gamma, beta=beta, epsilon=epsilon)
     if synchronized and replicas.num_replicas() > 1:
-        return _normalize_across_replicas(x, gamma, beta, epsilon)
-    if backend.backend() == "tensorflow":
+        return _normalize_by_sums(x, valid, replicas.sum_over_replicas, **weights)
+    if valid is None:
+        return _normalize_all(x, **weights)
+    return ops.cond(
+        ops.all(valid),
+        lambda: _normalize_all(x, **weights),
+        lambda: _normalize_by_sums(x, valid, lambda total: total, **weights),
+    )
+
+
+def _normalize_all(x, gamma, beta, epsilon):
+    if backend.backend() == "tensorflow" and _wide(x) == "float32":
         return _normalize_fused(x, gamma, beta, epsilon)
-    wide = ops.cast(x, "float32")
+    wide = ops.cast(x, _wide(x))
     mean, variance = ops.moments(wide, axes=(0, 1, 2))
     count = x.shape[0] * x.shape[1] * x.shape[2]
     return (
@@ -44,14 +56,24 @@ def _normalize_fused(x, gamma, beta, epsilon):
     return y, mean, variance
 
 
-def _normalize_across_replicas(x, gamma, beta, epsilon):
-    wide = ops.cast(x, "float32")
+def _normalize_by_sums(x, valid, sum_over_parts, gamma, beta, epsilon):
+    """By the statistics of the valid rows of all parts, whose sums `sum_over_parts` adds."""
+    wide = ops.cast(x, _wide(x))
+    counted = ops.ones_like(wide[:, :1, :1, :1])
+    if valid is not None:
+        counted = ops.cast(valid, wide.dtype)[:, None, None, None]
     axes = (0, 1, 2)
-    count = replicas.sum_over_replicas(ops.cast(ops.size(wide[..., 0]), "float32"))
-    mean = replicas.sum_over_replicas(ops.sum(wide, axis=axes)) / count
-    variance = replicas.sum_over_replicas(ops.sum(ops.square(wide - mean), axis=axes)) / count
+    count = sum_over_parts(ops.sum(counted) * x.shape[1] * x.shape[2])
+    count = ops.maximum(count, 1.0)
+    mean = sum_over_parts(ops.sum(wide * counted, axis=axes)) / count
+    variance = sum_over_parts(ops.sum(ops.square(wide - mean) * counted, axis=axes)) / count
     unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
     return _apply(x, mean, variance, gamma=gamma, beta=beta, epsilon=epsilon), mean, unbiased
+
+
+def _wide(x):
+    """What statistics are computed in: float32, or float64 where the network is."""
+    return "float64" if backend.standardize_dtype(x.dtype) == "float64" else "float32"
 
 
 def _apply(x, mean, variance, gamma, beta, epsilon):

@@ -27,10 +27,5 @@ NOT_YET = {
     "mmdet_se_blocks",
     "mmdet_tsd_head",
     "mmdet_tsd_progressive",
-    "whole_d2_cascade_mask_rcnn",
-    "whole_d2_mask_rcnn",
-    "whole_double_head",
-    "whole_mmdet_cascade_rcnn",
-    "whole_mmdet_faster_rcnn",
     "whole_tsd",
 }
