@@ -10,6 +10,7 @@ from support.gradients import value_and_gradients
 
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
+from kgarden.models import build_detector
 from kgarden.models.defcn import DeFCNHead, MaxFilter, with_first_free
 from kgarden.ops.boxes import to_ltrb
 from kgarden.targets.one_to_one import choose, quality
@@ -126,6 +127,14 @@ def test_poto_agrees_with_the_reference(golden):
     got |= {f"det_{name}": found[name] for name in ("boxes", "scores", "labels")}
     got["num_det"] = found["valid"].sum(axis=1)
     assert_agrees(golden, got)
+
+
+def test_no_more_pairs_of_a_level_go_on_than_it_has_cells():
+    """As in cvpods."""
+    small = {"backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8}}
+    small |= {"neck": {"channels": 32}, "dense_head": {"num_convs": 1}}
+    assert build_detector({"name": "defcn", **small}, 3).selection.at_most_cells
+    assert not build_detector({"name": "fcos", **small}, 3).selection.at_most_cells
 
 
 def test_objects_without_a_point_go_where_scipy_sends_them():
