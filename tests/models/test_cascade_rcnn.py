@@ -84,6 +84,14 @@ def test_later_stages_train_on_all_refined_boxes_and_ground_truth_by_policy(gt_r
     assert rows == ([8, 11, 11] if gt_rois == "readd" else [8, 8, 8])
 
 
+def test_rois_without_area_may_stay():
+    head = head_of(drop_empty=False)
+    raw, boxes = trained(head)
+    for number in (1, 2):
+        np.testing.assert_allclose(boxes[number], refined(raw, number - 1, head), atol=1e-3)
+    assert any(len(without_empty(of_stage)) < len(of_stage) for of_stage in boxes)
+
+
 @pytest.mark.parametrize("gt_rois", ["refine", "drop"])
 def test_later_stages_resample(gt_rois):
     """Four of the refined boxes and the objects, half of them foreground at the stage's own threshold."""
@@ -238,6 +246,8 @@ def test_conventions_are_settings_of_both_stages(convention):
         "mmdetection": (True, "drop", "logits"),
         "maskrcnn_benchmark": (False, "readd", "last_rois"),
     }[convention]
+    assert head.drop_empty is not ours
+    assert (rpn.pad_divisor, rpn.match_discarded) == ((32, False) if ours else (None, True))
 
 
 def test_mistakes_are_named():

@@ -1,5 +1,6 @@
 """Double-Head R-CNN: blocks against mmdetection's and the authors', counts and sums against the paper's."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -293,6 +294,30 @@ def test_the_conv_head_sees_more_of_a_proposal():
         seen[scale] = numpy(pool(pyramid, at["boxes"]))
     np.testing.assert_allclose(seen[1.3], seen[1.0], atol=1e-5)
     assert len(small("double_head", conv_roi_scale=1.0).pools) == 1  # pooled once for both
+
+
+def test_padding_stays_out_of_the_statistics_of_the_batch():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, 4, 5)).astype("float32")
+    valid = np.array([[True, True, False], [True, False, False]])
+
+    def trained(x, valid):
+        keras.utils.set_random_seed(0)
+        head = ConvHead(3, width=8, middle=4, name="features")
+        head.build((None, None, 4, 4, 5))
+        for variable in head.trainable_variables:
+            variable.assign(np.random.default_rng(len(variable.path)).normal(size=variable.shape))
+        found = numpy(head(x, training=True, valid=valid))
+        return found, [numpy(variable.value) for variable in head.non_trainable_variables]
+
+    found, statistics = trained(x, valid)
+    alone, of_alone = trained(x[valid][None], None)
+    np.testing.assert_allclose(found[valid], alone[0], rtol=1e-4, atol=1e-4)
+    assert len(statistics) == 14
+    for one, other in zip(statistics, of_alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(trained(x, np.ones((2, 3), bool)), trained(x, None), strict=True):
+        keras.tree.map_structure(np.testing.assert_array_equal, one, other)  # a full sample: as ever
 
 
 def test_names():

@@ -193,6 +193,29 @@ def test_anchors_that_straddle_the_border_are_left_out(size_hw, straddle, inside
     assert np.flatnonzero(matched != -2).tolist() == inside
 
 
+@pytest.mark.parametrize(
+    ("size_hw", "pad_divisor", "inside"),
+    [
+        ((5, 16), 16, [0, 1, 3, 4]),  # padded to 16 x 16, the third column begins at 16
+        ((5, 17), 16, [0, 1, 2, 3, 4, 5]),
+        ((8, 9), 8, [0, 1]),
+        ((1, 1), None, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_anchors_beyond_the_padding_of_their_image_are_left_out(size_hw, pad_divisor, inside):
+    head, raw, y = small([[0, 0, 0, 0]], pad_divisor=pad_divisor)
+    y |= {"labels": np.full((1, 1), -1, "int32"), "size_hw": np.int32([size_hw])}
+    assert np.flatnonzero(numpy(head.assign(raw, y))[0] != -2).tolist() == inside
+
+
+@pytest.mark.parametrize(("match_discarded", "matched"), [(True, [-2, -1]), (False, [0, -1])])
+def test_an_object_may_choose_an_anchor_that_is_discarded(match_discarded, matched):
+    """Its best anchor, of IoU 3/4, begins above the image; that of IoU 2/5 does not."""
+    head, raw, y = small([[4, 0, 20, 12]], straddle=0.0, match_discarded=match_discarded)
+    y["size_hw"] = np.int32([[100, 100]])
+    assert numpy(head.assign(raw, y))[0].tolist() == [-2, -2, -2, -2, *matched]
+
+
 def test_boxes_of_one_level_do_not_suppress_those_of_another():
     same = np.float32([[[0, 0, 10, 10], [0, 0, 10, 9.9], [0, 0, 10, 10]]])
     candidates = {"boxes": same, "scores": np.float32([[[0.9], [0.8], [0.7]]]), "levels": [(1, 2), (1, 1)]}
