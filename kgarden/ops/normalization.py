@@ -58,15 +58,17 @@ def _normalize_fused(x, gamma, beta, epsilon):
 
 def _normalize_by_sums(x, valid, sum_over_parts, gamma, beta, epsilon):
     """By the statistics of the valid rows of all parts, whose sums `sum_over_parts` adds."""
+
+    def total(values):
+        if valid is None:
+            return sum_over_parts(ops.sum(values, axis=(0, 1, 2)))
+        rows = ops.sum(values, axis=(1, 2))  # first: nothing of the size of x is kept for the gradient
+        return sum_over_parts(ops.sum(ops.where(valid[:, None], rows, 0.0), axis=0))
+
     wide = ops.cast(x, _wide(x))
-    counted = ops.ones_like(wide[:, :1, :1, :1])
-    if valid is not None:
-        counted = ops.cast(valid, wide.dtype)[:, None, None, None]
-    axes = (0, 1, 2)
-    count = sum_over_parts(ops.sum(counted) * x.shape[1] * x.shape[2])
-    count = ops.maximum(count, 1.0)
-    mean = sum_over_parts(ops.sum(wide * counted, axis=axes)) / count
-    variance = sum_over_parts(ops.sum(ops.square(wide - mean) * counted, axis=axes)) / count
+    count = ops.maximum(total(ops.ones_like(wide[..., :1])), 1.0)
+    mean = total(wide) / count
+    variance = total(ops.square(wide - mean)) / count
     unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
     return _apply(x, mean, variance, gamma=gamma, beta=beta, epsilon=epsilon), mean, unbiased
 
