@@ -178,6 +178,10 @@ def double_head_recipe(s, images):
     config, widths = s["config"], s["changed_from_the_published"]
     box_head = "MODEL.ROI_BOX_HEAD."
     width = widths[box_head + "NONLOCAL_OUT_CHANNELS"]
+    # The release keeps the best of the batch; in plain_* every image has equally many of them. Places are
+    # a few more than there are RoIs, and not as many as the file has, since padding takes memory as well.
+    proposals = widths["MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN"] // images
+    places = min(widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"], proposals + 64)
     return {
         "name": "double_head",
         "configuration": "double_head_ext",
@@ -192,10 +196,9 @@ def double_head_recipe(s, images):
         "pixels": {"mean": config["INPUT.PIXEL_MEAN"], "std": config["INPUT.PIXEL_STD"], "order": "bgr"},
         "neck": {"channels": widths["MODEL.BACKBONE.OUT_CHANNELS"]},
         "rpn": {"num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"]},
-        # The release keeps the best of the batch; in plain_* every image has equally many of them.
-        "proposals": {"train": {"total": widths["MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN"] // images}},
+        "proposals": {"train": {"total": proposals}},
         "roi_head": {
-            "num_samples": widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"],
+            "num_samples": places,
             "fc_head": {"width": widths[box_head + "MLP_HEAD_DIM"]},
             "conv_head": {
                 "width": width,
