@@ -1,4 +1,6 @@
-"""Weight names of mmdetection 3: ResNet, FPN and dense heads."""
+"""Weight names of mmdetection 3: ResNet, FPN, dense heads, RPN and RoI heads."""
+
+from kgarden.weights.torchvision import resnet_names
 
 
 def fpn(first_level):
@@ -18,20 +20,7 @@ def fpn(first_level):
     )
 
 
-RESNET = (
-    (r"backbone\.conv1", "backbone/stem"),
-    (r"backbone\.bn1", "backbone/stem/norm"),
-    *[
-        (rf"backbone\.layer{number}\.(\d+)\.{theirs}", rf"backbone/res{number + 1}_\1/{ours}")
-        for number in range(1, 5)
-        for theirs, ours in (
-            (r"conv(\d)", r"conv\2"),
-            (r"bn(\d)", r"conv\2/norm"),
-            (r"downsample\.0", "shortcut"),
-            (r"downsample\.1", "shortcut/norm"),
-        )
-    ],
-)
+RESNET = resnet_names(r"backbone\.")
 
 DENSE_HEADS = (
     # towers have one name in all heads
@@ -52,3 +41,37 @@ DENSE_HEADS = (
 )
 
 TABLE = (*RESNET, *fpn(3), *DENSE_HEADS)
+
+
+def _fully_connected(theirs, ours):
+    """Entries for a box head whose layers count from 0 there and from 1 here."""
+    return [
+        *[(rf"{theirs}\.shared_fcs\.{number}", f"{ours}/features/fc{number + 1}") for number in range(2)],
+        (theirs + r"\.fc_cls", f"{ours}/classes"),
+        (theirs + r"\.fc_reg", f"{ours}/boxes"),
+    ]
+
+
+RPN = (
+    (r"rpn_head\.rpn_conv", "rpn/box_tower/conv0"),
+    (r"rpn_head\.rpn_cls", "rpn/classes"),
+    (r"rpn_head\.rpn_reg", "rpn/code"),
+)
+
+# Faster R-CNN, Cascade R-CNN and Mask R-CNN on P2..P6.
+TWO_STAGE = (
+    *RESNET,
+    *fpn(2),
+    *RPN,
+    *_fully_connected(r"roi_head\.bbox_head", "roi_head/box_head"),
+    *[
+        entry
+        for stage in range(3)
+        for entry in _fully_connected(rf"roi_head\.bbox_head\.{stage}", f"roi_head/box_head{stage}")
+    ],
+    *[(rf"roi_head\.mask_head\.convs\.{number}\.conv", f"mask_head/conv{number + 1}") for number in range(4)],
+    (r"roi_head\.mask_head\.upsample", "mask_head/deconv"),
+    (r"roi_head\.mask_head\.conv_logits", "mask_head/classes"),
+)
+
+IGNORE = (r".*\.num_batches_tracked",)

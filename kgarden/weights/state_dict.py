@@ -45,7 +45,9 @@ def to_our_layout(array, pool_size=None):
     return array.reshape(len(array), -1).T
 
 
-def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(), partial=False):
+def load_state_dict(
+    layer, state_dict, table, prefix="", pool_size=7, ignore=(), partial=False, conversions=()
+):
     """Assign a reference's weights to a built model or layer.
 
     Args:
@@ -56,6 +58,8 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(),
         pool_size:  side of the RoI features that "fc1" reads.
         ignore:     regular expressions of names without a counterpart here.
         partial:    variables without a value keep theirs, instead of raising.
+        conversions: pairs (regular expression of a name, function of its array), where an array means
+                    something else here: another order of classes, say.
     Raises:
         UserError: a name that the table does not know, a shape that does not fit, or a variable of the
             layer that got no value.
@@ -76,12 +80,20 @@ def load_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(),
             open_variables,
             module,
             suffix,
-            array=to_our_layout(np.asarray(array, "float32"), flattened),
+            array=to_our_layout(converted(full, np.asarray(array, "float32"), conversions), flattened),
             full=full,
         )
     left = [path for path in open_variables if not re.fullmatch(OF_TRAINING, path)]
     if left and not partial:
         raise UserError(f"weights: {len(left)} variables got no value, first {left[0]}")
+
+
+def converted(name, array, conversions):
+    """The array, changed by the first conversion whose pattern fits its name."""
+    for pattern, function in conversions:
+        if re.fullmatch(pattern, name):
+            return function(array)
+    return array
 
 
 def _assign(open_variables, module, suffix, array, full):
