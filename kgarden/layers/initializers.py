@@ -21,7 +21,7 @@ def xavier_fan_in():
 
 
 def xavier():
-    """Uniform with variance 2 / (fan_in + fan_out): mmdetection's "Xavier".   Glorot and Bengio 2010, Eq. 16."""
+    """Uniform with variance 2 / (fan_in + fan_out): mmdetection's.   Glorot and Bengio 2010, Eq. 16."""
     return keras.initializers.VarianceScaling(1.0, "fan_avg", "uniform")
 
 

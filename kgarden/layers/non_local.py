@@ -32,8 +32,8 @@ class NonLocal(keras.layers.Layer):
         out_bias:  of W; None: only without a norm.
         post_relu: ReLU after the sum.
         subsample: 2x2 max pooling of phi and g.
-        initializer: of theta, phi and g: "normal", N(0, 0.01), biases 0 (the paper's, mmcv's); "torch", PyTorch's
-                   default for kernels and biases.
+        initializer: of theta, phi and g: "normal", N(0, 0.01), biases 0 (mmcv); "torch", PyTorch's default
+                   for kernels and biases (the Double-Head release).
     Call:
         x: (B, H, W, D).
     Returns:

@@ -74,8 +74,8 @@ class CascadeHead(keras.layers.Layer):
     """Box heads in a row, class-agnostic boxes.
 
     Args:
-        strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss, clamp_below, plus_one: as
-                          in FasterHead.
+        strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss: as in FasterHead.
+        clamp_below, plus_one: as in FasterHead.
         ious:             foreground threshold of each stage; as many stages as thresholds.
         delta_weights:    factors on the deltas of each stage.
         stage_weights:    factors on the losses of each stage; None: 1.
