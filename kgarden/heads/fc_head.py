@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kgarden.layers.conv import Conv
-from kgarden.layers.initializers import by_name
+from kgarden.layers.initializers import by_name, msra_fan_out
 
 
 class FCHead(keras.layers.Layer):
@@ -40,7 +40,8 @@ class FCHead(keras.layers.Layer):
     def build(self, input_shape):
         depth = input_shape[-1]
         self.convs = [
-            Conv(depth, 3, activation="relu", name=f"conv{n}") for n in range(1, self.num_convs + 1)
+            Conv(depth, 3, activation="relu", kernel_initializer=msra_fan_out(), name=f"conv{n}")
+            for n in range(1, self.num_convs + 1)
         ]
         for conv in self.convs:
             conv.build((None, *input_shape[-3:]))

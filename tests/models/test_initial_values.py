@@ -2,8 +2,17 @@
 
 import fnmatch
 
+import numpy as np
 import pytest
-from support.initial_values import difference, differences_on_purpose, not_compared, pairs, systems
+from support.initial_values import (
+    Line,
+    difference,
+    differences_on_purpose,
+    not_compared,
+    pairs,
+    stats_of,
+    systems,
+)
 from support.marks import ON_JAX
 
 REPEATED = {  # what they draw, another system of their family draws as well
@@ -56,3 +65,32 @@ def test_every_line_speaks_of_a_system_of_the_files():
         assert any(line.is_of(system) for system in SYSTEMS), line
     for pattern in not_compared():
         assert any(fnmatch.fnmatchcase(system.name, pattern) for system in SYSTEMS), pattern
+
+
+def draws(std, seed=0, shape=(100, 200, 1, 1)):
+    """{law: Stats} of a sample of each law with one standard deviation; fan_out is 100, fan_in 200."""
+    random, count = np.random.default_rng(seed), np.prod(shape)
+    normal = random.standard_normal(2 * count)
+    truncated = normal[np.abs(normal) < 2][:count]
+    samples = {"normal": normal[:count], "uniform": random.uniform(-1, 1, count), "truncated": truncated}
+    return {name: stats_of((values / values.std() * std).reshape(shape)) for name, values in samples.items()}
+
+
+def test_two_draws_of_one_law_agree_and_those_of_two_do_not():
+    one, other = draws(0.1), draws(0.1, seed=1)
+    for name, stats in one.items():
+        assert [law for law in other if difference(stats, other[law]) is None] == [name]
+        assert difference(stats, stats._replace(std=stats.std * 1.05)) == "the deviation"
+        assert difference(stats, stats._replace(mean=0.07 * stats.std + stats.mean)) == "the mean"
+    zeros, small = stats_of(np.zeros(9)), stats_of(np.full(9, 1e-3))
+    assert difference(zeros, zeros) is None
+    assert difference(zeros, small) == difference(zeros, one["normal"]) == "a constant"
+
+
+def test_a_line_explains_only_what_it_says():
+    theirs, ours = draws(np.sqrt(2 / 100))["normal"], draws(np.sqrt(2 / 200))["truncated"]
+    line = Line("*", "*.weight", "c2_msra", "he_normal", "")
+    assert line.explains("conv.weight", theirs, ours)
+    assert not line.explains("conv.bias", theirs, ours)
+    assert not line._replace(ours="1").explains("conv.weight", theirs, ours)
+    assert not line._replace(theirs="c2_xavier").explains("conv.weight", theirs, ours)
