@@ -9,10 +9,17 @@ from keras import ops
 from kgarden.config.instantiate import instantiate
 from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
+from kgarden.layers.initializers import torch_uniform
 from kgarden.layers.non_local import NonLocal
 from kgarden.layers.residual import Bottleneck
 
-NON_LOCAL = {"mode": "dot_product", "groups": 4, "post_relu": True, "out_bias": True}  # the authors' block
+NON_LOCAL = {  # the authors' block
+    "mode": "dot_product",
+    "groups": 4,
+    "post_relu": True,
+    "out_bias": True,
+    "initializer": "torch",
+}
 
 
 class ChannelRaise(keras.layers.Layer):
@@ -24,11 +31,14 @@ class ChannelRaise(keras.layers.Layer):
 
     def build(self, input_shape):
         depth = input_shape[-1]
-        self.conv1 = Conv(depth, 3, norm=self.norm, activation="relu", name="conv1")
-        self.conv2 = Conv(self.filters, 1, norm=self.norm, name="conv2")
-        self.shortcut = Conv(self.filters, 1, norm=self.norm, name="shortcut")
+        self.conv1 = self._conv(depth, 3, activation="relu", name="conv1")
+        self.conv2 = self._conv(self.filters, 1, name="conv2")
+        self.shortcut = self._conv(self.filters, 1, name="shortcut")
         for conv in (self.conv1, self.conv2, self.shortcut):
             conv.build(input_shape)
+
+    def _conv(self, filters, kernel_size, **settings):
+        return Conv(filters, kernel_size, norm=self.norm, kernel_initializer=torch_uniform(), **settings)
 
     def call(self, x, training=False, valid=None):
         how = dict(training=training, valid=valid)
@@ -38,6 +48,8 @@ class ChannelRaise(keras.layers.Layer):
 
 class ConvHead(keras.layers.Layer):
     """Convolutional RoI head: K blocks, then global average pooling.   Section 3.1, Table 2.
+
+    Kernels start as in the release, with PyTorch's default: `torch_uniform`.
 
     Args:
         blocks:    K: block (a), then bottlenecks; with `non_local` every second one is a non-local block.
@@ -69,7 +81,8 @@ class ConvHead(keras.layers.Layer):
                     NonLocal, settings, "model.roi_head.conv_head.non_local", name=f"block{number}"
                 )
             else:
-                block = Bottleneck(width, middle, 1, norm, project=False, name=f"block{number}")
+                how = dict(project=False, initializer=torch_uniform)
+                block = Bottleneck(width, middle, 1, norm, **how, name=f"block{number}")
             self.blocks.append(block)
 
     def build(self, input_shape):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kgarden.layers.conv import Conv
-from kgarden.layers.initializers import xavier_fan_in
+from kgarden.layers.initializers import by_name, msra_fan_out
 
 
 class FCHead(keras.layers.Layer):
@@ -15,19 +15,24 @@ class FCHead(keras.layers.Layer):
     Args:
         width, num_fcs: of the dense layers.
         num_convs:      convolutions with D channels and a bias; Mask R-CNN's "4conv1fc" has 4.
+        initializer:    of the dense layers: "c2_xavier" (detectron2, maskrcnn-benchmark) or "xavier"
+                        (mmdetection); see kgarden/layers/initializers.py.
     Call:
         roi_features: (B, P, S, S, D), flattened in this order.
     Returns:
         (B, P, width).
     """
 
-    def __init__(self, width=1024, num_fcs=2, num_convs=0, **kwargs):
+    def __init__(self, width=1024, num_fcs=2, num_convs=0, initializer="c2_xavier", **kwargs):
         super().__init__(**kwargs)
         self.width = width
         self.num_convs = num_convs
         self.layers = [
             keras.layers.Dense(
-                width, activation="relu", kernel_initializer=xavier_fan_in(), name=f"fc{number}"
+                width,
+                activation="relu",
+                kernel_initializer=by_name(initializer, "model.roi_head.initializer"),
+                name=f"fc{number}",
             )
             for number in range(1, num_fcs + 1)
         ]
@@ -35,7 +40,8 @@ class FCHead(keras.layers.Layer):
     def build(self, input_shape):
         depth = input_shape[-1]
         self.convs = [
-            Conv(depth, 3, activation="relu", name=f"conv{n}") for n in range(1, self.num_convs + 1)
+            Conv(depth, 3, activation="relu", kernel_initializer=msra_fan_out(), name=f"conv{n}")
+            for n in range(1, self.num_convs + 1)
         ]
         for conv in self.convs:
             conv.build((None, *input_shape[-3:]))

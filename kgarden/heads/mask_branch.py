@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kgarden.layers.conv import Conv
-from kgarden.layers.initializers import prior_bias, xavier_fan_in
+from kgarden.layers.initializers import prior_bias, torch_bias, torch_uniform, xavier_fan_in
 from kgarden.ops.bilinear import aligned_bilinear
 
 
@@ -30,7 +30,8 @@ class MaskBranch(keras.layers.Layer):
         block = dict(filters=width, norm=norm, norm_groups=norm_groups)
         self.refine = [_block(**block, name=f"refine{level}") for level in range(levels)]
         self.tower = [_block(**block, name=f"conv{number}") for number in range(num_convs)]
-        self.maps = Conv(bases, 1, kernel_initializer=xavier_fan_in(), name="maps")
+        weights = dict(kernel_initializer=torch_uniform(), bias_initializer=torch_bias(width))
+        self.maps = Conv(bases, 1, **weights, name="maps")
 
     def build(self, pyramid_shapes):
         for conv, shape in zip(self.refine, pyramid_shapes, strict=False):
@@ -67,7 +68,7 @@ class SemanticBranch(keras.layers.Layer):
         block = dict(filters=width, norm=norm, norm_groups=norm_groups)
         self.tower = [_block(**block, name=f"conv{number}") for number in range(num_convs)]
         bias = prior_bias(0.01)
-        weights = dict(kernel_initializer=xavier_fan_in(), bias_initializer=bias)
+        weights = dict(kernel_initializer=torch_uniform(), bias_initializer=bias)
         self.classes = Conv(num_classes, 1, **weights, name="classes")
 
     def build(self, shape):

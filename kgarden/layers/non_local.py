@@ -12,8 +12,9 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
-from kgarden.layers.initializers import normal
+from kgarden.layers.initializers import normal, torch_bias, torch_uniform
 
+INITIALIZERS = ("normal", "torch")
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
 
@@ -31,6 +32,8 @@ class NonLocal(keras.layers.Layer):
         out_bias:  of W; None: only without a norm.
         post_relu: ReLU after the sum.
         subsample: 2x2 max pooling of phi and g.
+        initializer: of theta, phi and g: "normal", N(0, 0.01), biases 0 (mmcv); "torch", PyTorch's default
+                   for kernels and biases (the Double-Head release).
     Call:
         x:     (B, H, W, D).
         valid: (B,) bool, see BatchNorm.
@@ -48,6 +51,7 @@ class NonLocal(keras.layers.Layer):
         out_bias=None,
         post_relu=False,
         subsample=False,
+        initializer="normal",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -56,6 +60,9 @@ class NonLocal(keras.layers.Layer):
         self.width, self.mode, self.groups, self.scaled = width, mode, groups, scaled
         self.norm, self.out_bias = norm, out_bias
         self.post_relu, self.subsample = post_relu, subsample
+        if initializer not in INITIALIZERS:
+            raise UserError(f"non-local initializer {initializer!r}: one of {', '.join(INITIALIZERS)}")
+        self.initializer = initializer
 
     def build(self, input_shape):
         depth = input_shape[-1]
@@ -64,7 +71,7 @@ class NonLocal(keras.layers.Layer):
             raise UserError(f"non-local: {self.width} channels are not divisible by {self.groups} groups")
         projected = ("g",) if self.mode == "gaussian" else ("g", "theta", "phi")
         for name in projected:
-            conv = Conv(self.width, kernel_initializer=normal(0.01), name=name)
+            conv = Conv(self.width, **self._initializers(depth), name=name)
             conv.build(input_shape)
             setattr(self, name, conv)
         self.concatenated = None
@@ -74,6 +81,11 @@ class NonLocal(keras.layers.Layer):
             )
         self.out = Conv(depth, norm=self.norm, use_bias=self.out_bias, kernel_initializer="zeros", name="out")
         self.out.build((None, None, None, self.width))
+
+    def _initializers(self, depth):
+        if self.initializer == "torch":
+            return {"kernel_initializer": torch_uniform(), "bias_initializer": torch_bias(depth)}
+        return {"kernel_initializer": normal(0.01)}
 
     def call(self, x, training=False, valid=None):
         theta, phi = (x, x) if self.mode == "gaussian" else (self.theta(x), self.phi(x))

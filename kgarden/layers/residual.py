@@ -3,6 +3,7 @@
 import keras
 
 from kgarden.layers.conv import Conv
+from kgarden.layers.initializers import he_normal
 
 
 def first_gamma(norm, damped):
@@ -47,15 +48,32 @@ class Bottleneck(keras.layers.Layer):
         strides:       of the block.
         stride_in_1x1: put the stride in the first 1x1 instead of the 3x3.
         groups:        of the 3x3.
+        initializer:   of the kernels, a function of kgarden/layers/initializers.py.
     """
 
-    def __init__(self, filters, width, strides, norm, project, stride_in_1x1=False, groups=1, **kwargs):
+    def __init__(
+        self,
+        filters,
+        width,
+        strides,
+        norm,
+        project,
+        stride_in_1x1=False,
+        groups=1,
+        initializer=he_normal,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         first, middle = (strides, 1) if stride_in_1x1 else (1, strides)
-        self.conv1 = Conv(width, 1, first, norm=norm, activation="relu", name="conv1")
-        self.conv2 = Conv(width, 3, middle, groups, norm=norm, activation="relu", name="conv2")
-        self.conv3 = Conv(filters, 1, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv3")
-        self.shortcut = Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+
+        def conv(filters, kernel_size, strides, name, **settings):
+            how = dict(norm=norm, kernel_initializer=initializer(), **settings)
+            return Conv(filters, kernel_size, strides, **how, name=name)
+
+        self.conv1 = conv(width, 1, first, "conv1", activation="relu")
+        self.conv2 = conv(width, 3, middle, "conv2", groups=groups, activation="relu")
+        self.conv3 = conv(filters, 1, 1, "conv3", norm_gamma=first_gamma(norm, 0.2))
+        self.shortcut = conv(filters, 1, strides, "shortcut") if project else None
 
     def build(self, input_shape):
         shape = input_shape

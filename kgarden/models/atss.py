@@ -197,6 +197,6 @@ def atss(num_classes, neck=None, **parts):
         num_classes,
         name="atss",
         head=ATSSHead,
-        neck={"relu_before_p7": False, **(neck or {})},
+        neck={"relu_before_p7": False, "initializer": "xavier", **(neck or {})},
         **parts,
     )

@@ -76,8 +76,8 @@ class CascadeHead(keras.layers.Layer):
     """Box heads in a row, class-agnostic boxes.
 
     Args:
-        strides, num_classes, width, num_fcs, sigmoid, box_beta, box_loss, clamp_below, plus_one: as in
-                          FasterHead.
+        strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss: as in FasterHead.
+        clamp_below, plus_one: as in FasterHead.
         ious:             foreground threshold of each stage; as many stages as thresholds.
         delta_weights:    factors on the deltas of each stage.
         stage_weights:    factors on the losses of each stage; None: 1.
@@ -107,6 +107,7 @@ class CascadeHead(keras.layers.Layer):
         delta_weights=DELTA_WEIGHTS,
         width=1024,
         num_fcs=2,
+        initializer="c2_xavier",
         sigmoid=False,
         box_loss="smooth_l1",
         box_beta=0.0,
@@ -142,7 +143,14 @@ class CascadeHead(keras.layers.Layer):
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         self.box_heads = [
-            BoxHead(num_classes, width=width, num_fcs=num_fcs, sigmoid=sigmoid, name=f"box_head{stage}")
+            BoxHead(
+                num_classes,
+                width=width,
+                num_fcs=num_fcs,
+                initializer=initializer,
+                sigmoid=sigmoid,
+                name=f"box_head{stage}",
+            )
             for stage in range(len(self.ious))
         ]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kgarden.config.instantiate import forwards_to, instantiate, take
+from kgarden.config.instantiate import arguments, forwards_to, instantiate, take
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
@@ -41,6 +41,8 @@ CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/
     "mmdetection": {"clamp_below": True},
     "maskrcnn_benchmark": {"plus_one": True, "box_beta": 1.0, "sampling_ratio": 2, "aligned": False},
 }
+# Of the FPN, and of the fully connected layers where the head has such a setting.
+INITIALIZERS = {"detectron2": "c2_xavier", "mmdetection": "xavier", "maskrcnn_benchmark": "c2_xavier"}
 
 
 class BoxHead(keras.layers.Layer):
@@ -51,7 +53,7 @@ class BoxHead(keras.layers.Layer):
         width, num_fcs: of the fully connected layers.
         class_agnostic: one box for a RoI instead of one for each class.
         sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
-        num_convs:      see FCHead.
+        num_convs, initializer: see FCHead.
         features:       a layer (B, P, S, S, D) -> (B, P, `width` of it) in place of FCHead.
     Call:
         roi_features: (B, P, S, S, D).
@@ -67,12 +69,13 @@ class BoxHead(keras.layers.Layer):
         class_agnostic=True,
         sigmoid=False,
         num_convs=0,
+        initializer="c2_xavier",
         features=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.groups = 1 if class_agnostic else num_classes
-        self.features = features or FCHead(width, num_fcs, num_convs, name="features")
+        self.features = features or FCHead(width, num_fcs, num_convs, initializer, name="features")
         bias = prior_bias(0.01) if sigmoid else "zeros"
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
@@ -99,7 +102,7 @@ class FasterHead(keras.layers.Layer):
         strides:       of the pyramid.
         num_classes:   C.
         delta_weights: factors on the deltas, wx, wy, ww, wh.
-        width, num_fcs, class_agnostic, sigmoid, num_convs, features: see BoxHead.
+        width, num_fcs, class_agnostic, sigmoid, num_convs, initializer, features: see BoxHead.
         box_loss:      "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
         box_beta:      of the box loss; smooth L1 with 0 is L1.
         clamp_below:   see `decode_deltas`.
@@ -121,6 +124,7 @@ class FasterHead(keras.layers.Layer):
         class_agnostic=False,
         sigmoid=False,
         num_convs=0,
+        initializer="c2_xavier",
         box_loss="smooth_l1",
         box_beta=0.0,
         clamp_below=False,
@@ -143,6 +147,7 @@ class FasterHead(keras.layers.Layer):
             class_agnostic=class_agnostic,
             sigmoid=sigmoid,
             num_convs=num_convs,
+            initializer=initializer,
             features=features,
             name="box_head",
         )
@@ -300,9 +305,11 @@ def rcnn(
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
+    initial = {"initializer": INITIALIZERS[convention]}
     if not isinstance(neck, keras.layers.Layer):
-        neck = make_neck({"levels": [2, 6], "top": "subsample", **(neck or {})})
+        neck = make_neck({"levels": [2, 6], "top": "subsample", **initial, **(neck or {})})
     settings = {"roi_levels": ROI_LEVELS, **CONVENTIONS[convention], **(head_defaults or {})}
+    settings = (initial if "initializer" in arguments(head) else {}) | settings
     settings |= without_fusion(roi_head)
     fixed = dict(strides=neck.strides, num_classes=num_classes, name="roi_head", **(head_layers or {}))
     return TwoStage(

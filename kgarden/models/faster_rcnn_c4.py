@@ -74,7 +74,7 @@ class C4Head(FasterHead):
         settings: see FasterHead; pool_size, twice the cells along a side that the mean is taken over, is 14.
     """
 
-    fixed_arguments = ("features", "width", "num_fcs", "num_convs")
+    fixed_arguments = ("features", "width", "num_fcs", "num_convs", "initializer")
 
     def __init__(self, strides, num_classes, features, **settings):
         super().__init__(strides, num_classes, features=features, **{"pool_size": 14, **settings})

@@ -17,12 +17,13 @@ Defaults are those of mmdetection's improved version, which the PSS paper's base
 sources have differently, as arguments:
 
     first paper            center_radius=None, centerness="class", distance="exp", box_loss="iou"
-    AdelaiDet              tower_bias=True, smoothing=1.0, rank_by="score", sqrt_scores=True, clip=False
+    AdelaiDet              tower_bias=True, smoothing=1.0, rank_by="score", sqrt_scores=True, clip=False;
+                           neck: initializer="c2_xavier"
       BOX_QUALITY=iou      quality="iou"
       THRESH_WITH_CTR      gate_by="score"
       with masks           center_of="mask"
     cvpods                 tower_bias=True, least_weight=1.0, sqrt_scores=True, clip=False;
-                           selection: at_most_cells=True
+                           selection: at_most_cells=True; neck: initializer="c2_xavier"
       wo_ctrness (DeFCN)   centerness=None, quality=None, sqrt_scores=False
     PSS' configurations    weights={"box": 2.0}
     PSS, Table 6           centerness=None: the target still weighs the box loss
@@ -201,6 +202,6 @@ def fcos(num_classes, neck=None, **parts):
         num_classes,
         name="fcos",
         head=FCOSHead,
-        neck={"relu_before_p7": True, **(neck or {})},
+        neck={"relu_before_p7": True, "initializer": "xavier", **(neck or {})},
         **parts,
     )

@@ -133,6 +133,6 @@ def gfl(num_classes, neck=None, **parts):
         num_classes,
         name="gfl",
         head=GFLHead,
-        neck={"relu_before_p7": False, **(neck or {})},
+        neck={"relu_before_p7": False, "initializer": "xavier", **(neck or {})},
         **parts,
     )

@@ -24,6 +24,7 @@ from keras import ops
 
 from kgarden.config.instantiate import forwards_to, instantiate, name_and_settings, take
 from kgarden.errors import UserError
+from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import msra_fan_out, normal
@@ -35,6 +36,8 @@ from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
 
 OF_ROI_ALIGN = ("sampling_ratio", "aligned", "plus_one")  # settings of a convention that RoIAlign has
+INITIALIZERS = ("normal", "c2_msra")
+OF_LAST_LAYER = {"detectron2": "normal", "mmdetection": "c2_msra", "maskrcnn_benchmark": "c2_msra"}
 HALF = 0.5 - 1e-4  # a cell that is half covered is set; rounding must not take it away
 
 
@@ -42,7 +45,8 @@ class OwnChannel(keras.layers.Layer):
     """A 1x1 convolution of which one output channel is computed for each RoI, that of its class.
 
     Args:
-        channels: C, how many there are.
+        channels:    C, how many there are.
+        initializer: of the kernel.
     Call:
         features: (B, P, H, W, D).
         labels:   (B, P) int32 in 0..C-1.
@@ -50,13 +54,13 @@ class OwnChannel(keras.layers.Layer):
         (B, P, H, W) float32 logits.
     """
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels, initializer, **kwargs):
         super().__init__(**kwargs)
-        self.channels = channels
+        self.channels, self.initializer = channels, initializer
 
     def build(self, input_shape):
         shape = (1, 1, input_shape[-1], self.channels)
-        self.kernel = self.add_weight(shape=shape, initializer=normal(0.001), name="kernel")
+        self.kernel = self.add_weight(shape=shape, initializer=self.initializer, name="kernel")
         self.bias = self.add_weight(shape=(self.channels,), initializer="zeros", name="bias")
 
     def call(self, features, labels):
@@ -78,6 +82,8 @@ class MaskHead(keras.layers.Layer):
         num_convs:      of 3x3 convolutions.
         norm, norm_groups: of them; see kgarden/layers/norm.py.
         class_agnostic: one mask for a RoI instead of one for each class.
+        initializer:    of the last layer: "normal", N(0, 0.001) (detectron2), or "c2_msra", as of the others
+                        (mmdetection, maskrcnn-benchmark).
         plus_one:       see kgarden/heads/roi_features.py.
         settings:       of RoIPooling, pool_size being 14. A mask has twice as many cells along a side.
         count:          N, how many RoIs of a picture may learn masks: foreground of the sample that is left
@@ -97,6 +103,7 @@ class MaskHead(keras.layers.Layer):
         norm=None,
         norm_groups=None,
         class_agnostic=False,
+        initializer="normal",
         plus_one=False,
         count=128,
         weight=1.0,
@@ -104,6 +111,7 @@ class MaskHead(keras.layers.Layer):
     ):
         pooling, kwargs = take(RoIPooling, {"pool_size": 14, **settings})
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
+        one_of("mask_head.initializer", initializer, INITIALIZERS)
         self.class_agnostic = class_agnostic
         self.count, self.weight = count, weight
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
@@ -115,7 +123,8 @@ class MaskHead(keras.layers.Layer):
         self.deconv = keras.layers.Conv2DTranspose(
             width, 2, strides=2, activation="relu", kernel_initializer=msra_fan_out(), name="deconv"
         )
-        self.classes = OwnChannel(1 if class_agnostic else num_classes, name="classes")
+        of_classes = normal(0.001) if initializer == "normal" else msra_fan_out()
+        self.classes = OwnChannel(1 if class_agnostic else num_classes, of_classes, name="classes")
 
     @property
     def side(self):
@@ -236,7 +245,8 @@ def mask_rcnn(num_classes, roi_head=None, mask_head=None, convention="detectron2
     detector = rcnn(
         num_classes, name="mask_rcnn", head=heads[name], roi_head=settings, convention=convention, **parts
     )
-    of_pool = {key: value for key, value in CONVENTIONS[convention].items() if key in OF_ROI_ALIGN}
-    settings = {"roi_levels": ROI_LEVELS, **of_pool, **(mask_head or {})}
+    defaults = {key: value for key, value in CONVENTIONS[convention].items() if key in OF_ROI_ALIGN}
+    defaults["initializer"] = OF_LAST_LAYER[convention]
+    settings = {"roi_levels": ROI_LEVELS, **defaults, **(mask_head or {})}
     detector.mask_head = mask_head_on(detector.roi_head, detector.neck.strides, settings)
     return detector

@@ -281,7 +281,7 @@ def pss(
         OneStage.
     """
     name, of_base = name_and_settings(base, "model.base", BASES)
-    neck = make_neck({**BASES[name].neck, **(neck or {})})
+    neck = make_neck({"initializer": "xavier", **BASES[name].neck, **(neck or {})})  # mmdetection's
     of_base = {"name": name, "width": neck.channels, **of_base}
     head = PSSHead(neck.strides, num_classes, base=of_base, prediction=prediction, **of_head)
     return OneStage(

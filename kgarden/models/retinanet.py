@@ -21,6 +21,7 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
     clip              True              False            -
     pad_divisor       32                None             -
     neck.relu_before_p7  False          True             True
+    neck.initializer  "xavier"          "c2_xavier"      -
 """
 
 import keras
@@ -228,7 +229,7 @@ def retinanet(num_classes, neck=None, selection=None, **parts):
         num_classes,
         name="retinanet",
         head=RetinaNetHead,
-        neck={"top": "p6p7_of_c5", "relu_before_p7": False, **(neck or {})},
+        neck={"top": "p6p7_of_c5", "relu_before_p7": False, "initializer": "xavier", **(neck or {})},
         selection={"iou": 0.5, **(selection or {})},
         **parts,
     )

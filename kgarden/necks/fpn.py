@@ -9,7 +9,7 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
-from kgarden.layers.initializers import xavier_fan_in
+from kgarden.layers.initializers import by_name
 
 TOPS = ("p6p7_of_p5", "p6p7_of_c5", "subsample")
 
@@ -30,6 +30,8 @@ class FPN(keras.layers.Layer):
         top:           what lies above P5: "p6p7_of_p5" and "p6p7_of_c5" are stride-2 3x3 convolutions,
                        "subsample" takes every other cell of P5 (P6 only).
         relu_before_p7: P7 = conv(relu(P6)), as detectron2 and FCOS have it.
+        initializer:   "c2_xavier" (detectron2, maskrcnn-benchmark) or "xavier" (mmdetection); see
+                       kgarden/layers/initializers.py.
     Call:
         features: [C2, C3, C4, C5]; heights and widths halve exactly from one to the next.
     Returns:
@@ -38,7 +40,15 @@ class FPN(keras.layers.Layer):
 
     divisor = 32  # sides of the network input must be divisible by it: C5 halves five times
 
-    def __init__(self, channels=256, levels=(3, 7), top="p6p7_of_p5", relu_before_p7=True, **kwargs):
+    def __init__(
+        self,
+        channels=256,
+        levels=(3, 7),
+        top="p6p7_of_p5",
+        relu_before_p7=True,
+        initializer="c2_xavier",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         first, last = levels
         if not (2 <= first <= 5 <= last <= 7):
@@ -52,13 +62,15 @@ class FPN(keras.layers.Layer):
         self.strides = [2**level for level in self.levels]
         self.top = top
         self.relu_before_p7 = relu_before_p7
+        self.initializer = initializer
         self.laterals = [self._conv(1, f"lateral{level}") for level in range(first, 6)]
         self.outputs = [self._conv(3, f"output{level}") for level in range(first, 6)]
         convolved = [] if top == "subsample" else range(6, last + 1)
         self.extras = [self._conv(3, f"p{level}", strides=2) for level in convolved]
 
     def _conv(self, kernel_size, name, strides=1):
-        return Conv(self.channels, kernel_size, strides, kernel_initializer=xavier_fan_in(), name=name)
+        initializer = by_name(self.initializer, "model.neck.initializer")
+        return Conv(self.channels, kernel_size, strides, kernel_initializer=initializer, name=name)
 
     def build(self, input_shape):
         if len(input_shape) < 4:
