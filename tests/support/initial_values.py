@@ -217,7 +217,7 @@ def systems():
 
 
 def _project(name, model):
-    return model.get("reference", name).split()[0].lower()
+    return re.split("[ /]", model.get("reference", name))[0].lower()
 
 
 def _row(name, model):
