@@ -1,5 +1,8 @@
 """PSS: the branch, the assignment, decoding without NMS, and what the branch must leave alone."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from support.golden import HERE, Golden, assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 from support.jit import jitted
 
+from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
+from kgarden.losses.ranking import ranking_loss
 from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead, selection_for
 from kgarden.ops.boxes import clip, iou
@@ -399,10 +404,11 @@ def test_l_rank_of_a_pair_beyond_the_margin_is_zero():
 
 def test_l_rank_takes_the_100_highest_negatives():
     """3.1.2: "we choose the top n_- scored P from all negative samples and we set n_- = 100"."""
-    p = np.full(121, 0.02)
-    p[1], p[4:104] = 0.38, 0.3  # the positive, 100 hard negatives; 20 easy ones are left out
-    loss = ranked(p, truth_by_hand([OBJECT]), weights={"rank": 1.0})
-    np.testing.assert_allclose(loss, 0.5 - 0.38 + 0.3, rtol=1e-4)
+    p = np.full((1, 121, 1), 0.02, "float32")
+    p[0, 1], p[0, 4:104] = 0.38, 0.3  # the positive, 100 hard negatives; 20 easy ones are left out
+    where = np.int32([[1]]), np.int32([[0]]), np.array([[True]])
+    loss = ranking_loss(p, *where, **head_by_hand().ranking)
+    np.testing.assert_allclose(numpy_of(loss), [0.5 - 0.38 + 0.3], rtol=1e-4)
 
 
 def test_l_rank_is_that_of_each_image():
@@ -471,13 +477,13 @@ def test_omega_is_the_centre_region_of_fcos():
 def test_omega_is_the_sampling_of_atss():
     """3.3: "Omega_j of ATSS_PSS uses the ATSS sampling strategy in [32]".
 
-    Anchors of 64 px around x = 0, 8, 16, 24 have IoUs of 0.6, 0.778, 1, 0.778 with an object around 16:
-    mean + deviation = 0.789 + 0.164 leaves the third.
+    Anchors of 64 px around x = 0, 8, 16, 24 have IoUs of 0.455, 0.6, 0.778, 1 with an object around 24: of
+    the two above the mean, 0.708, the mean plus the deviation, 0.943, leaves the last.
     """
     head = PSSHead([8], 2, base={"name": "atss", "width": 8, "norm_groups": 1, "pad_divisor": None})
-    raw, y = raw_by_hand([0.5] * 4, [0.5] * 4, [32] * 4), truth_by_hand([(-16, -32, 48, 32)])
+    raw, y = raw_by_hand([0.5] * 4, [0.5] * 4, [32] * 4), truth_by_hand([(-8, -32, 56, 32)])
     omega = numpy_of(head.base.candidate_mask(raw, y, head.assignment["omega"]))
-    assert omega[0].tolist() == [[False, False, True, False], [False] * 4]
+    assert omega[0].tolist() == [[False, False, False, True], [False] * 4]
 
 
 def test_hungarian_matching_maximises_the_sum_of_qualities():
@@ -489,6 +495,17 @@ def test_hungarian_matching_maximises_the_sum_of_qualities():
     allowed, labels = np.ones_like(good, bool), np.zeros((1, 2), "int32")
     assert numpy_of(choose(good, allowed, labels).row).tolist() == [[1, 0]]
     assert numpy_of(choose(good, allowed, labels, "top_one").valid).tolist() == [[True, False]]
+
+
+def test_every_object_that_can_have_a_point_has_one():
+    """3.3: "each ground-truth instance j in an image is assigned to one label", whatever the sum of Q.
+
+    The second object may have the first point alone, so the first takes another one: 0.1 + 0.3 against 0.9.
+    """
+    good = np.float32([[[0.9, 0.1], [0.3, 0.8]]])
+    allowed, labels = np.array([[[True, True], [True, False]]]), np.zeros((1, 2), "int32")
+    found = choose(good, allowed, labels, outside=head_by_hand().assignment["outside"])
+    assert numpy_of(found.valid).all() and numpy_of(found.row).tolist() == [[1, 0]]
 
 
 def test_the_head_matches_by_the_hungarian_algorithm():
@@ -553,16 +570,37 @@ def test_without_the_centerness_output_its_target_still_weighs_the_boxes():
     """4.2.5: "although we remove the centerness branch, we still retain the centerness as the loss weight of
     GIoU loss"; P is then the product of two.
 
-    An object of 40 px: at x = 12, 20, 28 centerness sqrt(12/28), 1, sqrt(12/28), GIoU 0.5, 0.75, 1.
+    An object of 40 px: at x = 12, 20, 28 centerness sqrt(12/28), 1, sqrt(12/28), GIoU 0.5, 1, 1.
     """
     head = head_by_hand(base={"centerness": None})
-    raw = raw_by_hand([0.8] * 5, [0.5] * 5, [40, 20, 30, 40, 40], centerness=None)
+    raw = raw_by_hand([0.8] * 5, [0.5] * 5, [40, 20, 40, 40, 40], centerness=None)
     np.testing.assert_allclose(numpy_of(head.probability(raw).value())[0, :, 0], 0.4, rtol=1e-5)
-    losses = head.losses(raw, truth_by_hand([(0, 0, 40, 8)]))
+    losses = head.base.losses(raw, truth_by_hand([(0, 0, 40, 8)]))
     side = np.sqrt(12 / 28)
-    expected = 2.0 * (side * 0.5 + 1 * 0.25 + side * 0) / (1 + 2 * side)  # 2.0: released configurations
+    expected = 2.0 * side * 0.5 / (1 + 2 * side)  # 2.0: released configurations
     np.testing.assert_allclose(numpy_of(losses["fcos/box"]), expected, rtol=1e-4)
     assert "fcos/centerness" not in losses
+
+
+@pytest.mark.parametrize("stem", ["fcos_pss", "atss_pss"])
+def test_the_recipes_have_the_schedule_of_the_paper(stem):
+    """4.1: "an initial learning rate of 0.01, a momentum of 0.9, a weight decay of 10^-4, a mini-batch size
+    of 16. The learning rate decays by a factor of 10 at the 24th and 33th epoch"; 36 epochs, of 7330 steps.
+    4.3: "the shorter side of the input image is sampled from [480, 800] with a step of 32 pixels".
+    """
+    recipe = load_recipe(stem)
+    schedule, optimizer = recipe.schedule, recipe.schedule.optimizer
+    assert (schedule.base_lr, optimizer.name, optimizer.momentum) == (0.01, "sgd", 0.9)
+    assert (optimizer.weight_decay, recipe.data.batch_size) == (1e-4, 16)
+    assert (schedule.decay.at, schedule.decay.factor) == ((24 * 7330, 33 * 7330), 0.1)
+    assert schedule.steps == 36 * 7330
+    assert recipe.data.short_side_px == tuple(range(480, 801, 32))
+
+
+def test_the_tests_that_the_documentation_names_exist():
+    text = pathlib.Path(__file__).parents[2].joinpath("docs", "pss.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`(?! in)", text))
+    assert len(named) > 20 and named <= set(globals())
 
 
 # --- training -----------------------------------------------------------------------------------------------
