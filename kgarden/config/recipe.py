@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-# keys whose values are paths
-PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}
+PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}  # hold paths
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
 
@@ -83,8 +82,7 @@ class Model(Section):
     num_classes: PositiveInt | None = None  # None: that of the training data
 
 
-# format -> (required keys, optional keys)
-SOURCE_KEYS = {
+SOURCE_KEYS = {  # format -> (required keys, optional keys)
     None: ({"glob"}, {"labels"}),
     "coco": ({"images", "annotations"}, set()),
     "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based", "ignore_difficult"}),
