@@ -16,7 +16,7 @@ from kgarden.cli.options import (
     settings_of,
     start_tensorflow,
 )
-from kgarden.config.loading import load_recipe, packaged_recipes
+from kgarden.config.loading import load_recipe, packaged_recipes, row_settings
 from kgarden.errors import UserError
 
 runs_app = typer.Typer()
@@ -37,7 +37,7 @@ def list_(
     if what == "rows":
         if recipe is None:
             raise UserError("list rows needs a recipe: kgarden list rows RECIPE")
-        for line in _rows(load_recipe(recipe)):
+        for line in _rows(recipe):
             print(line)
     elif what in listings:
         for line in listings[what]():
@@ -58,14 +58,25 @@ def _recipes():
         yield f"{stem:24} {path.read_text().splitlines()[0].lstrip('# ')}"
 
 
-def _rows(recipe):
+def _rows(path_or_stem):
+    recipe = load_recipe(path_or_stem)
     for row_id, row in recipe.rows.items():
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
         reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
         origin = f"  [re-evaluates {row.evaluates}]" if row.evaluates else ""
         source = " ".join(filter(None, (row.recipe, row.row)))
         other = f"  [recipe {source}]" if source else ""
-        yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}"
+        settings = load_recipe(path_or_stem, row=row_id).plain() if row.recipe else row_settings(recipe, row)
+        refused = _needs(settings["model"].get("backbone"))
+        yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}{refused}"
+
+
+def _needs(backbone):
+    """Mark of a row whose backbone does not exist: "resnet50", {"name": "resnet50", ...} or None -> str."""
+    from kgarden.backbones import BACKBONES
+
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    return "" if name is None or name in BACKBONES else f"  [needs {name}, not available yet]"
 
 
 def _transforms():

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from kgarden.config.recipe import PATH_KEYS, Recipe
+from kgarden.config.recipe import PATH_KEYS, Recipe, Row
 from kgarden.errors import UserError
 
 
@@ -109,6 +109,14 @@ def load_recipe(
     recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
     _check_rows(recipe, path, lines)
     return recipe
+
+
+def row_settings(recipe: Recipe, row: Row) -> dict[str, Any]:
+    """Returns all settings of a row of this recipe, as nested dictionaries that are not validated."""
+    tree = json.loads(json.dumps({key: value for key, value in recipe.plain().items() if key != "rows"}))
+    for dotted, value in row.set.items():
+        _set(tree, dotted, value)
+    return tree
 
 
 def stage_recipes(recipe: Recipe) -> list[Recipe]:
@@ -297,7 +305,4 @@ def _check_rows(recipe, path, lines):
                 f"{_nearest(row.evaluates, recipe.rows)}"
             )
         if row.recipe is None:
-            tree = json.loads(json.dumps({k: v for k, v in recipe.plain().items() if k != "rows"}))
-            for dotted, value in row.set.items():
-                _set(tree, dotted, value)
-            _validate(tree, f"{where}: rows.{row_id}", {})
+            _validate(row_settings(recipe, row), f"{where}: rows.{row_id}", {})

@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-# keys whose values are paths
-PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}
+PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}  # hold paths
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
 
@@ -83,8 +82,7 @@ class Model(Section):
     num_classes: PositiveInt | None = None  # None: that of the training data
 
 
-# format -> (required keys, optional keys)
-SOURCE_KEYS = {
+SOURCE_KEYS = {  # format -> (required keys, optional keys)
     None: ({"glob"}, {"labels"}),
     "coco": ({"images", "annotations"}, set()),
     "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based", "ignore_difficult"}),
@@ -169,6 +167,22 @@ class Data(Section):
     keep_empty: bool = False  # also train on images without objects
 
 
+class Rule(Section):
+    """Factors on learning rate and weight decay of one kind of parameter; None: as the short forms say."""
+
+    lr_factor: PositiveFloat | None = None
+    decay_factor: NonNegativeFloat | None = None
+
+
+class Rules(Section):
+    """Rules by kind of parameter."""
+
+    kernel: Rule | None = None  # and all that is none of the following
+    bias: Rule | None = None
+    norm_scale: Rule | None = None
+    norm_shift: Rule | None = None
+
+
 class Optimizer(Section):
     """The optimizer, weight decay and gradient clipping."""
 
@@ -176,9 +190,10 @@ class Optimizer(Section):
     momentum: NonNegativeFloat | None = None  # sgd; None: 0.9
     betas: Annotated[tuple[float, float], AsTuple] | None = None  # adamw; None: 0.9, 0.999
     weight_decay: NonNegativeFloat = 0.0
-    decay_norms: bool = False
-    decay_biases: bool = True
-    bias_lr_factor: PositiveFloat = 1.0
+    decay_norms: bool = False  # short form of rules.norm_scale and rules.norm_shift: decay_factor
+    decay_biases: bool = True  # ... of rules.bias: decay_factor
+    bias_lr_factor: PositiveFloat = 1.0  # ... of rules.bias: lr_factor
+    rules: Rules | None = None  # learning rate and decay by kind of parameter, over the short forms
     clip_value: PositiveFloat | None = None  # of every element of the gradient
     clip_norm: PositiveFloat | None = None  # of the norm of all gradients together
 

@@ -1,9 +1,10 @@
 """ATSS: FCOS' head with one anchor for each cell, and adaptive training sample selection.
 
 Zhang, Chi, Yao, Lei, Li, "Bridging the gap between anchor-based and anchor-free detection via adaptive
-training sample selection", 2020, arXiv:1912.02424. What sets RetinaNet and FCOS apart is which places learn
-an object; so the nine nearest anchors of each level are compared, and the mean and the spread of their IoUs
-say how good one must be. Whether boxes are regressed from an anchor or from a point makes no difference then.
+training sample selection", 2020, arXiv:1912.02424. What sets RetinaNet and FCOS apart is which anchors or
+points learn an object. Here those are, of the nine nearest anchors of each level, the ones whose IoU is at
+least the mean plus the standard deviation of all of them. Whether boxes are then regressed from an anchor or
+from a point makes next to no difference in the paper.
 
     paper                       here
     Algorithm 1                 kgarden/targets/atss.py
@@ -11,9 +12,10 @@ say how good one must be. Whether boxes are regressed from an anchor or from a p
     8S, the side of an anchor   `anchor_scale`
     anchor box, anchor point    `box_code`: "deltas", "ltrb"
 
-Defaults are mmdetection's, which the PSS paper's baseline is trained with. The authors' code differs in
-arguments: count_empty=False (a picture without positives does not count as one), sqrt_scores=True,
-pad_divisor=None. It also centres anchors at (stride - 1) / 2 and reckons widths with "+1", which is not here.
+Defaults are mmdetection's (version 3); the PSS paper's baselines are trained with them, in version 2. The
+authors' code differs in arguments: count_empty=False (an image without positives does not count as one),
+tower_bias=True, rank_by="score", sqrt_scores=True, pad_divisor=None. Not here is what else it does: anchors
+centred at (stride - 1) / 2, widths with "+1", and no lower bound of the sum of centre-nesses.
 """
 
 from keras import ops

@@ -46,6 +46,7 @@ from kgarden.targets.roi import RoISampling, label_rois, sample_rois
 CONFIGURATIONS = {
     "single_fc": {"branches": ("fc",)},
     "single_conv": {"branches": ("conv",)},
+    # omega of two heads of one kind is not in the paper; assumed: that of the kind
     "double_fc": {"branches": ("fc", "fc"), "weights": (2.0, 2.0)},
     "double_conv": {"branches": ("conv", "conv"), "weights": (2.5, 2.5)},
     "double_head": {"branches": ("fc", "conv")},

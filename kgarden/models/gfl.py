@@ -6,14 +6,16 @@ never meet in training, the class score learns the IoU of the predicted box; ins
 a softmax over whole distances whose mean is the side. Places are assigned by ATSS.
 
     paper                          here
-    QFL (Eq. 5)                    kgarden/losses/focal.py; term <name>/class
+    QFL (Eq. 2)                    kgarden/losses/focal.py; term <name>/class
+    sum of P(y_i) y_i (Eq. 5)      expectation
     DFL (Eq. 6)                    the same file; term <name>/distribution
-    Eq. 4, sum of P(y_i) y_i       expectation
     n                              `reg_max`
-    lambda_0, lambda_1 (Eq. 7)     `weights`
+    lambda_0, lambda_1 (Eq. 8)     `weights`
 
-With reg_max=None a side is one number, relu(s x) strides, and there is no DFL: the form of CenterNet2's
-ablation (arXiv:2103.07461, section 5). Defaults are mmdetection's, which are the authors'.
+With reg_max=None a side is one number, relu(s x) strides, and there is no DFL: the form that CenterNet2 uses
+as a first stage (arXiv:2103.07461, section 5). Defaults are mmdetection's, with the authors' settings. Their
+code, on mmdetection 1, also does what is not here: anchors centred at (stride - 1) / 2, IoUs with "+1", no
+lower bound of the sum of weights, and the best 1000 anchors of a level instead of pairs of anchor and class.
 """
 
 from keras import ops

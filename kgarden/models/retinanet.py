@@ -11,17 +11,19 @@ those that are right already.
     pi = 0.01                       `prior`
     smooth L1 on deltas             `box_loss`, `box_beta`; term <name>/box
 
-Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources have differently, as arguments:
+Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources have differently, as arguments
+("-": not given). detectron2's are those of its published configuration, which sets box_beta to 0 where the
+code's default is 0.1; the paper names smooth L1 without a beta.
 
-                      mmdetection       detectron2       paper
-    anchor_order      "ratio"           "size"           -
-    low-quality matches "all"           "own"            None
-    normalizer        "count_empty"     "ema"            "positives"
-    box_beta          0 (L1)            0.1              0.11
-    clip              True              False            -
-    pad_divisor       32                None             -
-    neck.relu_before_p7  False          True             True
-    neck.initializer  "xavier"          "c2_xavier"      -
+                         mmdetection      detectron2      paper
+    anchor_order         "ratio"          "size"          -
+    low_quality_matches  "all"            "own"           None
+    normalizer           "count_empty"    "ema"           "positives"
+    box_beta             0 (L1)           0 (L1)          -
+    clip                 True             False           -
+    pad_divisor          32               None            -
+    neck.relu_before_p7  False            True            True
+    neck.initializer     "xavier"         "c2_xavier"     -
 """
 
 import keras

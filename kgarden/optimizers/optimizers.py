@@ -2,16 +2,48 @@
 
 SGD adds weight decay to the gradient, and its momentum does not include the learning rate (Keras' SGD differs
 in both); AdamW divides by sqrt(v / bias correction) + epsilon. In addition to Keras: clipping of the gradient
-summed over all replicas, no weight decay on normalisation layers, a separate learning rate for biases.
+summed over all replicas, and a learning rate and weight decay for each kind of parameter.
 """
+
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.ops.replicas import num_replicas, sum_over_replicas
 
-NORM_WEIGHTS = {"gamma", "beta"}  # variable names of Keras' normalisation layers
-BIASES = {"bias"}
+KINDS = {"bias": "bias", "gamma": "norm_scale", "beta": "norm_shift"}  # by name; all others are kernels
+
+
+class Rule(NamedTuple):
+    """What one kind of parameter is trained with.
+
+    Attributes:
+        lr_factor:    multiplies the learning rate.
+        decay_factor: multiplies the weight decay.
+    """
+
+    lr_factor: float = 1.0
+    decay_factor: float = 1.0
+
+
+def rules_by_kind(decay_norms=False, decay_biases=True, bias_lr_factor=1.0, rules=None):
+    """Returns {"kernel", "bias", "norm_scale", "norm_shift": Rule}; see _PerVariable for the arguments."""
+    norm = Rule(decay_factor=float(decay_norms))
+    found = {
+        "kernel": Rule(),
+        "bias": Rule(bias_lr_factor, float(decay_biases)),
+        "norm_scale": norm,
+        "norm_shift": norm,
+    }
+    for kind, changes in (rules or {}).items():
+        if kind not in found or not set(changes) <= set(Rule._fields):
+            raise UserError(
+                f"optimizer.rules.{kind} {changes}: give {', '.join(Rule._fields)} of {', '.join(found)}"
+            )
+        found[kind] = found[kind]._replace(**changes)
+    return found
 
 
 class _PerVariable(keras.optimizers.Optimizer):
@@ -19,10 +51,12 @@ class _PerVariable(keras.optimizers.Optimizer):
 
     Args:
         learning_rate:   a number or a schedule of the step, which counts from 0.
-        weight_decay:    of every trainable variable that is not excluded below.
-        decay_norms:     whether scales and shifts of normalisation layers decay.
-        decay_biases:    whether biases decay.
-        bias_lr_factor:  multiplies the learning rate of biases.
+        weight_decay:    of every trainable variable, times the factor of its kind.
+        decay_norms, decay_biases, bias_lr_factor: short forms of rules: whether scales and shifts of
+                         normalisation layers decay, whether biases do, factor on the learning rate of biases.
+        rules:           {kind: {"lr_factor", "decay_factor"}}, which override the short forms. Kinds are
+                         "bias", "norm_scale" and "norm_shift" of normalisation layers, and "kernel" for all
+                         else; see Rule.
         clip_value:      every element of the gradient is clipped to [-clip_value, clip_value].
         clip_norm:       the gradient of all variables together is scaled down to this norm.
     """
@@ -34,31 +68,28 @@ class _PerVariable(keras.optimizers.Optimizer):
         decay_norms=False,
         decay_biases=True,
         bias_lr_factor=1.0,
+        rules=None,
         clip_value=None,
         clip_norm=None,
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.decay, self.decay_norms, self.decay_biases = weight_decay, decay_norms, decay_biases
-        self.bias_lr_factor, self.clip_value, self.clip_norm = bias_lr_factor, clip_value, clip_norm
+        self.bias_lr_factor, self.rules = bias_lr_factor, rules
+        self.clip_value, self.clip_norm = clip_value, clip_norm
+        self.rule_of = rules_by_kind(decay_norms, decay_biases, bias_lr_factor, rules)
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
-        self.decays = [self._decay_of(variable) for variable in variables]
-        self.lr_factors = [self.bias_lr_factor if variable.name in BIASES else 1.0 for variable in variables]
+        rules = [self.rule_of[KINDS.get(variable.name, "kernel")] for variable in variables]
+        self.decays = [self.decay * rule.decay_factor for rule in rules]
+        self.lr_factors = [rule.lr_factor for rule in rules]
         # Norm of the whole batch's gradient in the last step, before clipping.
         self.gradient_norm = self.add_variable(
             (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
         )
-
-    def _decay_of(self, variable):
-        if variable.name in NORM_WEIGHTS and not self.decay_norms:
-            return 0.0
-        if variable.name in BIASES and not self.decay_biases:
-            return 0.0
-        return self.decay
 
     def _clip_gradients(self, grads):
         """Keras' hook for clipping. With several replicas the sum of gradients is clipped, below."""
@@ -100,7 +131,7 @@ class _PerVariable(keras.optimizers.Optimizer):
             rate = keras.saving.serialize_keras_object(rate)
         else:
             rate = float(ops.convert_to_numpy(rate))
-        names = ("decay_norms", "decay_biases", "bias_lr_factor", "clip_value", "clip_norm")
+        names = ("decay_norms", "decay_biases", "bias_lr_factor", "rules", "clip_value", "clip_norm")
         return {
             "learning_rate": rate,
             "weight_decay": self.decay,

@@ -204,6 +204,30 @@ def test_list(world, call):
     assert call("--version")[1].strip() == kgarden.__version__
 
 
+def test_rows_without_their_backbone_are_marked(world, call):
+    """A backbone that does not exist, in a whole model, a backbone, a name, or another recipe."""
+    recipe = world / "standin.yaml"
+    text = recipe.read_text()
+    rows = """
+  n.none: {set: {schedule.steps: 5}}
+  n.whole: {set: {model: {name: fcos, backbone: resnext101_64x4d}}}
+  n.part: {set: {model.backbone: {name: resnext101_64x4d, freeze_at: 2}}}
+  n.name: {set: {model.backbone.name: resnext101_64x4d}}
+  n.there: {set: {model.backbone.name: resnet50}}
+  n.other: {recipe: atss_pss, row: table1.atss_pss_x101_dcn}
+  n.other_there: {recipe: atss_pss, row: table1.atss_pss_r50}
+"""
+    recipe.write_text(text + rows.lstrip("\n"))
+    lines = call("list", "rows", "standin.yaml")[1].splitlines()
+    ends = {line.split()[0]: line.partition("  [needs ")[2] for line in lines}
+    mark = "resnext101_64x4d, not available yet]"
+    assert {row: end for row, end in ends.items() if end} == {
+        **dict.fromkeys(("n.whole", "n.part", "n.name"), mark),
+        "n.other": "resnext101_32x4d_dcn, not available yet]",
+    }
+    assert len(ends) == 9
+
+
 def test_describe_counts_by_hand(world, call):
     """The stand-in: a norm of 6 weights and a dense layer of 3 x 2 + 2, 6 multiplications for a picture."""
     code, out, err = call("describe", "standin.yaml", "--classes", "2")

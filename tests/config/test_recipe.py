@@ -130,6 +130,21 @@ def test_invalid_values_report_line_and_reason(write, old, new, line, words):
     assert f"little.yaml:{line}:" in message and words in message
 
 
+def test_rules_of_the_optimizer_are_checked(write):
+    base = {"schedule.optimizer.rules": {"norm_shift": {"lr_factor": 2.0}}}
+    recipe = load_recipe("quickstart", base)
+    assert recipe.schedule.optimizer.rules.norm_shift.lr_factor == 2.0
+    assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).digest() == recipe.digest()
+    for rules, words in (
+        ({"norm_shifts": {}}, "did you mean 'norm_shift'"),
+        ({"bias": {"lr": 2.0}}, "use one of lr_factor, decay_factor"),
+        ({"bias": {"lr_factor": 0.0}}, "greater than 0"),
+        ({"bias": {"decay_factor": -1.0}}, "greater than or equal to 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("quickstart", {"schedule.optimizer.rules": rules})
+
+
 def test_missing_and_duplicate_keys(write):
     assert "schedule.steps is missing" in error_of(write(TEXT.replace("  steps: 90\n", "")))
     message = error_of(write(TEXT.replace("  steps: 90\n", "  steps: 90\n  steps: 91\n")))

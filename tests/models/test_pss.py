@@ -1,5 +1,8 @@
 """PSS: the branch, the assignment, decoding without NMS, and what the branch must leave alone."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from support.golden import HERE, Golden, assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 from support.jit import jitted
 
+from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
+from kgarden.losses.ranking import ranking_loss
 from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead, selection_for
 from kgarden.ops.boxes import clip, iou
@@ -302,6 +307,300 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(UserError, match=words):
             PSSHead(STRIDES, 3, **settings)
+
+
+# --- the paper's sentences, by hand -------------------------------------------------------------------------
+#
+# One level of stride 8 and height 1: points at x = 4, 12, 20, ..., y = 4. Every predicted box is
+# [0, 0, W, 8], so that its IoU with an object [0, 0, 32, 8] is W / 32.
+
+OBJECT = (0, 0, 32, 8)  # its centre region holds the points 1 and 2 of four
+
+
+def logit(p):
+    return np.log(p) - np.log1p(-np.float64(p))
+
+
+def raw_by_hand(pss, scores, widths, centerness=0.5):
+    """Raw outputs of images (B, A): probabilities pss, scores (of class 0; class 1 has 1e-6), box widths."""
+    pss, scores, widths = (np.atleast_2d(np.float64(x)) for x in (pss, scores, widths))
+    x = 8.0 * np.arange(pss.shape[1]) + 4
+    half = np.full_like(widths, 0.5)
+    classes = np.stack([logit(scores), np.full_like(scores, logit(1e-6))], axis=-1)
+    code = np.stack([np.zeros_like(widths) + x / 8, half, (widths - x) / 8, half], axis=-1)
+    raw = {"pss": logit(pss)[..., None], "classes": classes, "code": code}
+    if centerness is not None:
+        raw["centerness"] = np.full_like(pss, logit(centerness))[..., None]
+    return {name: [ops.convert_to_tensor(rows[:, None], "float32")] for name, rows in raw.items()}
+
+
+def truth_by_hand(*images):
+    """Objects of class 0, padded to two for each image."""
+    boxes, labels = np.zeros((len(images), 2, 4), "float32"), np.full((len(images), 2), -1, "int32")
+    for image, objects in enumerate(images):
+        for row, box in enumerate(objects):
+            boxes[image, row], labels[image, row] = box, 0
+    return {"boxes": boxes, "labels": labels, "crowd": np.zeros(labels.shape, bool)}
+
+
+def head_by_hand(base=None, **settings):
+    small = {"name": "fcos", "width": 8, "norm_groups": 1, "num_convs": 1, "size_ranges": [[-1, 1e5]]}
+    selector = {"norm_groups": 1, **settings.pop("selector", {})}
+    return PSSHead([8], 2, base={**small, **(base or {})}, selector=selector, **settings)
+
+
+def negative(p):
+    """-0.75 p^2 log(1 - p), the focal loss of a background score."""
+    return 0.75 * p**2 * -np.log1p(-p)
+
+
+def test_eq_4_multiplies_three_sigmoids():
+    """Eq. 4: "P_i(c_j) = sigma(pss_i) sigma(s_i) sigma(ctr_i)"."""
+    got = head_by_hand().probability(raw_by_hand([0.8, 0.5], [0.5, 0.25], [32, 32])).value()
+    np.testing.assert_allclose(numpy_of(got)[0, :, 0], [0.8 * 0.5 * 0.5, 0.5 * 0.25 * 0.5], rtol=1e-5)
+
+
+def test_l_pss_is_the_focal_loss_of_the_product_over_the_positives_of_the_batch():
+    """3.1.1: "the focal loss between the multiplied score [...] against the ground-truth labels of C
+    categories", where "we now have only one positive sample for each object instance in an image".
+
+    Two objects in the first of two images, none in the second: the sum is divided by 2, those of the batch.
+    Points 1 and 2 answer for the two; the third one inside, of a lower score, is background.
+    """
+    p = np.array([[0.04, 0.2, 0.1, 0.05], [0.01, 0.02, 0.03, 0.04]])  # = 0.8 * s * 0.5
+    raw = raw_by_hand(np.full((2, 4), 0.8), p / 0.4, np.full((2, 4), 32))
+    positives = 0.25 * (0.8**2 * -np.log(0.2) + 0.9**2 * -np.log(0.1))
+    others = negative(0.04) + negative(0.05) + negative(p[1]).sum()
+    loss = head_by_hand().one_to_one_losses(raw, truth_by_hand([OBJECT, OBJECT], []))["pss/class"]
+    np.testing.assert_allclose(numpy_of(loss), (positives + others) / 2, rtol=1e-4)
+    without = head_by_hand().one_to_one_losses(raw, truth_by_hand([], []))["pss/class"]
+    np.testing.assert_allclose(numpy_of(without), negative(p).sum(), rtol=1e-4)  # divided by 1, not by 0
+
+
+def ranked(p, truth, **settings):
+    raw = raw_by_hand(np.full(np.shape(p), 0.8), np.divide(p, 0.4), np.full(np.shape(p), 32))
+    return float(numpy_of(head_by_hand(**settings).one_to_one_losses(raw, truth)["pss/rank"]))
+
+
+def test_l_rank_is_the_mean_of_all_pairs_with_a_margin_of_one_half():
+    """Eq. 2: "1 / (n_- n_+) sum sum max(0, gamma - P_+ + P_-)"; "we set gamma = 0.5 by default".
+
+    Of the positive 0.38 and the negatives 0.3, 0.1, 0.02, and of 0.2 where it is 0.38 twice that much.
+    """
+    pairs = np.mean([0.5 - 0.38 + 0.3, 0.5 - 0.38 + 0.1, 0.5 - 0.38 + 0.02])
+    one = truth_by_hand([OBJECT])
+    np.testing.assert_allclose(ranked([0.3, 0.38, 0.1, 0.02], one, weights={"rank": 1.0}), pairs, rtol=1e-4)
+    two = np.mean([[0.5 - plus + minus for plus in (0.38, 0.2)] for minus in (0.3, 0.1)])
+    both = truth_by_hand([OBJECT, OBJECT])
+    np.testing.assert_allclose(ranked([0.3, 0.38, 0.2, 0.1], both, weights={"rank": 1.0}), two, rtol=1e-4)
+
+
+def test_l_rank_of_a_pair_beyond_the_margin_is_zero():
+    """Eq. 2, "max(0, ...)": a positive of 0.88 and negatives of at most 0.23 are more than 0.5 apart."""
+    raw = raw_by_hand([0.5, 0.99, 0.05, 0.05], [0.5, 0.99, 0.05, 0.05], np.full(4, 32), centerness=0.9)
+    loss = head_by_hand().one_to_one_losses(raw, truth_by_hand([OBJECT]))["pss/rank"]
+    assert float(numpy_of(loss)) == 0.0
+
+
+def test_l_rank_takes_the_100_highest_negatives():
+    """3.1.2: "we choose the top n_- scored P from all negative samples and we set n_- = 100"."""
+    p = np.full((1, 121, 1), 0.02, "float32")
+    p[0, 1], p[0, 4:104] = 0.38, 0.3  # the positive, 100 hard negatives; 20 easy ones are left out
+    where = np.int32([[1]]), np.int32([[0]]), np.array([[True]])
+    loss = ranking_loss(p, *where, **head_by_hand().ranking)
+    np.testing.assert_allclose(numpy_of(loss), [0.5 - 0.38 + 0.3], rtol=1e-4)
+
+
+def test_l_rank_is_that_of_each_image():
+    """3.1.2: "we add the ranking loss of Equ. (2) for each training image"; here their mean.
+
+    An image without objects counts as 0: it has no pair.
+    """
+    p = [[0.3, 0.38, 0.1, 0.02], [0.3, 0.38, 0.1, 0.02]]
+    both = ranked(p, truth_by_hand([OBJECT], [OBJECT]))
+    np.testing.assert_allclose(ranked(p, truth_by_hand([OBJECT], [])), both / 2, rtol=1e-5)
+
+
+def test_lambda_1_and_lambda_2():
+    """Eq. 1, "L = L_fcos + lambda_1 L_pss + lambda_2 L_rank"; 3.1: "We have set lambda_2 to 0.25 in all the
+    experiments"; 4.2.6: "lambda_1 = 1 already works well". L_fcos is not changed.
+    """
+    raw, truth = raw_by_hand([0.8] * 4, [0.75, 0.95, 0.25, 0.05], [32] * 4), truth_by_hand([OBJECT])
+    head = head_by_hand()
+    losses = {name: float(numpy_of(value)) for name, value in head.losses(raw, truth).items()}
+    p = 0.4 * np.array([0.75, 0.95, 0.25, 0.05])
+    of_class = 0.25 * (1 - p[1]) ** 2 * -np.log(p[1]) + negative(p[[0, 2, 3]]).sum()
+    of_rank = np.mean(0.5 - p[1] + p[[0, 2, 3]])
+    np.testing.assert_allclose(losses["pss/class"], 1.0 * of_class, rtol=1e-4)
+    np.testing.assert_allclose(losses["pss/rank"], 0.25 * of_rank, rtol=1e-4)
+    of_base = head.base.losses(raw, truth)
+    assert sorted(losses) == sorted([*of_base, "pss/class", "pss/rank"])
+    assert all(losses[name] == float(numpy_of(value)) for name, value in of_base.items())
+
+
+@pytest.mark.parametrize(("width", "chosen"), [(16, 1), (12.8, 2)])
+def test_the_matching_score_is_mul_with_alpha_0_8(width, chosen):
+    """4.2.7: "we use 'Mul.' function with alpha = 0.8 in all other experiments". Eq. 3, by hand:
+
+    P 0.9, IoU 0.5: 0.9^0.2 0.5^0.8 = 0.562     P 0.1, IoU 0.8: 0.1^0.2 0.8^0.8 = 0.528     the first
+    P 0.9, IoU 0.4: 0.9^0.2 0.4^0.8 = 0.470                                                  the second
+
+    With 0.9 the second wins both times, with 0.7 the first, and with 'Add' (0.58 against 0.66) the second.
+    """
+    raw = raw_by_hand([0.5, 0.99, 0.11, 0.5], [0.5, 0.99, 0.99, 0.5], [32, width, 25.6, 32], 0.92)
+    found = numpy_of(head_by_hand().match(raw, truth_by_hand([OBJECT])).row)
+    assert found[0, 0] == chosen
+
+
+def test_eq_3_weighs_the_iou_by_alpha_and_the_score_by_the_rest():
+    """Eq. 3: "[P_i(c_j)]^(1 - alpha) [IoU(b_i, b_j)]^alpha"; Table 8, 'Add': (1 - alpha) P + alpha IoU.
+
+    1/32 to the power of 0.2 is a half, to that of 0.8 a sixteenth.
+    """
+    boxes = np.float32([[[0, 0, 32, 8], [0, 0, 1, 8]]])
+    scores, objects = np.float32([[[1 / 32], [1]]]), np.float32([[OBJECT]])
+    labels = np.zeros((1, 1), "int32")
+    got = {form: quality(scores, boxes, objects, labels, form=form) for form in ("mul", "add")}
+    np.testing.assert_allclose(numpy_of(got["mul"])[0, 0], [1 / 2, 1 / 16], rtol=1e-5)
+    np.testing.assert_allclose(numpy_of(got["add"])[0, 0], [0.2 / 32 + 0.8, 0.2 + 0.8 / 32], rtol=1e-5)
+
+
+def test_omega_is_the_centre_region_of_fcos():
+    """3.3: "FCOS_PSS uses anchor points in the center region of instance j as Omega_j same as in FCOS".
+
+    Points 0 and 3 are inside of the object and better, but 12 px, 1.5 strides, from its centre.
+    """
+    raw = raw_by_hand([0.9, 0.2, 0.1, 0.9], [0.9, 0.2, 0.1, 0.9], [32, 16, 16, 32])
+    assert numpy_of(head_by_hand().match(raw, truth_by_hand([OBJECT])).row)[0, 0] == 1
+
+
+def test_omega_is_the_sampling_of_atss():
+    """3.3: "Omega_j of ATSS_PSS uses the ATSS sampling strategy in [32]".
+
+    Anchors of 64 px around x = 0, 8, 16, 24 have IoUs of 0.455, 0.6, 0.778, 1 with an object around 24: of
+    the two above the mean, 0.708, the mean plus the deviation, 0.943, leaves the last.
+    """
+    head = PSSHead([8], 2, base={"name": "atss", "width": 8, "norm_groups": 1, "pad_divisor": None})
+    raw, y = raw_by_hand([0.5] * 4, [0.5] * 4, [32] * 4), truth_by_hand([(-8, -32, 56, 32)])
+    omega = numpy_of(head.base.candidate_mask(raw, y, head.assignment["omega"]))
+    assert omega[0].tolist() == [[False, False, False, True], [False] * 4]
+
+
+def test_hungarian_matching_maximises_the_sum_of_qualities():
+    """3.3: "the bipartite graph matching using the Hungarian algorithm [...] by maximizing sum_j Q_ij".
+
+    0.8 + 0.8 against 0.9 + 0.1: the first object gives way, which top-one does not see.
+    """
+    good = np.float32([[[0.9, 0.8], [0.8, 0.1]]])
+    allowed, labels = np.ones_like(good, bool), np.zeros((1, 2), "int32")
+    assert numpy_of(choose(good, allowed, labels).row).tolist() == [[1, 0]]
+    assert numpy_of(choose(good, allowed, labels, "top_one").valid).tolist() == [[True, False]]
+
+
+def test_every_object_that_can_have_a_point_has_one():
+    """3.3: "each ground-truth instance j in an image is assigned to one label", whatever the sum of Q.
+
+    The second object may have the first point alone, so the first takes another one: 0.1 + 0.3 against 0.9.
+    """
+    good = np.float32([[[0.9, 0.1], [0.3, 0.8]]])
+    allowed, labels = np.array([[[True, True], [True, False]]]), np.zeros((1, 2), "int32")
+    found = choose(good, allowed, labels, outside=head_by_hand().assignment["outside"])
+    assert numpy_of(found.valid).all() and numpy_of(found.row).tolist() == [[1, 0]]
+
+
+def test_the_head_matches_by_the_hungarian_algorithm():
+    """3.3: "each ground-truth instance j in an image is assigned to one label": also the second of two equal
+    objects, which "the simple top-one selection" leaves without."""
+    raw, both = raw_by_hand([0.5] * 4, [0.5] * 4, [32, 32, 16, 32]), truth_by_hand([OBJECT, OBJECT])
+    assert sorted(numpy_of(head_by_hand().match(raw, both).row)[0]) == [1, 2]
+    top = head_by_hand(assignment={"matching": "top_one"}).match(raw, both)
+    assert numpy_of(top.valid)[0].tolist() == [True, False]
+
+
+def test_detections_are_ranked_boxes_without_nms_or_threshold():
+    """Table 1: "ranking detected boxes to compute mAP for our methods and NMS for others".
+
+    Equal boxes all remain, in the order of P, down to 0.001, far below the 0.05 of the base; the base's own
+    prediction, by "discarding the PSS head", keeps one of them and scores sigma(s) sigma(ctr).
+    """
+    raw = raw_by_hand([0.004, 0.8, 0.4, 0.2], [0.5] * 4, [32] * 4)
+    found = selection_for("end_to_end", 0.6, {})(head_by_hand().candidates(raw))
+    scores, boxes = numpy_of(found["scores"]), numpy_of(found["boxes"])
+    assert scores.shape == (1, 100)
+    np.testing.assert_allclose(scores[0, :4], [0.2, 0.1, 0.05, 0.001], rtol=1e-4)
+    np.testing.assert_allclose(boxes[0, :4], [OBJECT] * 4, atol=1e-4)
+    head = head_by_hand(prediction="one_to_many")
+    base = selection_for("one_to_many", 0.6, {})(head.candidates(raw))
+    assert numpy_of(base["valid"]).sum() == 1
+    np.testing.assert_allclose(numpy_of(base["scores"])[0, 0], 0.25, rtol=1e-4)
+
+
+def gradients_in_the_base(head, of):
+    """Whether the gradient of of(raw) reaches the base's towers (their first kernels) and class output."""
+    head.build([(None, None, None, 8)])
+    features = np.random.default_rng(0).normal(size=(1, 1, 4, 8)).astype("float32")
+    base = head.base
+    variables = {"box": base.box_tower.convs[0].kernel, "class": base.class_tower.convs[0].kernel}
+    variables["scores"] = base.classes.kernel
+    found = value_and_gradients(lambda x: of(head([x])), [features], list(variables.values()))[1]
+    return {name: np.abs(g).max() > 0 for name, g in zip(variables, found[1:], strict=True)}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stop_gradient": False}, {"stop_gradient": False, "branch": "class"}]
+)
+def test_the_branch_is_attached_to_the_regression_tower_behind_a_stop_gradient(settings):
+    """3.4: "we stop the gradient relevant to the attached PSS head passing to the original FCOS network
+    parameters"; 4.2.3: "we attach the PSS head to the regression branch in all other experiments"."""
+    head = head_by_hand(selector=settings)
+    reached = gradients_in_the_base(head, lambda raw: ops.sum(raw["pss"][0]))
+    tower = settings.get("branch", "box") if settings else None
+    assert reached == {"box": tower == "box", "class": tower == "class", "scores": False}
+    assert len(head.selector.tower.convs) == 2  # 4.2.4: "two conv layers [...] already work well"
+
+
+def test_l_pss_reaches_the_classifier_nevertheless():
+    """Footnote 4: "not zero impact because L_pss is coupled with the FCOS classifier"."""
+    head, y = head_by_hand(), truth_by_hand([OBJECT])
+    reached = gradients_in_the_base(head, lambda raw: head.one_to_one_losses(raw, y)["pss/class"])
+    assert reached["class"] and reached["scores"]
+
+
+def test_without_the_centerness_output_its_target_still_weighs_the_boxes():
+    """4.2.5: "although we remove the centerness branch, we still retain the centerness as the loss weight of
+    GIoU loss"; P is then the product of two.
+
+    An object of 40 px: at x = 12, 20, 28 centerness sqrt(12/28), 1, sqrt(12/28), GIoU 0.5, 1, 1.
+    """
+    head = head_by_hand(base={"centerness": None})
+    raw = raw_by_hand([0.8] * 5, [0.5] * 5, [40, 20, 40, 40, 40], centerness=None)
+    np.testing.assert_allclose(numpy_of(head.probability(raw).value())[0, :, 0], 0.4, rtol=1e-5)
+    losses = head.base.losses(raw, truth_by_hand([(0, 0, 40, 8)]))
+    side = np.sqrt(12 / 28)
+    expected = 2.0 * side * 0.5 / (1 + 2 * side)  # 2.0: released configurations
+    np.testing.assert_allclose(numpy_of(losses["fcos/box"]), expected, rtol=1e-4)
+    assert "fcos/centerness" not in losses
+
+
+@pytest.mark.parametrize("stem", ["fcos_pss", "atss_pss"])
+def test_the_recipes_have_the_schedule_of_the_paper(stem):
+    """4.1: "an initial learning rate of 0.01, a momentum of 0.9, a weight decay of 10^-4, a mini-batch size
+    of 16. The learning rate decays by a factor of 10 at the 24th and 33th epoch"; 36 epochs, of 7330 steps.
+    4.3: "the shorter side of the input image is sampled from [480, 800] with a step of 32 pixels".
+    """
+    recipe = load_recipe(stem)
+    schedule, optimizer = recipe.schedule, recipe.schedule.optimizer
+    assert (schedule.base_lr, optimizer.name, optimizer.momentum) == (0.01, "sgd", 0.9)
+    assert (optimizer.weight_decay, recipe.data.batch_size) == (1e-4, 16)
+    assert (schedule.decay.at, schedule.decay.factor) == ((24 * 7330, 33 * 7330), 0.1)
+    assert schedule.steps == 36 * 7330
+    assert recipe.data.short_side_px == tuple(range(480, 801, 32))
+
+
+def test_the_tests_that_the_documentation_names_exist():
+    text = pathlib.Path(__file__).parents[2].joinpath("docs", "pss.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`(?! in)", text))
+    assert len(named) > 20 and named <= set(globals())
 
 
 # --- training -----------------------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 """Learning-rate schedules against detectron2's, update rules against torch's (written out in numpy)."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from support.golden import assert_agrees, goldens, params
+from support.golden import HERE, assert_agrees, goldens, params
 
+from kgarden.build import build_optimizer
+from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.optimizers.optimizers import SGD, AdamW
 from kgarden.optimizers.schedules import learning_rate
 
@@ -68,7 +73,7 @@ def run(optimizer, steps=4):
     return {name: ops.convert_to_numpy(variable) for name, variable in zip(NAMES, variables, strict=True)}
 
 
-def by_hand(rule, rates, decays=None, bias_factor=1.0, clip_value=np.inf, clip_norm=np.inf):
+def by_hand(rule, rates, decays=None, factors=None, clip_value=np.inf, clip_norm=np.inf):
     weights = {name: np.array(START[name]) for name in NAMES}
     state = {name: {} for name in NAMES}
     for step, rate in enumerate(rates):
@@ -76,7 +81,7 @@ def by_hand(rule, rates, decays=None, bias_factor=1.0, clip_value=np.inf, clip_n
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
         for name in NAMES:
             gradient = np.clip(grads[name] * min(1.0, clip_norm / norm), -clip_value, clip_value)
-            own_rate = rate * (bias_factor if name == "bias" else 1.0)
+            own_rate = rate * (factors or {}).get(name, 1.0)
             decay = (decays or {}).get(name, 0.0)
             weights[name] = rule(weights[name], gradient, own_rate, decay, state[name], step + 1)
     return weights
@@ -104,7 +109,26 @@ CASES = {
     "decay of all": ({"weight_decay": 0.3, "decay_norms": True}, {"decays": ALL}),
     "norms do not decay": ({"weight_decay": 0.3}, {"decays": {"kernel": 0.3, "bias": 0.3}}),
     "nor do biases": ({"weight_decay": 0.3, "decay_biases": False}, {"decays": {"kernel": 0.3}}),
-    "biases learn faster": ({"bias_lr_factor": 2.0}, {"bias_factor": 2.0}),
+    "biases learn faster": ({"bias_lr_factor": 2.0}, {"factors": {"bias": 2.0}}),
+    "rules by kind": (
+        {
+            "weight_decay": 0.3,
+            "rules": {
+                "kernel": {"lr_factor": 0.5},
+                "bias": {"lr_factor": 2.0, "decay_factor": 0.0},
+                "norm_scale": {"decay_factor": 0.5},
+                "norm_shift": {"lr_factor": 3.0, "decay_factor": 2.0},
+            },
+        },
+        {
+            "decays": {"kernel": 0.3, "gamma": 0.15, "beta": 0.6},
+            "factors": {"kernel": 0.5, "bias": 2.0, "beta": 3.0},
+        },
+    ),
+    "rules over short forms": (
+        {"weight_decay": 0.3, "decay_norms": True, "rules": {"norm_shift": {"decay_factor": 0.0}}},
+        {"decays": {"kernel": 0.3, "bias": 0.3, "gamma": 0.3}},
+    ),
     "clip by value, then decay": (
         {"clip_value": 0.5, "weight_decay": 0.3, "decay_norms": True},
         {"clip_value": 0.5, "decays": ALL},
@@ -180,8 +204,70 @@ def test_fit_learns(make):
 @pytest.mark.parametrize("make", [SGD, AdamW])
 def test_settings_survive_serialisation(make):
     rate = learning_rate(0.1, 10, at=[5], factor=0.1, warmup=(2, 0.5))
-    optimizer = make(rate, weight_decay=0.3, clip_norm=1.0, bias_lr_factor=2.0)
+    rules = {"norm_scale": {"decay_factor": 1.0}}
+    optimizer = make(rate, weight_decay=0.3, clip_norm=1.0, bias_lr_factor=2.0, rules=rules)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     first, second = run(optimizer), run(again)
     for name in NAMES:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_unknown_kinds_and_factors_are_named():
+    for rules in ({"norms": {"lr_factor": 2.0}}, {"bias": {"lr": 2.0}}):
+        with pytest.raises(
+            UserError, match="lr_factor, decay_factor of kernel, bias, norm_scale, norm_shift"
+        ):
+            SGD(0.1, rules=rules)
+
+
+# --- rules of the published configurations ------------------------------------------------------------------
+
+ONE_STAGE = json.loads((HERE / "official_settings_one_stage.json").read_text())["configurations"]
+TWO_STAGE = json.loads((HERE / "official_settings_two_stage.json").read_text())["systems"]
+NAMES_OF = {  # kinds of the two files -> name of such a variable here
+    **{"kernel": "kernel", "bias": "bias", "norm_scale": "gamma", "norm_shift": "beta", "scalar": "scales"},
+    **{f"weight of {layer}": "kernel" for layer in ("convolution", "dense", "transposed convolution")},
+    **{f"bias of {layer}": "bias" for layer in ("convolution", "dense", "transposed convolution")},
+    **{"scale of norm": "gamma", "shift of norm": "beta", "other": "scales"},
+}
+ROWS_OF = {"adelaidet/fcos.r50_1x": "fcos/adelaidet.1x"}
+DOUBLE_HEAD = "doubleheadsrcnn/double_heads/e2e_faster_rcnn_R_50_FPN_1x_neighbor_bs8"
+
+
+def rules_in_force(stem, row, names):
+    """{name: (factor on the learning rate, weight decay)} of variables of these names."""
+    optimizer = build_optimizer(load_recipe(stem, row=row))
+    optimizer.build([keras.Variable(np.zeros(1, "float32"), name=name) for name in names])
+    return dict(zip(names, zip(optimizer.lr_factors, optimizer.decays, strict=True), strict=True))
+
+
+def assert_rules(found, expected):
+    for name, rule in expected.items():
+        np.testing.assert_allclose(found[name], rule, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("key", [key for key in ONE_STAGE if ONE_STAGE[key]["optimizer"]])
+def test_rules_of_one_stage_recipes_are_the_published_ones(key):
+    """Rate and decay that the reference's own optimizer gives each kind of parameter."""
+    settings = ONE_STAGE[key]
+    base = settings["common"]["base_lr"]
+    expected = {
+        NAMES_OF[kind]: (rule["lr"] / base, rule["weight_decay"])
+        for kind, [rule] in settings["optimizer"].items()
+    }
+    found = rules_in_force(*ROWS_OF.get(key, key).split("/"), sorted(expected))
+    assert_rules(found, expected)
+
+
+def two_stage_rows():
+    """(configuration, recipe, row), for all configurations with a row, and for the recipes of Double-Head."""
+    named = [(key, *row.split()) for key in TWO_STAGE for row in TWO_STAGE[key]["rows"]]
+    named = [entry for entry in named if len(entry) == 3 and entry[2] != "schedule"]
+    return [*named, (DOUBLE_HEAD, "double_head", None), (DOUBLE_HEAD, "double_head_voc07", None)]
+
+
+@pytest.mark.parametrize(("key", "stem", "row"), two_stage_rows())
+def test_rules_of_two_stage_recipes_are_the_published_ones(key, stem, row):
+    """Double-Head's conv-head: scales of norms decay; shifts learn twice as fast and do not decay."""
+    expected = {NAMES_OF[kind]: rule for kind, [rule] in TWO_STAGE[key]["optimizer_rules"].items()}
+    assert_rules(rules_in_force(stem, row, sorted(expected)), expected)
