@@ -249,3 +249,17 @@ def test_mistakes_are_named():
         head_of(ensemble="mean")
     with pytest.raises(UserError, match="convention 'caffe': one of detectron2"):
         build_detector({"name": "cascade_rcnn", "convention": "caffe"}, 3)
+
+
+def test_later_stages_teach_nothing_to_the_boxes_that_they_start_from():
+    """Boxes go on without a gradient: stage 1's deltas know of stage 1's loss alone."""
+    head = head_of()
+    sampled = head.sample(proposals(), Y, lambda n: UNIFORM[:, :n])
+    deltas = head.box_heads[0].boxes.kernel
+
+    def later(*maps):
+        terms = head.losses(head(list(maps), sampled, SIZE_HW, training=True), Y)
+        return sum(term for name, term in terms.items() if name != "stage0/box")
+
+    _, gradients = value_and_gradients(later, pyramid(), [deltas])
+    assert gradients[-1] is None or not np.any(gradients[-1])

@@ -337,3 +337,14 @@ def test_unknown_words_are_named():
         FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):
         GFLHead(STRIDES, 3, reg_max=0)
+
+
+def test_empty_boxes_are_marked():
+    """A box beside its image is empty once clipped; it takes a slot of its level, and is gone then."""
+    head = head_of("fcos")
+    raw = raw_fcos(head, code=0.5)  # each point's own cell
+    found = head.candidates(raw, np.int32([[16, 24]]))
+    kept = ops.convert_to_numpy(found["keep_after_topk"])[0]
+    height, width = raw["classes"][0].shape[1:3]
+    first = kept[: height * width].reshape(height, width)
+    assert first[:2, :3].all() and not first[2:].any() and not first[:, 3:].any()

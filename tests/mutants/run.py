@@ -2,6 +2,7 @@
 
     python tests/mutants/run.py                  # all of mutants.yaml; results go to docs/mutants.md
     python tests/mutants/run.py --only nms       # those whose name or file contains it
+    python tests/mutants/run.py --new            # those that docs/mutants.md has no result of
 
 An entry of `mutants.yaml` is one change:
 
@@ -205,17 +206,18 @@ class Runner:
         trees:  copies of the tree, as many as there may be runs at a time.
         limit:  seconds after which a run is stopped.
         report: function (mutant, result).
+        trust:  whether the tests are known to pass without a change.
     """
 
-    def __init__(self, trees, limit, report):
-        self.free, self.limit, self.report = list(trees), limit, report
+    def __init__(self, trees, limit, report, trust=False):
+        self.free, self.limit, self.report, self.trust = list(trees), limit, report, trust
         self.running = {}
         self.broken = {}  # tests -> what is wrong with them without a change
 
     def run(self, mutants):
         """Runs the tests without a change, then each mutant."""
         mutants = [mutant for mutant in mutants if self._applies(mutant)]
-        for tests in dict.fromkeys(tuple(mutant.tests) for mutant in mutants):
+        for tests in dict.fromkeys(tuple(mutant.tests) for mutant in mutants if not self.trust):
             self._add(None, tests)
         self._finish()
         for mutant in mutants:
@@ -288,6 +290,11 @@ def rows_of_page():
     return {row.name: row for row in rows if row.name != "mutant"}
 
 
+def has_run(mutant, row):
+    """Whether a row is the result of this mutant as it is now."""
+    return row is not None and row == Row.of(mutant, row.result, row.when) and bool(row.when)
+
+
 def write_page(mutants, new):
     """Writes all mutants' rows: new ones, those of the page, or that it has not run."""
     known = rows_of_page() | new
@@ -314,6 +321,8 @@ def read_list():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression: name or file")
+    parser.add_argument("--new", action="store_true", help="only those that the page has no result of")
+    parser.add_argument("--trust", action="store_true", help="leave out the runs without a change")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one run")
     return parser.parse_args()
@@ -323,6 +332,9 @@ def main():
     options = parse()
     mutants = read_list()
     chosen = [one for one in mutants if re.search(options.only, f"{one.name} {one.file}")]
+    if options.new:
+        known = rows_of_page()
+        chosen = [one for one in chosen if not has_run(one, known.get(one.name))]
     when = f"{datetime.date.today()} {commit()}"
     rows, faults = {}, []
 
@@ -337,8 +349,8 @@ def main():
 
     warm_up()
     with tempfile.TemporaryDirectory(prefix="kgarden-mutants-") as scratch:
-        folders = [pathlib.Path(scratch, str(number)) for number in range(options.jobs)]
-        Runner([copy_of_tree(folder) for folder in folders], options.timeout, report).run(chosen)
+        trees = [copy_of_tree(pathlib.Path(scratch, str(number))) for number in range(options.jobs)]
+        Runner(trees, options.timeout, report, trust=options.trust).run(chosen)
     print(f"{len(chosen)} mutants, {len(faults)} faults{': ' if faults else ''}{', '.join(faults)}")
     sys.exit(bool(faults))
 

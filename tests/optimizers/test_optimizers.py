@@ -185,3 +185,9 @@ def test_settings_survive_serialisation(make):
     first, second = run(optimizer), run(again)
     for name in NAMES:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_a_norm_below_the_limit_is_not_raised_to_it():
+    weight = keras.Variable(np.zeros(2, "float32"), name="kernel")
+    SGD(1.0, momentum=0.0, clip_norm=10.0).apply([ops.convert_to_tensor([3.0, 4.0])], [weight])
+    np.testing.assert_allclose(ops.convert_to_numpy(weight), [-3, -4])
