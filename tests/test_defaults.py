@@ -317,6 +317,10 @@ CASES = {
         {"convention": "mmdetection"},
         FASTER | parts("proposer.head", rule=MaxIoU(0.7, 0.3, "all", 0.3), normalizer="sampled"),
     ),
+    "faster_rcnn maskrcnn_benchmark": (
+        {"convention": "maskrcnn_benchmark"},
+        parts("roi_head.pool", settings__sampling_ratio=2, settings__aligned=False, settings__plus_one=True),
+    ),
     "faster_rcnn sigmoid": (
         {"roi_head": {"sigmoid": True}},
         {"roi_head.box_head.classes.bias_initializer.value": ONE_PERCENT},

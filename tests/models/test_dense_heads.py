@@ -348,3 +348,19 @@ def test_empty_boxes_are_marked():
     height, width = raw["classes"][0].shape[1:3]
     first = kept[: height * width].reshape(height, width)
     assert first[:2, :3].all() and not first[2:].any() and not first[:, 3:].any()
+
+
+def test_the_predicted_quality_does_not_move_the_boxes():
+    """What the output of quality is to say is the IoU of the boxes, and no reason to change them."""
+    y, head = truth(images=1, objects=1, padding=0), head_of("fcos", quality="iou")
+    raw = raw_fcos(head, code=0.25)
+
+    def loss(name):
+        def of_first_level(code):
+            return head.losses({**raw, "code": [code, *raw["code"][1:]]}, y)[f"fcos/{name}"]
+
+        return of_first_level
+
+    y["boxes"][0, 0] = [16, 16, 24, 24]
+    of_box, of_quality = (value_and_gradients(loss(n), raw["code"][:1])[1][0] for n in ("box", "centerness"))
+    assert np.any(of_box) and (of_quality is None or not np.any(of_quality))

@@ -240,3 +240,13 @@ def test_the_average_of_positives_counts_each_step_once_and_an_empty_batch_as_on
     for step, average in ((0, once), (0, once), (1, 0.9 * once + 0.05), (None, 0.9 * once + 0.05)):
         head.losses(raw, y, step=step)
         assert float(head.average.value) == pytest.approx(average, rel=1e-6)
+
+
+def test_an_object_that_no_anchor_overlaps():
+    """detectron2 gives it all of them, as its best: each has an IoU of 0; mmdetection none."""
+    y = {"boxes": np.float32([[[900, 900, 910, 910]]]), "labels": np.int32([[0]])}
+    y["crowd"] = np.zeros((1, 1), bool)
+    raw = {"classes": [np.zeros((1, 2, 2, 18), "float32")]}
+    for rule, row in (("own", 0), ("all", -1)):
+        head = RetinaNetHead([8], 2, low_quality_matches=rule)
+        assert set(ops.convert_to_numpy(head.assign(raw, y)).ravel().tolist()) == {row}
