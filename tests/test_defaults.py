@@ -30,6 +30,7 @@ from kgarden.losses.product_focal import focal_loss
 from kgarden.losses.ranking import ranking_loss
 from kgarden.losses.roi import balanced_l1, smooth_l1
 from kgarden.models import MODELS
+from kgarden.models.double_head import DoubleHead
 from kgarden.models.mask_rcnn import MaskHead
 from kgarden.ops.anchors import anchor_grid
 from kgarden.ops.roi_align import assign_levels, roi_align
@@ -408,6 +409,7 @@ ARGUMENTS = [
     (Tower, {"num_convs": 4, "width": 256}),
     (MaskHead, {"width": 256, "num_convs": 4, "count": 128, "weight": 1.0}),
     (MaskBranch, {"levels": 3, "width": 128, "num_convs": 4, "norm": "bn"}),
+    (DoubleHead, {"focus": (1.0, 1.0), "weights": (2.0, 2.5), "box_beta": 1.0}),
     (FCHead, {"width": 1024, "num_fcs": 2}),
     (BatchNorm, {"momentum": 0.9, "epsilon": 1e-5}),
     (SGD, {"momentum": 0.9}),
