@@ -292,7 +292,7 @@ def rows_of_page():
 
 def has_run(mutant, row):
     """Whether a row is the result of this mutant as it is now."""
-    return row is not None and row == Row.of(mutant, row.result, row.when) and bool(row.when)
+    return row is not None and row[:4] == Row.of(mutant, "", "")[:4] and bool(row.when)
 
 
 def write_page(mutants, new):
