@@ -376,3 +376,30 @@ def test_unknown_words_are_named():
         FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):
         GFLHead(STRIDES, 3, reg_max=0)
+
+
+def test_empty_boxes_are_marked():
+    """A box beside its image is empty once clipped; it takes a slot of its level, and is gone then."""
+    head = head_of("fcos")
+    raw = raw_fcos(head, code=0.5)  # each point's own cell
+    found = head.candidates(raw, np.int32([[16, 24]]))
+    kept = ops.convert_to_numpy(found["keep_after_topk"])[0]
+    height, width = raw["classes"][0].shape[1:3]
+    first = kept[: height * width].reshape(height, width)
+    assert first[:2, :3].all() and not first[2:].any() and not first[:, 3:].any()
+
+
+def test_the_predicted_quality_does_not_move_the_boxes():
+    """What the output of quality is to say is the IoU of the boxes, and no reason to change them."""
+    y, head = truth(images=1, objects=1, padding=0), head_of("fcos", quality="iou")
+    raw = raw_fcos(head, code=0.25)
+
+    def loss(name):
+        def of_first_level(code):
+            return head.losses({**raw, "code": [code, *raw["code"][1:]]}, y)[f"fcos/{name}"]
+
+        return of_first_level
+
+    y["boxes"][0, 0] = [16, 16, 24, 24]
+    of_box, of_quality = (value_and_gradients(loss(n), raw["code"][:1])[1][0] for n in ("box", "centerness"))
+    assert np.any(of_box) and (of_quality is None or not np.any(of_quality))

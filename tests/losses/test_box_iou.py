@@ -73,3 +73,24 @@ def test_gradient_of_zero_width_box_equals_that_of_a_narrow_one(kind):
 def test_unknown_kind_raises():
     with pytest.raises(UserError, match="one of giou"):
         box_iou_loss(np.zeros((1, 4)), np.zeros((1, 4)), "gioux")
+
+
+def test_ciou_by_hand():
+    """Zheng et al. 2020, arXiv:1911.08287, Eqs. 10, 11: shape counts above an IoU of 1/2."""
+    box, at_half, above = ([0, 0, 10, height] for height in (10, 20, 18))
+    loss = ops.convert_to_numpy(box_iou_loss(np.float32([box]), np.float32([at_half]), "ciou"))
+    np.testing.assert_allclose(loss, 1 - (0.5 - 25 / 500), rtol=1e-5)
+
+    def terms(height):
+        iou, distance = height / 18, (9 - height / 2) ** 2 / (10**2 + 18**2)
+        return 1 - iou + distance, 4 / np.pi**2 * (np.arctan(10 / 18) - np.arctan(10 / height)) ** 2
+
+    (rest, shape), step = terms(10.0), 1e-4
+    weight = shape / (1 - 10 / 18 + shape)
+    slopes = [(up - down) / (2 * step) for up, down in zip(terms(10 + step), terms(10 - step), strict=True)]
+    value, (gradient,) = value_and_gradients(
+        lambda predicted: ops.sum(box_iou_loss(predicted, np.float32([above]), "ciou")), [np.float32([box])]
+    )
+    assert value == pytest.approx(rest + weight * shape, rel=1e-4)
+    assert gradient[0, 3] == pytest.approx(slopes[0] + weight * slopes[1], rel=1e-3)
+    assert abs(weight * slopes[1]) > 5e-4

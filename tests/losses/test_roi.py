@@ -7,7 +7,7 @@ from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
 from kgarden.errors import UserError
-from kgarden.losses.roi import balanced_l1, make_box_loss, smooth_l1
+from kgarden.losses.roi import balanced_l1, make_box_loss, sigmoid_class_loss, smooth_l1
 
 
 @pytest.mark.parametrize("golden", goldens("mmdet_reg_losses"), ids=str)
@@ -50,3 +50,9 @@ def test_make_box_loss_by_name():
         make_box_loss("l1", 0.0)
     with pytest.raises(UserError, match="balanced_l1 needs one above 0"):
         make_box_loss("balanced_l1", 0.0)
+
+
+def test_the_logit_of_the_background_is_not_trained_with_sigmoids():
+    logits, labels = np.float32([[[0, 0, 9], [0, 0, -9]]]), np.int32([[1, 2]])
+    loss = ops.convert_to_numpy(sigmoid_class_loss(logits, labels))
+    np.testing.assert_allclose(loss, [[2 * np.log(2)] * 2], rtol=1e-6)

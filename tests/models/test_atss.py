@@ -96,3 +96,11 @@ def test_boxes_from_points():
     boxes = ops.convert_to_numpy(head.boxes(raw))[0]
     assert boxes[5].tolist() == [8 - 12, 8 - 12, 8 + 12, 8 + 12]
     assert boxes[16 + 3].tolist() == [16 - 8, 16 - 8, 16 + 8, 16 + 8]
+
+
+def test_a_tiny_prediction_is_clamped():
+    """mmdetection limits the logarithm of a side on both ends: 16/1000 of the anchor's."""
+    head = ATSSHead([8], 1)
+    raw = {"classes": [np.zeros((1, 1, 1, 1), "float32")], "code": [np.float32([[[[0, 0, -99, 99]]]])]}
+    left, top, right, bottom = ops.convert_to_numpy(head.boxes(raw))[0, 0]
+    np.testing.assert_allclose([right - left, bottom - top], [64 * 16 / 1000, 64 * 1000 / 16], rtol=1e-4)

@@ -78,3 +78,19 @@ def test_selection_agrees_with_the_reference(golden):
         got[f"scores_im{image}"] = found["scores"][image][valid]
         got[f"classes_im{image}"] = found["labels"][image][valid]
     assert_agrees(golden, got)
+
+
+def test_scores_of_a_head_with_both_maps():
+    """The geometric mean of objectness and class; the threshold is the class's alone."""
+    head = CenterNetHead([8], 2, objectness=True)
+    maps = {"objectness": [[[[0.0]]]], "classes": [[[[1.0, -2.0]]]], "ltrb": [[[[1.0] * 4]]]}
+    found = head.candidates({key: [np.float32(level)] for key, level in maps.items()})
+    sure = 1 / (1 + np.exp([-1.0, 2.0]))
+    expected = {
+        "scores": np.sqrt(0.5 * sure),
+        "threshold_scores": sure,
+        "probability": 0.5 * sure,
+        "boxes": [-4, -4, 12, 12],
+    }
+    for key, value in expected.items():
+        np.testing.assert_allclose(ops.convert_to_numpy(found[key])[0, 0], value, rtol=1e-5)

@@ -16,6 +16,7 @@ from kgarden.models import build_detector
 from kgarden.models.condinst import CondInst, dynamic_masks, relative_coordinates, widths_of
 from kgarden.models.fcos import FCOSHead
 from kgarden.models.pss import PSSHead
+from kgarden.ops.bilinear import aligned_bilinear
 from kgarden.ops.points import point_grid
 
 STRIDES = [8, 16, 32, 64, 128]
@@ -522,3 +523,29 @@ def test_a_few_pictures_by_heart():
     print(logs, overlaps, answers)
     assert overlaps.min() > 0.8 and overlaps.mean() > 0.9
     assert answers == len(overlaps)  # none twice
+
+
+def test_what_reads_what():
+    """Parameters come from the tower of boxes; maps are the sum of refined levels behind the tower."""
+    keras.utils.set_random_seed(0)
+    head, rng = CondInst(STRIDES, 3, width=8, branch={"width": 4}), np.random.default_rng(0)
+    pyramid = [rng.normal(size=(2, *size, 8)).astype("float32") for size in LEVELS]
+    features = [rng.normal(size=level.shape).astype("float32") for level in pyramid]
+    head.build([level.shape for level in pyramid])
+    branch = head.branch
+
+    def call(training=False):
+        return head(pyramid, {"reg_feature": features, "cls_feature": pyramid}, training=training)
+
+    got = call()
+    for level, feature in zip(got["parameters"], features, strict=True):
+        np.testing.assert_allclose(numpy_of(level), numpy_of(head.controller(feature)), rtol=1e-5, atol=1e-6)
+    refined = [numpy_of(conv(level)) for conv, level in zip(branch.refine, pyramid[:3], strict=True)]
+    x = refined[0] + numpy_of(aligned_bilinear(refined[1], 2)) + numpy_of(aligned_bilinear(refined[2], 4))
+    for conv in branch.tower:
+        x = conv(x)
+    np.testing.assert_allclose(numpy_of(got["maps"]), numpy_of(branch.maps(x)), rtol=1e-4, atol=1e-5)
+    mean = branch.refine[0].norm.moving_mean
+    assert not numpy_of(mean).any()
+    call(training=True)
+    assert numpy_of(mean).any()

@@ -11,8 +11,9 @@ from support.gradients import value_and_gradients
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
 from kgarden.models import build_detector
-from kgarden.models.defcn import DeFCNHead, MaxFilter, with_first_free
+from kgarden.models.defcn import DeFCNHead, MaxFilter, auxiliary_labels, with_first_free
 from kgarden.ops.boxes import to_ltrb
+from kgarden.ops.points import point_grid
 from kgarden.targets.one_to_one import choose, quality
 
 
@@ -177,3 +178,12 @@ def test_an_image_without_objects_is_background():
     terms = {name: float(term) for name, term in head.losses(raw, nothing).items()}
     assert terms["defcn/box"] == 0 and terms["defcn/class"] > 0 and terms["defcn/auxiliary"] > 0
     assert (numpy_of(head.auxiliary_labels(raw, nothing)) == -1).all()
+
+
+def test_one_auxiliary_candidate_is_its_own_threshold_if_it_lies_inside():
+    """The mean of one quality is that quality, and its deviation 0; a point on a side is outside."""
+    cells = point_grid([(1, 1)], [8])  # the point (4, 4)
+    for box, label in (([0, 0, 8, 8], 2), ([4, 0, 8, 8], -1), ([3.5, 0, 8, 8], 2), ([0, 0, 8, 4], -1)):
+        truth = np.float32([[box]]), np.int32([[2]]), np.ones((1, 1), bool)
+        labels = auxiliary_labels(np.float32([[[0.5]]]), *truth, cells)
+        assert ops.convert_to_numpy(labels).tolist() == [[label]]

@@ -338,3 +338,8 @@ def test_mistakes_are_named():
         ConvHead(4, True)
     with pytest.raises(UserError, match="give one or two"):
         small("double_head", branches=("fc", "conv", "fc"))
+
+
+def test_boxes_are_those_of_the_conv_head_where_both_are_trained():
+    assert small("double_head_ext").regress_with == "conv"
+    assert small("double_head_ext").classify_with == ["fc", "conv"]

@@ -85,3 +85,18 @@ def test_plain_distances():
     for got, wanted in [(x1, x - left), (y1, y - top), (x2, x + right), (y2, y + bottom)]:
         np.testing.assert_allclose(got, wanted, atol=1e-4)
     np.testing.assert_array_equal(head.candidates(raw)["probability"].shape, (1, 16, 1))
+
+
+def test_no_term_changes_what_it_is_weighed_by():
+    """Classes learn the quality of boxes, and their scores weigh boxes: neither has a gradient."""
+    golden = goldens("onestage_gfl")[0]
+    head, y = head_of(golden), truth_of(golden)
+    for name, own in (("class", 0), ("box", 1), ("distribution", 1)):
+
+        def term(*arrays, name=name):
+            raw = raw_of(golden, "reg_logits", **dict(zip(INPUTS, arrays, strict=True)))
+            return head.losses(raw, y)[f"gfl/{name}"]
+
+        gradients = value_and_gradients(term, [golden[array] for array in INPUTS])[1]
+        assert np.any(gradients[own])
+        assert gradients[1 - own] is None or not np.any(gradients[1 - own])

@@ -509,3 +509,16 @@ def test_a_few_pictures_by_heart():
     print(logs, overlaps, answers)
     assert overlaps.min() > 0.8 and overlaps.mean() > 0.9
     assert answers <= len(overlaps) + 2
+
+
+def test_norms_of_the_head_see_the_batch_in_training_alone():
+    head, y = head_of(norm="bn"), {"boxes": BOXES, "labels": LABELS}
+    y["masks"] = np.ones((2, 3, 8, 8), bool)
+    sampled = {"boxes": BOXES, "object": np.int32([[0, 1, 2]] * 2)}
+    mean = head.convs[0].norm.moving_mean
+    before = numpy_of(mean).copy()
+    detections = {"boxes": BOXES, "labels": LABELS, "valid": np.ones((2, 3), bool)}
+    head.masks(pyramid_of(), detections)
+    np.testing.assert_array_equal(numpy_of(mean), before)
+    head.losses(pyramid_of(), sampled, y)
+    assert np.abs(numpy_of(mean) - before).min() > 0

@@ -15,6 +15,7 @@ from support.jit import jitted
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
+from kgarden.losses.product_focal import focal_loss
 from kgarden.losses.ranking import ranking_loss
 from kgarden.models import build_detector
 from kgarden.models.pss import PSSHead, selection_for
@@ -668,3 +669,17 @@ def test_the_branch_learns_to_do_without_nms():
     assert without["found"] == objects and without["duplicates"] >= objects
     detector.selection = Selection()
     assert judged(detector, x, y) == {"found": objects, "duplicates": 0, "others": 0}
+
+
+def test_terms_are_divided_by_objects_and_by_images():
+    golden = file_here("onestage_pss_assign")
+    head, raw, y = head_for(golden), pss_raw(golden), truth_of(golden)
+    matched, probability = head.match(raw, y), head.probability(raw)
+    objects, images = numpy_of(matched.valid).sum(), len(y["labels"])
+    assert objects > images > 1
+    focal = numpy_of(focal_loss(probability, matched.labels)).sum()
+    rows = (matched.row, matched.label, matched.valid)
+    rank = numpy_of(ranking_loss(probability.value(), *rows)).sum()
+    terms = {name: float(term) for name, term in head.one_to_one_losses(raw, y).items()}
+    assert terms["pss/class"] == pytest.approx(focal / objects, rel=1e-5)
+    assert terms["pss/rank"] == pytest.approx(0.25 * rank / images, rel=1e-5)

@@ -228,3 +228,25 @@ def test_low_quality_matches():
 def test_labels_of_files_are_not_empty():
     golden = goldens("onestage_retina")[0]
     assert (labels_of(golden, golden["assigned"] - 1) < params(golden)["num_classes"]).any()
+
+
+def test_the_average_of_positives_counts_each_step_once_and_an_empty_batch_as_one():
+    head = RetinaNetHead([8], 2, width=8, num_convs=0, normalizer="ema")
+    head.build([(None, None, None, 8)])
+    raw = head([np.zeros((2, 4, 4, 8), "float32")])
+    y = {"boxes": np.zeros((2, 1, 4), "float32"), "labels": np.full((2, 1), -1, "int32")}
+    y["crowd"] = np.zeros((2, 1), bool)
+    once = 0.9 * 50 + 0.1 * (1 / 2)  # one positive in a batch of two images
+    for step, average in ((0, once), (0, once), (1, 0.9 * once + 0.05), (None, 0.9 * once + 0.05)):
+        head.losses(raw, y, step=step)
+        assert float(head.average.value) == pytest.approx(average, rel=1e-6)
+
+
+def test_an_object_that_no_anchor_overlaps():
+    """detectron2 gives it all of them, as its best: each has an IoU of 0; mmdetection none."""
+    y = {"boxes": np.float32([[[900, 900, 910, 910]]]), "labels": np.int32([[0]])}
+    y["crowd"] = np.zeros((1, 1), bool)
+    raw = {"classes": [np.zeros((1, 2, 2, 18), "float32")]}
+    for rule, row in (("own", 0), ("all", -1)):
+        head = RetinaNetHead([8], 2, low_quality_matches=rule)
+        assert set(ops.convert_to_numpy(head.assign(raw, y)).ravel().tolist()) == {row}

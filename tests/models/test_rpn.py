@@ -11,6 +11,8 @@ from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.models.rpn import CONVENTIONS, OF_EACH_LEVEL, RPNHead, ranking, sums_of_losses
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.matcher import sample
+from kgarden.ops.random import hash_uniform
 
 numpy = ops.convert_to_numpy
 
@@ -259,3 +261,19 @@ def test_mistakes_are_named():
         RPNHead([4, 8])
     with pytest.raises(UserError, match="rpn.low_quality_matches"):
         RPNHead([8], sizes=[[16]], low_quality_matches="maybe")
+
+
+def test_the_draw_is_not_that_of_the_second_stage():
+    """The same seed, step and image give other numbers there: the two samples are independent."""
+    same = []
+    for step in range(12):
+        head, raw, y = small([[4, -4, 20, 12]], num_samples=2)
+        raw["classes"][0][0, :, :, 0] = [[0, 1, 2], [3, 4, 5]]
+        drawn = float(head.losses(raw, y, step=step)["rpn/objectness"])
+        random = hash_uniform(0, step, y["image_id"], 6)
+        kind = np.int32([[-1, 1, -1, 0, -1, 0]])  # as in `test_terms_by_hand`
+        rows, _, _ = sample(kind, 2, 0.5, random)
+        logits = numpy(rows)[0].astype("float64")
+        expected = np.log1p(np.exp(logits)) - logits * (logits == 1)
+        same.append(drawn == pytest.approx(expected.sum() / 2))
+    assert any(same) and not all(same)

@@ -77,3 +77,13 @@ def test_centres_of_mass_agree_with_loops():
         ]
         want = np.mean(cells, axis=0) if cells else [(x0 + x1) / 2, (y0 + y1) / 2]  # no mask: the box's
         np.testing.assert_allclose(got[image, one], want, atol=1e-5)
+
+
+def test_a_cell_whose_centre_lies_on_the_end_of_a_box_is_not_its_own():
+    """Intervals are half open: of two boxes side by side, one alone has the cell between them."""
+    full = np.ones((1, 2, 1, 1), bool)
+    boxes = np.float32([[[0, 0, 6, 8], [6, 0, 16, 8]]])
+    got = ops.convert_to_numpy(masks_on_grid(full, boxes, (2, 4), 4))
+    assert got[0, :, 0].tolist() == [[True, False, False, False], [False, True, True, True]]
+    turned = ops.convert_to_numpy(masks_on_grid(full, boxes[..., [1, 0, 3, 2]], (4, 2), 4))
+    np.testing.assert_array_equal(turned, got.transpose(0, 1, 3, 2))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kgarden.ops.replicas import num_replicas, sum_over_replicas
+from kgarden.ops.replicas import counted, global_mean, num_replicas, sum_over_replicas
 
 
 def test_one_replica_sums_to_itself():
@@ -48,3 +48,12 @@ def test_two_replicas():
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout.strip().endswith("agreed"), done.stderr
+
+
+def test_a_mean_of_micro_batches_is_that_of_the_batch():
+    """Two of them with 3 and 7 objects: each divides by ten and counts twice, so that their mean is exact."""
+    with counted([ops.convert_to_tensor(10.0)], 2):
+        assert float(global_mean(ops.convert_to_tensor(6.0), 3.0)) == pytest.approx(6 / 10 * 2)
+    assert float(global_mean(ops.convert_to_tensor(6.0), 3.0)) == pytest.approx(2)
+    assert float(global_mean(ops.convert_to_tensor(6.0), 0.0)) == pytest.approx(6)
+    assert float(global_mean(ops.convert_to_tensor(6.0), 0.0, 1e-6)) == pytest.approx(6e6)

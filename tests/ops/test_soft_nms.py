@@ -77,3 +77,30 @@ def test_padding_is_never_selected():
     indices, scores, kept = (ops.convert_to_numpy(one)[0].tolist() for one in found)
     assert indices == [1, 2, 0, 0, 0] and kept == [True, True, False, False, False]
     np.testing.assert_allclose(scores, [0.8, 0.5, 0, 0, 0])
+
+
+def test_an_iou_at_the_threshold_decays_nothing():
+    _, scores = run(PAIR, [0.9, 0.8, 0.5], iou_threshold=0.5)
+    np.testing.assert_allclose(scores, [0.9, 0.8, 0.5])
+    _, scores = run(PAIR, [0.9, 0.8, 0.5], iou_threshold=0.49)
+    np.testing.assert_allclose(scores, [0.9, 0.5, 0.4])
+
+
+def test_a_score_of_exactly_the_least_is_kept():
+    indices, _ = run(PAIR, [1.0, 0.5, 0.125], iou_threshold=0.3, min_score=0.25)  # 0.5 decays to 0.25
+    assert indices.tolist() == [0, 1]
+
+
+def test_settings_left_out():
+    """A threshold of 0.5, a sigma of 0.5 (Bodla et al. 2017, section 5) and a least score of 0.001."""
+    close = [[0, 0, 10, 10], [0, 0, 10, 5.5]]  # IoU 0.55
+    valid = np.ones((1, 2), bool)
+
+    def scores(second, **settings):
+        found = soft_nms(np.float32([close]), np.float32([[0.9, second]]), valid, 2, **settings)
+        return ops.convert_to_numpy(found[1])[0].tolist()
+
+    assert scores(0.8) == pytest.approx([0.9, 0.8 * 0.45])
+    assert scores(0.8, kind="gaussian") == pytest.approx([0.9, 0.8 * np.exp(-(0.55**2) / 0.5)])
+    assert scores(0.004) == pytest.approx([0.9, 0.004 * 0.45])
+    assert scores(0.002) == pytest.approx([0.9, 0])

@@ -271,3 +271,9 @@ def test_rules_of_two_stage_recipes_are_the_published_ones(key, stem, row):
     """Double-Head's conv-head: scales of norms decay; shifts learn twice as fast and do not decay."""
     expected = {NAMES_OF[kind]: rule for kind, [rule] in TWO_STAGE[key]["optimizer_rules"].items()}
     assert_rules(rules_in_force(stem, row, sorted(expected)), expected)
+
+
+def test_a_norm_below_the_limit_is_not_raised_to_it():
+    weight = keras.Variable(np.zeros(2, "float32"), name="kernel")
+    SGD(1.0, momentum=0.0, clip_norm=10.0).apply([ops.convert_to_tensor([3.0, 4.0])], [weight])
+    np.testing.assert_allclose(ops.convert_to_numpy(weight), [-3, -4])

@@ -121,3 +121,23 @@ def test_anchors_that_take_no_part_might_as_well_not_be_there():
     possible = ops.convert_to_numpy(some.possible)
     np.testing.assert_array_equal(possible[..., inside], others.possible)
     assert possible.any() and not possible[..., ~inside].any()
+
+
+def test_one_candidate_is_its_own_threshold_if_its_centre_lies_inside():
+    """The mean of one IoU is that IoU, and its deviation 0; a centre on a side of the object is outside."""
+    anchors = np.float32([[0, 0, 8, 8]])
+    for box, possible in (([0, 0, 8, 6], True), ([4, 0, 10, 8], False), ([3.5, 0, 10, 8], True)):
+        found = atss_candidates(anchors, [1], np.float32([[box]]), np.ones((1, 1), bool), top_k=1)
+        assert ops.convert_to_numpy(found.possible)[0, 0].tolist() == [possible]
+
+
+def test_the_threshold_knows_of_anchors_inside_alone():
+    """Mean and sample deviation of three of five candidates; the others lie in padding."""
+    anchors = np.float32([[x, 0, x + 8, 8] for x in (0, 2, 4, 6, 8)])
+    inside = np.array([[True, True, True, False, False]])
+    box = np.float32([[[0, 0, 8, 8]]])
+    found = atss_candidates(anchors, [5], box, np.ones((1, 1), bool), top_k=5, inside=inside)
+    ious = np.array([1, 48 / 80, 32 / 96])
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found.threshold)[0, 0], ious.mean() + ious.std(ddof=1), rtol=1e-5
+    )

@@ -140,3 +140,10 @@ def test_a_box_by_hand():
     np.testing.assert_allclose(found["heat"][0, row + 1, 0], np.exp(-64 / (2 / 81 * 64 * 48)), rtol=1e-5)
     # The peak is drawn on every level, also where the object does not live: P4 cell x = 6, y = 3.
     assert found["heat"][0, 32 * 40 + 3 * 20 + 6, 0] == 1
+
+
+def test_ranges_of_sizes_include_both_ends():
+    """60 x 80 px, half a diagonal of 50: in the range that ends there and in that which begins."""
+    box = np.float32([[[0, 0, 60, 80]]])
+    ranges = ((0, 49.9), (0, 50), (50, 100), (50.1, 100))
+    assert ops.convert_to_numpy(levels_of(box, ranges)).tolist() == [[[False, True, True, False]]]

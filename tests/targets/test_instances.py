@@ -89,3 +89,13 @@ def test_missing_masks_have_no_targets():
     y["labels"][:] = -1
     got = ops.convert_to_numpy(semantic_labels(y, np.zeros((1, 5), bool), (9, 9), 8))
     assert (got == BACKGROUND).all()
+
+
+def test_a_small_mask_in_a_large_box_is_the_smaller_object():
+    """Masks are compared by their own area, not by that of their boxes."""
+    masks = np.zeros((1, 2, 8, 8), bool)
+    masks[0, 0, :2, :2] = masks[0, 1] = True  # 1/16 of 16 x 16 px, and all of 8 x 8 px
+    boxes = np.float32([[[0, 0, 16, 16], [0, 0, 8, 8]]])
+    y = {"boxes": boxes, "labels": np.int32([[3, 4]]), "crowd": np.zeros((1, 2), bool), "masks": masks}
+    labels = ops.convert_to_numpy(semantic_labels(y, np.ones((1, 2), bool), (4, 4), 4)).reshape(4, 4)
+    assert labels.tolist() == [[3, 4, -1, -1], [4, 4, -1, -1], [-1] * 4, [-1] * 4]

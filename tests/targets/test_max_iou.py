@@ -59,3 +59,18 @@ def test_object_without_overlap_is_not_matched():
     overlap = np.float32([[[0.0, 0.0], [0.0, 0.6]]])
     matched, _ = assign(overlap, np.array([[True, True]]), MaxIoU())
     assert ops.convert_to_numpy(matched).tolist() == [[-1, 1]]
+
+
+def test_an_object_s_best_anchor_at_the_limit_is_kept():
+    """mmdetection's `min_pos_iou` is inclusive."""
+    iou, valid = np.float32([[[0.5, 0.25]]]), np.ones((1, 1), bool)
+    for least, row in ((0.5, 0), (0.51, -1)):
+        rule = MaxIoU(0.7, 0.6, low_quality_above=least)
+        assert ops.convert_to_numpy(assign(iou, valid, rule)[0])[0].tolist() == [row, -1]
+
+
+def test_an_anchor_of_which_a_region_has_exactly_the_share_is_not_ignored():
+    boxes, regions = np.float32([[0, 0, 10, 10], [0, 0, 10, 9]]), np.float32([[[0, 0, 10, 5]]])
+    rule = MaxIoU(ignore_share=0.5)
+    got = in_ignore_region(boxes, regions, np.ones((1, 1), bool), rule)
+    assert ops.convert_to_numpy(got)[0].tolist() == [False, True]
