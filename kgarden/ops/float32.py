@@ -50,9 +50,9 @@ def _tensorflow_rounds():
 def quotient(a, b):
     """a / b, correctly rounded on every device, so that comparisons with thresholds and ties are the same.
 
-    The device's quotient moves to a neighbouring float32 where that one is nearer to a / b. How near is decided
-    exactly: no product below has more than 24 significant bits. Two moves make up for an error of two units in
-    the last place. TensorFlow outside XLA divides correctly on all devices.
+    The device's quotient moves to a neighbouring float32 where that one is nearer to a / b, which is decided
+    exactly: no product below has more than 24 significant bits. Two moves make up for an error of two units
+    in the last place. TensorFlow outside XLA divides correctly on all devices.
 
     Args:
         a, b: float32, not negative, broadcast against each other.

@@ -1,7 +1,7 @@
-"""Float32 arithmetic of a GPU, simulated on a CPU: TF32 products, and quotients that are not rounded correctly.
+"""Float32 arithmetic of a GPU, simulated on a CPU: TF32 products, and quotients that are not exact.
 
-Products of float32 operands that are not marked get operands of 10 bits of mantissa. Marked on JAX: precision
-"highest"; on TensorFlow: float64 operands.
+Float32 operands of products that are not marked are rounded to 10 bits of mantissa. A mark is the precision
+"highest" on JAX, and float64 operands on TensorFlow.
 """
 
 import keras
@@ -11,34 +11,32 @@ from kgarden.ops import float32
 ON_JAX = keras.backend.backend() == "jax"
 
 
-def _fresh():
-    """Forgets compiled programs, of this arithmetic and of the other."""
-    if ON_JAX:
-        import jax
-
-        jax.clear_caches()
-
-
-def with_tf32(monkeypatch, function):
-    """The result of `function()` on a device that rounds matrix products and convolutions to TF32."""
+def with_tf32(monkeypatch, function, *arrays):
+    """The result of a function on a device that rounds matrix products and convolutions to TF32."""
     with monkeypatch.context() as patch:
         (_round_on_jax if ON_JAX else _round_on_tensorflow)(patch)
-        return _between_fresh(function)
+        return run(function, *arrays)
 
 
-def with_coarse_division(monkeypatch, function, units):
-    """The result of `function()` on a device whose quotients are `units` float32 numbers too large."""
+def with_coarse_division(monkeypatch, units, function, *arrays):
+    """The result of a function on a device whose quotients are `units` float32 numbers too large."""
     with monkeypatch.context() as patch:
         (_divide_on_jax if ON_JAX else _divide_on_tensorflow)(patch, units)
-        return _between_fresh(function)
+        return run(function, *arrays)
 
 
-def _between_fresh(function):
-    _fresh()
+def run(function, *arrays):
+    """The result of a function of arrays, as NumPy; traces of another arithmetic are forgotten."""
+    arrays = keras.tree.map_structure(keras.ops.convert_to_tensor, arrays)
+    if not ON_JAX:
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, function(*arrays))
+    import jax
+
+    jax.clear_caches()
     try:
-        return function()
+        return jax.device_get(jax.jit(lambda *arrays: function(*arrays))(*arrays))
     finally:
-        _fresh()
+        jax.clear_caches()
 
 
 # --- JAX ----------------------------------------------------------------------------------------------------
@@ -78,7 +76,7 @@ def _divide_on_jax(patch, units):
         if q.dtype != "float32":
             return q
         bits = jax.lax.bitcast_convert_type(q, "int32") + units
-        return jax.numpy.where(q > 0, jax.lax.bitcast_convert_type(bits, "float32"), q)
+        return jax.numpy.where((q > 0) & (q < float("inf")), jax.lax.bitcast_convert_type(bits, "float32"), q)
 
     patch.setattr(jax.lax.div_p, "bind", divide)
 
@@ -97,8 +95,12 @@ def _round_on_tensorflow(patch):
     for module, names in products.items():
         for name in names:
             patch.setattr(module, name, _with_rounded_pair(getattr(module, name)))
-    einsum = gen_linalg_ops.einsum
-    patch.setattr(gen_linalg_ops, "einsum", lambda inputs, *rest, **more: einsum(_rounded(inputs), *rest, **more))
+    of_many = gen_linalg_ops.einsum
+
+    def einsum(inputs, *rest, **more):
+        return of_many(_rounded(inputs), *rest, **more)
+
+    patch.setattr(gen_linalg_ops, "einsum", einsum)
 
 
 def _with_rounded_pair(product):
@@ -132,7 +134,9 @@ def _divide_on_tensorflow(patch, units):
         q = real_div(x, y, name)
         if q.dtype != tf.float32:
             return q
-        return tf.where(q > 0, tf.bitcast(tf.bitcast(q, tf.int32) + units, tf.float32), q)
+        return tf.where(
+            (q > 0) & (q < float("inf")), tf.bitcast(tf.bitcast(q, tf.int32) + units, tf.float32), q
+        )
 
     patch.setattr(float32, "is_traced_for_xla", lambda: True)  # XLA is what divides like this
     patch.setattr(gen_math_ops, "real_div", divide)
