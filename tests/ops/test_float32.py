@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from support.gpu_arithmetic import ON_JAX, run, with_coarse_division, with_tf32
+from support.gpu_arithmetic import ON_JAX, divides_correctly, run, with_coarse_division, with_tf32
 
 from kgarden.analyze import statistics
 from kgarden.errors import UserError
@@ -197,16 +197,17 @@ def on_the_threshold():
 
 BOXES_60, OBJECTS = on_the_threshold()
 ALL_OBJECTS = np.ones((1, 6), bool)
-SCORES = np.random.default_rng(2).permutation(60).astype("float32")[None] / 60
+PAIRS = np.concatenate([OBJECTS, BOXES_60[:, 6::10]], axis=1)  # IoU 0.7
+SCORES = np.linspace(1, 0.5, 12, dtype="float32")[None]
 OBJECT_TRUTH = {BOXES: OBJECTS, VALID: ALL_OBJECTS, CROWD: ~ALL_OBJECTS, LABELS: np.int32([range(6)])}
 
 
 def suppressed(boxes, scores):
-    return nms(boxes, scores, SCORES >= 0, iou_threshold=0.7, max_output=60)
+    return nms(boxes, scores, SCORES > 0, iou_threshold=0.7, max_output=12)
 
 
 def decayed(boxes, scores):
-    return soft_nms(boxes, scores, SCORES >= 0, 12, kind="hard", iou_threshold=0.7)
+    return soft_nms(boxes, scores, SCORES > 0, 12, kind="hard", iou_threshold=0.7)
 
 
 def matched(boxes, gt_boxes):
@@ -219,7 +220,8 @@ def assigned(boxes, gt_boxes):
 
 
 def of_rois(boxes):
-    return [label_rois(boxes, SCORES >= 0, OBJECT_TRUTH, iou, 6)[0] for iou in (0.3, 0.5, 0.6, 0.7)]
+    valid = np.ones((1, 60), bool)
+    return [label_rois(boxes, valid, OBJECT_TRUTH, iou, num_classes=6)[0] for iou in (0.3, 0.5, 0.6, 0.7)]
 
 
 def ignored(boxes, regions):
@@ -237,8 +239,8 @@ def in_crowds(boxes, objects):
 
 
 DECISIONS = {
-    "nms": (suppressed, (BOXES_60, SCORES)),
-    "soft_nms": (decayed, (BOXES_60, SCORES)),
+    "nms": (suppressed, (PAIRS, SCORES)),
+    "soft_nms": (decayed, (PAIRS, SCORES)),
     "match": (matched, (BOXES_60, OBJECTS)),
     "max_iou": (assigned, (BOXES_60, OBJECTS)),
     "label_rois": (of_rois, (BOXES_60,)),
@@ -267,6 +269,8 @@ def test_decisions_do_not_depend_on_the_rounding_of_quotients(name, monkeypatch)
 @pytest.mark.parametrize("units", [0, *UNITS])
 def test_a_quotient_is_correctly_rounded(units, monkeypatch):
     """NumPy divides correctly. Whole numbers give quotients at powers of two, where the spacing changes."""
+    if abs(units) > 1 and not divides_correctly():
+        pytest.skip("with the device's own error it is more than two units")
     rng = np.random.default_rng(3)
     whole = rng.integers(1, 300, (2, 5000)).astype("float32")
     areas = rng.uniform(1e-3, 1e6, (2, 5000)).astype("float32")
@@ -308,7 +312,8 @@ def test_a_network_without_tf32_is_not_rounded(monkeypatch):
         pytest.skip("TensorFlow's kernels read the switch")
     dense, x = keras.layers.Dense(4), normal(8, 16)
     dense.build(x.shape)
-    want = run(dense, x)
+    kernel, bias = (ops.convert_to_numpy(part).astype("float64") for part in (dense.kernel, dense.bias))
+    want = x @ kernel + bias
     assert error(with_tf32(monkeypatch, dense, x), want) > 5 * CLOSE
     float32.allow_tf32(False)
     try:

@@ -11,6 +11,15 @@ from kgarden.ops import float32
 ON_JAX = keras.backend.backend() == "jax"
 
 
+def divides_correctly():
+    """Whether the device itself does, so that what is simulated is all the error that there is."""
+    if not ON_JAX:
+        return True
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
 def with_tf32(monkeypatch, function, *arrays):
     """The result of a function on a device that rounds matrix products and convolutions to TF32."""
     with monkeypatch.context() as patch:
