@@ -119,6 +119,19 @@ def test_times_std(make):
     assert not agrees(file, {"a": stored + 1.1})
 
 
+def test_the_second_tolerance_is_for_convolutions_on_gpus_that_round(make, monkeypatch):
+    stored = np.float32([0, 200])  # standard deviation 100
+    for layout, rounds in (("NCHW/OIHW", True), ("NCHW/OIHW", False), ("none", True)):
+        monkeypatch.setattr(golden, "rounds_to_tf32", lambda rounds=rounds: rounds)
+        rules = {"a": {"rtol": 0, "atol": 1e-4}, "b": {"exact": True}}
+        file = make(rules, {"a": stored, "b": stored}, layout=layout)
+        second = rounds and layout != "none"
+        assert agrees(file, {"a": stored + 0.9, "b": stored}) == second
+        assert not agrees(file, {"a": stored + np.float32([1.1, 0]), "b": stored})
+        assert not agrees(file, {"a": stored, "b": stored + 1e-3})
+    assert not golden.Golden(golden.HERE / "d2_roi_align.npz").is_convolutional
+
+
 def test_statistical(make):
     file = make({"f": {"rtol": 0, "atol": 0.03, "statistical": True}}, {"f": np.float32([0.5, 1])})
     assert agrees(file, {"f": np.float32([0.52, 1])})
