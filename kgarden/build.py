@@ -16,6 +16,7 @@ from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
 from kgarden.models.base.detector import Detector
 from kgarden.necks import NECKS
+from kgarden.ops.float32 import allow_tf32
 from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
 from kgarden.optimizers.schedules import learning_rate
 from kgarden.runs import best_weights, load_categories, load_run_recipe
@@ -33,12 +34,13 @@ def build_model(recipe: Recipe, num_classes: int | None = None) -> Detector:
         recipe:      of `load_recipe`.
         num_classes: number of classes of the data; None: that of the recipe, or of its training data.
     Returns:
-        Detector with all its variables, not compiled.
+        Detector with all its variables, not compiled. TF32 is allowed or forbidden in the whole process.
     Raises:
         UserError: an unknown name or setting, or weights that do not fit.
     """
     if num_classes is None and recipe.model.num_classes is None:
         num_classes = len(prepare_data(recipe, splits=("train",)).categories)
+    allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
         start_from(
@@ -385,6 +387,7 @@ def load_run(
         UserError: not a run directory, or weights that do not fit.
     """
     recipe, categories = load_run_recipe(run, overrides), load_categories(run)
+    allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, len(categories), precision="float32")
     _load(detector, pathlib.Path(weights) if weights else best_weights(run))
     return recipe, detector, categories

@@ -71,6 +71,12 @@ def test_the_longest_prefix_wins():
         golden.goldens("no_such_prefix")
 
 
+def test_geometry_has_one_tolerance():
+    names = "d2_roi_align", "d2_nms", "d2_fpn_p2p6"
+    files = [golden.Golden(golden.HERE / f"{name}.npz") for name in names]
+    assert [file.is_convolutional for file in files] == [False, False, True]
+
+
 # --- plain comparisons --------------------------------------------------------------------------------------
 
 
@@ -117,6 +123,18 @@ def test_times_std(make):
     file = make({"a": {"rtol": 0, "atol": 0.01, "times": "std"}}, {"a": stored})
     assert agrees(file, {"a": stored + 0.9})
     assert not agrees(file, {"a": stored + 1.1})
+
+
+def test_the_second_tolerance_is_for_convolutions_on_gpus_that_round(make, monkeypatch):
+    stored = np.float32([0, 200])  # standard deviation 100
+    for layout, rounds in (("NCHW/OIHW", True), ("NCHW/OIHW", False), ("none", True)):
+        monkeypatch.setattr(golden, "rounds_to_tf32", lambda rounds=rounds: rounds)
+        rules = {"a": {"rtol": 0, "atol": 1e-4}, "b": {"exact": True}}
+        file = make(rules, {"a": stored, "b": stored}, layout=layout)
+        second = rounds and layout != "none"
+        assert agrees(file, {"a": stored + 0.9, "b": stored}) == second
+        assert not agrees(file, {"a": stored + np.float32([1.1, 0]), "b": stored})
+        assert not agrees(file, {"a": stored, "b": stored + 1e-3})
 
 
 def test_statistical(make):

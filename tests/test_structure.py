@@ -158,6 +158,29 @@ def test_files_are_opened_where_they_may_be(trees):
     assert not faults, faults
 
 
+# Units whose matrix products carry coordinates, weights, masks or statistics: no network.
+GEOMETRY = {"ops", "targets", "losses", "inference", "analyze"}
+PRODUCTS = {"matmul", "dot", "einsum", "tensordot", "inner", "vdot", "conv", "depthwise_conv"}
+
+
+def test_products_of_geometry_are_true_float32(trees):
+    """Through kgarden/ops/float32.py; `@` is left to NumPy, in files that compute on the host."""
+    faults = []
+    for path, tree in trees.items():
+        if unit_of(path) not in GEOMETRY or path.stem == "float32":
+            continue
+        for node in ast.walk(tree):
+            of_keras = isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "ops"
+            if of_keras and node.attr in PRODUCTS:
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: ops.{node.attr}")
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and path.stem not in ON_HOST:
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: @")
+    assert not faults, faults
+
+
+ON_HOST = {"statistics"}
+
+
 def test_no_file_is_longer_than_400_lines():
     long = {path.name: n for path in SOURCES if (n := len(path.read_text().splitlines())) > 400}
     assert not long

@@ -6,6 +6,8 @@ Sums are float64 on the host; cosines are computed on the device of the maps.
 import numpy as np
 from keras import ops
 
+from kgarden.ops.float32 import matmul
+
 BINS = 20
 
 
@@ -76,7 +78,7 @@ def cosines_of_cells(maps):
     cells = ops.reshape(ops.cast(maps, "float32"), (-1, maps.shape[1] * maps.shape[2], maps.shape[3]))
     length = ops.sqrt(ops.sum(cells * cells, axis=-1, keepdims=True))
     unit = cells / ops.where(length > 0, length, 1.0)
-    return unit @ ops.transpose(unit, (0, 2, 1))
+    return matmul(unit, ops.transpose(unit, (0, 2, 1)))
 
 
 def by_distance(cosines, side):

@@ -345,6 +345,7 @@ class Recipe(Section):
     name: str
     seed: NonNegativeInt = 0
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    allow_tf32: bool = True  # False: float32 convolutions and products are true float32 on every GPU
     remat: Annotated[tuple[str, ...], AsTuple] = ()  # parts with rematerialisation (activation checkpointing)
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
     replicas: PositiveInt | Literal["all"] = 1  # devices of this machine
@@ -361,6 +362,15 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     loggers: Annotated[tuple[Literal["csv", "mlflow", "wandb"], ...], AsTuple] = ()  # besides TensorBoard
     rows: dict[str, Row] = {}
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if not self.allow_tf32 and self.precision != "float32":
+            raise ValueError(
+                f"allow_tf32: false has no effect on the 16 bits of precision: {self.precision}; "
+                f"use precision: float32"
+            )
+        return self
 
     def plain(self) -> dict[str, Any]:
         """Returns every key with its value, including defaults, as JSON types."""

@@ -11,6 +11,7 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.losses.roi import smooth_l1
+from kgarden.ops.float32 import quotient
 
 EPSILON = 1e-6
 
@@ -133,7 +134,7 @@ def _iou_by_sum(a, b, epsilon):
     """IoU and union for DIoU and CIoU, where epsilon is added instead of a lower limit."""
     common = _common(a, b)
     union = _area(a) + _area(b) - common + epsilon
-    return common / union, union
+    return quotient(common, union), union
 
 
 def _hull(a, b):

@@ -39,6 +39,7 @@ from kgarden.models.dense_bases import BASES
 from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 from kgarden.ops.box_masks import masks_on_grid
+from kgarden.ops.float32 import matmul
 from kgarden.ops.points import flatten, point_grid, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, truth_is_valid
@@ -116,12 +117,12 @@ def dynamic_masks(maps, parameters, widths, coordinates=None):
     (weights, biases), *others = unpacked(ops.cast(parameters, "float32"), widths)
     shared = ops.transpose(ops.reshape(ops.cast(maps, "float32"), (-1, height * width, depth)), (0, 2, 1))
     # One product for all objects: what they multiply by their weights is the same.
-    x = ops.matmul(ops.reshape(weights[..., -depth:], (-1, rows * biases.shape[-1], depth)), shared)
+    x = matmul(ops.reshape(weights[..., -depth:], (-1, rows * biases.shape[-1], depth)), shared)
     x = ops.reshape(x, (-1, rows, biases.shape[-1], height * width)) + biases[..., None]
     if coordinates is not None:
-        x = x + ops.matmul(weights[..., :2], coordinates)
+        x = x + matmul(weights[..., :2], coordinates)
     for weights, biases in others:
-        x = ops.matmul(weights, ops.relu(x)) + biases[..., None]
+        x = matmul(weights, ops.relu(x)) + biases[..., None]
     return ops.reshape(x, (-1, rows, height, width))
 
 

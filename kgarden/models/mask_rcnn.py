@@ -31,6 +31,7 @@ from kgarden.layers.initializers import msra_fan_out, normal
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
 from kgarden.ops.box_masks import covered_area
+from kgarden.ops.float32 import matmul
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
@@ -69,7 +70,7 @@ class OwnChannel(keras.layers.Layer):
         rows, height, width, depth = features.shape[1:]
         cells = ops.matmul(ops.reshape(features, (-1, rows, height * width, depth)), kernel)
         logits = ops.reshape(cells, (-1, rows, height, width))
-        return ops.cast(logits + ops.matmul(own, self.bias[:, None])[..., None], "float32")
+        return ops.cast(logits + matmul(own, self.bias[:, None])[..., None], "float32")
 
 
 class MaskHead(keras.layers.Layer):

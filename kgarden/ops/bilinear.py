@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from kgarden.ops.float32 import matmul
+
 
 def aligned_bilinear(x, factor):
     """Bilinear upsampling of AdelaiDet: output cell n reads input position (n - factor // 2) / factor.
@@ -53,7 +55,7 @@ def sigmoid_over_boxes(logits, boxes, stride, factor, side):
     x0, y0, x1, y1 = (boxes[..., n] for n in range(4))
     rows, down = _sampling(y0, y1, height, stride=stride, factor=factor, side=side)
     columns, right = _sampling(x0, x1, width, stride=stride, factor=factor, side=side)
-    at = ops.matmul(ops.matmul(rows, logits), ops.transpose(columns, (0, 1, 3, 2)))  # (B, K, 2 S, 2 S)
+    at = matmul(matmul(rows, logits), ops.transpose(columns, (0, 1, 3, 2)))  # (B, K, 2 S, 2 S)
     probability = ops.sigmoid(at)
     probability = _lerp(probability[:, :, :side], probability[:, :, side:], down[..., None])
     return _lerp(probability[..., :side], probability[..., side:], right[:, :, None])

@@ -3,6 +3,7 @@
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.float32 import matmul
 
 
 def masks_on_grid(bitmaps, boxes, size, stride):
@@ -63,8 +64,8 @@ def covered_area(bitmaps, boxes, others, size):
     side = bitmaps.shape[-1]
     rows = _overlap(boxes[..., 1::2], others[..., 1::2], side, size)
     columns = _overlap(boxes[..., 0::2], others[..., 0::2], side, size)
-    covered = ops.matmul(rows, ops.cast(bitmaps, "float32"))
-    return ops.matmul(covered, ops.swapaxes(columns, -1, -2))
+    covered = matmul(rows, ops.cast(bitmaps, "float32"))
+    return matmul(covered, ops.swapaxes(columns, -1, -2))
 
 
 def _overlap(own, other, side, size):

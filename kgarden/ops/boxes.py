@@ -8,6 +8,8 @@ import math
 
 from keras import ops
 
+from kgarden.ops.float32 import quotient
+
 SCALE_CLAMP = math.log(1000.0 / 16)  # upper limit of decoded dw, dh, so that exp() does not explode
 
 
@@ -42,7 +44,7 @@ def iou(a, b):
     """
     common = intersection(a, b)
     union = area(a)[..., :, None] + area(b)[..., None, :] - common
-    return ops.where(common > 0, common / ops.where(common > 0, union, 1.0), 0.0)
+    return ops.where(common > 0, quotient(common, ops.where(common > 0, union, 1.0)), 0.0)
 
 
 def clip(boxes, size_hw):

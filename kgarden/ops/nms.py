@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.ops.boxes import area
+from kgarden.ops.float32 import quotient
 
 BLOCK, SMALL_BLOCK = 256, 128  # boxes per block; the smaller one if max_output does not exceed it
 
@@ -99,7 +100,7 @@ def _conflict(a, b, threshold):
     height = ops.maximum(ops.minimum(bottom, bottom_b) - ops.maximum(top, top_b), 0.0)
     common = width * height
     # Empty boxes give 0 / 0 = NaN, which compares False.
-    conflict = common / (a["area"][..., None] + b["area"][:, None, :] - common) > threshold
+    conflict = quotient(common, a["area"][..., None] + b["area"][:, None, :] - common) > threshold
     if "labels" in a:
         conflict = conflict & (a["labels"][..., None] == b["labels"][:, None, :])
     return conflict

@@ -15,10 +15,11 @@ the sparse product of `roi_align_sparse`, on TensorFlow outside XLA.
 
 import math
 
-import keras
 from keras import ops
 
 from kgarden.ops.boxes import enlarge
+from kgarden.ops.float32 import matmul
+from kgarden.ops.jit import is_traced_for_xla
 
 CHUNK_BYTES = 1 << 26  # of gathered features per chunk of `_dense`
 FARTHEST_PX = 1e7  # limit of coordinates, so that a diverging box cannot overflow
@@ -234,13 +235,8 @@ def _lookup(values, index, dtype):
 
 
 def _may_be_dynamic():
-    """Whether shapes may depend on values: on TensorFlow, except while tracing for XLA."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
-    return tf.executing_eagerly() or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    """Whether shapes may depend on values."""
+    return not is_traced_for_xla()
 
 
 # --- dense, with static shapes ------------------------------------------------------------------------------
@@ -285,7 +281,8 @@ def _dense(table, rois, most):
     def product(table):
         def pool(i, out):
             weights, cells = _weights_and_cells(rois.chunk(i * size, size), most)
-            return i + 1, ops.slice_update(out, (i * size, 0, 0), weights @ ops.take(table, cells, axis=0))
+            pooled = matmul(weights, ops.take(table, cells, axis=0))
+            return i + 1, ops.slice_update(out, (i * size, 0, 0), pooled)
 
         def gradient(upstream):
             upstream = ops.pad(upstream, [[0, chunks * size - boxes], [0, 0], [0, 0]])
@@ -293,7 +290,7 @@ def _dense(table, rois, most):
             def spread(i, total):
                 weights, cells = _weights_and_cells(rois.chunk(i * size, size), most)
                 of_chunk = ops.slice(upstream, (i * size, 0, 0), (size, bins, depth))
-                at_cells = ops.reshape(ops.transpose(weights, (0, 2, 1)) @ of_chunk, (-1, depth))
+                at_cells = ops.reshape(matmul(ops.transpose(weights, (0, 2, 1)), of_chunk), (-1, depth))
                 total = ops.scatter_update(total, ops.reshape(cells, (-1, 1)), at_cells, reduction="add")
                 return i + 1, total
 

@@ -7,6 +7,8 @@ class.
 
 from keras import ops
 
+from kgarden.ops.float32 import quotient
+
 KINDS = ("linear", "gaussian", "hard")
 GONE = -1.0
 
@@ -90,4 +92,4 @@ def _iou(one, boxes, offset):
     area = ops.prod(ops.maximum(boxes[..., 2:] - boxes[..., :2] + offset, 0.0), axis=-1)
     area_of_one = ops.prod(ops.maximum(one[..., 2:] - one[..., :2] + offset, 0.0), axis=-1)
     union = area + area_of_one - common
-    return ops.where(common > 0, common / ops.where(common > 0, union, 1.0), 0.0)
+    return ops.where(common > 0, quotient(common, ops.where(common > 0, union, 1.0)), 0.0)

@@ -7,6 +7,7 @@ below.
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.float32 import quotient
 from kgarden.structures import BOXES, CROWD, LABELS, SIZE_HW
 
 BACKGROUND, IGNORED = -1, -2
@@ -56,7 +57,7 @@ def under_crowd(boxes, y, share):
     Returns:
         (B, A) bool.
     """
-    covered = box_ops.intersection(y[BOXES], boxes) / box_ops.area(boxes)
+    covered = quotient(box_ops.intersection(y[BOXES], boxes), box_ops.area(boxes))
     return ops.any((covered > share) & y[CROWD][..., None], axis=1)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.float32 import quotient
 from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, match
 from kgarden.targets.assign_result import BACKGROUND, IGNORED
 
@@ -105,5 +106,5 @@ def in_ignore_region(boxes, regions, region_valid, rule):
     area = (
         box_ops.area(regions)[..., None] if rule.share_of == "region" else box_ops.area(boxes)[..., None, :]
     )
-    share = common / ops.where(area > 0, area, 1.0)
+    share = quotient(common, ops.where(area > 0, area, 1.0))
     return ops.any((share > rule.ignore_share) & region_valid[..., None], axis=1)

@@ -266,3 +266,10 @@ def test_renamed_settings_suggest_the_new_name():
     recipe = load_recipe("retinanet", {"model.num_classes": None, "model.dense_head.rescue": "keep"})
     with pytest.raises(UserError, match=r"^model\.dense_head\.rescue was replaced by low_quality_matches"):
         build_model(recipe, 3)
+
+
+def test_true_float32_is_refused_where_the_network_computes_in_16_bits(write):
+    assert load_recipe(write(TEXT)).allow_tf32
+    assert not load_recipe(write(TEXT), {"allow_tf32": False}).allow_tf32
+    mixed = {"allow_tf32": False, "precision": "mixed_bfloat16"}
+    assert "allow_tf32: false has no effect" in error_of(write(TEXT), overrides=mixed)

@@ -12,9 +12,12 @@ from keras import ops
 from support.marks import slow_on_jax
 from support.variants import CLASSES, VARIANTS, batch
 
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
 from kgarden.heads.selection import Selection
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
+from kgarden.ops import float32
 from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
 from kgarden.optimizers.schedules import learning_rate
 
@@ -235,3 +238,13 @@ def test_a_loss_that_is_not_finite_is_reported_in_float16_too():
     detector.trainable_variables[-1].assign(np.full(detector.trainable_variables[-1].shape, np.nan))
     logs = detector.train_on_batch(x, y, return_dict=True)
     assert logs["first_bad_step"] == 1
+
+
+def test_a_recipe_forbids_and_allows_tf32():
+    narrow = {"model.backbone.stem_channels": 8, "model.backbone.res2_channels": 16}
+    before = float32._setting_of_backend()[0]
+    build_model(load_recipe("quickstart", narrow | {"allow_tf32": False}), 3)
+    forbidden = float32._setting_of_backend()[0]
+    build_model(load_recipe("quickstart", narrow), 3)
+    assert forbidden == ("highest" if ON_JAX else False)
+    assert float32._setting_of_backend()[0] == before

@@ -29,7 +29,12 @@ HERE = pathlib.Path(__file__).parents[1] / "goldens"
 DIRECTORY = pathlib.Path(os.environ.get("KGARDEN_GOLDENS", HERE))
 
 WORDS = {"rtol", "atol", "exact", "order_by", "where", "skip_nan", "skip_rows", "skip_gt", "ties", "times"}
-WORDS |= {"statistical", "skip", "interchangeable_gt"}
+WORDS |= {"statistical", "skip", "interchangeable_gt", "tf32"}
+
+# The second tolerance: convolutions and dense layers on a GPU that rounds their operands to TF32, 2^-11 each.
+TF32_RTOL, TF32_ATOL = 5e-3, 1e-2  # the latter times the standard deviation of the stored array
+CONVOLUTIONAL = {"onestage_defcn_3dmf", "onestage_pss_head"}  # besides those whose maps are NCHW
+WITHOUT_CONVOLUTION = {"d2_roi_align", "d2_roi_pool", "mmdet_deform_roi_pool"}  # NCHW, geometry alone
 
 compared = set()  # (file name, array name) of this run; conftest.py reads it at the end
 
@@ -123,9 +128,18 @@ class Golden:
                 if changed.keys() & {"rtol", "atol"} and "exact" not in changed:
                     words.pop("exact", None)
                 words |= changed
+        if rounds_to_tf32() and self.is_convolutional and not words.get("exact"):
+            words["tf32"] = True
         unknown = words.keys() - WORDS
         assert not unknown, f"{self.name}: {name}: unknown words of comparison {sorted(unknown)}"
         return words
+
+    @property
+    def is_convolutional(self):
+        """Whether convolutions or dense layers lead to the outputs."""
+        prefix = self.entry["prefix"]
+        in_nchw = self.entry["layout"].startswith("NCHW") and prefix not in WITHOUT_CONVOLUTION
+        return in_nchw or prefix in CONVOLUTIONAL
 
     def named_in(self, name, word):
         """The array that `word` of the rule of `name` points to; groups of the pattern are filled in."""
@@ -162,6 +176,22 @@ def flattened_hwc(matrix, chw):
     """Rows of an (in, out) matrix that reads a map flattened as (C, H, W), put in the order (H, W, C)."""
     c, h, w = chw
     return matrix.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(c * h * w, -1)
+
+
+@functools.cache
+def rounds_to_tf32():
+    """Whether convolutions run as TF32: on a GPU from Ampere on, if nothing forbids it."""
+    import keras
+
+    from kgarden.ops import float32
+
+    if keras.backend.backend() != "jax":
+        return float32._tensorflow_rounds()
+    import jax
+
+    device = jax.devices()[0]
+    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")
+    return device.platform == "gpu" and float(device.compute_capability) >= 8 and not exact
 
 
 # --- comparing ----------------------------------------------------------------------------------------------
@@ -217,6 +247,8 @@ def _tolerance(rule, stored):
     if "times" in rule:
         assert rule["times"] == "std", f"times: {rule['times']}"
         atol = atol * float(np.std(stored))
+    if "tf32" in rule:
+        return max(rule.get("rtol", 0), TF32_RTOL), max(atol, TF32_ATOL * float(np.std(stored)))
     return rule.get("rtol", 0), atol
 
 
