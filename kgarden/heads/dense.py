@@ -212,7 +212,7 @@ class DenseHead(keras.layers.Layer):
         """Every place's box and scores, and by what to choose among them.
 
         Args:
-            size_hw: (B, 2) size of the pictures, to cut boxes off at; None: boxes stay whole.
+            size_hw: (B, 2) size of the images, to cut boxes off at; None: boxes stay whole.
         """
         boxes, scores = self.boxes(raw), self.scores(raw)
         found = {

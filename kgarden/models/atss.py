@@ -46,7 +46,7 @@ class ATSSAssigned(DenseHead):
                        crowd regions are background.
         pad_divisor:   px; anchors in cells outside of their image, padded by itself to a multiple of it, take
                        no part (mmdetection); None: padding of the batch is background.
-        count_empty:   in the normaliser a picture without positives counts as one positive (mmdetection).
+        count_empty:   in the normaliser an image without positives counts as one positive (mmdetection).
         kwargs:        see DenseHead.
     """
 

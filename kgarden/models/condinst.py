@@ -1,7 +1,7 @@
 """CondInst: a dense detector that predicts, for every point, the weights of a small mask network.
 
 Tian, Shen, Chen, "Conditional convolutions for instance segmentation", 2020, arXiv:2003.05664. A branch makes
-8 maps that all objects of a picture share; a convolution on the box tower says at each place the 169 weights
+8 maps that all objects of an image share; a convolution on the box tower says at each place the 169 weights
 of three 1x1 convolutions over these maps and the distance to the place. No box is cut out, nothing is pooled.
 Masks are drawn for the detections that the selection keeps; over PSS that is done without NMS.
 
@@ -105,7 +105,7 @@ def dynamic_masks(maps, parameters, widths, coordinates=None):
     """The masks that each object's own network draws: 1x1 convolutions with ReLU between them.
 
     Args:
-        maps:        (B, H, W, D) shared by all objects of a picture.
+        maps:        (B, H, W, D) shared by all objects of an image.
         parameters:  (B, N, number) see `unpacked`.
         widths:      of `widths_of`.
         coordinates: (B, N, 2, H * W), or None: the network does not see where it is.
@@ -288,7 +288,7 @@ class CondInst(keras.layers.Layer):
 
         Args:
             raw:        of `call`.
-            detections: as in kgarden.structures; boxes cut off at the picture, "source" a row of
+            detections: as in kgarden.structures; boxes cut off at the image, "source" a row of
                         the dense head's places.
         Returns:
             (B, K, S, S) float32 probabilities, zeros where not valid.

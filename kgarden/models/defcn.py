@@ -12,7 +12,7 @@ stand out from its neighbours; an auxiliary loss with many points for each objec
     L on P = sigmoid(s) sigmoid(f) kgarden/losses/product_focal.py; term defcn/class
     "POTO (argmax)"                matching="top_one"
 
-The release gives an object without a point of its own the first free cell of the picture as its positive
+The release gives an object without a point of its own the first free cell of the image as its positive
 (scipy's answer where nothing is allowed). `unmatched="released"` repeats that; the default drops it.
 """
 

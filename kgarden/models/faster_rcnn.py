@@ -210,7 +210,7 @@ def decode(raw, coder):
 
 
 def clip_groups(boxes, size_hw):
-    """Boxes of all groups, cut off at the picture.   (B, P, G, 4) -> the same, (B, P, 4) where G is 1."""
+    """Boxes of all groups, cut off at the image.   (B, P, G, 4) -> the same, (B, P, 4) where G is 1."""
     rows, groups = boxes.shape[1:3]
     clipped = box_ops.clip(ops.reshape(boxes, (-1, rows * groups, 4)), size_hw)
     return ops.reshape(clipped, (-1, rows, groups, 4)) if groups > 1 else clipped

@@ -87,7 +87,7 @@ class MaskHead(keras.layers.Layer):
                         (mmdetection, maskrcnn-benchmark).
         plus_one:       see kgarden/heads/roi_features.py.
         settings:       of RoIPooling, pool_size being 14. A mask has twice as many cells along a side.
-        count:          N, how many RoIs of a picture may learn masks: foreground of the sample that is left
+        count:          N, how many RoIs of an image may learn masks: foreground of the sample that is left
                         over learns none. Builders give the number of foreground RoIs that there can be.
         weight:         of the term.
     """
@@ -182,7 +182,7 @@ class MaskHead(keras.layers.Layer):
         """Masks of detections over their boxes.
 
         Args:
-            detections: as in kgarden.structures; boxes cut off at the picture.
+            detections: as in kgarden.structures; boxes cut off at the image.
         Returns:
             (B, K, S, S) float32 probabilities, zeros where not valid.
         """
@@ -193,9 +193,9 @@ class MaskHead(keras.layers.Layer):
 def targets(boxes, objects, y, side):
     """What RoIs must draw: the object's mask in the frame of the RoI, set where half of a cell or more is.
 
-    The references crop a mask of the whole picture: detectron2 draws the polygon into the RoI's cells
+    The references crop a mask of the whole image: detectron2 draws the polygon into the RoI's cells
     (`rasterize_polygons_within_box`), or, like mmdetection (`crop_and_resize`), averages a bitmap of the
-    picture's px by RoIAlign. Here the truth is a bitmap of 112 x 112 over the object's box, whose share of
+    image's px by RoIAlign. Here the truth is a bitmap of 112 x 112 over the object's box, whose share of
     each cell is computed exactly. What the frame costs: the bitmap knows an outline to half of its cells,
     1/224 of the box, an eighth of a cell of a RoI that lies like the box; half a px where the box is 112 px.
 

@@ -60,10 +60,10 @@ class RetinaNetHead(DenseHead):
         thresholds, low_quality_matches: see MaxIoU in kgarden/targets/max_iou.py.
         pad_divisor:  px; anchors in cells outside of their image, padded by itself to a multiple of it, take
                       no part (mmdetection); None: padding of the batch is background.
-        normalizer:   what both terms are divided by. "positives" of the batch; "count_empty": a picture
+        normalizer:   what both terms are divided by. "positives" of the batch; "count_empty": an image
                       without any counts as one; "ema": their average over the steps so far.
-        ema_momentum, ema_start: of "ema"; ema_start is a number of positives of one picture (detectron2
-                      starts at 100 for the two pictures of a device).
+        ema_momentum, ema_start: of "ema"; ema_start is a number of positives of one image (detectron2
+                      starts at 100 for the two images of a device).
         deviations:   what deltas are divided by in training.
         box_loss:     "smooth_l1" on deltas, or a kind of kgarden/losses/box_iou.py on decoded boxes.
         box_beta:     where smooth L1 turns from a square into a line; 0: L1.
@@ -193,7 +193,7 @@ class RetinaNetHead(DenseHead):
 
     def _build_ema(self):
         state = dict(shape=(), trainable=False, autocast=False, aggregation="only_first_replica")
-        # Positives of a picture, averaged up to the last step and up to the one before.
+        # Positives of an image, averaged up to the last step and up to the one before.
         for name in ("average", "average_before"):
             start = keras.initializers.Constant(self.ema_start)
             setattr(self, name, self.add_weight(initializer=start, name=name, **state))

@@ -2,7 +2,7 @@
 
 Ren, He, Girshick, Sun, "Faster R-CNN", 2015, arXiv:1506.01497, section 3.1; on a pyramid: Lin et al. 2016,
 arXiv:1612.03144, section 4.1. One convolution, then for every anchor a logit "object or not" and four deltas.
-A few anchors of each picture are drawn to learn from; the best boxes of each level, after NMS within it, go
+A few anchors of each image are drawn to learn from; the best boxes of each level, after NMS within it, go
 on.
 
     paper                               here
@@ -85,8 +85,8 @@ class RPNHead(DenseHead):
                        to a multiple of so many px (mmdetection's `pad_shape`); None: none are.
         match_discarded: whether an object's best anchor may be a discarded one, so that the object keeps none
                        (maskrcnn-benchmark), or is sought among the others (mmdetection).
-        num_samples, positive_fraction: anchors of a picture to learn from.
-        normalizer:    both terms are divided by the "slots", `num_samples` for each picture, or by the number
+        num_samples, positive_fraction: anchors of an image to learn from.
+        normalizer:    both terms are divided by the "slots", `num_samples` for each image, or by the number
                        of anchors that were "sampled".
         box_beta:      of the smooth L1; 0 is L1.
         clamp_below:   see `decode_deltas`.
@@ -230,7 +230,7 @@ class RPNHead(DenseHead):
     # Inference.
 
     def candidates(self, raw, size_hw=None):
-        """Every anchor's box and rank; a box that is empty in the picture still takes its level's slot."""
+        """Every anchor's box and rank; a box that is empty in the image still takes its level's slot."""
         boxes = self.boxes(raw)
         if size_hw is not None:
             boxes = box_ops.clip(boxes, size_hw)

@@ -36,7 +36,7 @@ def best_of_each(matched, score, wanted, count):
         wanted:  (B, M) bool, which objects count.
         count:   N.
     Returns:
-        Instances of N rows, which depend on this picture alone.
+        Instances of N rows, which depend on this image alone.
     """
     objects, places = wanted.shape[1], matched.shape[1]
     each = min(count, places)

@@ -157,7 +157,7 @@ class Detector(StaticShapeModel):
         return loss / replicas.num_batch_parts()
 
     def detect(self, x, raw):
-        """Detections in px of the network input, clipped to the picture, padded to K."""
+        """Detections in px of the network input, clipped to the image, padded to K."""
         found = self.selection(self.candidates(x, raw))
         boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
         found = {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
