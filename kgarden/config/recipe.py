@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,56 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from kgarden.config.fields import AsTuple, Section, as_augment, as_canvases, as_sources, convention, named
+
 PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}  # hold paths
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
-
-
-class Section(BaseModel):
-    """Base class of the sections: unknown keys are errors, values are frozen and strictly typed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-def _as_tuple(value):
-    """Returns one value or a list of values as a tuple, so that a frozen recipe is immutable."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-AsTuple = BeforeValidator(_as_tuple)
-
-
-def _as_sources(value):
-    """Returns a glob, a dictionary, or a list of either as a tuple of dictionaries."""
-    return tuple({"glob": one} if isinstance(one, str) else one for one in _as_tuple(value))
-
-
-def _as_canvases(value):
-    return tuple(tuple(c) if isinstance(c, list) else c for c in value) if isinstance(value, list) else value
-
-
-def _named(value):
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _convention(value):
-    return {"convention": value} if isinstance(value, str) else value
-
-
-def _as_augment(value):
-    """Returns names, and names with settings, as a tuple of {name: settings}."""
-    entries = [{one: {}} if isinstance(one, str) else one for one in _as_tuple(value)]
-    for entry in entries:
-        if (
-            not isinstance(entry, dict)
-            or len(entry) != 1
-            or not isinstance(next(iter(entry.values())), dict | type(None))
-        ):
-            raise ValueError(
-                f"{entry}: an entry must be a name, or a name with settings, "
-                f"for example {{mixup: {{alpha: 8}}}}"
-            )
-    return tuple({name: settings or {} for name, settings in entry.items()} for entry in entries)
 
 
 class Model(Section):
@@ -127,7 +81,7 @@ class Source(Section):
         return self
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources), Field(min_length=1)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(as_sources), Field(min_length=1)]
 Sides = Annotated[tuple[PositiveInt, ...], AsTuple, Field(min_length=1)]
 Canvas = tuple[PositiveInt, PositiveInt]
 
@@ -156,10 +110,10 @@ class Data(Section):
     long_side_px: PositiveInt
     test_short_side_px: PositiveInt | None = None  # None: the largest of short_side_px
     test_long_side_px: PositiveInt | None = None  # None: long_side_px
-    canvases: Annotated[tuple[Canvas, ...], BeforeValidator(_as_canvases)] | None = None  # [height, width]
+    canvases: Annotated[tuple[Canvas, ...], BeforeValidator(as_canvases)] | None = None  # [height, width]
     max_objects: PositiveInt = 100  # ground-truth boxes of an image, padded; more are dropped
     batch_size: PositiveInt  # over all replicas
-    sampling: Annotated[Sampling, BeforeValidator(_named)] = Sampling()
+    sampling: Annotated[Sampling, BeforeValidator(named)] = Sampling()
     masks: bool = False  # load the objects' masks
     antialias: bool = True
     scaled_decode: bool = False  # let the JPEG decoder downscale images by powers of two
@@ -293,7 +247,7 @@ class Evaluate(Section):
         "coco",
     )  # the first selects the best weights
     views: Views | None = None  # of each image; None: one, at the test size of data
-    merge: Annotated[Merge, BeforeValidator(_convention)] = Merge()  # of several views
+    merge: Annotated[Merge, BeforeValidator(convention)] = Merge()  # of several views
 
     @property
     def flip(self) -> bool:
@@ -354,7 +308,7 @@ class Recipe(Section):
     init: Init | None = None
     freeze: Annotated[tuple[str, ...], AsTuple] = ()
     data: Data
-    augment: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_as_augment)] = (
+    augment: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(as_augment)] = (
         {"horizontal_flip": {}},
     )
     schedule: Schedule
