@@ -14,6 +14,8 @@ import pytest
 from support.golden import DIRECTORY, HERE
 from support.official_settings import Row, compared_pairs, configurations, equal
 
+from kgarden.config.loading import load_recipe
+
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "settings_audit.md"
 CONFIGURATIONS = configurations(DIRECTORY) or configurations(HERE)
 pytestmark = pytest.mark.slow if keras.backend.backend() == "jax" else []
@@ -109,6 +111,15 @@ def test_a_row_of_another_configuration_differs():
     differing = {pair.key for pair in pairs if not equal(pair.theirs, pair.ours)}
     late = {f"learning rate at step {step}" for step in (209_999, 210_000, 249_999)}
     assert differing == {"SOLVER.MAX_ITER", "SOLVER.STEPS", "INPUT.MASK_FORMAT"} | late
+
+
+def test_rows_of_double_head_differ_in_their_models_alone():
+    """The release has one configuration for all of them; `schedule.2x` is the paper's."""
+    recipe = load_recipe("double_head")
+    trained = [row for row, one in recipe.rows.items() if not (one.evaluates or one.recipe)]
+    for row in set(trained) - {"schedule.2x"}:
+        found = dict(load_recipe("double_head", row=row))
+        assert found | {"model": recipe.model, "rows": recipe.rows} == dict(recipe), row
 
 
 def test_effective_settings_are_those_in_force():

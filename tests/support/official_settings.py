@@ -214,14 +214,8 @@ def two_stage(name, one):
         values[f"optimizer_rules: {kind}"] = rules
     for step, rate in one["learning_rate_at_step"].items():
         values[f"learning rate at step {step}"] = rate
-    others = {
-        "rows",
-        "settings",
-        "optimizer_rules",
-        "learning_rate_at_step",
-        "norms",
-    }  # norms: named in settings
-    values |= {key: value for key, value in one.items() if key not in others and value is not None}
+    others = {"rows", "settings", "optimizer_rules", "learning_rate_at_step"}
+    values |= {key: value for key, value in one.items() if key not in others}
     rows = [row for named in one["rows"] for row in rows_of(named)]
     return Configuration(name, name.split("/")[0].split()[0], rows, values)
 
@@ -261,7 +255,11 @@ def compared_pairs(configuration, stem, row, pattern=".*"):
 
 def reason(key, configuration, table):
     """Why a key cannot be compared, or None."""
+    if key == "norms":
+        return "names of classes: settings say the kinds, `norms_that_learn` the places"
     values = configuration.values
+    if key == "anchors" and values[key] is None:
+        return "no anchors"
     for matching, condition, why in table.idle:
         if re.fullmatch(matching, key) and condition(values):
             return why
@@ -286,7 +284,7 @@ def pair(key, theirs, project, row):
         if project == "mmdetection" and name == "warmup_steps":
             found = (found, one_before)
         if name == "trunk_norm":
-            theirs = {word: value for word, value in theirs.items() if word != "type"}
+            theirs = {word: value for word, value in theirs.items() if word != "type"}  # a class
     elif key in table.keys or key in EXTRA:
         found = table.keys.get(key, EXTRA.get(key))
     else:
