@@ -5,10 +5,10 @@ from support.official_rows import (
     delta_weights,
     flip_probability,
     has,
+    long_side_at_test,
     of_both,
+    short_side_at_test,
     short_sides,
-    test_long_side,
-    test_side,
 )
 
 
@@ -70,7 +70,7 @@ def normed(key):
 
 BENCHMARK = {
     "MODEL.MASK_ON": has("model.mask_head.class"),
-    "MODEL.META_ARCHITECTURE": (architecture, ARCHITECTURES.get),
+    "MODEL.META_ARCHITECTURE": (architecture, ARCHITECTURES.__getitem__),
     "MODEL.CLS_AGNOSTIC_BBOX_REG": class_agnostic,
     "MODEL.BACKBONE.CONV_BODY": conv_body,
     "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": "model.backbone.freeze_at",
@@ -114,16 +114,19 @@ BENCHMARK = {
     "MODEL.RESNETS.NUM_GROUPS": "model.backbone.groups",
     "MODEL.RESNETS.WIDTH_PER_GROUP": "model.backbone.width_per_group",
     "MODEL.RESNETS.STRIDE_IN_1X1": "model.backbone.stride_in_1x1",
-    "MODEL.RESNETS.TRANS_FUNC": ("model.backbone.norm", {"BottleneckWithFixedBatchNorm": "frozen_bn"}.get),
-    "MODEL.RESNETS.STEM_FUNC": ("model.backbone.norm", {"StemWithFixedBatchNorm": "frozen_bn"}.get),
+    "MODEL.RESNETS.TRANS_FUNC": (
+        "model.backbone.norm",
+        {"BottleneckWithFixedBatchNorm": "frozen_bn"}.__getitem__,
+    ),
+    "MODEL.RESNETS.STEM_FUNC": ("model.backbone.norm", {"StemWithFixedBatchNorm": "frozen_bn"}.__getitem__),
     "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": "model.neck.channels",
     "MODEL.BACKBONE.OUT_CHANNELS": "model.neck.channels",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": DETECTRON2["MODEL.RESNETS.RES2_OUT_CHANNELS"],
     "MODEL.RESNETS.STEM_OUT_CHANNELS": DETECTRON2["MODEL.RESNETS.STEM_OUT_CHANNELS"],
     "INPUT.MIN_SIZE_TRAIN": short_sides,
     "INPUT.MAX_SIZE_TRAIN": "data.long_side_px",
-    "INPUT.MIN_SIZE_TEST": test_side,
-    "INPUT.MAX_SIZE_TEST": test_long_side,
+    "INPUT.MIN_SIZE_TEST": short_side_at_test,
+    "INPUT.MAX_SIZE_TEST": long_side_at_test,
     "INPUT.PIXEL_MEAN": "model.pixels.mean",
     "INPUT.PIXEL_STD": "model.pixels.std",
     "INPUT.TO_BGR255": lambda row: row["model.pixels.order"] == "bgr",

@@ -7,9 +7,9 @@ from support.official_rows import (
     decay_of_norms,
     flips,
     has,
+    long_side_at_test,
+    short_side_at_test,
     short_sides,
-    test_long_side,
-    test_side,
 )
 
 
@@ -21,8 +21,8 @@ def resized(row):
 
 
 def resized_for_test(row):
-    sides = {"max_size": test_long_side(row), "sample_style": "choice"}
-    return [["ResizeShortestEdge", {"short_edge_length": test_side(row), **sides}]]
+    sides = {"max_size": long_side_at_test(row), "sample_style": "choice"}
+    return [["ResizeShortestEdge", {"short_edge_length": short_side_at_test(row), **sides}]]
 
 
 def defcn_branch(key):
@@ -64,13 +64,13 @@ DEFCN = {
     "MODEL.POTO.AUX_TOPK": defcn_branch("auxiliary.top_k"),
     "MODEL.POTO.FILTER_KERNEL_SIZE": defcn_branch("max_filter.kernel_size"),
     "MODEL.POTO.FILTER_TAU": defcn_branch("max_filter.tau"),
-    "SOLVER.LR_SCHEDULER.NAME": ("schedule.decay.name", {"WarmupMultiStepLR": "steps"}.get),
+    "SOLVER.LR_SCHEDULER.NAME": ("schedule.decay.name", {"WarmupMultiStepLR": "steps"}.__getitem__),
     "SOLVER.LR_SCHEDULER.MAX_ITER": "schedule.steps",
     "SOLVER.LR_SCHEDULER.STEPS": "schedule.decay.at",
     "SOLVER.LR_SCHEDULER.WARMUP_FACTOR": "schedule.warmup.factor",
     "SOLVER.LR_SCHEDULER.WARMUP_ITERS": "schedule.warmup.steps",
     "SOLVER.LR_SCHEDULER.GAMMA": "schedule.decay.factor",
-    "SOLVER.OPTIMIZER.NAME": ("schedule.optimizer.name", {"D2SGD": "sgd"}.get),
+    "SOLVER.OPTIMIZER.NAME": ("schedule.optimizer.name", {"D2SGD": "sgd"}.__getitem__),
     "SOLVER.OPTIMIZER.BASE_LR": "schedule.base_lr",
     "SOLVER.OPTIMIZER.BIAS_LR_FACTOR": "schedule.optimizer.bias_lr_factor",
     "SOLVER.OPTIMIZER.WEIGHT_DECAY": "schedule.optimizer.weight_decay",

@@ -1,6 +1,14 @@
 """Keys of mmdetection; see official_settings.py."""
 
-from support.official_rows import EPOCH, flip_probability, head, short_sides, test_long_side, test_side, upper
+from support.official_rows import (
+    EPOCH,
+    flip_probability,
+    head,
+    long_side_at_test,
+    short_side_at_test,
+    short_sides,
+    upper,
+)
 
 TYPES = {  # of a detector
     "RetinaNet": "RetinaNetHead",
@@ -31,7 +39,7 @@ def scale(row):
 
 
 def scale_of_test(row):
-    return [test_long_side(row), test_side(row)]
+    return [long_side_at_test(row), short_side_at_test(row)]
 
 
 def deviations(weights):
@@ -96,7 +104,7 @@ def head_entries():
         "loss_cls.alpha": head("focal.alpha"),
         "loss_cls.beta": head("beta"),
         "loss_cls.loss_weight": head("weights_of_terms.class"),
-        "loss_bbox.type": (head("box_loss"), BOX_LOSSES.get),
+        "loss_bbox.type": (head("box_loss"), BOX_LOSSES.__getitem__),
         "loss_bbox.loss_weight": head("weights_of_terms.box"),
         "loss_centerness.loss_weight": head("weights_of_terms.centerness"),
         "loss_dfl.loss_weight": head("weights_of_terms.distribution"),
@@ -138,7 +146,7 @@ def box_head_entries(prefix, part, coder):
             "roi_feat_size": "model.roi_head.pool.size",
             "reg_class_agnostic": of("class_agnostic"),
             "bbox_coder.target_stds": deviations(f"model.roi_head.{coder}.weights"),
-            "loss_bbox.type": ("model.roi_head.box_loss", BOX_LOSSES.get),
+            "loss_bbox.type": ("model.roi_head.box_loss", BOX_LOSSES.__getitem__),
             "loss_bbox.beta": "model.roi_head.box_beta",
             "with_avg_pool": lambda row: row.is_c4,
             "in_channels": lambda row: (
@@ -175,7 +183,7 @@ def stage_iou(stage):
 
 
 MMDETECTION = {
-    "model.type": (main_part, TYPES.get),
+    "model.type": (main_part, TYPES.__getitem__),
     "model.data_preprocessor.mean": "model.pixels.mean",
     "model.data_preprocessor.std": "model.pixels.std",
     "model.data_preprocessor.bgr_to_rgb": lambda row: row["model.pixels.order"] == "rgb",
@@ -184,7 +192,7 @@ MMDETECTION = {
     "model.neck.in_channels": "model.backbone.channels",
     "model.neck.out_channels": "model.neck.channels",
     "model.neck.start_level": lambda row: row["model.neck.levels"][0] - 2,
-    "model.neck.add_extra_convs": ("model.neck.top", EXTRA_CONVS.get),
+    "model.neck.add_extra_convs": ("model.neck.top", EXTRA_CONVS.__getitem__),
     "model.neck.num_outs": lambda row: len(row["model.neck.levels"]),
     "model.neck.relu_before_extra_convs": "model.neck.relu_before_p7",
     **prefixed("model.bbox_head", head_entries()),
@@ -208,7 +216,7 @@ MMDETECTION = {
     "model.rpn_head.in_channels": "model.neck.channels",
     "model.rpn_head.feat_channels": head("width"),
     **anchor_entries("model.rpn_head.anchor_generator"),
-    "model.rpn_head.loss_bbox.type": (box_loss, BOX_LOSSES.get),
+    "model.rpn_head.loss_bbox.type": (box_loss, BOX_LOSSES.__getitem__),
     "model.rpn_head.loss_bbox.beta": head("box_beta"),
     "model.train_cfg.rpn.assigner.pos_iou_thr": head("rule.positive"),
     "model.train_cfg.rpn.assigner.neg_iou_thr": head("rule.negative"),
@@ -230,7 +238,7 @@ MMDETECTION = {
     # second stage
     "model.roi_head.type": (
         lambda row: "FasterHead" if row.is_c4 else row["model.roi_head.class"],
-        {"StandardRoIHead": "FasterHead", "CascadeRoIHead": "CascadeHead"}.get,
+        {"StandardRoIHead": "FasterHead", "CascadeRoIHead": "CascadeHead"}.__getitem__,
     ),
     "model.roi_head.num_stages": lambda row: len(row["model.roi_head.ious"]),
     "model.roi_head.stage_loss_weights": "model.roi_head.stage_weights",
@@ -266,7 +274,7 @@ MMDETECTION = {
     "param_scheduler.0.start_factor": "schedule.warmup.factor",
     "param_scheduler.0.factor": "schedule.warmup.factor",
     "param_scheduler.0.end": ("schedule.warmup.steps", one_before),
-    "param_scheduler.1.type": ("schedule.decay.name", {"MultiStepLR": "steps"}.get),
+    "param_scheduler.1.type": ("schedule.decay.name", {"MultiStepLR": "steps"}.__getitem__),
     "param_scheduler.1.end": of_steps("schedule.steps"),
     "param_scheduler.1.milestones": of_steps("schedule.decay.at"),
     "param_scheduler.1.gamma": "schedule.decay.factor",

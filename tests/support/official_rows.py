@@ -73,11 +73,11 @@ def short_sides(row):
     return row["data.short_side_px"]
 
 
-def test_side(row):
+def short_side_at_test(row):
     return row["data.test_short_side_px"] or max(short_sides(row))
 
 
-def test_long_side(row):
+def long_side_at_test(row):
     return row["data.test_long_side_px"] or row["data.long_side_px"]
 
 

@@ -46,13 +46,13 @@ from support.official_rows import (
     flip_probability,
     frozen_parts,
     learned_norms,
+    long_side_at_test,
     method_is,
     norm_parts,
     rules_of,
+    short_side_at_test,
     short_sides,
     stage_of,
-    test_long_side,
-    test_side,
 )
 
 
@@ -87,8 +87,8 @@ COMMON = {
     "pixel_order": "model.pixels.order",
     "train_short_sides": short_sides,
     "train_long_side": "data.long_side_px",
-    "test_short_side": test_side,
-    "test_long_side": test_long_side,
+    "test_short_side": short_side_at_test,
+    "test_long_side": long_side_at_test,
     "flip_probability": flip_probability,
     "freeze_at": "model.backbone.freeze_at",
     "trunk_norm": lambda row: {
@@ -302,7 +302,7 @@ def always(key, theirs, table):
 
 
 def equal(one, other):
-    """Numbers to 1e-6, those of lists to 1e-4 px: anchors are printed with six digits."""
+    """Whether two values are the same; numbers to 5e-6: anchors are printed with six digits."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
