@@ -392,7 +392,7 @@ def test_empty_boxes_are_marked():
 def test_the_predicted_quality_does_not_move_the_boxes():
     """What the output of quality is to say is the IoU of the boxes, and no reason to change them."""
     y, head = truth(images=1, objects=1, padding=0), head_of("fcos", quality="iou")
-    raw = raw_fcos(head, code=0.25)
+    raw = raw_fcos(head, code=0.25, centerness=2.0)
 
     def loss(name):
         def of_first_level(code):

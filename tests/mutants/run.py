@@ -192,7 +192,7 @@ def result_of(status, log):
     if status == ERROR:
         return "killed: not importable"
     if status == FAILED:
-        fell = re.search(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE)
+        fell = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", log, re.MULTILINE)
         return f"killed: {fell[1].split('::', 1)[-1]}" if fell else "killed"
     if status < 0:
         return f"killed: {signal.Signals(-status).name}"

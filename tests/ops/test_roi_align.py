@@ -401,3 +401,12 @@ def test_saved_model_of_any_batch_size(tmp_path):
         few = [tf.constant(level[:images]) for level in pyramid]
         expected = ops.convert_to_numpy(roi_align(few, strides, boxes[:images], 7))
         np.testing.assert_allclose(loaded.call(few, tf.constant(boxes[:images])), expected, atol=1e-6)
+
+
+def test_the_level_is_that_of_the_box_before_it_is_enlarged():
+    """A side of 100 px belongs to stride 4, one of 130 px to stride 8: the level says which is looked at."""
+    pyramid = [np.full((1, 64 // n, 64 // n, 1), n, "float32") for n in (1, 2)]
+    box = np.float32([[[60, 60, 160, 160]]])
+    for enlarged in (1.0, 1.3):
+        found = roi_align(pyramid, [4, 8], box, 2, enlarged=enlarged)
+        np.testing.assert_allclose(ops.convert_to_numpy(found), 1, rtol=1e-5)
