@@ -423,7 +423,7 @@ def test_arguments(function, expected):
 
 
 def test_the_authors_conv_head():
-    """Wu et al. 2020, arXiv:1904.06493, section 4.1: five blocks, two of them non-local."""
+    """Wu et al. 2020, arXiv:1904.06493: five blocks, two of them non-local."""
     head = ConvHead()
     assert (head.count, head.width, head.middle) == (5, 1024, 256)
     assert [type(block).__name__ for block in head.blocks] == ["NonLocal", "Bottleneck"] * 2

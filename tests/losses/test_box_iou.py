@@ -76,7 +76,7 @@ def test_unknown_kind_raises():
 
 
 def test_ciou_by_hand():
-    """Zheng et al. 2020, arXiv:1911.08287, Eqs. 10, 11: shape counts above an IoU of 1/2."""
+    """Zheng et al. 2020, arXiv:1911.08287; shape counts above an IoU of 1/2, as in mmdetection."""
     box, at_half, above = ([0, 0, 10, height] for height in (10, 20, 18))
     loss = ops.convert_to_numpy(box_iou_loss(np.float32([box]), np.float32([at_half]), "ciou"))
     np.testing.assert_allclose(loss, 1 - (0.5 - 25 / 500), rtol=1e-5)

@@ -40,6 +40,7 @@ LIST = pathlib.Path(__file__).with_name("mutants.yaml")
 PAGE = ROOT / "docs" / "mutants.md"
 PASSED, FAILED, ERROR = 0, 1, 2  # exit statuses of pytest that say something about the tests
 TIMEOUT = "timeout"
+EQUIVALENT = "survived, equivalent"
 
 
 class Mutant(NamedTuple):
@@ -121,6 +122,7 @@ def copy_of_tree(folder):
 
 
 def commit():
+    """The commit of the working tree, with "-dirty" if it was changed."""
     described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
@@ -215,7 +217,7 @@ class Runner:
         self.broken = {}  # tests -> what is wrong with them without a change
 
     def run(self, mutants):
-        """Runs the tests without a change, then each mutant."""
+        """Runs the tests without a change, unless they are trusted, then each mutant."""
         mutants = [mutant for mutant in mutants if self._applies(mutant)]
         for tests in dict.fromkeys(tuple(mutant.tests) for mutant in mutants if not self.trust):
             self._add(None, tests)
@@ -299,17 +301,28 @@ def write_page(mutants, new):
     """Writes all mutants' rows: new ones, those of the page, or that it has not run."""
     known = rows_of_page() | new
     rows = [known.get(one.name, Row.of(one, "not run", "")) for one in mutants]
-    counts = {word: sum(row.result.startswith(word) for row in rows) for word in ("killed", "survived")}
-    summary = f"{len(rows)} mutants: {counts['killed']} killed, {counts['survived']} survived, "
-    summary += f"{len(rows) - sum(counts.values())} neither."
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    PAGE.write_text(TEXT.format(summary=summary) + table)
+    PAGE.write_text(TEXT.format(summary=summary_of(rows)) + table)
+
+
+def summary_of(rows):
+    """How many were killed, survived, and neither."""
+    results = [row.result for row in rows]
+    killed = sum(result.startswith("killed") for result in results)
+    equivalent = sum(result.startswith(EQUIVALENT) for result in results)
+    survived = results.count("survived")
+    others = len(results) - killed - equivalent - survived
+    return (
+        f"{len(results)} mutants: {killed} killed, {survived} survived, "
+        f"{equivalent} survived and are equivalent, {others} without a result."
+    )
 
 
 # --- the command --------------------------------------------------------------------------------------------
 
 
 def read_list():
+    """All mutants of the list."""
     mutants = [Mutant(**entry) for entry in yaml.safe_load(LIST.read_text())]
     names = [mutant.name for mutant in mutants]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -319,6 +332,7 @@ def read_list():
 
 
 def parse():
+    """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression: name or file")
     parser.add_argument("--new", action="store_true", help="only those that the page has no result of")
@@ -328,19 +342,23 @@ def parse():
     return parser.parse_args()
 
 
+def choose(mutants, options):
+    """The mutants that the options ask for."""
+    known = rows_of_page() if options.new else {}
+    fitting = [one for one in mutants if re.search(options.only, f"{one.name} {one.file}")]
+    return [one for one in fitting if not has_run(one, known.get(one.name))]
+
+
 def main():
     options = parse()
     mutants = read_list()
-    chosen = [one for one in mutants if re.search(options.only, f"{one.name} {one.file}")]
-    if options.new:
-        known = rows_of_page()
-        chosen = [one for one in chosen if not has_run(one, known.get(one.name))]
+    chosen = choose(mutants, options)
     when = f"{datetime.date.today()} {commit()}"
     rows, faults = {}, []
 
     def report(mutant, result):
         if result == "survived" and mutant.equivalent:
-            result = f"survived, equivalent: {mutant.equivalent}"
+            result = f"{EQUIVALENT}: {mutant.equivalent}"
         elif not result.startswith("killed"):
             faults.append(mutant.name)
         rows[mutant.name] = Row.of(mutant, result, when)

@@ -92,7 +92,7 @@ def test_a_score_of_exactly_the_least_is_kept():
 
 
 def test_settings_left_out():
-    """A threshold of 0.5, a sigma of 0.5 (Bodla et al. 2017, section 5) and a least score of 0.001."""
+    """A threshold of 0.5, a sigma of 0.5 (Bodla et al. 2017, arXiv:1704.04503) and a least score of 0.001."""
     close = [[0, 0, 10, 10], [0, 0, 10, 5.5]]  # IoU 0.55
     valid = np.ones((1, 2), bool)
 

@@ -12,7 +12,7 @@ GT_BOXES, GT_LABELS = np.float32([[[0, 0, 10, 10]]]), np.int32([[0]])
 
 
 def test_geometric_and_arithmetic_mean():
-    """DeFCN, Eqs. 4 and 5: a share of alpha for the IoU."""
+    """Wang et al. 2021, arXiv:2012.03544: the IoU has the exponent, or the weight, alpha."""
     truth = {"gt_boxes": GT_BOXES, "gt_labels": GT_LABELS, "alpha": 0.75}
     p, u = np.array([0.16, 0.25]), np.array([0.5, 1.0])
     for form, expected in (("mul", p**0.25 * u**0.75), ("add", 0.25 * p + 0.75 * u)):
