@@ -2,10 +2,12 @@
 
 from support.official_detectron2 import ARCHITECTURES, DETECTRON2, architecture, coco_or_voc
 from support.official_rows import (
+    decay_of,
     delta_weights,
     flip_probability,
     has,
     long_side_at_test,
+    lr_factor_of,
     of_both,
     short_side_at_test,
     short_sides,
@@ -135,12 +137,10 @@ BENCHMARK = {
     "DATASETS.TEST": (coco_or_voc("val"), the_same_images),
     "SOLVER.MAX_ITER": "schedule.steps",
     "SOLVER.BASE_LR": "schedule.base_lr",
-    "SOLVER.BIAS_LR_FACTOR": "schedule.optimizer.bias_lr_factor",
+    "SOLVER.BIAS_LR_FACTOR": lr_factor_of("bias"),
     "SOLVER.MOMENTUM": "schedule.optimizer.momentum",
     "SOLVER.WEIGHT_DECAY": "schedule.optimizer.weight_decay",
-    "SOLVER.WEIGHT_DECAY_BIAS": lambda row: (
-        row["schedule.optimizer.weight_decay"] * row["schedule.optimizer.decay_biases"]
-    ),
+    "SOLVER.WEIGHT_DECAY_BIAS": decay_of("bias"),
     "SOLVER.GAMMA": "schedule.decay.factor",
     "SOLVER.STEPS": "schedule.decay.at",
     "SOLVER.WARMUP_FACTOR": "schedule.warmup.factor",

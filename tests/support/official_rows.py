@@ -131,8 +131,12 @@ def clips(row):
     return any(row[f"schedule.optimizer.clip_{by}"] is not None for by in ("value", "norm"))
 
 
-def decay_of_norms(row):
-    return row["schedule.optimizer.weight_decay"] if row["schedule.optimizer.decay_norms"] else 0.0
+def lr_factor_of(kind):
+    return lambda row: row.rules[kind][0]
+
+
+def decay_of(kind):
+    return lambda row: row.rules[kind][1]
 
 
 def method_is(name):

@@ -42,7 +42,7 @@ from support.official_rows import (
     EPOCH,
     Row,
     clips,
-    decay_of_norms,
+    decay_of,
     flip_probability,
     frozen_parts,
     learned_norms,
@@ -105,7 +105,7 @@ COMMON = {
     "detections": "model.selection.total",
     "gate": "model.dense_head.gate_by",
     "weight_decay": "schedule.optimizer.weight_decay",
-    "weight_decay_norm": decay_of_norms,
+    "weight_decay_norm": decay_of("norm_scale"),
     "proposals": lambda row: {
         "score_threshold": row["model.proposer.test.score_threshold"],
         **{
