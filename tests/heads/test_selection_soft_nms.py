@@ -11,13 +11,15 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.models import MODELS, build_detector
 
-TOTAL, MIN_SCORE, IOU = 30, 1e-25, 0.2
+TOTAL, MIN_SCORE, IOU = 60, 1e-25, 0.2
 FACTORS = {
     "linear": lambda u: np.where(u > IOU, 1 - u, 1.0),
     "gaussian": lambda u: np.exp(-u * u / 0.5),
 }
 # One name for what differs before the selection: the forms of heads, stages and masks.
 NAMES = [name for name in VARIANTS if name not in ("centernet2_alone", "one_stage", "fcos_pss_dropped")]
+# With first weights and no norm, RetinaNet's boxes leave the image, and clipping makes them all alike.
+NEAR = {"retinanet": {"dense_head": {"num_convs": 1, "norm": "gn"}}}
 
 
 def overlaps(box, boxes):
@@ -48,7 +50,7 @@ def test_every_detector_ends_in_soft_nms_if_asked_to(name):
     # across classes: with first weights some heads' boxes meet none but themselves
     selection |= {"score_threshold": 0.0, "total": TOTAL, "pool": TOTAL, "class_wise": False}
     keras.utils.set_random_seed(0)
-    detector = build_detector({**VARIANTS[name], "selection": selection}, CLASSES)
+    detector = build_detector({**VARIANTS[name], **NEAR.get(name, {}), "selection": selection}, CLASSES)
     x, _ = batch()
     raw = detector({key: x[key] for key in ("images", "size_hw")})
     candidates = detector.candidates(x, raw)

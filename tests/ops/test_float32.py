@@ -64,7 +64,7 @@ def pooled_and_gradient(level, boxes, upstream):
     return ops.concatenate([ops.reshape(x, (-1,)) for x in (bins, gradient)])
 
 
-OWN = OwnChannel(3)
+OWN = OwnChannel(3, "zeros")
 OWN.build((None, None, 4, 4, 6))
 OWN.bias.assign(normal(3))
 

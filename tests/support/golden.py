@@ -128,7 +128,7 @@ class Golden:
                 if changed.keys() & {"rtol", "atol"} and "exact" not in changed:
                     words.pop("exact", None)
                 words |= changed
-        if rounds_to_tf32() and self.is_convolutional and not words.get("exact"):
+        if self.is_convolutional and not words.get("exact") and rounds_to_tf32():
             words["tf32"] = True
         unknown = words.keys() - WORDS
         assert not unknown, f"{self.name}: {name}: unknown words of comparison {sorted(unknown)}"
