@@ -1,5 +1,7 @@
 """Double-Head R-CNN: blocks against mmdetection's and the authors', counts and sums against the paper's."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -316,8 +318,11 @@ def test_padding_stays_out_of_the_statistics_of_the_batch():
     assert len(statistics) == 14
     for one, other in zip(statistics, of_alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    # A full sample: the same to the bit, but for JAX, which compiles one of the two and not the other.
+    rtol, atol = (1e-4, 1e-5) if keras.backend.backend() == "jax" else (0, 0)
+    same = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
     for one, other in zip(trained(x, np.ones((2, 3), bool)), trained(x, None), strict=True):
-        keras.tree.map_structure(np.testing.assert_array_equal, one, other)  # a full sample: as ever
+        keras.tree.map_structure(same, one, other)
 
 
 def test_names():
