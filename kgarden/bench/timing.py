@@ -1,6 +1,7 @@
 """Timing and memory measurement."""
 
 import pathlib
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -55,7 +56,11 @@ def quartiles(ratios: np.ndarray) -> list[float]:
 
 def peak_memory() -> float:
     """Returns the largest resident size of this process so far, GiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    # `ru_maxrss` begins with that of the parent process; /proc does not.
+    status = pathlib.Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    kib = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib / 2**20, 2)
 
 
 def resident_memory() -> float:
