@@ -9,6 +9,7 @@
 set -u -o pipefail
 cd "$(dirname "$0")/.."
 export KERAS_BACKEND=jax PYTHONPATH=$PWD XLA_PYTHON_CLIENT_PREALLOCATE=false
+export XLA_FLAGS=${XLA_FLAGS:-} # those of tests/conftest.py compile quickly for CPUs, and slow kernels down
 unset JAX_PLATFORMS
 pytest=("${PYTHON:-python3}" -m pytest -q --durations=10 "$@")
 

@@ -1,7 +1,9 @@
-"""Defaults are the published ones: of every builder's parts, and of functions that heads call.
+"""Defaults of every builder's parts, and of functions that heads call; layers are made but not built.
 
-Numbers are those of the papers and of the configurations of detectron2, mmdetection 2, maskrcnn-benchmark,
-CenterNet2, AdelaiDet, DeFCN, PSS and the authors' Double-Head R-CNN. Layers are made but not built.
+Numbers are those of the papers and of the configurations of detectron2, mmdetection, maskrcnn-benchmark,
+CenterNet2, AdelaiDet, DeFCN, PSS and the authors' Double-Head R-CNN, with which
+tests/config/test_official_settings.py compares the recipes. Where there is no published number the default is
+our own, marked so: such a line only holds that it does not change unnoticed.
 """
 
 import inspect
@@ -85,7 +87,7 @@ def towers(number=4, norm="GroupNorm"):
 OF_DETECTIONS = parts(
     "selection", score_threshold=0.05, per_level=1000, method="nms", iou=0.6, class_wise=True, total=100
 )
-OF_ROIS = OF_DETECTIONS | parts("selection", per_level=None, pool=4096, level_wise=False)
+OF_ROIS = OF_DETECTIONS | parts("selection", per_level=None, pool=4096, level_wise=False)  # pool: our own
 DENSE = OF_DETECTIONS | towers() | starts("dense_head.classes", ONE_PERCENT)
 DENSE |= parts("dense_head", scaled=True, sqrt_scores=False, rank_by="class", gate_by="class", clip=True)
 DENSE |= {"dense_head.code.kernel_initializer.stddev": 0.01}
@@ -264,7 +266,7 @@ CONDINST = parts(
     "mask_head",
     widths=[(10, 8), (8, 8), (8, 1)],
     upsampling=4,
-    max_proposals=250,
+    max_proposals=250,  # our own: half of what the release draws from two images
     sizes=[64, 128, 256, 512, 1024],
     weights_of_terms={"mask": 1.0, "semantic": 1.0},
     branch__levels=3,
@@ -403,6 +405,7 @@ ARGUMENTS = [
     (assign_levels, {"canonical_level": 4, "canonical_size": 224}),
     (
         Selection,
+        # all but sigma and min_score, which are mmdetection's, are our own
         {"pool": 10_000, "level_wise": False, "sigma": 0.5, "min_score": 0.001, "at_most_cells": False},
     ),
     (DenseHead, {"width": 256, "num_convs": 4, "norm": "gn", "shared_tower": False, "prior": 0.01}),
@@ -446,7 +449,7 @@ def test_norms():
 
 
 def test_a_frozen_backbone_does_not_double_its_variance_in_every_block():
-    """The last norm of a block starts at 0.2 where it does not normalise, at 1 where it does."""
+    """The last norm of a block starts at 0.2 where it does not normalise (our own), at 1 where it does."""
     for norm, scale in (("frozen_bn", 0.2), ("bn", 1.0)):
         block = make_backbone({"name": "resnet50", "norm": norm}).stage(2)[0]
         assert block.conv3.norm.first_gamma.value == scale and block.conv1.norm.first_gamma.value == 1.0

@@ -7,6 +7,7 @@ file and the nearest key. kgarden/config/recipe.py lists the keys.
 """
 
 import contextlib
+import copy
 import difflib
 import functools
 import glob as globbing
@@ -135,42 +136,46 @@ def stage_recipes(recipe: Recipe) -> list[Recipe]:
 def _read(path):
     """Returns (tree, {path of keys: line}) of a YAML file; a duplicate key is an error."""
     try:
-        text = path.read_text(encoding="utf-8")
-        node = _compose(text)
-        lines = {}
-        if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: a recipe must be a mapping of sections")
-        _note_lines(node, (), lines, path)
-        return _Loader("").construct_document(node), lines
+        tree, lines, duplicates = _parse(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe must be a mapping of sections")
+    for keys, line in duplicates:
+        raise UserError(
+            f"{path}:{line}: duplicate key {'.'.join(keys)} (first in line {lines[keys]}); remove one"
+        )
+    return copy.deepcopy(tree), lines
 
 
 @functools.lru_cache(maxsize=32)
-def _compose(text):
-    """The node tree of a YAML text, kept: parsing takes longer than all else, and rows share one file."""
-    return yaml.compose(text, _Loader)
+def _parse(text):
+    """Returns (tree, {path of keys: line}, [(path of a duplicate key, line), ...]) of a YAML text.
+
+    Results are kept: parsing takes longer than everything after it, and all rows share one file.
+    """
+    node, lines, duplicates = yaml.compose(text, _Loader), {}, []
+    _note_lines(node, (), lines, duplicates)
+    return (None if node is None else _Loader("").construct_document(node)), lines, duplicates
 
 
-def _note_lines(node, keys, lines, path):
+def _note_lines(node, keys, lines, duplicates):
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*keys, key.value)
+            here, line = (*keys, key.value), key.start_mark.line + 1
             if here in lines:
-                raise UserError(
-                    f"{path}:{key.start_mark.line + 1}: duplicate key {'.'.join(here)} "
-                    f"(first in line {lines[here]}); remove one"
-                )
-            lines[here] = key.start_mark.line + 1
-            _note_lines(value, here, lines, path)
+                duplicates.append((here, line))
+                continue
+            lines[here] = line
+            _note_lines(value, here, lines, duplicates)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*keys, str(index))] = value.start_mark.line + 1
-            _note_lines(value, (*keys, str(index)), lines, path)
+            _note_lines(value, (*keys, str(index)), lines, duplicates)
 
 
 def _set(tree, dotted, value):

@@ -1,20 +1,12 @@
 """Weight names of AdelaiDet: FCOS and CondInst on detectron2's backbone and pyramid."""
 
-from kgarden.weights.detectron2 import TRUNK
+from kgarden.weights.detectron2 import TRUNK, tower_names
 
 HEAD = r"proposal_generator\.fcos_head\."
 
 FCOS = (
-    # towers are conv, norm, ReLU in a row
-    *[
-        entry
-        for theirs, ours in (("bbox", "box"), ("cls", "class"))
-        for number in range(8)
-        for entry in (
-            (HEAD + rf"{theirs}_tower\.{3 * number}", f"fcos/{ours}_tower/conv{number}"),
-            (HEAD + rf"{theirs}_tower\.{3 * number + 1}", f"fcos/{ours}_tower/conv{number}/norm"),
-        )
-    ],
+    *tower_names(HEAD + r"bbox_tower\.", "fcos/box_tower"),
+    *tower_names(HEAD + r"cls_tower\.", "fcos/class_tower"),
     (HEAD + "cls_logits", "fcos/classes"),
     (HEAD + "bbox_pred", "fcos/code"),
     (HEAD + "ctrness", "fcos/centerness"),

@@ -2,6 +2,22 @@
 
 HEAD = r"proposal_generator\.centernet_head\."
 
+
+def tower_names(theirs, ours, layers=3):
+    """Entries of a table for a tower that is one sequence of convolutions, norms and ReLUs.
+
+    Args:
+        theirs: what stands before the numbers of the sequence, such as r"head\\.bbox_subnet\\.".
+        ours:   our tower, such as "retinanet/box_tower".
+        layers: of the sequence for each convolution: 3, or 2 without norms.
+    Returns:
+        pairs (regular expression of a module's name, replacement), see `our_name`.
+    """
+    convolutions = [(rf"{theirs}{layers * number}", f"{ours}/conv{number}") for number in range(8)]
+    norms = [(rf"{theirs}{layers * number + 1}", f"{ours}/conv{number}/norm") for number in range(8)]
+    return (*convolutions, *(norms if layers == 3 else ()))
+
+
 TRUNK = (
     # backbone, below a pyramid or alone
     (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
@@ -17,24 +33,14 @@ TABLE = (
     (r"proposal_generator\.rpn_head\.conv", "rpn/box_tower/conv0"),
     (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/classes"),
     (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/code"),
-    # RetinaNet: towers are conv, ReLU in a row
-    *[
-        (rf"head\.{theirs}_subnet\.{2 * number}", f"retinanet/{ours}_tower/conv{number}")
-        for theirs, ours in (("bbox", "box"), ("cls", "class"))
-        for number in range(8)
-    ],
+    # RetinaNet, whose towers have no norms
+    *tower_names(r"head\.bbox_subnet\.", "retinanet/box_tower", layers=2),
+    *tower_names(r"head\.cls_subnet\.", "retinanet/class_tower", layers=2),
     (r"head\.cls_score", "retinanet/classes"),
     (r"head\.bbox_pred", "retinanet/code"),
-    # CenterNet2's first stage: towers are conv, norm, ReLU in a row
-    *[
-        entry
-        for theirs, ours in (("bbox", "box"), ("cls", "class"))
-        for number in range(8)
-        for entry in (
-            (HEAD + rf"{theirs}_tower\.{3 * number}", f"centernet/{ours}_tower/conv{number}"),
-            (HEAD + rf"{theirs}_tower\.{3 * number + 1}", f"centernet/{ours}_tower/conv{number}/norm"),
-        )
-    ],
+    # CenterNet2's first stage
+    *tower_names(HEAD + r"bbox_tower\.", "centernet/box_tower"),
+    *tower_names(HEAD + r"cls_tower\.", "centernet/class_tower"),
     (HEAD + "bbox_pred", "centernet/ltrb"),
     (HEAD + "agn_hm", "centernet/objectness"),
     (HEAD + "cls_logits", "centernet/classes"),

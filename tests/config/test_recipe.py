@@ -153,6 +153,14 @@ def test_missing_and_duplicate_keys(write):
     assert "no recipe 'quickstrat'" in error_of("quickstrat")
 
 
+def test_a_file_may_be_loaded_again(write):
+    """It is parsed once. Merge keys are resolved in place by PyYAML, overrides change a tree."""
+    path = write(TEXT.replace("{name: sgd,", "{<<: {name: adamw, weight_decay: 1}, name: sgd,"))
+    first = load_recipe(path, {"schedule.steps": 7, "model.roi_head.ious": [0.5]})
+    assert first.schedule.optimizer.name == "sgd" and first.schedule.steps == 7
+    assert load_recipe(path) == load_recipe(write(TEXT, "plain.yaml"), {"name": "little"})
+
+
 def test_overrides_are_applied_after_rows(write):
     path = write(TEXT)
     assert load_recipe(path, row="table1.b").schedule.steps == 45

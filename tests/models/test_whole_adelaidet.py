@@ -168,7 +168,7 @@ def drawn_masks(golden, detector, raw, found):
         masks = golden.raw(f"det_masks_{image}")
         best = {key: detections[key][: len(masks)] for key in (MASKS, BOXES)}
         pasted = paste_masks(best[MASKS], best[BOXES], masks.shape[1:])
-        assert min(map(share_of_common, pasted, masks, best[BOXES])) > 0.99
+        assert all(share > 0.99 for share in map(share_of_common, pasted, masks, best[BOXES]))
     return got
 
 

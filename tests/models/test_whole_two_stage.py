@@ -1,4 +1,8 @@
-"""Whole two-stage detectors against their references: images to detections, losses and gradients."""
+"""Whole two-stage detectors with the references' weights: from images to detections, losses and gradients.
+
+Models are built from the recipes of the published configurations; widths and numbers of samples alone are the
+files'.
+"""
 
 import numpy as np
 import pytest
@@ -10,10 +14,10 @@ from support.whole_models import (
     forward,
     named_gradients,
     named_terms,
+    published_settings,
     train_step,
 )
 from support.whole_two_stage import (
-    answering,
     bitmaps_of,
     double_precision,
     logit,
@@ -26,6 +30,7 @@ from support.whole_two_stage import (
     probability,
     proposals_of,
     rois_of,
+    with_predictions,
 )
 
 from kgarden.models import build_detector
@@ -64,27 +69,20 @@ def inference_of(s, detector, x, raw, score):
 # --- mmdetection --------------------------------------------------------------------------------------------
 
 
-def mmdetection_recipe(s):
-    """A file's configuration as in recipes/faster_rcnn.yaml, rows mmdetection.*, and cascade_rcnn.yaml."""
-    config, widths = s["config"], s["changed_from_the_published"]
-    return {
-        "name": "cascade_rcnn" if s["stages"] > 1 else "faster_rcnn",
-        "convention": "mmdetection",
-        "backbone": {
-            "name": f"resnet{config['backbone']['depth']}",
-            "freeze_at": config["backbone"]["frozen_stages"] + 1,
-            "stem_channels": widths["backbone.stem_channels"],
-            "res2_channels": 4 * widths["backbone.base_channels"],
-            "width_per_group": widths["backbone.base_channels"],
-        },
-        "pixels": "torchvision",
-        "neck": {"channels": widths["neck.out_channels"]},
-        "rpn": {"num_samples": widths["train_cfg.rpn.sampler.num"]},
-        "roi_head": {
-            "width": widths["roi_head.bbox_head.fc_out_channels"],
-            "num_samples": widths["train_cfg.rcnn.sampler.num"],
-        },
+def mmdetection_settings(s):
+    """A row of a recipe with a file's widths and numbers of samples."""
+    widths = s["changed_from_the_published"]
+    changes = {
+        "backbone.stem_channels": widths["backbone.stem_channels"],
+        "backbone.res2_channels": 4 * widths["backbone.base_channels"],
+        "backbone.width_per_group": widths["backbone.base_channels"],
+        "neck.channels": widths["neck.out_channels"],
+        "rpn.num_samples": widths["train_cfg.rpn.sampler.num"],
+        "roi_head.width": widths["roi_head.bbox_head.fc_out_channels"],
+        "roi_head.num_samples": widths["train_cfg.rcnn.sampler.num"],
     }
+    recipe = "cascade_rcnn" if s["stages"] > 1 else "faster_rcnn"
+    return published_settings(recipe, f"mmdetection.r{s['config']['backbone']['depth']}_1x", changes)
 
 
 MMDETECTION = {"rpn/objectness": "loss_rpn_cls", "rpn/box": "loss_rpn_bbox"}
@@ -101,7 +99,7 @@ MMDETECTION |= {
 )
 def test_mmdetection(golden):
     s = params(golden)
-    detector = build_detector(mmdetection_recipe(s), s["num_classes"])
+    detector = build_detector(mmdetection_settings(s), s["num_classes"])
     load_state_dict(detector, golden.state_dict(), mmdetection.TWO_STAGE)
     x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
     got = inference_of(s, detector, x, forward(detector, x), probability)
@@ -114,33 +112,27 @@ def test_mmdetection(golden):
 # --- detectron2 ---------------------------------------------------------------------------------------------
 
 
-def detectron2_recipe(s):
-    """A file's configuration as in recipes/mask_rcnn.yaml, rows detectron2.*."""
-    config, widths = s["config"], s["changed_from_the_published"]
-    settings = {
-        "name": "mask_rcnn",
-        "convention": "detectron2",
-        "backbone": {
-            "name": f"resnet{config['MODEL.RESNETS.DEPTH']}",
-            "freeze_at": config["MODEL.BACKBONE.FREEZE_AT"],
-            "stride_in_1x1": config["MODEL.RESNETS.STRIDE_IN_1X1"],
-            "stem_channels": widths["MODEL.RESNETS.STEM_OUT_CHANNELS"],
-            "res2_channels": widths["MODEL.RESNETS.RES2_OUT_CHANNELS"],
-            "width_per_group": widths["MODEL.RESNETS.WIDTH_PER_GROUP"],
-        },
-        "pixels": "msra",
-        "neck": {"channels": widths["MODEL.FPN.OUT_CHANNELS"]},
-        "rpn": {"num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"]},
-        "roi_head": {
-            "name": "cascade" if s["stages"] > 1 else "faster",
-            "width": widths["MODEL.ROI_BOX_HEAD.FC_DIM"],
-            "num_samples": widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"],
-        },
-        "mask_head": {"width": widths["MODEL.ROI_MASK_HEAD.CONV_DIM"]},
+def detectron2_settings(s):
+    """A row of recipes/mask_rcnn.yaml with a file's widths and numbers of samples."""
+    widths = s["changed_from_the_published"]
+    changes = resnet_widths(widths) | {
+        "neck.channels": widths["MODEL.FPN.OUT_CHANNELS"],
+        "rpn.num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"],
+        "roi_head.width": widths["MODEL.ROI_BOX_HEAD.FC_DIM"],
+        "roi_head.num_samples": widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"],
+        "mask_head.width": widths["MODEL.ROI_MASK_HEAD.CONV_DIM"],
     }
-    if s["stages"] > 1:
-        settings["proposals"] = {"train": {"total": config["MODEL.RPN.POST_NMS_TOPK_TRAIN"]}}
-    return settings
+    row = "detectron2.cascade_r50_1x" if s["stages"] > 1 else "detectron2.r50_1x"
+    return published_settings("mask_rcnn", row, changes)
+
+
+def resnet_widths(widths):
+    """Of the backbone, by detectron2's and maskrcnn-benchmark's keys."""
+    return {
+        "backbone.stem_channels": widths["MODEL.RESNETS.STEM_OUT_CHANNELS"],
+        "backbone.res2_channels": widths["MODEL.RESNETS.RES2_OUT_CHANNELS"],
+        "backbone.width_per_group": widths["MODEL.RESNETS.WIDTH_PER_GROUP"],
+    }
 
 
 DETECTRON2 = {"rpn/objectness": "loss_rpn_cls", "rpn/box": "loss_rpn_loc", "roi/mask": "loss_mask"}
@@ -157,7 +149,7 @@ DETECTRON2 |= {
 )
 def test_detectron2(golden):
     s = params(golden)
-    detector = build_detector(detectron2_recipe(s), s["num_classes"])
+    detector = build_detector(detectron2_settings(s), s["num_classes"])
     load_state_dict(detector, golden.state_dict(), detectron2.TABLE, ignore=detectron2.IGNORE)
     x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
     y["masks"] = bitmaps_of(golden, y)
@@ -173,41 +165,26 @@ def test_detectron2(golden):
 # --- the Double-Head release --------------------------------------------------------------------------------
 
 
-def double_head_recipe(s, images):
-    """A file's configuration as in recipes/double_head.yaml, row table3.complementary."""
+def double_head_settings(s, images):
+    """Row table3.complementary of recipes/double_head.yaml with a file's widths and numbers of samples."""
     config, widths = s["config"], s["changed_from_the_published"]
     box_head = "MODEL.ROI_BOX_HEAD."
     width = widths[box_head + "NONLOCAL_OUT_CHANNELS"]
     # The release keeps the best of the batch; in plain_* every image has equally many of them. Places are
     # a few more than there are RoIs, and not as many as the file has, since padding takes memory as well.
     proposals = widths["MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN"] // images
-    places = min(widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"], proposals + 64)
-    return {
-        "name": "double_head",
-        "configuration": "double_head_ext",
-        "backbone": {
-            "name": "resnet50",
-            "freeze_at": config["MODEL.BACKBONE.FREEZE_CONV_BODY_AT"],
-            "stride_in_1x1": config["MODEL.RESNETS.STRIDE_IN_1X1"],
-            "stem_channels": widths["MODEL.RESNETS.STEM_OUT_CHANNELS"],
-            "res2_channels": widths["MODEL.RESNETS.RES2_OUT_CHANNELS"],
-            "width_per_group": widths["MODEL.RESNETS.WIDTH_PER_GROUP"],
-        },
-        "pixels": {"mean": config["INPUT.PIXEL_MEAN"], "std": config["INPUT.PIXEL_STD"], "order": "bgr"},
-        "neck": {"channels": widths["MODEL.BACKBONE.OUT_CHANNELS"]},
-        "rpn": {"num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"]},
-        "proposals": {"train": {"total": proposals}},
-        "roi_head": {
-            "num_samples": places,
-            "fc_head": {"width": widths[box_head + "MLP_HEAD_DIM"]},
-            "conv_head": {
-                "width": width,
-                "middle": width // 4,
-                "blocks": 1 + 2 * config[box_head + "NONLOCAL_SHARED_NUM_STACK"],
-                "non_local": {"width": widths[box_head + "NONLOCAL_INTER_CHANNELS"]},
-            },
-        },
+    changes = resnet_widths(widths) | {
+        "neck.channels": widths["MODEL.BACKBONE.OUT_CHANNELS"],
+        "rpn.num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"],
+        "proposals.train.total": proposals,
+        "roi_head.num_samples": min(widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"], proposals + 64),
+        "roi_head.fc_head.width": widths[box_head + "MLP_HEAD_DIM"],
+        "roi_head.conv_head.width": width,
+        "roi_head.conv_head.middle": width // 4,
+        "roi_head.conv_head.blocks": 1 + 2 * config[box_head + "NONLOCAL_SHARED_NUM_STACK"],
+        "roi_head.conv_head.non_local.width": widths[box_head + "NONLOCAL_INTER_CHANNELS"],
     }
+    return published_settings("double_head", "table3.complementary", changes)
 
 
 DOUBLE_HEAD = {
@@ -224,7 +201,7 @@ DOUBLE_HEAD = {
 def test_double_head(golden):
     s = params(golden)
     x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
-    detector = build_detector(double_head_recipe(s, len(x["images"])), s["num_classes"])
+    detector = build_detector(double_head_settings(s, len(x["images"])), s["num_classes"])
     load_state_dict(
         detector,
         golden.state_dict(),
@@ -241,7 +218,7 @@ def test_double_head(golden):
     for mode, panel in enumerate("abc"):
         detector.roi_head.classify_with = FIG_8[panel]["classify_with"]
         detector.roi_head.regress_with = FIG_8[panel]["regress_with"]
-        with answering(detector, of_rois):
+        with with_predictions(detector, of_rois):
             got |= named_tests(detector, x, raw, {f"plain_mode{mode}": {}})
 
     step = train_step(detector, x, y)

@@ -154,26 +154,26 @@ def named_masks(golden, detections, size_hw):
     return found
 
 
-class Answering:
-    """A RoI head that has looked at its proposals already, so that they are not pooled again for each test.
+class FixedRoIHead:
+    """A RoI head whose predictions are known already, so that RoIs are not pooled again for each test.
 
     Args:
-        head:    the RoI head.
-        of_rois: what it found.
+        head:        the RoI head.
+        predictions: of it.
     """
 
-    def __init__(self, head, of_rois):
-        self.candidates, self.of_rois = head.candidates, of_rois
+    def __init__(self, head, predictions):
+        self.candidates, self.predictions = head.candidates, predictions
 
     def __call__(self, pyramid, proposals, size_hw, training=False):
-        return self.of_rois
+        return self.predictions
 
 
 @contextlib.contextmanager
-def answering(detector, of_rois):
-    """The detector, whose RoI head answers with what it found."""
+def with_predictions(detector, predictions):
+    """The detector, whose RoI head returns the given predictions."""
     head = detector.roi_head
-    detector.roi_head = Answering(head, of_rois)
+    detector.roi_head = FixedRoIHead(head, predictions)
     try:
         yield
     finally:
