@@ -46,14 +46,6 @@ def read_labels(path):
     return [{"id": number, "name": name} for number, name in sorted(pairs)]
 
 
-def read_names(path):
-    """The names of a class list, by ascending id."""
-    names = [category["name"] for category in read_labels(path)]
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: a class name is listed twice")
-    return names
-
-
 def _from_lines(content):
     return enumerate((line for line in map(str.strip, content.splitlines()) if line), 1)
 

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from kgarden.cli.options import JsonOption, RowOption, SetOption, settings_of, start_tensorflow
+from kgarden.cli.options import (
+    JsonOption,
+    RowOption,
+    SetOption,
+    renaming_of,
+    settings_of,
+    start_tensorflow,
+)
 from kgarden.config.loading import load_recipe, packaged_recipes
 from kgarden.errors import UserError
 
@@ -83,7 +90,14 @@ ImagesOption = Annotated[pathlib.Path, typer.Option(help="Folder of images.")]
 ToOption = Annotated[pathlib.Path, typer.Option(help="Output directory.")]
 ClassesOption = Annotated[
     pathlib.Path | None,
-    typer.Option(help="Class list in label order: text, .pbtxt, .json or .csv; default: alphabetical order."),
+    typer.Option(
+        help="Class list that chooses and orders the classes: text, .pbtxt, .json (COCO too) or .csv; "
+        "default: all classes."
+    ),
+]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OLD=NEW", help="Rename a class, or join it with another; can be repeated."),
 ]
 ShardsOption = Annotated[int | None, typer.Option(min=1, help="Number of shards.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Number of processes.")]
@@ -96,6 +110,8 @@ def build_coco(
     images: ImagesOption,
     annotations: Annotated[pathlib.Path, typer.Option(help="COCO instances JSON.")],
     to: ToOption,
+    classes: ClassesOption = None,
+    rename: RenameOption = None,
     masks: Annotated[bool, typer.Option(help="Store masks, if the annotations have them.")] = True,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
@@ -104,6 +120,7 @@ def build_coco(
 ) -> None:
     """Convert a COCO data set."""
     arguments = {"images": images, "annotations": annotations, "with_masks": masks}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
     _build("coco", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
@@ -122,6 +139,7 @@ def build_voc(
         str | None, typer.Option(help="List in ImageSets/Main, for example train; or a file of names.")
     ] = None,
     classes: ClassesOption = None,
+    rename: RenameOption = None,
     one_based: Annotated[
         bool, typer.Option("--one-based", help="Coordinates start at 1 (original PASCAL VOC files).")
     ] = False,
@@ -136,7 +154,8 @@ def build_voc(
 ) -> None:
     """Convert a PASCAL VOC data set: one XML file for each image."""
     arguments = {"root": root, "images": images, "annotations": annotations, "split": split}
-    arguments |= {"classes": classes, "one_based": one_based, "ignore_difficult": ignore_difficult}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
+    arguments |= {"one_based": one_based, "ignore_difficult": ignore_difficult}
     _build("voc", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
@@ -146,6 +165,7 @@ def build_csv(
     annotations: Annotated[pathlib.Path, typer.Option(help="CSV table with one row for each box.")],
     to: ToOption,
     classes: ClassesOption = None,
+    rename: RenameOption = None,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
@@ -153,6 +173,7 @@ def build_csv(
 ) -> None:
     """Convert a CSV table of boxes and its images."""
     arguments = {"images": images, "annotations": annotations, "classes": classes}
+    arguments |= {"rename": renaming_of(rename)}
     _build("csv", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 

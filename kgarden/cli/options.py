@@ -46,3 +46,15 @@ def settings_of(assignments: list[str] | None) -> dict[str, Any]:
             raise UserError(f"--set {assignment}: use KEY=VALUE, for example schedule.steps=20")
         settings[key.strip()] = parse_value(text)
     return settings
+
+
+def renaming_of(assignments: list[str] | None) -> dict[str, str]:
+    """Parses ["old=new", ...] of `--rename` to {"old": "new"}."""
+    rename = {}
+    for assignment in assignments or []:
+        old, equals, new = (part.strip() for part in assignment.partition("="))
+        if not (old and equals and new):
+            raise UserError(f"--rename {assignment}: use OLD=NEW, for example mug=cup")
+        if rename.setdefault(old, new) != new:
+            raise UserError(f"--rename: {old} gets two new names, {rename[old]} and {new}; keep one")
+    return rename

@@ -22,6 +22,15 @@ def as_sources(value):
     return tuple({"glob": one} if isinstance(one, str) else one for one in as_tuple(value))
 
 
+def as_names(value):
+    """Returns a dictionary with its keys and values as text: YAML reads a class named 0 as a number."""
+    if not isinstance(value, dict) or not all(
+        type(one) in (str, int) for pair in value.items() for one in pair
+    ):
+        return value
+    return {str(old): str(new) for old, new in value.items()}
+
+
 def as_canvases(value):
     """Returns a list of [height, width] as a tuple of tuples."""
     return tuple(tuple(c) if isinstance(c, list) else c for c in value) if isinstance(value, list) else value

@@ -217,7 +217,7 @@ def _merge(tree, changes):
 def _resolve_paths(value, folder, key=None):
     """Resolves relative paths against the recipe's folder, then the working directory."""
     if isinstance(value, dict):
-        return {k: v if k == "rows" else _resolve_paths(v, folder, k) for k, v in value.items()}
+        return {k: v if k in ("rows", "rename") else _resolve_paths(v, folder, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_resolve_paths(v, folder, key) for v in value]
     is_path = key in PATH_KEYS | {"train", "val"} and isinstance(value, str)

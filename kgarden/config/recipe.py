@@ -21,7 +21,16 @@ from pydantic import (
     model_validator,
 )
 
-from kgarden.config.fields import AsTuple, Section, as_augment, as_canvases, as_sources, convention, named
+from kgarden.config.fields import (
+    AsTuple,
+    Section,
+    as_augment,
+    as_canvases,
+    as_names,
+    as_sources,
+    convention,
+    named,
+)
 
 PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}  # hold paths
 
@@ -38,9 +47,12 @@ class Model(Section):
 
 SOURCE_KEYS = {  # format -> (required keys, optional keys)
     None: ({"glob"}, {"labels"}),
-    "coco": ({"images", "annotations"}, set()),
-    "voc": (set(), {"root", "images", "annotations", "split", "classes", "one_based", "ignore_difficult"}),
-    "csv": ({"images", "annotations"}, {"classes"}),
+    "coco": ({"images", "annotations"}, {"classes", "rename"}),
+    "voc": (
+        set(),
+        {"root", "images", "annotations", "split", "classes", "rename", "one_based", "ignore_difficult"},
+    ),
+    "csv": ({"images", "annotations"}, {"classes", "rename"}),
     "shapes": ({"count", "seed"}, {"size_hw"}),
 }
 
@@ -56,7 +68,8 @@ class Source(Section):
     annotations: str | None = None  # coco: JSON file; voc: folder of XML files; csv: table
     root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
     split: str | None = None  # voc: list in ImageSets/Main, or a file of names; None: all
-    classes: str | None = None  # voc, csv: class list in label order; None: alphabetical
+    classes: str | None = None  # class list in label order: chooses and orders; None: all
+    rename: Annotated[dict[str, str], BeforeValidator(as_names)] | None = None  # {old class: new class}
     one_based: bool | None = None  # voc: coordinates start at 1; None: at 0
     ignore_difficult: bool | None = None  # voc: exclude them from training and COCO metrics
     count: PositiveInt | None = None  # shapes: number of images
@@ -355,7 +368,7 @@ class Recipe(Section):
 
 def _without_folders(value, key=None):
     if isinstance(value, dict):
-        return {k: _without_folders(v, k) for k, v in value.items()}
+        return {k: v if k == "rename" else _without_folders(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_without_folders(v, key) for v in value]
     if key in PATH_KEYS and isinstance(value, str):

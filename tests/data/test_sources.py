@@ -9,7 +9,7 @@ from support import real_data
 tf = pytest.importorskip("tensorflow")
 
 from kgarden.build import prepare_data  # noqa: E402
-from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.config.loading import load_recipe, packaged_recipes  # noqa: E402
 from kgarden.config.recipe import Source  # noqa: E402
 from kgarden.data.sources import dataset_of, open_dataset  # noqa: E402
 from kgarden.errors import UserError  # noqa: E402
@@ -66,6 +66,19 @@ def test_csv(world):
     (world / "names.txt").write_text("dog\ncat\n")
     named = opened(world, format="csv", classes=str(world / "names.txt"), **source)
     assert [c["name"] for c in named.categories] == ["dog", "cat"]
+    renamed = opened(world, format="csv", rename={"cat": 0}, **source)  # YAML reads 0 as a number
+    assert [c["name"] for c in renamed.categories] == ["0"]
+
+
+def test_renamings_of_a_recipe_are_no_paths(world):
+    """A class may be called like a key that holds a path, and like a file beside the recipe."""
+    (world / "cat").write_text("")
+    source = {"format": "voc", "root": str(world), "rename": {"train": "cat", "cat": "train"}}
+    changes = {"data.train": source, "data.val": source}
+    (world / "r.yaml").write_text((packaged_recipes()["quickstart"]).read_text())
+    [train] = load_recipe(world / "r.yaml", changes).data.train
+    assert train.rename == {"train": "cat", "cat": "train"}
+    assert [c["name"] for c in opened(world, **train.model_dump()).categories] == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pathlib
 from tfrecords import segmentations
 from tfrecords.conversion_report import IMAGE_LEFT_OUT, Fault, Faults
 from tfrecords.converters import common
+from tfrecords.converters.classes import NOT_LISTED, Classes
 from tfrecords.converters.common import as_hw, as_int, as_numbers, text
 from tfrecords.schema import DataError
 
@@ -14,7 +15,17 @@ LARGEST_AREA = 1e12  # px^2; larger values are taken for mistakes
 
 
 def build(
-    to, *, images, annotations, with_masks=True, shards=None, workers=None, strict=False, progress=None
+    to,
+    *,
+    images,
+    annotations,
+    classes=None,
+    rename=None,
+    with_masks=True,
+    shards=None,
+    workers=None,
+    strict=False,
+    progress=None,
 ):
     """Convert a COCO data set.
 
@@ -28,6 +39,7 @@ def build(
         to:          directory to make.
         images:      folder that the file names in the json are relative to.
         annotations: the json file.
+        classes, rename: see `tfrecords.converters.classes.Classes`.
         with_masks:  store masks in the records, where the json has them.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
@@ -37,6 +49,8 @@ def build(
     tree = _load(path)
     categories, number_of = _categories(tree["categories"], path)
     before = Faults()
+    categories, chosen = Classes(classes, rename).of_categories(categories, path, before)
+    number_of = {key: chosen.get(number) for key, number in number_of.items()}
     listed = _listed(tree["images"], path, before)
     of_image = _by_image(tree["annotations"], listed, number_of, before)
     jobs = _jobs(listed, of_image, before)
@@ -142,6 +156,8 @@ def _object(annotation, where, listed, number_of):
         raise DataError(IMAGE_LEFT_OUT)
     if category not in number_of:
         raise DataError("category_id is not among the categories")
+    if number_of[category] is None:
+        raise DataError(NOT_LISTED)
     if box is None:
         raise DataError("bbox is not four finite numbers")
     thing = {"where": where, "category_id": number_of[category], "bbox": box}

@@ -6,8 +6,8 @@ import pathlib
 
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
+from tfrecords.converters.classes import NOT_LISTED, Classes
 from tfrecords.converters.common import as_hw, as_numbers, text
-from tfrecords.labels import read_names
 from tfrecords.schema import DataError
 
 # accepted column names, in lower case and with _ between words
@@ -27,7 +27,18 @@ WITHOUT_HEADER = ("file", *CORNERS, "class")  # as keras-retinanet has it
 DELIMITERS = ",;\t"
 
 
-def build(to, *, images, annotations, classes=None, shards=None, workers=None, strict=False, progress=None):
+def build(
+    to,
+    *,
+    images,
+    annotations,
+    classes=None,
+    rename=None,
+    shards=None,
+    workers=None,
+    strict=False,
+    progress=None,
+):
     """Convert a CSV data set.
 
     The header names the columns: filename, class, xmin, ymin, xmax, ymax, optionally width and height, in
@@ -39,8 +50,8 @@ def build(to, *, images, annotations, classes=None, shards=None, workers=None, s
         to:          directory to make.
         images:      folder that the file names in the table are relative to.
         annotations: the csv file.
-        classes:     file with a class list, in label order; see `tfrecords.labels.read_labels`. None:
-                     all that occur in the table, in alphabetical order.
+        classes, rename: see `tfrecords.converters.classes.Classes`. Without a list: all that occur in the
+                     table, in alphabetical order.
         shards, workers, strict, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -50,16 +61,16 @@ def build(to, *, images, annotations, classes=None, shards=None, workers=None, s
     faults = Faults()
     of_file, boxes_total = _by_file(columns, rows, faults)
     things = [thing for job in of_file.values() for thing in job["objects"]]
-    listed = read_names(classes) if classes else sorted({thing["category"] for thing in things})
-    number_of = {name: number for number, name in enumerate(listed, 1)}
-    if not number_of:
+    found = {thing["category"] for thing in things}
+    categories, number_of = Classes(classes, rename).of_names(found, path, faults)
+    if not categories:
         raise DataError(f"{path}: no line has a box with a class")
     for job in of_file.values():
         job["objects"] = list(_with_ids(job["objects"], number_of, faults))
     return common.convert(
         to,
         [{"id": number, **job} for number, job in enumerate(of_file.values(), 1)],
-        [{"id": number, "name": name} for name, number in number_of.items()],
+        categories,
         folder=images,
         source={"format": "csv", "annotations": path.name},
         boxes_total=boxes_total,
@@ -153,4 +164,4 @@ def _with_ids(things, number_of, faults):
         if category in number_of:
             yield {**thing, "category_id": number_of[category]}
         else:
-            faults.boxes.append(Fault(thing["where"], "its class is not in the list"))
+            faults.boxes.append(Fault(thing["where"], NOT_LISTED))

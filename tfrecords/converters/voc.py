@@ -7,8 +7,8 @@ from xml.parsers import expat
 
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
+from tfrecords.converters.classes import NOT_LISTED, Classes
 from tfrecords.converters.common import as_hw, as_int, as_numbers, text
-from tfrecords.labels import read_names
 from tfrecords.schema import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -24,6 +24,7 @@ def build(
     annotations=None,
     split=None,
     classes=None,
+    rename=None,
     one_based=False,
     ignore_difficult=False,
     shards=None,
@@ -43,8 +44,8 @@ def build(
         images:      folder of images.
         annotations: folder of XML files.
         split:       a list of names: train for ImageSets/Main/train.txt, or a path. None: every XML file.
-        classes:     file with a class list, in label order; see `tfrecords.labels.read_labels`. None:
-                     all that occur in the folder of annotations, in any split, in alphabetical order.
+        classes, rename: see `tfrecords.converters.classes.Classes`. Without a list: all that occur in the
+                     folder of annotations, in any split, in alphabetical order.
         one_based:   coordinates start at 1 and xmax, ymax are inside the box, as in the original Pascal
                      files: 1 is subtracted from xmin and ymin. False: coordinates start at 0, as LabelImg
                      and most other tools write them.
@@ -62,9 +63,9 @@ def build(
             trees[name] = read_xml(annotations / f"{name}.xml")
         except DataError as error:
             faults.images.append(Fault(f"{name}.xml", str(error)))
-    listed = read_names(classes) if classes else _all_names(annotations, trees)
-    number_of = {name: number for number, name in enumerate(listed, 1)}
-    if not number_of:
+    found = _all_names(annotations, trees)
+    categories, number_of = Classes(classes, rename).of_names(found, annotations, faults)
+    if not categories:
         raise DataError(f"{annotations}: no XML file contains a class")
     files = _images(images)
     jobs = [
@@ -86,7 +87,7 @@ def build(
     return common.convert(
         to,
         jobs,
-        [{"id": number, "name": name} for name, number in number_of.items()],
+        categories,
         folder=images,
         source={
             "format": "voc",
@@ -224,7 +225,7 @@ def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
         category = _name_of(thing)
         corners = as_numbers([thing.findtext(f"bndbox/{side}") for side in CORNERS], 4)
         if category not in number_of:
-            faults.boxes.append(Fault(f"{where} of {name}.xml", "its class is not in the list"))
+            faults.boxes.append(Fault(f"{where} of {name}.xml", NOT_LISTED))
         elif corners is None:
             faults.boxes.append(Fault(f"{where} of {name}.xml", "bndbox is not four finite numbers"))
         else:
