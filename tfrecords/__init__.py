@@ -5,6 +5,7 @@ the functions that need it, so that `import tfrecords` is cheap.
 
     schema.py             keys of a record; its one writer and its one parser
     images.py             image files -> bytes that TensorFlow decodes; the decoder
+    bounded_yaml.py       YAML of strangers, within bounds
     segmentations.py      polygons and run-length codes -> PNG
     converters/           COCO, Pascal VOC, CSV and the synthetic shapes -> shards
     labels.py             class lists (.pbtxt, JSON, CSV, plain text)

@@ -22,15 +22,17 @@ from pydantic import BaseModel, ValidationError
 
 from kgarden.config.recipe import PATH_KEYS, Recipe, Row
 from kgarden.errors import UserError
+from tfrecords import bounded_yaml
+from tfrecords.bounded_yaml import BoundedLoader
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """YAML 1.1 reads 1e-4 as a string and `off` as false; this loader reads a number and a string."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for first, resolvers in BoundedLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -45,9 +47,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|
 def parse_value(text: str) -> Any:
     """Parses the value of `--set key=text` as YAML."""
     try:
-        return yaml.load(text, _Loader)
+        return bounded_yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"the value {text!r} is not valid YAML; quote it in the shell") from error
+        reason = bounded_yaml.reason_of(error)
+        raise UserError(
+            f"the value {text[:80]!r} is not valid YAML ({reason}); quote it in the shell"
+        ) from error
 
 
 def recipe_folders() -> list[pathlib.Path]:
@@ -93,23 +98,42 @@ def load_recipe(
     Raises:
         UserError: no such recipe or row, or an invalid key or value.
     """
-    path = find_recipe(path_or_stem)
+    return _load(find_recipe(path_or_stem), overrides, row)
+
+
+def _load(path, overrides, row, visited=()):
+    """`load_recipe`; `visited` are the (path, row) that led here."""
     tree, lines = _read(path)
-    rows = tree.get("rows") or {}
     if row is not None:
-        if not isinstance(rows, dict) or row not in rows:
-            raise UserError(f"{path}: no row {row!r}{_nearest(row, rows)}")
-        entry = rows[row] or {}
+        entry = _row_of(tree, row, path)
         overrides = {**(entry.get("set") or {}), **(overrides or {})}
         if entry.get("recipe"):
+            here = (path.resolve(), row)
+            if here in visited:
+                raise UserError(f"{path}: rows.{row} refers to itself, through its `recipe`")
             other = path.parent / entry["recipe"]
-            return load_recipe(other if other.is_file() else entry["recipe"], overrides, entry.get("row"))
+            other = find_recipe(other if other.is_file() else entry["recipe"])
+            return _load(other, overrides, entry.get("row"), (*visited, here))
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
         lines = {keys: line for keys, line in lines.items() if ".".join(map(str, keys)) != dotted}
     recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
     _check_rows(recipe, path, lines)
     return recipe
+
+
+def _row_of(tree, row, path):
+    """The entry of a row, as the file has it."""
+    rows = tree.get("rows") or {}
+    if not isinstance(rows, dict) or row not in rows:
+        raise UserError(f"{path}: no row {row!r}{_nearest(row, rows if isinstance(rows, dict) else ())}")
+    entry = rows[row] or {}
+    kinds = {"set": dict, "recipe": str, "row": str}
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(k) or kind(), kind) for k, kind in kinds.items()
+    ):
+        raise UserError(f"{path}: rows.{row}: a row is a mapping; its `set` is one of dotted keys")
+    return entry
 
 
 def row_settings(recipe: Recipe, row: Row) -> dict[str, Any]:
@@ -138,9 +162,9 @@ def _read(path):
     try:
         tree, lines, duplicates = _parse(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        line = bounded_yaml.line_of(error)
+        where = f"{path}:{line}" if line else f"{path}"
+        raise UserError(f"{where}: not valid YAML: {bounded_yaml.reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file") from error
     if not isinstance(tree, dict):
@@ -158,7 +182,7 @@ def _parse(text):
 
     Results are kept: parsing takes longer than everything after it, and all rows share one file.
     """
-    node, lines, duplicates = yaml.compose(text, _Loader), {}, []
+    node, lines, duplicates = yaml.compose(bounded_yaml.bounded(text), _Loader), {}, []
     _note_lines(node, (), lines, duplicates)
     return (None if node is None else _Loader("").construct_document(node)), lines, duplicates
 
@@ -185,6 +209,8 @@ def _set(tree, dotted, value):
         if isinstance(tree, list):
             tree = _element(tree, folder, dotted)
             continue
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {dotted}: {tree!r} has no element {folder!r}")
         if not isinstance(tree.get(folder), dict | list):
             if isinstance(tree.get(folder), str) and depth and folders[0] == "model":
                 tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is short for {name: resnet18}
@@ -194,8 +220,10 @@ def _set(tree, dotted, value):
     if isinstance(tree, list):
         _element(tree, last, dotted)
         tree[int(last)] = value
-    else:
+    elif isinstance(tree, dict):
         tree[last] = value
+    else:
+        raise UserError(f"--set {dotted}: {tree!r} has no element {last!r}")
 
 
 def _element(tree, index, dotted):
@@ -267,7 +295,7 @@ def _message(problem, path, lines):
     if kind == "value_error":
         return f"{where}: {key}: {problem['ctx']['error']}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{where}: {key} = {value!r}: {message.replace('input should be', 'should be')}"
+    return f"{where}: {key} = {value!r:.200}: {message.replace('input should be', 'should be')}"
 
 
 def _keys_beside(keys):

@@ -193,6 +193,31 @@ def test_a_row_may_refer_to_a_row_of_another_recipe(write):
     assert "give recipe too" in error_of(write(TEXT + "  table1.d: {row: table1.b}\n"))
 
 
+ROWLESS = TEXT[: TEXT.index("rows:")]
+ODD_RECIPES = {
+    "itself": (ROWLESS + "a: &a [*a]", "contains itself"),
+    "laughs": (
+        ROWLESS
+        + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 [x]\n" for n in range(30)),
+        "aliases included",
+    ),
+    "infinite": (ROWLESS.replace("0.02", ".inf"), "finite"),
+    "row of a row": (ROWLESS + "rows: {r: {recipe: little.yaml, row: r}}", "rows.r refers to itself"),
+    "row that is a number": (ROWLESS + "rows: {r: 3}", "a row is a mapping"),
+    "set that is a list": (ROWLESS + "rows: {r: {set: [1]}}", "a row is a mapping"),
+    "recipe that is a list": (ROWLESS + "rows: {r: {recipe: [1]}}", "a row is a mapping"),
+    "element of a number": (
+        ROWLESS + "rows: {r: {set: {data.short_side_px.0.x: 3}}}",
+        "64 has no element 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("text,words", ODD_RECIPES.values(), ids=ODD_RECIPES)
+def test_recipes_that_are_tricks_get_one_line(write, text, words):
+    assert words in error_of(write(text), row="r" if "rows:" in text else None)
+
+
 def test_paths_are_resolved_against_the_recipe_then_the_working_directory(write, tmp_path, monkeypatch):
     beside, working = tmp_path / "shards", tmp_path / "elsewhere" / "shards"
     for folder in (beside, working):
