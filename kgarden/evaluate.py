@@ -126,7 +126,13 @@ def evaluate(
     started = time.perf_counter()
     results, image_ids, has_masks = detect(model, batches, categories, on_batch)
     seconds = time.perf_counter() - started
-    table = EvaluationTable(read_json(annotations), results, image_ids)
+    table = EvaluationTable(
+        read_json(annotations),
+        results,
+        image_ids,
+        max_detections=recipe.evaluate.max_detections,
+        per_image=detector.selection.total,
+    )
     metrics = recipe.evaluate.metrics
     evaluation = {
         "recipe": recipe.name,

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from support.fake_detector import CATEGORIES, ground_truth, pictures
+from support.metric_tables import METRICS
 
 from kgarden.evaluate import detect, first_images
 from kgarden.inference.postprocess import to_original
-from kgarden.metrics.coco import METRICS, coco_metrics
+from kgarden.metrics.coco import coco_metrics
 from kgarden.utils.files import write_json
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from kgarden.build import Data, load_run, prepare_data
 from kgarden.config.loading import Recipe
 from kgarden.errors import UserError
+from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.evaluation_table import complete
+from kgarden.metrics.limits import limited
 from kgarden.models.base.two_stage import TwoStage
 from kgarden.structures import IMAGE_ID, ORIGINAL_HW, SIZE_HW
 from kgarden.utils.files import read_json
@@ -168,7 +170,8 @@ def difficulties(evaluation: dict, categories: list[dict]) -> dict[int, str]:
     Returns:
         {category id: one of DIFFICULTIES}
     """
-    ap = {row["id"]: row.get("ap") for row in evaluation.get("per_class", [])}
+    name = limited("ap", evaluation.get("max_detections", COCO_MAX_DETECTIONS))
+    ap = {row["id"]: row.get(name) for row in evaluation.get("per_class", [])}
     known = [one["id"] for one in categories if ap.get(one["id"]) is not None]
     ranked = sorted(known, key=lambda one: -ap[one])
     if len(ranked) < 3:

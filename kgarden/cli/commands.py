@@ -185,6 +185,10 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated: coco, voc07, voc_area, open_images.")
     ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=1, help="Detections per class and image that COCO's metrics judge; COCO: 100."),
+    ] = None,
     iou_type: Annotated[str, typer.Option(help="bbox or segm (results files only).")] = "bbox",
     to: Annotated[
         pathlib.Path | None, typer.Option(help="Output directory for figures and analysis.")
@@ -200,7 +204,9 @@ def evaluate(
         )
         if annotations is None:
             raise UserError(f"{subject}: a results file needs ground truth; use --annotations FILE")
-        evaluation = _evaluate_file(subject, annotations, names or ["coco"], iou_type, to=to)
+        settings = {"metrics": names or ["coco"], "iou_type": iou_type}
+        settings |= {"max_detections": max_detections} if max_detections else {}
+        evaluation = _evaluate_file(subject, annotations, settings, to=to)
     else:
         _refuse({"--annotations": annotations}, "results files; use --data GLOB for other data of a run")
         if iou_type != "bbox":
@@ -209,6 +215,7 @@ def evaluate(
                 "if its model predicts them"
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
+        changes |= {"evaluate.max_detections": max_detections} if max_detections else {}
         evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to=to, keep=json_ is None)
     from kgarden.training.reporter import Reporter
     from kgarden.utils.files import write_json
@@ -224,11 +231,11 @@ def _refuse(options, scope):
         raise UserError(f"{', '.join(used)}: only valid for {scope}")
 
 
-def _evaluate_file(detections, annotations, metrics, iou_type, to):
+def _evaluate_file(detections, annotations, settings, to):
     """Evaluates a results file, without importing TensorFlow or Keras."""
     from kgarden.metrics.report import score_file, write_folder
 
-    evaluation, analysis = score_file(detections, annotations, metrics, iou_type)
+    evaluation, analysis = score_file(detections, annotations, **settings)
     if to is not None:
         write_folder(to, evaluation, analysis)
     for note in evaluation.get("notes", []):

@@ -259,6 +259,7 @@ class Evaluate(Section):
     metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = (
         "coco",
     )  # the first selects the best weights
+    max_detections: PositiveInt = 100  # per class and image, that COCO's metrics judge; 100: COCO's own
     views: Views | None = None  # of each image; None: one, at the test size of data
     merge: Annotated[Merge, BeforeValidator(convention)] = Merge()  # of several views
 

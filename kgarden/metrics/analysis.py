@@ -4,8 +4,9 @@ import numpy as np
 
 from kgarden.metrics import curves
 from kgarden.metrics.arrays import Table, pairs
+from kgarden.metrics.limits import exceeds_limits, sentences
 from kgarden.metrics.matching import ranks
-from kgarden.metrics.tide import KINDS, ap_gains, classify_errors, confusion_counts, match_detections
+from kgarden.metrics.tide import BEYOND, KINDS, ap_gains, classify_errors, confusion_counts, match_detections
 
 CURVE_IOUS = (0.5, 0.75)
 BINS = 20  # of the score histograms, over 0..1
@@ -32,8 +33,10 @@ def analyse(table: Table, reach: float = 0.5, near: float = 0.1, score: float | 
     num_objects = _num_objects(table)
     best = best_f1(matching, order, num_objects.sum(), detections.score)
     threshold = best["score"] if score is None else score
-    matrix = confusion_counts(table, close, matching, score=threshold or 0.0, reach=reach)
-    kinds = np.append(np.bincount(errors.kind[errors.kind >= 0], minlength=5), errors.missed.sum())
+    beyond = errors.beyond.objects
+    matrix = confusion_counts(table, close, matching, score=threshold or 0.0, reach=reach, beyond=beyond)
+    of_objects = (errors.missed.sum(), beyond.sum())
+    counts = [*np.bincount(errors.kind[errors.kind >= 0], minlength=5), *of_objects]
     per_class = _per_class(table, matching, errors, order)
     lines = {
         f"iou{round(100 * iou)}": _curves(table, match_detections(table, close, rank, iou), order)
@@ -50,7 +53,16 @@ def analyse(table: Table, reach: float = 0.5, near: float = 0.1, score: float | 
         "ap": _percent(ap),
         "errors": {
             kind: {"count": int(count), "dap": _percent(gains[kind])}
-            for kind, count in zip(KINDS, kinds, strict=True)
+            for kind, count in zip((*KINDS, BEYOND), counts, strict=True)
+        },
+        "limits": {
+            "max_detections": table.max_detections,
+            "per_image": table.per_image,
+            "would_do": {
+                "max_detections": errors.beyond.max_detections,
+                "per_image": errors.beyond.per_image,
+            },
+            "sentences": sentences(table, errors.beyond),
         },
         "best_f1": best,
         "confusion": {"score": threshold, "iou": reach, "cells": _cells(matrix, table.categories)},
@@ -58,6 +70,19 @@ def analyse(table: Table, reach: float = 0.5, near: float = 0.1, score: float | 
         "curves": {"recall": np.round(100 * curves.RECALLS, 1).tolist(), **lines},
         "scores": _histograms(matching, detections.score),
     }
+
+
+def limits_of(table: Table, reach: float = 0.5, near: float = 0.1) -> list[str]:
+    """States how many objects are beyond a limit, and which limit would do; [] in the usual case.
+
+    Args:
+        table, reach, near: as in `analyse`.
+    """
+    if not exceeds_limits(table):
+        return []
+    close = pairs(table, least=near)
+    matching = match_detections(table, close, ranks(table.detections.order()), reach)
+    return sentences(table, classify_errors(table, close, matching, reach=reach, near_iou=near).beyond)
 
 
 def best_f1(matching, order, num_objects, scores):
@@ -95,7 +120,8 @@ def _per_class(table, matching, errors, order):
         kind: np.bincount(labels[errors.kind == number], minlength=num)
         for number, kind in enumerate(KINDS[:-1])
     }
-    counts["missed"] = np.bincount(table.objects.label[errors.missed], minlength=num)
+    for kind, objects in (("missed", errors.missed), (BEYOND, errors.beyond.objects)):
+        counts[kind] = np.bincount(table.objects.label[objects], minlength=num)
     rows = []
     for one, mine in curves.by_class(labels, order, num):
         category = table.categories[one]
@@ -105,7 +131,7 @@ def _per_class(table, matching, errors, order):
                 "objects": int(num_objects[one]),
                 "detections": len(mine),
                 "right": int(matching.hits[mine].sum()),
-                "errors": {kind: int(counts[kind][one]) for kind in KINDS},
+                "errors": {kind: int(counts[kind][one]) for kind in (*KINDS, BEYOND)},
                 "best_f1": best_f1(matching, mine, num_objects[one], table.detections.score),
             }
         )

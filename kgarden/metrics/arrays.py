@@ -12,6 +12,7 @@ from pycocotools import mask as mask_tools
 
 from kgarden.errors import UserError
 
+COCO_MAX_DETECTIONS = 100  # that COCO judges of a class in an image
 PAIRS_PER_CHUNK = 2_000_000  # bounds the memory of `pairs`
 
 
@@ -66,12 +67,16 @@ class Table:
         objects, detections: as above.
         categories:          [{"id", "name"}, ...] by id; row = label.
         image_ids:           ids of the images, ascending; row = image.
+        max_detections:      number of detections of a class in an image that count, best first.
+        per_image:           number of detections that the model keeps of an image; None: not known.
     """
 
     objects: Objects
     detections: Detections
     categories: list
     image_ids: np.ndarray
+    max_detections: int = COCO_MAX_DETECTIONS
+    per_image: int | None = None
 
 
 def tabulate(

@@ -14,22 +14,9 @@ from pycocotools.cocoeval import COCOeval
 from kgarden.errors import UserError
 from kgarden.metrics.arrays import box_of, require, run_lengths
 from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.limits import limited
 
-# In the order of pycocotools.
-METRICS = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-    "ar1",
-    "ar10",
-    "ar100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
+AREAS = ("all", "small", "medium", "large")  # in the order of pycocotools
 
 
 def coco_metrics(
@@ -56,6 +43,8 @@ def coco_metrics_of(table: EvaluationTable, iou_type: str = "bbox") -> dict:
         iou_type: "bbox" or "segm".
     Returns:
         {"metrics": {"ap", ..., "ar_large"}, "per_class": [{"id", "name", "objects", "ap", "ap50"}, ...]}
+        Under another limit than COCO's 100 detections, numbers that depend on it have other names:
+        `ap_max300`, ..., `ar1`, `ar10`, `ar300`, `ar_small_max300`.
     Raises:
         UserError: iou_type is "segm" and masks are missing.
     """
@@ -66,13 +55,24 @@ def coco_metrics_of(table: EvaluationTable, iou_type: str = "bbox") -> dict:
         evaluator = COCOeval(ground_truth, _detections(ground_truth, table.results, iou_type), iou_type)
         if table.image_ids is not None:
             evaluator.params.imgIds = sorted(table.image_ids & ground_truth.imgs.keys())
+        evaluator.params.maxDets = [n for n in (1, 10) if n < table.max_detections] + [table.max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    return {
-        "metrics": {name: percent(value) for name, value in zip(METRICS, evaluator.stats, strict=True)},
-        "per_class": _per_class(ground_truth, evaluator),
-    }
+    return {"metrics": _summary(evaluator), "per_class": _per_class(ground_truth, evaluator)}
+
+
+def _summary(evaluator):
+    """COCOeval.summarize, whose first AP is of 100 detections or none, under the limits of `params`."""
+    *fewer, most = evaluator.params.maxDets
+    precision = evaluator.eval["precision"][..., -1]  # (10 IoU, 101 recalls, classes, areas)
+    recall = evaluator.eval["recall"]  # (10 IoU, classes, areas, limits)
+    metrics = {limited("ap", most): precision[:, :, :, 0]}
+    metrics |= {limited(f"ap{iou}", most): precision[at, :, :, 0] for iou, at in ((50, 0), (75, 5))}
+    areas = list(enumerate(AREAS))[1:]
+    metrics |= {limited(f"ap_{area}", most): precision[..., n] for n, area in areas}
+    metrics |= {f"ar{limit}": recall[:, :, 0, n] for n, limit in enumerate((*fewer, most))}
+    metrics |= {limited(f"ar_{area}", most): recall[:, :, n, -1] for n, area in areas}
+    return {name: percent(_mean(values)) for name, values in metrics.items()}
 
 
 def _encoded(result, images):
@@ -107,7 +107,7 @@ def _detections(ground_truth, results, iou_type):
 
 
 def _per_class(ground_truth, evaluator):
-    # (10 IoU, 101 recalls, classes), all areas, 100 boxes
+    # (10 IoU, 101 recalls, classes), all areas, the most detections
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     images = set(evaluator.params.imgIds)
     labels = [
@@ -115,6 +115,7 @@ def _per_class(ground_truth, evaluator):
         for one in ground_truth.anns.values()
         if not one["iscrowd"] and one["image_id"] in images
     ]
+    most = evaluator.params.maxDets[-1]
     ids, counts = np.unique(np.array(labels, np.int64), return_counts=True)
     objects = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     return [
@@ -122,8 +123,8 @@ def _per_class(ground_truth, evaluator):
             "id": category,
             "name": str(ground_truth.cats[category].get("name", category)),
             "objects": objects.get(category, 0),
-            "ap": percent(_mean(precision[:, :, index])),
-            "ap50": percent(_mean(precision[0, :, index])),
+            limited("ap", most): percent(_mean(precision[:, :, index])),
+            limited("ap50", most): percent(_mean(precision[0, :, index])),
         }
         for index, category in enumerate(int(one) for one in evaluator.params.catIds)
     ]

@@ -4,26 +4,38 @@ All metrics of an evaluation read the same table, so that ground truth is comple
 once for each IoU type, however many metrics are computed.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 from pycocotools import mask as mask_tools
 
-from kgarden.metrics.arrays import Table, box_of, require, run_lengths, tabulate
+from kgarden.metrics.arrays import COCO_MAX_DETECTIONS, Table, box_of, require, run_lengths, tabulate
 
 
 class EvaluationTable:
     """Ground truth and detections in COCO form, and as arrays.
 
     Args:
-        ground_truth: in COCO form, a dictionary; it is not changed.
-        results:      list in COCO results form; may be empty.
-        image_ids:    evaluate these images only; None: all of the ground truth.
+        ground_truth:   in COCO form, a dictionary; it is not changed.
+        results:        list in COCO results form; may be empty.
+        image_ids:      evaluate these images only; None: all of the ground truth.
+        max_detections: number of detections of a class in an image that COCO's metrics and the error analysis
+                        judge, best first.
+        per_image:      number of detections that the model keeps of an image; None: not known.
     """
 
-    def __init__(self, ground_truth: dict, results: list[dict], image_ids: Iterable | None = None):
+    def __init__(
+        self,
+        ground_truth: dict,
+        results: list[dict],
+        image_ids: Iterable | None = None,
+        max_detections: int = COCO_MAX_DETECTIONS,
+        per_image: int | None = None,
+    ):
         self.ground_truth = ground_truth
         self.results = results
         self.image_ids = None if image_ids is None else set(image_ids)
+        self.max_detections, self.per_image = max_detections, per_image
         self._complete, self._arrays = {}, {}
 
     def complete(self, iou_type: str = "bbox") -> dict:
@@ -37,7 +49,9 @@ class EvaluationTable:
         if iou_type not in self._arrays:
             ground_truth = self.complete(iou_type)
             table = tabulate(ground_truth, self.results, self.image_ids, iou_type)
-            self._arrays[iou_type] = table
+            self._arrays[iou_type] = dataclasses.replace(
+                table, max_detections=self.max_detections, per_image=self.per_image
+            )
         return self._arrays[iou_type]
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from kgarden.metrics.arrays import equal_pairs, image_sizes, overlap
 from kgarden.metrics.box_formats import BOX_FORMATS, scalings
 from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.limits import most_matched
 
 NEARLY_ZERO = 1.0  # percent; a lower headline is diagnosed
 LOW_SCORE = 0.05  # usual score threshold of detectors
@@ -58,6 +59,7 @@ def explain_table(evaluation: EvaluationTable, headline: str = "ap") -> list[str
         _no_detections(results),
         unknown_images(truth, [one["image_id"] for one in results]),
         unknown_classes(truth, [one["category_id"] for one in results]),
+        _limited(evaluation.arrays(), headline),
     ):
         if cause:
             return [cause]
@@ -99,6 +101,17 @@ def _no_detections(results):
         "There are no detections: no score exceeds the model's threshold. Either the model needs more "
         "training, or its min_score is too high."
     )
+
+
+def _limited(table, headline):
+    number, possible = int((~table.objects.crowd).sum()), most_matched(table)
+    if not headline.startswith("ap") or possible >= MIN_MATCHED * number:
+        return None
+    judged = f"the first {table.max_detections} detections of a class in an image are judged"
+    limits = [f"{judged} (evaluate.max_detections)"]
+    if table.per_image is not None:
+        limits.append(f"the model keeps {table.per_image} of an image (model.selection.total)")
+    return f"At most {possible} of {number} objects can be matched: {', and '.join(limits)}."
 
 
 def _low_scores(results):
@@ -194,7 +207,9 @@ def _rows(part, rows):
 
 
 def best_overlaps(table, boxes=None, image=None, label=None):
-    """Computes the best IoU of each object with any detection, (M,).
+    """Computes the best IoU of each object with any detection, best first, (M,).
+
+    Objects that no detection could match under the limits are left out, those of the smallest IoU.
 
     Args:
         boxes, image: of the detections; None: the table's.
@@ -208,7 +223,7 @@ def best_overlaps(table, boxes=None, image=None, label=None):
             same = label[rows] == objects.label[gt_rows]
             rows, gt_rows = rows[same], gt_rows[same]
         np.maximum.at(best, gt_rows, overlap(boxes[rows], objects.boxes[gt_rows]))
-    return best
+    return np.sort(best)[::-1][: most_matched(table)]
 
 
 def _matched(best):

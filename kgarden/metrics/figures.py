@@ -8,14 +8,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
-from kgarden.metrics.tide import KINDS
+from kgarden.metrics.tide import BEYOND, KINDS
 
 NAMED_CURVES = 8  # classes with a colour of their own; the others are thin and grey
 NAMED_CLASSES = 24  # rows of the confusion matrix; the others are merged
 INK, GRAY, FAINT = "#22303c", "#7a8793", "#d5dbe0"
 COLORS = ("#1f6f8b", "#d1603d", "#6a994e", "#8e5572", "#e0a030", "#3a5a9b", "#a44a3f", "#4a9c8c")
 KIND_COLORS = dict(
-    zip(KINDS, ("#3a5a9b", "#d1603d", "#e0a030", "#8e5572", "#7a8793", "#a44a3f"), strict=True)
+    zip(
+        (*KINDS, BEYOND),
+        ("#3a5a9b", "#d1603d", "#e0a030", "#8e5572", "#7a8793", "#a44a3f", "#b5bcc4"),
+        strict=True,
+    )
 )
 BLUES = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#8fb8ca", "#1f6f8b", "#123f52"])
 
@@ -109,6 +113,8 @@ def confusion_matrix(analysis):
     score = analysis["confusion"]["score"]
     scores = "all scores" if score is None else f"score ≥ {score:.3g}"
     unit = "percent of each row" if small else "counts; colour: percent of the row"
+    if beyond := analysis["errors"][BEYOND]["count"]:
+        unit += f"; without {beyond:,} objects beyond the limit"
     ax.set_title(f"{scores}, IoU {analysis['confusion']['iou']:g}; {unit}", fontsize=9.5, color=INK)
     return png_of(figure)
 
@@ -142,16 +148,16 @@ def errors(analysis):
     """Draws the AP cost and the count of each error type, and the scores of correct and wrong detections."""
     figure = figure_of(12.5, 4.4)
     cost, count, scores = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1, 1, 1.15]})
-    kinds = analysis["errors"]
-    colors = [KIND_COLORS[kind] for kind in KINDS]
+    kinds = {kind: row for kind, row in analysis["errors"].items() if kind != BEYOND or row["count"]}
+    names, colors = [kind.replace("_", " ") for kind in kinds], [KIND_COLORS[kind] for kind in kinds]
     iou = analysis["iou"]["right"]
-    gained = [kinds[kind]["dap"] or 0.0 for kind in KINDS]
-    _bars(cost, gained, colors=colors, texts=[f"{value:.1f}" for value in gained])
+    gained = [row["dap"] or 0.0 for row in kinds.values()]
+    _bars(cost, gained, names=names, colors=colors, texts=[f"{value:.1f}" for value in gained])
     ap = analysis["ap"]
     now = "–" if ap is None else f"{ap:.1f}"
     cost.set_title(f"gain in AP at IoU {iou:g} if corrected (now {now})")
-    counts = [kinds[kind]["count"] for kind in KINDS]
-    _bars(count, counts, colors=colors, texts=[f"{value:,}" for value in counts])
+    counts = [row["count"] for row in kinds.values()]
+    _bars(count, counts, names=names, colors=colors, texts=[f"{value:,}" for value in counts])
     count.set_title(f"count ({analysis['right']:,} correct, {analysis['objects']:,} objects)")
     count.set_yticklabels([])
     _score_bars(scores, analysis["scores"], analysis["best_f1"]["score"])
@@ -160,13 +166,13 @@ def errors(analysis):
     return png_of(figure)
 
 
-def _bars(ax, values, colors, texts):
+def _bars(ax, values, *, names, colors, texts):
     rows = np.arange(len(values))[::-1]
     ax.barh(rows, values, color=colors, height=0.66)
     most = max(values) or 1
     for row, value, text in zip(rows, values, texts, strict=True):
         ax.text(max(value, 0) + 0.02 * most, row, text, va="center", fontsize=9, color=INK)
-    ax.set_yticks(rows, KINDS, fontsize=9.5)
+    ax.set_yticks(rows, names, fontsize=9.5)
     ax.set_xlim(min([0, *values]) * 1.1, 1.22 * most)
     style_axes(ax)
     ax.grid(False, axis="y")

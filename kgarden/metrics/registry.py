@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from kgarden.errors import UserError
 from kgarden.metrics.coco import coco_metrics_of, percent
 from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.limits import limited
 from kgarden.metrics.open_images import open_images_ap
 from kgarden.metrics.voc import voc_ap
 
@@ -46,8 +47,8 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
     Returns:
         {"headline": a key of metrics, "metrics": {name: number},
          "per_class": [{"id", "name", "objects", ...}, ...]}
-        with the twelve COCO metrics under their own names, and of the other metrics `<name>_map` and, by
-        class, `<name>_ap`.
+        with the twelve COCO metrics under their own names (see `coco_metrics_of` for other limits), and of
+        the other metrics `<name>_map` and, by class, `<name>_ap`.
     """
     unknown = [name for name in names if name not in HEADLINES]
     if unknown or not names:
@@ -66,7 +67,9 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
         metrics[f"{name}_map"] = percent(aps["map"])
         for row, ap in zip(rows, aps["ap"], strict=True):
             row[f"{name}_ap"] = percent(ap)
-    return {"headline": HEADLINES[names[0]], "metrics": metrics, "per_class": rows}
+    headline = HEADLINES[names[0]]
+    headline = limited(headline, table.max_detections) if names[0] == "coco" else headline
+    return {"headline": headline, "metrics": metrics, "per_class": rows}
 
 
 def _class_aps(name, arrays):

@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from kgarden.errors import UserError
-from kgarden.metrics.analysis import analyse
+from kgarden.metrics.analysis import analyse, limits_of
+from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.explain import explain_table, needs_explaining
@@ -25,14 +26,16 @@ def score_file(
     annotations: str | os.PathLike,
     metrics: Sequence[str] = ("coco",),
     iou_type: str = "bbox",
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> tuple[dict, dict]:
     """Evaluates a file of detections: metrics and error analysis.
 
     Args:
-        detections:  path; a list in COCO results form, or a data set in COCO form with scores.
-        annotations: path of the ground truth in COCO form.
-        metrics:     names, see `kgarden.metrics.registry.HEADLINES`.
-        iou_type:    "bbox" or "segm".
+        detections:     path; a list in COCO results form, or a data set in COCO form with scores.
+        annotations:    path of the ground truth in COCO form.
+        metrics:        names, see `kgarden.metrics.registry.HEADLINES`.
+        iou_type:       "bbox" or "segm".
+        max_detections: number of detections of a class in an image that COCO's metrics judge.
     Returns:
         (evaluation, analysis): see `score`.
     Raises:
@@ -40,7 +43,9 @@ def score_file(
     """
     truth, notes = _checked(annotations, read_truth)
     results, more = _checked(detections, lambda content: read_results(content, truth))
-    evaluation, analysis = score(truth, results, metrics=metrics, iou_type=iou_type)
+    evaluation, analysis = score(
+        truth, results, metrics=metrics, iou_type=iou_type, max_detections=max_detections
+    )
     names = {
         "detections_file": pathlib.Path(detections).name,
         "annotations_file": pathlib.Path(annotations).name,
@@ -54,13 +59,14 @@ def score(
     image_ids: Iterable | None = None,
     metrics: Sequence[str] = ("coco",),
     iou_type: str = "bbox",
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> tuple[dict, dict]:
     """Computes metrics and error analysis of detections in COCO results form.
 
     Returns:
         (evaluation, analysis): contents of `evaluation.json` and `analysis.json`.
     """
-    table = EvaluationTable(truth, results, image_ids)
+    table = EvaluationTable(truth, results, image_ids, max_detections=max_detections)
     evaluation = evaluate_boxes(table, metrics, iou_type)
     analysis = analyse_errors(table, iou_type)
     return {**evaluation, "errors": analysis["errors"]}, analysis
@@ -73,10 +79,12 @@ def evaluate_boxes(
     explained: bool = True,
 ) -> dict:
     """Computes the metrics of an evaluation; with `explained`, diagnoses a near-zero headline metric."""
-    evaluation = {"unit": "percent", "iou_type": iou_type}
+    evaluation = {"unit": "percent", "iou_type": iou_type, "max_detections": table.max_detections}
     evaluation |= compute_metrics(metrics, table, iou_type)
     if explained and needs_explaining(evaluation):
         evaluation["explanation"] = explain_table(table, evaluation["headline"])
+    if limits := limits_of(table.arrays(iou_type)):
+        evaluation["limits"] = limits
     return {**evaluation, "images": table.num_images, "detections": len(table.results)}
 
 

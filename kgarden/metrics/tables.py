@@ -2,6 +2,10 @@
 
 from rich.table import Table
 
+from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
+from kgarden.metrics.limits import limit_of, limited
+from kgarden.metrics.tide import BEYOND
+
 LABELS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -9,9 +13,6 @@ LABELS = {
     "ap_small": "AP small",
     "ap_medium": "AP medium",
     "ap_large": "AP large",
-    "ar1": "AR 1",
-    "ar10": "AR 10",
-    "ar100": "AR 100",
     "ar_small": "AR small",
     "ar_medium": "AR medium",
     "ar_large": "AR large",
@@ -30,6 +31,14 @@ CLASS_LABELS = {
 }
 
 
+def label_of(metric: str) -> str:
+    """Returns the printed name of a metric: AP50; AP50@300 under another limit than COCO's; AR 10."""
+    name, limit = limit_of(metric)
+    if name.startswith("ar") and name[2:].isdigit():
+        return f"AR {name[2:]}"
+    return (LABELS | OTHER_LABELS)[name] + (f"@{limit}" if limit else "")
+
+
 def evaluation_tables(evaluation: dict) -> list[Table]:
     """Builds the tables of an evaluation: COCO metrics, other metrics, those of masks, classes, errors."""
     title, masks = _title(evaluation), evaluation.get("masks", {})
@@ -44,7 +53,7 @@ def evaluation_tables(evaluation: dict) -> list[Table]:
 
 def _metric_tables(metrics, title):
     tables = []
-    if "ap" in metrics:
+    if any(name.startswith("ap") for name in metrics):
         tables.append(_coco_table(metrics, title))
     others = [name for name in metrics if name in OTHER_LABELS]
     if others:
@@ -62,27 +71,27 @@ def _title(evaluation):
     else:
         subject = evaluation["detections_file"]
     masks = ", masks" if evaluation.get("iou_type") == "segm" else ""
-    return f"{subject}, {evaluation['images']} images{masks}"
+    limit = limit_of(evaluation["headline"])[1]
+    judged = f", the first {limit} detections of a class in an image (COCO's AP: 100)" if limit else ""
+    return f"{subject}, {evaluation['images']} images{masks}{judged}"
 
 
 def _coco_table(metrics, title):
     table = Table(title=title, title_justify="left")
-    for name, label in LABELS.items():
-        if name.startswith("ap"):
-            table.add_column(label, justify="right")
-    for prefix in ("ap", "ar"):
-        names = [name for name in LABELS if name.startswith(prefix)]
-        if prefix == "ar":
-            table.add_section()
-            table.add_row(*(LABELS[name] for name in names))
-        table.add_row(*(shown(metrics[name]) for name in names))
+    precisions, recalls = ([name for name in metrics if name.startswith(kind)] for kind in ("ap", "ar"))
+    for name in precisions:
+        table.add_column(label_of(name), justify="right")
+    table.add_row(*(shown(metrics[name]) for name in precisions))
+    table.add_section()
+    table.add_row(*map(label_of, recalls))
+    table.add_row(*(shown(metrics[name]) for name in recalls))
     return table
 
 
 def _class_table(rows, of_masks=None):
     table = Table()
-    numbers = [name for name in CLASS_LABELS if rows and name in rows[0]]
-    labels = [CLASS_LABELS[name] for name in numbers]
+    numbers = [name for name in (rows[0] if rows else ()) if limit_of(name)[0] in CLASS_LABELS]
+    labels = [_class_label(name) for name in numbers]
     labels += [f"mask {label}" for label in labels if of_masks]
     for column in ("class", "objects", *labels):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -92,22 +101,31 @@ def _class_table(rows, of_masks=None):
     return table
 
 
+def _class_label(name):
+    name, limit = limit_of(name)
+    return CLASS_LABELS[name] + (f"@{limit}" if limit else "")
+
+
 def _error_table(errors):
     table = Table()
     for column in ("error", "count", "AP50 gain if corrected"):
         table.add_column(column, justify="left" if column == "error" else "right")
     for kind, row in errors.items():
+        if kind == BEYOND and not row["count"]:
+            continue
+        kind = kind.replace("_", " ")
         table.add_row(kind, f"{row['count']:,}", shown(row["dap"]))
     return table
 
 
 def summary(evaluation: dict) -> str:
     """Formats the main metrics of an evaluation in one line, the headline first, those of masks last."""
-    names = dict.fromkeys((evaluation["headline"], "ap", "ap50", *OTHER_LABELS))
-    labels, masks = LABELS | OTHER_LABELS, evaluation.get("masks", {})
+    limit, masks = evaluation.get("max_detections", COCO_MAX_DETECTIONS), evaluation.get("masks", {})
+    names = (evaluation["headline"], limited("ap", limit), limited("ap50", limit), *OTHER_LABELS)
     parts = []
     for prefix, metrics in (("", evaluation["metrics"]), ("mask ", masks.get("metrics", {}))):
-        parts += [f"{prefix}{labels[name]} {shown(metrics[name])}" for name in names if name in metrics]
+        present = [name for name in dict.fromkeys(names) if name in metrics]
+        parts += [f"{prefix}{label_of(name)} {shown(metrics[name])}" for name in present]
     return "  ".join(parts + ["masks not evaluated"] * ("not_judged" in masks))
 
 

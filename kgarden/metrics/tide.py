@@ -12,12 +12,13 @@ matching at IoU `reach` leaves unmatched is an error of
 
 and an unmatched object is
 
-    missed         unless an error of localisation or class points at it.
+    missed         unless an error of localisation or class points at it, or
+    beyond         a limit: only so many detections count or are kept (kgarden/metrics/limits.py).
 
 The cost of an error type (dAP50) is what AP50 gains if only that type is corrected: a localisation or class
 error becomes correct if it has the highest score among those that point at its object and the object is
 unmatched, and is removed otherwise; errors of the other types are removed; missed objects no longer count as
-objects. The costs do not add up to 100 - AP50.
+objects, nor do those beyond a limit. The costs do not add up to 100 - AP50.
 """
 
 import dataclasses
@@ -25,11 +26,13 @@ import dataclasses
 import numpy as np
 
 from kgarden.metrics import curves
+from kgarden.metrics.arrays import Pairs
 from kgarden.metrics.curves import Scored
+from kgarden.metrics.limits import Beyond, beyond_limits, positions
 from kgarden.metrics.matching import best_of, first_claims, match, ranks
 
 KINDS = ("localisation", "class", "duplicate", "both", "background", "missed")
-MAX_DETECTIONS = 100  # per class and image, as in COCO
+BEYOND = "beyond_limit"  # kind of the objects that no detection could match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,15 @@ class Matching:
 
     Args:
         matched: (N,) row of the object that each detection matches, -1: none.
-        counted: (N,) bool, False: ignored (it lies in a crowd, or is not among the MAX_DETECTIONS best).
+        counted: (N,) bool, False: ignored (it lies in a crowd, or is not among the first that count).
+        same:    Pairs of equal class that may match, also of detections that do not count; no crowds.
+        rank:    (N,) position of each detection by score.
     """
 
     matched: np.ndarray
     counted: np.ndarray
+    same: Pairs
+    rank: np.ndarray
 
     @property
     def hits(self):
@@ -60,24 +67,15 @@ def match_detections(table, near, rank, reach):
         reach: IoU of a true positive.
     """
     objects, detections = table.objects, table.detections
-    counts = _among_first(detections, rank)
+    counts = positions(detections, rank) < table.max_detections
     same = objects.label[near.object] == detections.label[near.detection]
-    same = near.where(same & (near.iou >= min(reach, 1 - 1e-10)) & counts[near.detection])
+    same = near.where(same & (near.iou >= min(reach, 1 - 1e-10)))
     crowd = objects.crowd[same.object]
-    matched = match(same.where(~crowd), rank, len(detections), len(objects))
     in_crowd = np.zeros(len(detections), bool)
     in_crowd[same.detection[crowd]] = True
-    return Matching(matched, counts & ((matched >= 0) | ~in_crowd))
-
-
-def _among_first(detections, rank):
-    """Whether each detection is among the MAX_DETECTIONS best of its class and image.   (N,) bool."""
-    order = np.lexsort((rank, detections.label, detections.image))
-    new = np.diff(detections.image[order], prepend=-1) | np.diff(detections.label[order], prepend=-1)
-    start = np.maximum.accumulate(np.where(new != 0, np.arange(len(order)), 0))
-    among = np.empty(len(order), bool)
-    among[order] = np.arange(len(order)) - start < MAX_DETECTIONS
-    return among
+    same = same.where(~crowd)
+    matched = match(same.where(counts[same.detection]), rank, len(detections), len(objects))
+    return Matching(matched, counts & ((matched >= 0) | ~in_crowd), same, rank)
 
 
 # --- error types ------------------------------------------------------------------------------------
@@ -91,11 +89,13 @@ class Errors:
         kind:   (N,) index of KINDS, -1: true positive or ignored.
         target: (N,) row of the object that an error of localisation or class points at, else -1.
         missed: (M,) bool.
+        beyond: Beyond, the objects beyond a limit; they are not missed.
     """
 
     kind: np.ndarray
     target: np.ndarray
     missed: np.ndarray
+    beyond: Beyond
 
 
 def classify_errors(table, near, matching, *, reach, near_iou):
@@ -126,7 +126,8 @@ def classify_errors(table, near, matching, *, reach, near_iou):
     missed = ~objects.crowd
     missed[matching.matched[matching.hits]] = False
     missed[target[target >= 0]] = False
-    return Errors(kind, target, missed)
+    beyond = beyond_limits(table, matching.same, matching.rank, missed)
+    return Errors(kind, target, missed & ~beyond.objects, beyond)
 
 
 def ap_gains(table, matching, errors, order):
@@ -138,7 +139,7 @@ def ap_gains(table, matching, errors, order):
         errors:   Errors.
         order:    (N,) rows of the detections by score.
     Returns:
-        (ap, {kind: gain}): in [0, 1]; NaN without objects.
+        (ap, {kind: gain}): in [0, 1], of KINDS and BEYOND; NaN without objects.
     """
     objects, labels = table.objects, table.detections.label
     num_objects = _num_objects(table)
@@ -162,8 +163,9 @@ def ap_gains(table, matching, errors, order):
         corrected_labels[corrected] = objects.label[errors.target[corrected]]
         counts = matching.counted & (~of_kind | corrected)
         gains[kind] = mean_ap(matching.hits | corrected, counts, corrected_labels, num_objects) - ap
-    num_found = num_objects - np.bincount(objects.label[errors.missed], minlength=len(num_objects))
-    gains["missed"] = mean_ap(matching.hits, matching.counted, labels, num_found) - ap
+    for kind, removed in (("missed", errors.missed), (BEYOND, errors.beyond.objects)):
+        left = num_objects - np.bincount(objects.label[removed], minlength=len(num_objects))
+        gains[kind] = mean_ap(matching.hits, matching.counted, labels, left) - ap
     return ap, gains
 
 
@@ -175,7 +177,7 @@ def _num_objects(table):
 # --- confusion matrix ---------------------------------------------------------------------------------
 
 
-def confusion_counts(table, near, matching, *, score, reach):
+def confusion_counts(table, near, matching, *, score, reach, beyond=None):
     """Computes the confusion matrix.
 
     Detections below `score` are ignored. Objects are matched with detections of their own class first
@@ -187,6 +189,7 @@ def confusion_counts(table, near, matching, *, score, reach):
         matching: Matching at `reach`.
         score:    smallest score of a detection.
         reach:    IoU of a match.
+        beyond:   (M,) bool, objects that are left out; None: none.
     Returns:
         (C + 1, C + 1) int: row = class of the object, column = predicted class. The last row holds
         detections without an object, the last column objects without a detection.
@@ -195,7 +198,7 @@ def confusion_counts(table, near, matching, *, score, reach):
     background = len(table.categories)
     shown = matching.counted & (detections.score >= score)
     matched = np.where(shown, matching.matched, -1)
-    free = ~objects.crowd
+    free = ~objects.crowd if beyond is None else ~objects.crowd & ~beyond
     free[matched[matched >= 0]] = False
     left = shown & (matched < 0)
     remaining = near.where((near.iou >= reach) & left[near.detection] & free[near.object])

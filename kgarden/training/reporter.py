@@ -80,6 +80,8 @@ class Reporter:
         self.console.print(*evaluation_tables(evaluation), sep="\n")
         if "not_judged" in (masks := evaluation.get("masks", {})):
             self.line(f"masks were not evaluated: {masks['not_judged']}")
+        for sentence in evaluation.get("limits", []):
+            self.line(f"limit: {sentence}")
         self.explanation(evaluation)
 
     def explanation(self, evaluation: dict) -> None:

@@ -11,9 +11,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support import real_data
+from support.metric_tables import METRICS
 
 from kgarden.errors import UserError
-from kgarden.metrics.coco import METRICS, coco_metrics
+from kgarden.metrics.coco import coco_metrics
 from kgarden.metrics.coco_json import read_results
 from kgarden.metrics.evaluation_table import complete
 from kgarden.metrics.registry import HEADLINES, measure

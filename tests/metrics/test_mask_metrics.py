@@ -19,6 +19,7 @@ from support.fake_detector import CATEGORIES, RECIPE, circle, ground_truth, pict
 from kgarden import build
 from kgarden.config.loading import load_recipe
 from kgarden.evaluate import evaluate
+from kgarden.heads.selection import Selection
 from kgarden.metrics.report import score_file
 from kgarden.training.reporter import Reporter
 
@@ -64,7 +65,7 @@ def judge(tmp_path):
         recipe, annotations = tmp_path / "r.yaml", tmp_path / "truth.json"
         recipe.write_text(RECIPE)
         annotations.write_text(json.dumps(truth))
-        detector = types.SimpleNamespace(step=keras.Variable(3))
+        detector = types.SimpleNamespace(step=keras.Variable(3), selection=Selection(total=2))
         evaluation, results = evaluate(
             detector,
             load_recipe(recipe, changes),
@@ -170,6 +171,24 @@ def plain(table):
     return [row.replace("│", " ") for row in table.splitlines()]
 
 
+def test_limits_of_recipe_and_model_are_those_of_the_evaluation(truth, judge, tmp_path):
+    """Two more objects in image 100 than the model's two; one detection of a class is judged."""
+    boxes, labels, annotations = truth
+    model = predictions_of(boxes, labels, discs(10))
+    more = [{**annotations["annotations"][0], "id": 100 + n, "bbox": [n, 0, 3, 3]} for n in range(3)]
+    annotations = {**annotations, "annotations": [*annotations["annotations"], *more]}
+    evaluation, *_ = judge(model, annotations, tmp_path / "out", **{"evaluate.max_detections": 3})
+    assert evaluation["headline"] == "ap_max3" and "ar3" in evaluation["masks"]["metrics"]
+    assert evaluation["errors"]["missed"]["count"] == 1 and evaluation["errors"]["beyond_limit"]["count"] == 2
+    of_class, of_image = evaluation["limits"]
+    assert "--max-detections) 4 would do" in of_class and "model.selection.total 4 would do" in of_image
+    table, line = shown(evaluation)
+    assert of_image in table and "AP@3" in table and "mask AP@3 " in line
+    evaluation, *_ = judge(model, annotations)
+    [of_image] = evaluation["limits"]
+    assert evaluation["headline"] == "ap" and "model.selection.total 4 would do" in of_image
+
+
 @pytest.mark.parametrize("lacking", [10, 1])
 def test_ground_truth_without_masks_is_reported_and_boxes_are_evaluated(truth, judge, lacking):
     boxes, labels, annotations = truth
@@ -254,7 +273,7 @@ def test_ground_truth_masks_of_real_images_as_predictions(tmp_path):
             yield x, meta
 
     evaluation, results = evaluate(
-        types.SimpleNamespace(step=keras.Variable(0)),
+        types.SimpleNamespace(step=keras.Variable(0), selection=Selection()),
         recipe,
         batches=watched(),
         categories=prepared.categories,

@@ -4,6 +4,21 @@ import numpy as np
 
 from kgarden.metrics.arrays import Detections, Objects, Table
 
+METRICS = (  # COCO's twelve, in the order of pycocotools
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+
 
 def table(objects, detections, num_classes, num_images=None):
     """Builds a Table.
