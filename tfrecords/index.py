@@ -53,18 +53,38 @@ class Index:
 
 
 def shards_of(pattern):
-    """The shards of a data set: a directory, a glob, or a comma-separated list of them."""
+    """The shards of a data set: a directory, a glob, or a comma-separated list of them.
+
+    Raises:
+        DataError: a part of the list has none.
+    """
     files = []
-    for part in str(pattern).split(","):
-        path = pathlib.Path(part)
-        if path.is_dir():
-            matches = list(path.glob("*.tfrecord*")) or path.glob("*.record*")
-        else:
-            matches = map(pathlib.Path, globbing.glob(part))
-        files += sorted(f for f in matches if f.is_file())
-    if not files:
-        raise DataError(f"{pattern}: no shards found; `kgarden data build` makes them")
+    for part in _parts(str(pattern)):
+        found = _shards(part)
+        if not found:
+            raise DataError(f"{part}: no shards found; `kgarden data build` makes them")
+        files += found
     return files
+
+
+def _parts(pattern):
+    """The parts of a comma-separated list; a comma in the name of something that exists separates nothing."""
+    words = pattern.split(",")
+    while words:
+        ends = [n for n in range(len(words), 1, -1) if _shards(",".join(words[:n]).strip())]
+        count = ends[0] if ends else 1
+        part, words = ",".join(words[:count]).strip(), words[count:]
+        if part or not words:
+            yield part
+
+
+def _shards(part):
+    path = pathlib.Path(part)
+    if part and path.is_dir():
+        matches = list(path.glob("*.tfrecord*")) or path.glob("*.record*")
+    else:
+        matches = map(pathlib.Path, globbing.glob(part))
+    return sorted(file for file in matches if file.is_file())
 
 
 def open_index(pattern):

@@ -22,6 +22,7 @@ from tfrecords.write import read_manifest
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # of data sets outside of a run
 PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that may be paths
+ANNOTATIONS = {".xml", ".txt"}  # endings of annotations and lists in a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,8 @@ def _digest(source):
 
 def _state(path):
     """Sizes and modification times of a file, or of the annotations in a folder."""
-    inside = [*path.rglob("*.xml"), *path.glob("ImageSets/Main/*.txt")] if path.is_dir() else []
-    files = [path] if path.is_file() else sorted(inside)
+    inside = path.rglob("*") if path.is_dir() else []
+    files = (
+        [path] if path.is_file() else sorted(file for file in inside if file.suffix.lower() in ANNOTATIONS)
+    )
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

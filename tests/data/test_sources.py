@@ -1,6 +1,7 @@
 """What a recipe names as data: raw files of every form, our shards and those of others."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -123,6 +124,15 @@ def test_records_without_images_are_rejected(tmp_path):
     file = real_data.folder("voc100", "other_formats", "tfrecord") / "default.tfrecord"
     with pytest.raises(UserError, match="holds no image"):
         opened(tmp_path, glob=str(file))
+
+
+def test_commas_and_spaces_in_the_names_of_folders(world):
+    folder = opened(world, format="voc", root=str(world)).annotations[0].parent
+    one, two = world / "a, b", world / "c"
+    for name in (one, two):
+        shutil.copytree(folder, name)
+    for pattern, count in ((f"{one}", 2), (f"{one},{two}", 4), (f"{two}, {one}/*.tfrecord", 4)):
+        assert len(open_dataset(pattern).index) == count, pattern
 
 
 def test_own_shards_reject_labels(world):

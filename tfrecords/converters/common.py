@@ -2,7 +2,8 @@
 
 A converter reads its format into jobs; everything after that is shared and is here.
 
-    job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]}
+    job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]},
+            and "fault", a reason, if the image cannot be used
     object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
             "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"
 """
@@ -10,44 +11,76 @@ A converter reads its format into jobs; everything after that is shared and is h
 import contextlib
 import functools
 import math
-import pathlib
 
 import numpy as np
 
 from tfrecords import images, schema, segmentations
-from tfrecords.conversion_report import Fault, Record
+from tfrecords.conversion_report import Fault, Faults, Record
+from tfrecords.image_names import ELSEWHERE, ImageFolder, is_safe
 from tfrecords.schema import DataError
 from tfrecords.write import write
 
 LARGEST_ID = 2**63 - 1  # int64
 
 
-def convert(to, jobs, categories, *, folder, with_masks=True, **options):
+def convert(to, jobs, categories, *, folder, with_masks=True, before=None, **options):
     """Convert all jobs and write the data set.
 
     Args:
         to:         directory to make.
         jobs:       list of jobs.
         categories: [{"id", "name"}, ...] in label order.
-        folder:     base of the file names.
+        folder:     base of the file names, or its `ImageFolder`.
         with_masks: store masks in the records, where the source has them.
-        options:    see `tfrecords.write.write`.
+        before, options: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
     """
-    folder = pathlib.Path(folder)
+    images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
+    folder, before = images.folder, before or Faults()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     names = {category["id"]: category["name"] for category in categories}
     work = functools.partial(make_record, folder=folder, names=names, with_masks=with_masks)
-    return write(to, jobs, work, categories, state_of=functools.partial(_state, folder=folder), **options)
+    return write(
+        to,
+        _with_files(jobs, images, before),
+        work,
+        categories,
+        state_of=functools.partial(_state, folder=folder),
+        before=before,
+        **options,
+    )
+
+
+def _with_files(jobs, images, before):
+    """The jobs with the files that their names mean; a file belongs to one job, the plainest name first."""
+    found, owner = {}, {}
+    for number, job in enumerate(jobs):
+        if "fault" not in job:
+            try:
+                found[number] = images.find(job["file_name"])
+            except DataError as error:
+                job["fault"] = str(error)
+    for number in sorted(found, key=lambda number: found[number].remark == ELSEWHERE):
+        job, file = jobs[number], found[number]
+        if owner.setdefault(file.name, number) != number:
+            job["fault"] = f"its image, {file.name}, is listed twice"
+        elif file.remark:
+            where = (
+                job["file_name"] if job["file_name"] == file.name else f"{job['file_name']} -> {file.name}"
+            )
+            before.remarks.append(Fault(where, file.remark))
+        if "fault" not in job:
+            job["file_name"] = file.name
+    return jobs
 
 
 def make_record(job, *, folder, names, with_masks=True):
     """Convert one job -> Record, or Fault if the image cannot be used."""
-    if not is_safe(job["file_name"]):
-        reason = "file_name must be a relative path that stays in the folder"
-        return Fault(repr(job["file_name"]), reason, len(job["objects"]))
+    if "fault" in job:
+        name = job["file_name"] if is_safe(job["file_name"]) else repr(job["file_name"])
+        return Fault(name, job["fault"], len(job["objects"]))
     try:
         encoded_image = images.read(folder / job["file_name"], job["hw"])
     except DataError as error:
@@ -132,14 +165,6 @@ def clip(bbox, height, width):
     if not (right > left and bottom > top):
         raise DataError("box without area")
     return bbox if (x0, y0, x1, y1) == (x, y, x + w, y + h) else [x0, y0, x1 - x0, y1 - y0]
-
-
-def is_safe(file_name):
-    """Whether a file name of a data set is valid and stays inside its folder."""
-    path = pathlib.PurePosixPath(file_name.replace("\\", "/"))
-    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    can_be = "\0" not in file_name and file_name.encode("utf-8", "replace").decode("utf-8") == file_name
-    return inside and can_be and ":" not in path.parts[0]
 
 
 def text(value):

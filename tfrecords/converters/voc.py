@@ -1,7 +1,8 @@
 """Pascal VOC converter: one XML file per image, one list of images per split."""
 
-import collections
+import os
 import pathlib
+import re
 import xml.etree.ElementTree as ElementTree
 from xml.parsers import expat
 
@@ -9,11 +10,12 @@ from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
 from tfrecords.converters.common import as_hw, as_int, as_numbers, text
+from tfrecords.image_names import ELSEWHERE, ENDINGS, ImageFolder, Names, NotFound, is_safe
 from tfrecords.schema import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTS = pathlib.PurePath("ImageSets", "Main")
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+MARKS = {"1", "0", "-1"}  # the second column of lists of one class
 
 
 def build(
@@ -43,7 +45,8 @@ def build(
         root:        folder with JPEGImages, Annotations and ImageSets/Main. Or give the two folders:
         images:      folder of images.
         annotations: folder of XML files.
-        split:       a list of names: train for ImageSets/Main/train.txt, or a path. None: every XML file.
+        split:       a list of names or of image files: train for ImageSets/Main/train.txt, or a path. None:
+                     every XML file.
         classes, rename: see `tfrecords.converters.classes.Classes`. Without a list: all that occur in the
                      folder of annotations, in any split, in alphabetical order.
         one_based:   coordinates start at 1 and xmax, ymax are inside the box, as in the original Pascal
@@ -56,22 +59,22 @@ def build(
         tfrecords.conversion_report.Report
     """
     images, annotations, split = _places(root, images, annotations, split)
-    names = _names(annotations, split)
     trees, faults = {}, Faults()
-    for name in names:
+    files = _xml_files(annotations)
+    for name in _listed(split, files, faults) if split else files:
         try:
-            trees[name] = read_xml(annotations / f"{name}.xml")
+            trees[name] = read_xml(annotations / files.get(name, f"{name}.xml"))
         except DataError as error:
             faults.images.append(Fault(f"{name}.xml", str(error)))
-    found = _all_names(annotations, trees)
+    found = _all_names(annotations, files, trees)
     categories, number_of = Classes(classes, rename).of_names(found, annotations, faults)
     if not categories:
         raise DataError(f"{annotations}: no XML file contains a class")
-    files = _images(images)
+    folder = ImageFolder(images)
     jobs = [
         {
             "id": number,
-            "file_name": _image_of(name, trees[name], files),
+            **_image_of(name, trees[name], folder, faults),
             "hw": as_hw(trees[name].findtext("size/height"), trees[name].findtext("size/width")),
             "objects": _objects(
                 name,
@@ -88,7 +91,7 @@ def build(
         to,
         jobs,
         categories,
-        folder=images,
+        folder=folder,
         source={
             "format": "voc",
             "split": split.name if split else None,
@@ -154,35 +157,61 @@ def _places(root, images, annotations, split):
     return images, annotations, listed if listed.is_file() else pathlib.Path(split)
 
 
-def _names(annotations, split):
-    """Names of the XML files, without suffix, each once."""
-    if split is None:
-        return [path.relative_to(annotations).with_suffix("").as_posix() for path in _xml_files(annotations)]
+def _xml_files(folder):
+    """{path without ending: path} of the XML files of a folder, both relative to it."""
+    files = [name for name in ImageFolder(folder).files if name.lower().endswith(".xml")]
+    return {os.path.splitext(name)[0]: name for name in files}
+
+
+def _listed(split, files, faults):
+    """The paths without ending that a list names, each once."""
     try:
         lines = split.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{split}: cannot be read: {error}") from None
-    # lists of one class have a second column, 1 or -1
-    names = [line.split()[0].removesuffix(".xml") for line in lines if line.strip()]
+    known, names = Names(files.values(), ending=False), {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            name, remark = _of_line(line.strip(), files, known, where=f"{split}:{number}")
+            names[name] = None
+            if remark:
+                faults.remarks.append(
+                    Fault(f"{split.name}:{number}: {line.strip()} -> {files[name]}", remark)
+                )
     if not names:
         raise DataError(f"{split}: the list is empty")
-    unsafe = [name for name in names if not common.is_safe(name)]
-    if unsafe:
-        raise DataError(f"{split}: {unsafe[0]!r} must be a name that stays in the folder")
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
-def _xml_files(folder):
-    return sorted(folder.rglob("*.xml"))
+def _of_line(line, files, known, where):
+    """(path without ending that a line of a list means, remark), also where no such XML file exists."""
+    *words, last = line.split()
+    texts = [line] if not words or last not in MARKS else [line, line[: -len(last)].rstrip()]
+    stems = [os.path.splitext(text)[0] if _has_ending(text) else text for text in texts]
+    for stem in stems:
+        if stem in files:
+            return stem, None
+    for stem in stems:
+        try:
+            file, remark = known.find(stem)
+            return os.path.splitext(file)[0], remark
+        except NotFound:
+            continue
+        except DataError as error:
+            raise DataError(f"{where}: {line!r}: {error}") from None
+    return stems[-1] if is_safe(stems[-1]) else re.split(r"[/\\]", stems[-1])[-1], None
 
 
-def _all_names(folder, trees):
+def _has_ending(text):
+    return os.path.splitext(text)[1].lower() in {".xml", *ENDINGS}
+
+
+def _all_names(folder, files, trees):
     """All classes of the folder, so that all splits of a data set have the same list."""
     names = set()
-    for path in _xml_files(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for name, file in files.items():
         try:
-            tree = trees[name] if name in trees else read_xml(path)
+            tree = trees[name] if name in trees else read_xml(folder / file)
         except DataError:  # reported with its split
             continue
         names |= {_name_of(thing) for thing in tree.findall("object")}
@@ -193,22 +222,18 @@ def _name_of(thing):
     return text(thing.findtext("name") or "")
 
 
-def _images(folder):
-    """{name without suffix: [file names]} of a folder, recursively."""
-    files = collections.defaultdict(list)
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix.lower() in ENDINGS:
-            name = path.relative_to(folder)
-            files[name.with_suffix("").as_posix()].append(name.as_posix())
-    return files
-
-
-def _image_of(name, tree, files):
-    """File name of the image of an XML file; without an image, the name to report as missing."""
+def _image_of(name, tree, folder, faults):
+    """{"file_name"} of the image of an XML file, and "fault" if several have its name."""
     annotated = text(tree.findtext("filename") or "")
-    if name in files:
-        return annotated if annotated in files[name] else files[name][0]
-    return annotated or f"{name}.jpg"
+    try:
+        found = folder.find_stem(name, preferred=annotated)
+    except NotFound:
+        return {"file_name": annotated or f"{name}.jpg"}
+    except DataError as error:
+        return {"file_name": annotated or f"{name}.jpg", "fault": str(error)}
+    if found.remark == ELSEWHERE:
+        faults.remarks.append(Fault(f"{name}.xml -> {found.name}", found.remark))
+    return {"file_name": found.name}
 
 
 def _numbered(names):

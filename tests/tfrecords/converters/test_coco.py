@@ -158,6 +158,26 @@ def test_invalid_images_are_reported_and_skipped(source, tmp_path, file_name, re
     assert [i["id"] for i in json.loads((tmp_path / "to/annotations.json").read_text())["images"]] == [2]
 
 
+def test_names_that_other_systems_write(source, tmp_path):
+    """A file belongs to one entry: to that which names it plainly, whatever their order."""
+    tree = tree_of([box([1, 1, 5, 5], image_id=n) for n in (1, 2, 3, 4)], numbers=(1, 2, 3, 4))
+    for image, name in zip(
+        tree["images"],
+        ["C:\\photos\\1.JPG", "images/2.jpg", "./2.jpg", "/data/local-files/?d=3.jpg"],
+        strict=True,
+    ):
+        image["file_name"] = name
+    report = source(tree)
+    truth = json.loads((tmp_path / "to/annotations.json").read_text())
+    assert {i["id"]: i["file_name"] for i in truth["images"]} == {1: "1.jpg", 3: "2.jpg", 4: "3.jpg"}
+    assert (report.images, report.faulty_pictures, report.dropped) == (3, 1, {"its picture is left out": 1})
+    taken = "not at this path: the one file of its name in the folder is taken"
+    assert report.remarks == {taken: 1}
+    named = "\n".join(map(str, report.faults))
+    assert f"C:\\photos\\1.JPG -> 1.jpg: {taken}" in named
+    assert "images/2.jpg: its image, 2.jpg, is listed twice" in named
+
+
 def test_strict_raises_at_an_invalid_image(source):
     with pytest.raises(DataError, match="6.jpg: no such file"):
         source(tree_of([], numbers=(1, 6)), strict=True)

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -133,6 +134,35 @@ def test_faulty_boxes_are_counted(root, bndbox, reason):
     write(root, "a", bndbox, thing([1, 1, 5, 5]))
     report = voc.build(root / "to", root=root)
     assert report.dropped == {reason: 1} and (report.boxes, report.boxes_total) == (1, 2)
+
+
+def test_files_and_lists_as_other_systems_write_them(root):
+    """Endings in capitals, names with spaces, decomposed accents, lists of image paths."""
+    names = ["my photo 1", "my photo", "Cafe\u0301", "p"]
+    for name in names:
+        write(root, name, thing([1, 1, 5, 5]))
+        (root / f"Annotations/{name}.xml").rename(root / f"Annotations/{name}.XML")
+        composed = unicodedata.normalize("NFC", name)
+        Image.new("RGB", (40, 30)).save(root / f"JPEGImages/{composed}.JPG", "jpeg")
+    lines = ["my photo 1", "my photo -1", "Caf\u00e9.JPG", "C:\\VOC\\JPEGImages\\p.jpg", "/far/away/q.jpg"]
+    (root / "ImageSets/Main/all.txt").write_text("\n".join(lines))
+    report = voc.build(root / "to", root=root, split="all")
+    assert list(truth(root)) == ["my photo 1.JPG", "my photo.JPG", "Caf\u00e9.JPG", "p.JPG"]
+    assert report.remarks == {"not at this path: the one file of its name in the folder is taken": 1}
+    assert [str(fault) for fault in report.faults if "annotation" in fault.reason] == [
+        "q.xml: no such annotation file"
+    ]
+    assert voc.build(root / "whole", root=root).images == 4
+
+
+def test_two_images_of_an_xml_file(root):
+    """The one that it names; without that, neither is chosen."""
+    write(root, "a", thing([1, 1, 5, 5]), file_name="a.png")
+    write(root, "b", thing([1, 1, 5, 5]), file_name="elsewhere.jpg")
+    for name in "ab":
+        Image.new("RGB", (40, 30)).save(root / f"JPEGImages/{name}.png")
+    report = voc.build(root / "to", root=root)
+    assert list(truth(root)) == ["a.png"] and "ambiguous: 2 files" in str(report.faults[0])
 
 
 @pytest.mark.parametrize(
