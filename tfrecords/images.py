@@ -10,6 +10,7 @@ from tfrecords.schema import DataError
 
 # Formats and modes that TensorFlow decodes to the pixels of Pillow's convert("RGB"): their bytes are kept.
 KEPT = {"JPEG": {"L", "RGB"}, "PNG": {"1", "L", "LA", "P", "RGB", "RGBA"}}
+MAX_PIXELS = 100_000_000  # of an image or a mask
 ORIENTATION = 0x0112  # the EXIF tag
 
 

@@ -15,6 +15,7 @@ from kgarden.cli.analyze import analyze_app
 from kgarden.cli.commands import runs_app
 from kgarden.cli.data import data_app
 from kgarden.errors import TrainingFailed, UserError
+from kgarden.utils.text import printable
 
 app = typer.Typer(
     help="An object-detection model garden: train, evaluate and serve detectors.",
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     arguments = ["--debug", *(one for one in arguments if one != "--debug")] if debug else arguments
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(arguments, prog_name="kgarden", standalone_mode=False) or 0
     except Exception as error:
@@ -90,4 +94,4 @@ def _print_error(error):
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if _lacks_tensorflow(error):
         text = "this command requires TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'"
-    print(f"kgarden: {text or 'aborted'}", file=sys.stderr)
+    print(f"kgarden: {printable(text or 'aborted', newlines=True)}", file=sys.stderr)

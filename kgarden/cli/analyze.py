@@ -42,9 +42,10 @@ def duplicates(
     from rich.table import Table
 
     from kgarden.analyze.duplicates import READING, analyze_duplicates
+    from kgarden.metrics.tables import plain
 
     rows = analyze_duplicates(run, to, weights, limit=limit, num_maps=pictures)
-    table = Table(title=f"{run}, {rows[0]['images']} images", title_justify="left")
+    table = Table(title=plain(f"{run}, {rows[0]['images']} images"), title_justify="left")
     for column in ("way", "detections per image", "duplicates per image"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for row in rows:
@@ -159,13 +160,15 @@ def _print_table(columns, rows):
     from rich.console import Console
     from rich.table import Table
 
+    from kgarden.metrics.tables import plain
+
     table = Table()
     for number, column in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][number], str)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         shown = ("–" if one is None else f"{one:.3f}" if isinstance(one, float) else str(one) for one in row)
-        table.add_row(*shown)
+        table.add_row(*map(plain, shown))
     Console(highlight=False).print(table)
 
 

@@ -18,6 +18,7 @@ from kgarden.cli.options import (
 )
 from kgarden.config.loading import load_recipe, packaged_recipes, row_settings
 from kgarden.errors import UserError
+from kgarden.utils.text import printable
 
 runs_app = typer.Typer()
 
@@ -38,7 +39,7 @@ def list_(
         if recipe is None:
             raise UserError("list rows needs a recipe: kgarden list rows RECIPE")
         for line in _rows(recipe):
-            print(line)
+            print(printable(line))
     elif what in listings:
         for line in listings[what]():
             print(line)
@@ -126,18 +127,20 @@ def describe(
     from kgarden.build import build_model, canvases
     from kgarden.describe import describe as measure
     from kgarden.describe import published
+    from kgarden.metrics.tables import plain
 
     chosen = load_recipe(recipe, settings_of(set_), row)
     canvas = canvases(chosen)[0]
     detector = build_model(chosen, num_classes=classes)
     rows = measure(detector, canvas)
-    table = Table(title=f"{chosen.name}, one image of {canvas[0]}x{canvas[1]} px", title_justify="left")
+    title = plain(f"{chosen.name}, one image of {canvas[0]}x{canvas[1]} px")
+    table = Table(title=title, title_justify="left")
     for column in ("part", "class", "file", "output", "parameters", "trained", "GMACs"):
         numeric = column in ("parameters", "trained", "GMACs")
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for one in rows:
         numbers = (f"{one['parameters']:,}", f"{one['trained']:,}", f"{one['gmacs']:.2f}")
-        table.add_row(one["part"], one["class"], one["file"], one["output"], *numbers)
+        table.add_row(*map(plain, (one["part"], one["class"], one["file"], one["output"])), *numbers)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     for one in published(detector):
         print(f"{one['what']}: {one['here']} here, {one['published']} published ({one['source']})")
@@ -239,7 +242,7 @@ def _evaluate_file(detections, annotations, settings, to):
     if to is not None:
         write_folder(to, evaluation, analysis)
     for note in evaluation.get("notes", []):
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     return evaluation
 
 
@@ -280,7 +283,7 @@ def predict(
         raise UserError(faults[0])
     write_json(to / "detections.json", results)
     for fault in faults:
-        print(fault, file=sys.stderr)
+        print(printable(fault), file=sys.stderr)
     print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
     raise typer.Exit(1 if faults else 0)
 

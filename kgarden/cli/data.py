@@ -16,6 +16,7 @@ from kgarden.cli.options import (
 )
 from kgarden.config.loading import load_recipe, packaged_recipes
 from kgarden.errors import UserError
+from kgarden.utils.text import printable
 
 data_app = typer.Typer(help="Build, check and show data sets.", no_args_is_help=True)
 EXAMPLES = 5  # locations listed for each kind of fault without --verbose
@@ -41,7 +42,7 @@ def check_(
     for kind, locations in report.faults.items():
         print(f"{len(locations):8} x {kind}")
         for location in locations if verbose else locations[:EXAMPLES]:
-            print(f"{'':11}{location}")
+            print(f"{'':11}{printable(location)}")
     if report.faults:
         raise typer.Exit(1)
     print("no faults found")
@@ -218,6 +219,6 @@ def _print_report(report, verbose):
     lines += [f"{count} times: {reason}" for reason, count in report.remarks.items()]
     listed = report.faults if verbose else report.faults[:LISTED]
     for line in (*lines, *map(str, listed)):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if len(listed) < len(report.faults):
         print(f"{len(report.faults) - len(listed)} more; list them with --verbose", file=sys.stderr)

@@ -9,6 +9,8 @@ from collections import Counter
 
 from kgarden.errors import UserError
 from kgarden.metrics.explain import unknown_classes, unknown_images
+from tfrecords.schema import DataError
+from tfrecords.segmentations import checked
 
 MAX_PX = 1_000_000  # of a side; a mask of such a size would fill the memory
 
@@ -175,7 +177,7 @@ def _has_valid_flags(one):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _without_bad_masks(entries):
@@ -201,13 +203,8 @@ def _is_coordinate(value):
 
 
 def _is_mask(mask):
-    """Whether a segmentation is a list of polygons with at least three corners, or run lengths."""
-    if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts")
-        sized = isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
-        return sized and isinstance(counts, str | list) and len(counts) > 0
-    polygons = mask if isinstance(mask, list) else []
-    return bool(polygons) and all(
-        isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and all(map(_is_coordinate, one))
-        for one in polygons
-    )
+    """Whether a segmentation is one that pycocotools can be given."""
+    try:
+        return bool(checked(mask))
+    except DataError:
+        return False

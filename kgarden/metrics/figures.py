@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 from kgarden.metrics.tide import BEYOND, KINDS
+from kgarden.utils.text import printable
 
 NAMED_CURVES = 8  # classes with a colour of their own; the others are thin and grey
 NAMED_CLASSES = 24  # rows of the confusion matrix; the others are merged
@@ -223,8 +224,9 @@ def _center_text(ax, text):
 
 def _short(name, most):
     """Shortens a name to one line and escapes dollar signs, which would start a formula."""
-    name = " ".join(name.split()).replace("$", r"\$")
-    return name[: most - 1].rstrip() + "…" if len(name) > most else name
+    name = printable(" ".join(name.split()))
+    name = name[: most - 1].rstrip() + "…" if len(name) > most else name
+    return name.replace("$", r"\$")
 
 
 def png_of(figure: Figure) -> bytes:

@@ -117,7 +117,9 @@ def write_folder(folder: str | os.PathLike, evaluation: dict, analysis: dict) ->
     """Writes analysis.json, its three figures and per_class.csv, each file atomically."""
     folder = pathlib.Path(folder)
     write_json(folder / "analysis.json", analysis)
-    replace_file(folder / "per_class.csv", table_by_class(evaluation, analysis).encode())
+    replace_file(
+        folder / "per_class.csv", table_by_class(evaluation, analysis).encode("utf-8", "backslashreplace")
+    )
     for name, content in all_figures(analysis).items():
         replace_file(folder / name, content)
 

@@ -1,10 +1,12 @@
 """Metric tables: formats evaluations for a terminal."""
 
 from rich.table import Table
+from rich.text import Text
 
 from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.limits import limit_of, limited
 from kgarden.metrics.tide import BEYOND
+from kgarden.utils.text import printable
 
 LABELS = {
     "ap": "AP",
@@ -57,7 +59,7 @@ def _metric_tables(metrics, title):
         tables.append(_coco_table(metrics, title))
     others = [name for name in metrics if name in OTHER_LABELS]
     if others:
-        table = Table(title=None if tables else title, title_justify="left")
+        table = Table(title=None if tables else plain(title), title_justify="left")
         for name in others:
             table.add_column(OTHER_LABELS[name], justify="right")
         table.add_row(*(shown(metrics[name]) for name in others))
@@ -77,7 +79,7 @@ def _title(evaluation):
 
 
 def _coco_table(metrics, title):
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     precisions, recalls = ([name for name in metrics if name.startswith(kind)] for kind in ("ap", "ar"))
     for name in precisions:
         table.add_column(label_of(name), justify="right")
@@ -97,7 +99,7 @@ def _class_table(rows, of_masks=None):
         table.add_column(column, justify="left" if column == "class" else "right")
     for row, *others in zip(rows, *([of_masks] if of_masks else []), strict=True):
         values = [one[name] for one in (row, *others) for name in numbers]
-        table.add_row(row["name"], str(row["objects"]), *map(shown, values))
+        table.add_row(plain(row["name"]), str(row["objects"]), *map(shown, values))
     return table
 
 
@@ -127,6 +129,11 @@ def summary(evaluation: dict) -> str:
         present = [name for name in dict.fromkeys(names) if name in metrics]
         parts += [f"{prefix}{label_of(name)} {shown(metrics[name])}" for name in present]
     return "  ".join(parts + ["masks not evaluated"] * ("not_judged" in masks))
+
+
+def plain(text: str) -> Text:
+    """Returns a title or cell for rich in which `[red]` is no markup."""
+    return Text(printable(text))
 
 
 def shown(value: float | None) -> str:

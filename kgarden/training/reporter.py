@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kgarden.metrics.tables import evaluation_tables, summary
+from kgarden.utils.text import printable
 
 
 class Reporter:
@@ -21,7 +22,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text, newlines=True), markup=False, soft_wrap=True)
 
     def start(self, total: int, done: int = 0) -> None:
         """Starts a training of `total` steps; on a terminal with a bar."""

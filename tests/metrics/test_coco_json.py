@@ -20,7 +20,7 @@ ONE = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
 def test_a_list_of_results_is_returned_unchanged():
     assert read_truth(TRUTH) == (TRUTH, [])
     assert read_results([ONE], TRUTH) == ([ONE], [])
-    masked = {**ONE, "segmentation": {"size": [5, 5], "counts": "x"}}
+    masked = {**ONE, "segmentation": {"size": [5, 5], "counts": "i0"}}
     masked.pop("bbox")
     assert read_results([masked], TRUTH) == ([masked], [])
 

@@ -26,6 +26,7 @@ from kgarden.metrics.figures import all_figures
 from kgarden.metrics.registry import HEADLINES
 from kgarden.metrics.report import score, score_file, write_folder
 from kgarden.utils.files import write_json
+from kgarden.utils.text import printable
 
 BOX = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40]}
 TRUTH = {
@@ -267,3 +268,22 @@ def test_damaged_files_are_evaluated_or_rejected(data):
         assert "\n" not in str(error)
     else:
         json.dumps(evaluation, allow_nan=False), json.dumps(analysis, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["[/red]", "[link=x]cat", "\ud800", "a\x1b[2Jb", "$\\frac$", "c\nd", "\u202ecat"]
+)
+def test_odd_class_names_are_shown_as_they_are(tmp_path, name, capsys):
+    truth = {
+        "images": [{"id": 1, "height": 50, "width": 60}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": name}],
+    }
+    results = [{"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "score": 0.5}]
+    for file, content in (("truth.json", truth), ("found.json", results)):
+        (tmp_path / file).write_text(json.dumps(content))
+    found, annotations, to = (str(tmp_path / one) for one in ("found.json", "truth.json", "to"))
+    assert cli.main(["evaluate", found, "--annotations", annotations, "--to", to]) == 0
+    shown = capsys.readouterr().out
+    assert printable(name) in shown and not {"\x1b", "\ud800", "\u202e"} & set(shown)
+    assert (tmp_path / "to/errors.png").is_file() and (tmp_path / "to/per_class.csv").read_bytes()

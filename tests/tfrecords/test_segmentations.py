@@ -73,7 +73,7 @@ def test_compressed_codes_are_read_as_pycocotools_reads_them(seed):
     rng = np.random.default_rng(seed)
     mask = (rng.random(HW) < rng.choice([0.01, 0.3, 0.9])).astype("uint8")
     mask[0, 0] |= not mask.any()
-    assert segmentations._unpacked(compressed(mask)["counts"]) == run_lengths(mask)
+    assert segmentations.run_lengths(compressed(mask)).tolist() == run_lengths(mask)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_compressed_codes_are_read_as_pycocotools_reads_them(seed):
         ({"size": [30, 40], "counts": [1200.0]}, "no run lengths"),
         ({"size": [30, 40], "counts": compressed(blob())["counts"] + "0"}, "do not sum up"),
         ({"size": [30, 40], "counts": "\u20ac"}, "no run lengths"),
-        ({"size": [30, 40], "counts": "oooooooooooooooooooooooo"}, "no run lengths"),
+        ({"size": [30, 40], "counts": "oooooooooooooooooooooooo"}, "cut short"),
         ({"size": [30, 40]}, "no run lengths"),
     ],
 )
@@ -144,3 +144,56 @@ def build(folder, segmentations, size_hw=HW, exif=None, **options):
     }
     (folder / "a.json").write_text(json.dumps(tree))
     return coco.build(folder / "to", images=folder / "images", annotations=folder / "a.json", **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_compressed_run_lengths_unpack_to_the_runs(seed):
+    """Also with an odd and an even number of runs, and with runs of every number of characters."""
+    rng = np.random.default_rng(seed)
+    runs = [int(one) for one in rng.integers(0, 10 ** rng.integers(1, 5, 40 + seed))]
+    size = [1, sum(runs)]
+    packed = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)["counts"].decode()
+    assert segmentations.run_lengths({"size": size, "counts": packed}).tolist() == runs
+
+
+BAD_CODES = {
+    "too short": {"size": [30, 40], "counts": [100]},
+    "too long": {"size": [30, 40], "counts": [1000, 1000]},
+    "negative": {"size": [30, 40], "counts": [-5, 1205]},
+    "huge": {"size": [30, 40], "counts": [10**400]},
+    "fractions": {"size": [30, 40], "counts": [600.0, 600.0]},
+    "flags": {"size": [30, 40], "counts": [True] * 1200},
+    "no counts": {"size": [30, 40]},
+    "empty": {"size": [30, 40], "counts": ""},
+    "cut": {"size": [30, 40], "counts": "P"},
+    "other letters": {"size": [30, 40], "counts": "\u00e9\ud800"},
+    "long number": {"size": [30, 40], "counts": "o" * 20 + "0"},
+    "minus": {"size": [30, 40], "counts": "O1"},
+    "size of one": {"size": [1200], "counts": [1200]},
+    "size of a flag": {"size": [True, 1200], "counts": [1200]},
+    "size of fractions": {"size": [30.0, 40], "counts": [1200]},
+    "size of nothing": {"size": [0, 40], "counts": []},
+    "a billion pixels": {"size": [10**5, 10**4], "counts": [10**9]},
+}
+BAD_POLYGONS = {
+    "outline": [[0, 0, 9e5, 9e5] * 4],
+    "infinite": [[0, 0, float("inf"), 1, 1, 1]],
+    "two points": [[0, 0, 1, 1]],
+    "text": [["0", 0, 1, 1, 2, 2]],
+}
+
+
+@pytest.mark.parametrize(
+    "segmentation", [*BAD_CODES.values(), *BAD_POLYGONS.values()], ids=[*BAD_CODES, *BAD_POLYGONS]
+)
+def test_what_pycocotools_must_not_see(segmentation):
+    with pytest.raises(DataError) as caught:
+        segmentations.checked(segmentation)
+    assert "mask" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_size_is_refused_where_the_size_is_known():
+    code = {"size": [40, 30], "counts": [1200]}
+    assert segmentations.checked(code) is code
+    with pytest.raises(DataError, match="another size"):
+        segmentations.checked(code, 30, 40)
