@@ -5,7 +5,7 @@ import keras
 from kgarden.backbones.resnet import ResNet
 from kgarden.config.instantiate import instantiate, name_and_settings
 
-BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101)}
+BACKBONES = {f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101, 152)}
 
 
 def make_backbone(settings):

@@ -17,24 +17,37 @@ DEPTHS = {
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
 }
 
-# Blocks that are computed again together: a whole stage, but in ResNet-101. A bottleneck's output is twice as
-# large as what lies inside it, so that single blocks would save little; C2..C5 are kept in any case.
+# Blocks that are computed again together: a whole stage, but in ResNet-101 and 152. A bottleneck's output is
+# twice as large as what lies inside it, so that single blocks would save little; C2..C5 are kept in any case.
 REMAT_BLOCKS = 6
+
+
+def check_deformable(stages, kind="bottleneck"):
+    """The numbers of deformable stages, each 2 to 5, of bottlenecks."""
+    if set(stages) - {2, 3, 4, 5}:
+        raise UserError(f"deformable_stages is {list(stages)}: some of 2, 3, 4, 5")
+    if stages and kind != "bottleneck":
+        raise UserError("deformable_stages: this ResNet has no bottlenecks; use depth 50, 101 or 152")
+    return tuple(stages)
 
 
 class ResNet(keras.layers.Layer):
     """Stem and four stages of residual blocks.
 
     Args:
-        depth:           18, 34, 50 or 101.
+        depth:           18, 34, 50, 101 or 152.
         norm:            "frozen_bn", "bn", "sync_bn" or "gn".
         freeze_at:       0 nothing, 1 the stem, 2 stem and res2, ... : no gradients, stored statistics.
         stride_in_1x1:   bottlenecks only: where the stride of a stage sits.
         groups, width_per_group: ResNeXt: 32 and 8, say; their product is the width of the 3x3 in res2.
         stem_channels, res2_channels: 64 and 64 (basic) or 256 (bottleneck) in the papers.
         last_stage:      4 leaves res5 out, for a second stage that has it.
+        deformable_stages: numbers of the stages, 2 to 5, whose 3x3 convolutions are deformable: [3, 4, 5] in
+                         Dai et al. 2017, arXiv:1703.06211, [4, 5] in most ResNeXt; bottlenecks only.
+        modulated, offset_groups: of those; see kgarden.layers.deformable_conv.py.
     Call:
         x: (B, H, W, 3), normalised; H and W divisible by 32.
     Returns:
@@ -56,6 +69,9 @@ class ResNet(keras.layers.Layer):
         stem_channels=64,
         res2_channels=None,
         last_stage=5,
+        deformable_stages=(),
+        modulated=True,
+        offset_groups=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -66,6 +82,8 @@ class ResNet(keras.layers.Layer):
         if last_stage not in range(2, 6):
             raise UserError(f"last_stage is {last_stage}: one of 2, 3, 4, 5")
         self.kind, self.counts = DEPTHS[depth]
+        self.deformable_stages = check_deformable(deformable_stages, self.kind)
+        self.deform = {"modulated": modulated, "offset_groups": offset_groups}
         res2_channels = res2_channels or (64 if self.kind == "basic" else 256)
         self.widths = [stem_channels, *(res2_channels * 2**index for index in range(4))]  # stem, C2..C5
         self.strides = [4, 8, 16, 32][: last_stage - 1]
@@ -103,6 +121,7 @@ class ResNet(keras.layers.Layer):
             project=project,
             stride_in_1x1=self.stride_in_1x1,
             groups=self.groups,
+            deform=self.deform if number in self.deformable_stages else None,
             name=name,
         )
 

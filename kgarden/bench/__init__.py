@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from kgarden.bench.deformable import deformable_over_plain
 from kgarden.bench.inference import inference
 from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
@@ -19,7 +20,7 @@ from kgarden.bench.steps import training, training_settings
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
-KINDS = ("train", "settings", "infer", "nms", "heads", "data", "memory", "eval")
+KINDS = ("train", "settings", "infer", "nms", "heads", "deform", "data", "memory", "eval")
 REPEATS = 5
 
 
@@ -36,9 +37,10 @@ def bench(
         recipe:  Recipe.
         what:    some of "train" (a training step on synthetic images), "settings" (the same with other
                  settings of precision and memory), "infer" (the whole model and its parts), "nms" (PSS with
-                 and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "data" (the input
-                 pipeline over decoding alone), "memory" (of the input pipeline over 20,000 images), "eval"
-                 (COCO evaluation of the ground truth as detections).
+                 and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "deform" (deformable
+                 convolution over the plain one), "data" (the input pipeline over decoding alone), "memory"
+                 (of the input pipeline over 20,000 images), "eval" (COCO evaluation of the ground truth as
+                 detections).
         repeats: timed runs of each, after a warm-up run.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with a line of text for each number after each benchmark.
@@ -56,6 +58,7 @@ def bench(
         "infer": inference,
         "nms": without_nms,
         "heads": heads_over_base,
+        "deform": deformable_over_plain,
         "data": data_rates,
         "memory": data_memory,
         "eval": evaluation,

@@ -320,7 +320,8 @@ def _canvas(text):
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
-        str, typer.Option(help="Comma-separated: train, settings, infer, nms, heads, data, memory, eval.")
+        str,
+        typer.Option(help="Comma-separated: train, settings, infer, nms, heads, deform, data, memory, eval."),
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,

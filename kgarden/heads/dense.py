@@ -39,7 +39,8 @@ class DenseHead(keras.layers.Layer):
         code_size:   D, numbers for one box.
         anchors:     K, boxes of one cell.
         centerness:  the tower with the location quality, "box" or "class"; None: there is none.
-        width, num_convs, norm, norm_groups, tower_bias: of the towers; see kgarden/heads/tower.py.
+        width, num_convs, norm, norm_groups, tower_bias, deformable: of the towers; see
+                     kgarden/heads/tower.py.
         shared_tower: classes and boxes read one tower, as CenterNet2's first stages do.
         scaled:      the code is multiplied by a learned number for each level.
         prior:       probability of every class at the start.
@@ -67,6 +68,7 @@ class DenseHead(keras.layers.Layer):
         norm="gn",
         norm_groups=None,
         tower_bias=None,
+        deformable=False,
         shared_tower=False,
         scaled=True,
         prior=0.01,
@@ -89,9 +91,8 @@ class DenseHead(keras.layers.Layer):
         self.sqrt_scores, self.rank_by, self.gate_by, self.clip = sqrt_scores, rank_by, gate_by, clip
         self.scaled = scaled
 
-        tower = dict(
-            num_convs=num_convs, width=width, norm=norm, norm_groups=norm_groups, use_bias=tower_bias
-        )
+        tower = dict(num_convs=num_convs, width=width, norm=norm, norm_groups=norm_groups)
+        tower |= dict(use_bias=tower_bias, deformable=deformable)
         self.box_tower = Tower(**tower, name="box_tower")
         self.class_tower = None if shared_tower else Tower(**tower, name="class_tower")
         self.classes = self._output(anchors * self.num_scores, "classes", prior_bias(prior))

@@ -41,6 +41,11 @@ def he_normal():
     return keras.initializers.HeNormal()
 
 
+def he_uniform():
+    """Uniform with variance 2 / fan_in: kaiming-uniform for ReLU, detectron2's for deformable kernels."""
+    return keras.initializers.HeUniform()
+
+
 def msra_fan_out():
     """N(0, sqrt(2 / fan_out)): "c2_msra" in detectron2.   He et al. 2015, arXiv:1502.01852, Eq. 14."""
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")

@@ -3,6 +3,7 @@
 import keras
 
 from kgarden.layers.conv import Conv
+from kgarden.layers.deformable_conv import DeformConv
 from kgarden.layers.initializers import he_normal
 
 
@@ -48,6 +49,7 @@ class Bottleneck(keras.layers.Layer):
         strides:       of the block.
         stride_in_1x1: put the stride in the first 1x1 instead of the 3x3.
         groups:        of the 3x3.
+        deform:        None, or {"modulated", "offset_groups"} of a deformable 3x3; see DeformConv.
         initializer:   of the kernels, a function of kgarden/layers/initializers.py.
     """
 
@@ -60,18 +62,20 @@ class Bottleneck(keras.layers.Layer):
         project,
         stride_in_1x1=False,
         groups=1,
+        deform=None,
         initializer=he_normal,
         **kwargs,
     ):
         super().__init__(**kwargs)
         first, middle = (strides, 1) if stride_in_1x1 else (1, strides)
 
-        def conv(filters, kernel_size, strides, name, **settings):
+        def conv(filters, kernel_size, strides, name, kind=Conv, **settings):
             how = dict(norm=norm, kernel_initializer=initializer(), **settings)
-            return Conv(filters, kernel_size, strides, **how, name=name)
+            return kind(filters, kernel_size, strides, **how, name=name)
 
+        of_3x3 = {"kind": DeformConv, **deform} if deform else {}
         self.conv1 = conv(width, 1, first, "conv1", activation="relu")
-        self.conv2 = conv(width, 3, middle, "conv2", groups=groups, activation="relu")
+        self.conv2 = conv(width, 3, middle, "conv2", groups=groups, activation="relu", **of_3x3)
         self.conv3 = conv(filters, 1, 1, "conv3", norm_gamma=first_gamma(norm, 0.2))
         self.shortcut = conv(filters, 1, strides, "shortcut") if project else None
 

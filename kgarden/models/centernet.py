@@ -47,7 +47,8 @@ class CenterNetHead(keras.layers.Layer):
         strides:      px for one cell of each level.
         num_classes:  C, or None for a head that only proposes.
         objectness:   whether there is a heat map blind to classes, on the box tower.
-        width, num_convs, norm_groups: of the towers; the class tower exists where num_classes does.
+        width, num_convs, norm_groups, deformable: of the towers; the class tower exists where num_classes
+                      does.
         size_ranges, min_overlap, min_radius, more_positives: see kgarden/targets/centernet.py;
                       more_positives is None or {threshold, top_k}.
         alpha, beta, gamma, clamp, ignore_above: see kgarden/losses/heatmap.py.
@@ -65,6 +66,7 @@ class CenterNetHead(keras.layers.Layer):
         width=256,
         num_convs=4,
         norm_groups=None,
+        deformable=False,
         size_ranges=SIZE_RANGES,
         min_overlap=0.8,
         min_radius=4.0,
@@ -93,7 +95,7 @@ class CenterNetHead(keras.layers.Layer):
         self.weigh_by_heat = weigh_by_heat
         self.weights_of_terms = {"positive": 1.0, "negative": 1.0, "box": 1.0, **(weights or {})}
 
-        tower = dict(num_convs=num_convs, width=width, norm_groups=norm_groups)
+        tower = dict(num_convs=num_convs, width=width, norm_groups=norm_groups, deformable=deformable)
         self.box_tower = Tower(**tower, name="box_tower")
         self.ltrb = Conv(
             4,

@@ -11,9 +11,14 @@ def tower_names(theirs, ours, layers=3):
         ours:   our tower, such as "retinanet/box_tower".
         layers: of the sequence for each convolution: 3, or 2 without norms.
     Returns:
-        pairs (regular expression of a module's name, replacement), see `our_name`.
+        pairs (regular expression of a module's name, replacement), see `our_name`; also for a deformable
+        convolution, a module of two.
     """
-    convolutions = [(rf"{theirs}{layers * number}", f"{ours}/conv{number}") for number in range(8)]
+    convolutions = [
+        (rf"{theirs}{layers * number}{part}", f"{ours}/conv{number}{offset}")
+        for number in range(8)
+        for part, offset in (("", ""), (r"\.conv", ""), (r"\.offset", "/offset"))
+    ]
     norms = [(rf"{theirs}{layers * number + 1}", f"{ours}/conv{number}/norm") for number in range(8)]
     return (*convolutions, *(norms if layers == 3 else ()))
 
@@ -22,6 +27,7 @@ TRUNK = (
     # backbone, below a pyramid or alone
     (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
+    (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.conv2_offset", r"backbone/\1_\2/conv2/offset"),
     # neck
     (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
     (r"backbone\.top_block\.(p\d)", r"neck/\1"),

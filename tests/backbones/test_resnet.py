@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.marks import slow_on_jax
 
 from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
@@ -10,20 +11,21 @@ from kgarden.layers.residual import Bottleneck
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict
 
-PLAIN = [golden for golden in goldens("d2_bottleneck") if "deform" not in golden.name]
 
-
-@pytest.mark.parametrize("golden", PLAIN, ids=str)
+@pytest.mark.parametrize("golden", goldens("d2_bottleneck"), ids=str)
 def test_bottleneck_agrees_with_the_reference(golden):
-    settings = params(golden)
+    settings, deform = params(golden), None
+    if "deform_modulated" in settings:
+        deform = {"modulated": settings["deform_modulated"], "offset_groups": settings["deform_num_groups"]}
     block = Bottleneck(
         settings["out_channels"],
         settings["bottleneck_channels"],
         settings.get("stride", 1),
         "frozen_bn",
         project="shortcut.weight" in golden.state_dict(),
-        stride_in_1x1=settings["stride_in_1x1"],
+        stride_in_1x1=settings.get("stride_in_1x1", False),
         groups=settings.get("num_groups", 1),
+        deform=deform,
         name="res2_0",
     )
     block.build(golden["x"].shape)
@@ -65,7 +67,8 @@ def test_bottlenecks_agree_with_mmdetection(golden):
 
 
 @pytest.mark.parametrize(
-    "depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+    "depth, count",
+    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160), (152, 58_143_808)],
 )
 def test_parameters_are_those_of_the_literature(depth, count):
     # torchvision's trunks without the classifier, batch-norm scales and shifts counted.
@@ -90,6 +93,26 @@ def test_frozen_stages_do_not_train():
     backbone.build((None, None, None, 3))
     trained = {variable.path.split("/")[1].split("_")[0] for variable in backbone.trainable_variables}
     assert trained == {"res3", "res4", "res5"}
+
+
+@slow_on_jax
+def test_deformable_stages():
+    # Three kernels of 3x3x(w)x27 with bias for each block of res4 (6, w = 256 / 8) and res5 (3, w = 512 / 8).
+    narrow = {"name": "resnet50", "norm": "bn", "width_per_group": 8, "stem_channels": 8, "res2_channels": 8}
+    counts = {}
+    for stages, modulated in (((), True), ([4, 5], True), ([4, 5], False)):
+        backbone = make_backbone({**narrow, "deformable_stages": stages, "modulated": modulated})
+        backbone.build((None, None, None, 3))
+        counts[len(stages), modulated] = backbone.count_params()
+    of_cells = 6 * 9 * 32 + 3 * 9 * 64
+    assert counts[2, True] - counts[0, True] == (of_cells + 9) * 27
+    assert counts[2, False] - counts[0, True] == (of_cells + 9) * 18
+    features = backbone(np.zeros((1, 64, 64, 3), "float32"))
+    assert [feature.shape[1] for feature in features] == [16, 8, 4, 2]
+    with pytest.raises(UserError, match="some of 2, 3, 4, 5"):
+        make_backbone({"name": "resnet50", "deformable_stages": [1]})
+    with pytest.raises(UserError, match="no bottlenecks"):
+        make_backbone({"name": "resnet18", "deformable_stages": [5]})
 
 
 def test_unknown_settings_are_named():

@@ -92,6 +92,14 @@ def test_heads_are_timed_relative_to_a_single_head():
         bench(recipe(), ["heads"])
 
 
+def test_deformable_convolution_is_timed_relative_to_the_plain_one():
+    found = bench(recipe(), ["deform"], repeats=1)["deform"]
+    assert found["map"] == [2, 4, 6, 256]
+    for which in ("forward", "forward_and_gradients"):
+        ratio = found[which]["deformable_s"] / found[which]["plain_s"]
+        assert found[which]["over_plain"][1] == pytest.approx(ratio, rel=0.1)
+
+
 @pytest.mark.parametrize("base", slow_on_jax_but(["fcos", "gfl", "retinanet"], kept=["fcos"]))
 def test_synthetic_maps_exceed_the_score_threshold(base):
     """Many pairs for every object before NMS; after it, and by the branch, about one for each."""

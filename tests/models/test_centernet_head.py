@@ -20,12 +20,11 @@ def head_of(settings, num_classes):
         width=settings.get("channels"),
         num_convs=settings.get("num_box_convs", 0),
         norm_groups=settings.get("gn_groups"),
+        deformable=settings.get("use_deformable", False),
     )
 
 
-@pytest.mark.parametrize(
-    "golden", [g for g in goldens("cn2_head") if not params(g)["use_deformable"]], ids=str
-)
+@pytest.mark.parametrize("golden", goldens("cn2_head"), ids=str)
 def test_head_agrees_with_the_reference(golden):
     settings = params(golden)
     state = golden.state_dict()

@@ -16,10 +16,7 @@ NOT_YET = {
     "cn2_dla_tree",
     "cn2_dlaseg_s4_tiny",
     "cn2_fed_loss",
-    "cn2_head",  # all but the deformable tower
     "cn2_res2net",
-    "d2_bottleneck",  # all but the deformable block
-    "d2_deform_conv",
     "mmdet_deform_roi_pool",
     "mmdet_fscascade_head_own",
     "mmdet_mobilenetv2_blocks",
