@@ -5,8 +5,8 @@ import json
 import pathlib
 import re
 
-from tfrecords.converters.common import as_int, text
 from tfrecords.schema import DataError
+from tfrecords.values import as_int, text
 
 TOKEN = re.compile(
     r"""\s+|\#[^\n]*|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(?P<word>[\w.+-]+)|(?P<mark>[{}:,;<>])"""

@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 
 from tfrecords.images import MAX_PIXELS
 from tfrecords.schema import DataError
+from tfrecords.values import as_int, as_numbers
 
 COMPRESSION = 1  # zlib level; masks are few long runs, higher levels gain little
 
@@ -40,7 +41,7 @@ def encode(segmentation, height, width):
 
 
 def checked(segmentation, height=None, width=None):
-    """A COCO segmentation in a form that pycocotools accepts: polygons, or a run-length code.
+    """A COCO segmentation in a form that pycocotools accepts: polygons, or a run-length code, of numbers.
 
     Its C code trusts its input: run lengths that do not fit their size never return or write past the end,
     and an outline of billions of px fills the memory.
@@ -51,12 +52,12 @@ def checked(segmentation, height=None, width=None):
     Raises:
         DataError: as `encode`.
     """
-    if not isinstance(segmentation, dict | list):
+    if not segmentation or not isinstance(segmentation, dict | list):
         raise DataError("the mask is neither polygons nor a run-length code")
+    segmentation = _normal(segmentation)
     if isinstance(segmentation, dict):
         run_lengths(segmentation, None if height is None else [height, width])
         return segmentation
-    segmentation = [segmentation] if segmentation and _is_number(segmentation[0]) else segmentation
     _check_polygons(segmentation)
     return segmentation
 
@@ -94,6 +95,29 @@ def run_lengths(code, size=None):
     return counts
 
 
+def box_of(segmentation):
+    """Bounding box of a segmentation -> [x, y, w, h] px: of the corners of polygons, of the pixels of a mask.
+
+    Raises:
+        DataError: as `encode`.
+    """
+    segmentation = checked(segmentation)
+    if isinstance(segmentation, list):
+        x, y = ([value for polygon in segmentation for value in polygon[start::2]] for start in (0, 1))
+        return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+    height, ends = segmentation["size"][0], np.cumsum(run_lengths(segmentation))
+    last = ends[1::2] - 1  # of every run of ones
+    first = ends[:-1:2][: len(last)]
+    first, last = first[last >= first], last[last >= first]
+    if not len(first):
+        raise DataError("the mask covers no pixel")
+    columns = first // height, last // height
+    spans = (columns[0] < columns[1]).any()  # a run that goes on in the next column touches both borders
+    top, bottom = (0, height - 1) if spans else ((first % height).min(), (last % height).max())
+    left, right = columns[0].min(), columns[1].max()
+    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+
+
 def to_png(code):
     """A run-length code of pycocotools -> bytes of a PNG with 0 and 1."""
     file = io.BytesIO()
@@ -104,6 +128,28 @@ def to_png(code):
 def is_given(segmentation):
     """Whether an annotation has a mask; many files write [] or null for "none"."""
     return segmentation not in (None, [], {}, [[]], "")
+
+
+def _normal(segmentation):
+    """The same with numbers for text, whole run lengths as int, and one flat polygon in a list."""
+    if isinstance(segmentation, dict):
+        lists = {key: segmentation.get(key) for key in ("size", "counts")}
+        return {key: _whole(one) if isinstance(one, list) else one for key, one in lists.items()}
+    flat = not isinstance(segmentation[0], list | dict | type(None))
+    return [_numbers(polygon) for polygon in ([segmentation] if flat else segmentation)]
+
+
+def _whole(values):
+    if all(type(value) is int for value in values):
+        return values
+    numbers = [as_int(value) for value in values]
+    return values if None in numbers else numbers
+
+
+def _numbers(polygon):
+    if isinstance(polygon, list) and any(isinstance(value, str) for value in polygon):
+        return as_numbers(polygon, len(polygon)) or polygon
+    return polygon
 
 
 def _check_polygons(polygons):

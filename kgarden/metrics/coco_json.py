@@ -1,7 +1,7 @@
 """COCO JSON: validates files of ground truth and detections, and joins their ids.
 
 Faults of detections are errors, because metrics of the remaining ones would be misleading. Faulty annotations
-of the ground truth are left out and reported.
+of the ground truth are left out and reported, by the rules of the conversion.
 """
 
 import math
@@ -9,53 +9,79 @@ from collections import Counter
 
 from kgarden.errors import UserError
 from kgarden.metrics.explain import unknown_classes, unknown_images
+from tfrecords import ground_truth
+from tfrecords.conversion_report import Fault
 from tfrecords.schema import DataError
 from tfrecords.segmentations import checked
+from tfrecords.values import as_id, as_int
 
 MAX_PX = 1_000_000  # of a side; a mask of such a size would fill the memory
 
 
 def read_truth(content) -> tuple[dict, list[str]]:
-    """Validates ground truth in COCO form.
+    """Validates ground truth in COCO form by the rules of `tfrecords.ground_truth`, as the conversion does.
 
     Args:
         content: of the json file.
     Returns:
-        (truth, notes): the ground truth without unusable annotations; a line for each kind of those.
+        (truth, notes): the ground truth without unusable annotations and masks; a line for each kind of fault
+        and repair. Image ids are int, or str if one of them is no number; category ids are those of the
+        conversion. Images that were left out are listed by id under `left_out`.
     """
-    if isinstance(content, list):
-        raise UserError("a list is not ground truth; give a COCO file with images and annotations")
-    missing = [key for key in ("images", "annotations", "categories") if not _lists(content, key)]
-    if missing:
-        raise UserError(f"not ground truth in COCO form: it has no list of {', '.join(missing)}")
-    for key in ("images", "categories"):
-        if not all(isinstance(one, dict) and _is_id(one.get("id")) for one in content[key]):
-            raise UserError(f"{key}: an entry has no id")
-        if len({type(one["id"]) for one in content[key]}) > 1:
-            raise UserError(f"{key}: ids must be all numbers or all strings")
-    duplicates = [
-        one for one, count in Counter(one["id"] for one in content["categories"]).items() if count > 1
-    ]
-    if duplicates:
-        raise UserError(f"categories: id {duplicates[0]!r} is not unique")
-    for one in content["images"]:
-        if not all(_is_side(one.get(side)) for side in ("height", "width")):
-            raise UserError(f"images: the height or width of {one['id']!r} is not a positive integer")
-    images, classes = ({one["id"] for one in content[key]} for key in ("images", "categories"))
-    faults = {
-        "without image_id and category_id": lambda one: not _is_labelled(one),
-        "of an image that is not listed": lambda one: one["image_id"] not in images,
-        "of a category that is not listed": lambda one: one["category_id"] not in classes,
-        "with neither a bbox of four numbers nor a segmentation": lambda one: not _has_region(one),
-        "with an area or iscrowd that is not a number": lambda one: not _has_valid_flags(one),
+    try:
+        read = ground_truth.read(content)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    masks = [_with_valid_mask(where, one, read.images, read.faults) for where, one in read.annotations]
+    images, (numbered, categories) = _id_of_key(read.images), read.numbered_categories()
+    source_ids = {one["id"]: {"source_id": one["source_id"]} for one in numbered if "source_id" in one}
+    truth = {
+        **content,
+        "images": [{**one, "id": images[key]} for key, one in read.images.items() if one is not None],
+        "categories": [
+            {**one, "id": categories[key], **source_ids.get(categories[key], {})}
+            for key, one in read.categories.items()
+        ],
+        "annotations": [
+            {**one, "image_id": images[one["image_id"]], "category_id": categories[one["category_id"]]}
+            for one in masks
+        ],
     }
-    kept, notes = content["annotations"], []
-    for fault, is_faulty in faults.items():
-        faulty = [one for one in kept if is_faulty(one)]
-        if faulty:
-            notes.append(f"{len(faulty)} annotations left out: {fault} (the first: {str(faulty[0])[:80]})")
-            kept = [one for one in kept if not is_faulty(one)]
-    return {**content, "annotations": _without_bad_masks(kept)}, notes
+    left_out = [images[key] for key, one in read.images.items() if one is None]
+    return {**truth, **({"left_out": left_out} if left_out else {})}, _notes(read.faults)
+
+
+def _with_valid_mask(where, annotation, images, faults):
+    """The annotation with its mask in normal form; without it, and with a remark, if the mask is invalid."""
+    if "segmentation" not in annotation:
+        return annotation
+    image = images[annotation["image_id"]]
+    try:
+        mask = checked(annotation["segmentation"], image.get("height"), image.get("width"))
+        return {**annotation, "segmentation": mask}
+    except DataError as error:
+        faults.remarks.append(Fault(where, f"kept without its mask: {error}"))
+        return {key: value for key, value in annotation.items() if key != "segmentation"}
+
+
+def _id_of_key(keys):
+    """{id of the reader: id that can be sorted among the others}."""
+    return {key: key if all(isinstance(one, int) for one in keys) else str(key) for key in keys}
+
+
+def _notes(faults):
+    """A line for each kind of fault, with its number and the first."""
+    kinds = (
+        ("images left out", faults.images),
+        ("annotations left out", faults.boxes),
+        ("times", faults.remarks),
+    )
+    notes = []
+    for what, of_kind in kinds:
+        for reason, count in Counter(fault.reason for fault in of_kind).items():
+            first = next(fault.where for fault in of_kind if fault.reason == reason)
+            notes.append(f"{count} {what}: {reason} (the first: {first})")
+    return notes
 
 
 def read_results(content, truth: dict) -> tuple[list[dict], list[str]]:
@@ -71,10 +97,15 @@ def read_results(content, truth: dict) -> tuple[list[dict], list[str]]:
     """
     results = _entries(content)
     _check(results)
-    results = _without_bad_masks(results)
+    results = [
+        {**one, "image_id": as_id(one["image_id"]), "category_id": as_id(one["category_id"])}
+        for one in _without_bad_masks(results)
+    ]
     notes = []
     if isinstance(content, dict):
         results, notes = _joined(content, results, truth)
+    results, more = _of_truth(results, truth)
+    notes += more
     for fault in (
         unknown_images(truth, [one["image_id"] for one in results]),
         unknown_classes(truth, [one["category_id"] for one in results]),
@@ -118,6 +149,27 @@ def _check(results):
                 raise UserError(f"detection {n}: {key} {one[key]!r} is not an integer or string")
 
 
+def _of_truth(results, truth):
+    """Results with the ids of the ground truth, where they are the same number; none of left-out images."""
+    images, categories = (
+        {as_id(one.get("source_id", one["id"])): one["id"] for one in truth[key]}
+        for key in ("images", "categories")
+    )
+    left_out = {as_id(one) for one in truth.get("left_out", ())}
+    kept = [
+        {
+            **one,
+            "image_id": images.get(as_id(one["image_id"]), one["image_id"]),
+            "category_id": categories.get(as_id(one["category_id"]), one["category_id"]),
+        }
+        for one in results
+        if as_id(one["image_id"]) not in left_out
+    ]
+    less = len(results) - len(kept)
+    notes = [f"{less} detections left out: the ground truth leaves their images out"] if less else []
+    return kept, notes
+
+
 def _joined(content, results, truth):
     """Results of a data set with its own images and classes, converted to the ground truth's ids."""
     notes = []
@@ -125,7 +177,7 @@ def _joined(content, results, truth):
         ("images", "image_id", "file_name", "images"),
         ("categories", "category_id", "name", "classes"),
     ):
-        theirs = {id_: named for named, id_ in _named(content.get(part), name)}
+        theirs = {as_id(id_): named for named, id_ in _named(content.get(part), name)}
         ours = dict(_named(truth[part], name))
         if not set(theirs.values()) & ours.keys():
             continue  # no common names: the ids are used as they are
@@ -161,19 +213,11 @@ def _has(one, *keys):
 
 
 def _is_id(value):
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_labelled(one):
-    return isinstance(one, dict) and _is_id(one.get("image_id")) and _is_id(one.get("category_id"))
+    return isinstance(value, str) or as_int(value) is not None
 
 
 def _is_side(value):
     return value is None or (isinstance(value, int) and 0 < value < MAX_PX)
-
-
-def _has_valid_flags(one):
-    return all(one.get(key) is None or _is_number(one[key]) for key in ("area", "iscrowd"))
 
 
 def _is_number(value):

@@ -152,7 +152,7 @@ def test_faults_of_the_ground_truth_are_reported(files, capsys):
     lost = {**TRUTH["annotations"][0], "image_id": 77}
     (files / "truth.json").write_text(json.dumps({**TRUTH, "annotations": [*TRUTH["annotations"], lost]}))
     assert call("found.json", "--annotations", "truth.json") == 0
-    assert "1 annotations left out: of an image that is not listed" in capsys.readouterr().err
+    assert "1 annotations left out: image_id is not among the images" in capsys.readouterr().err
 
 
 def test_near_zero_ap_is_diagnosed(files, capsys):

@@ -10,7 +10,6 @@ A converter reads its format into jobs; everything after that is shared and is h
 
 import contextlib
 import functools
-import math
 
 import numpy as np
 
@@ -19,8 +18,6 @@ from tfrecords.conversion_report import Fault, Faults, Record
 from tfrecords.image_names import ELSEWHERE, ImageFolder, is_safe
 from tfrecords.schema import DataError
 from tfrecords.write import write
-
-LARGEST_ID = 2**63 - 1  # int64
 
 
 def convert(to, jobs, categories, *, folder, with_masks=True, before=None, **options):
@@ -165,36 +162,6 @@ def clip(bbox, height, width):
     if not (right > left and bottom > top):
         raise DataError("box without area")
     return bbox if (x0, y0, x1, y1) == (x, y, x + w, y + h) else [x0, y0, x1 - x0, y1 - y0]
-
-
-def text(value):
-    """A name as valid UTF-8: stripped, lone surrogates replaced."""
-    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
-
-
-def as_int(value):
-    """Parse an integer written as 7, 7.0, "7" or "7.0" -> 7; anything else -> None."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        if isinstance(value, str):
-            value = value.strip()
-            value = int(value) if value.lstrip("+-").isdecimal() else float(value)
-        whole = int(value)
-        return whole if not isinstance(value, bool) and whole == value and abs(whole) <= LARGEST_ID else None
-    return None
-
-
-def as_numbers(values, count):
-    """Parse `count` finite numbers, perhaps as text -> [float, ...]; anything else -> None."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        numbers = [float(value) for value in (values if isinstance(values, list | tuple) else ())]
-        return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
-    return None
-
-
-def as_hw(height, width):
-    """Parse an annotated size -> (height, width), or None if it is absent."""
-    height, width = as_int(height), as_int(width)
-    return (height, width) if height and width and height > 0 and width > 0 else None
 
 
 def _state(job, folder):

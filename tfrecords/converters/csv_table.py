@@ -7,8 +7,8 @@ import pathlib
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
-from tfrecords.converters.common import as_hw, as_numbers, text
 from tfrecords.schema import DataError
+from tfrecords.values import as_hw, as_numbers, text
 
 # accepted column names, in lower case and with _ between words
 SYNONYMS = {

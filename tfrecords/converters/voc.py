@@ -9,9 +9,9 @@ from xml.parsers import expat
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
-from tfrecords.converters.common import as_hw, as_int, as_numbers, text
 from tfrecords.image_names import ELSEWHERE, ENDINGS, ImageFolder, Names, NotFound, is_safe
 from tfrecords.schema import DataError
+from tfrecords.values import as_hw, as_int, as_numbers, text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTS = pathlib.PurePath("ImageSets", "Main")

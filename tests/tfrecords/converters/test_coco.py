@@ -110,7 +110,6 @@ def test_boxes_are_clipped_to_the_image(source, tmp_path, bbox, expected):
     "fault,reason",
     [
         (box([5, 5, 0, 5]), "box without area"),
-        (box([5, 5, 5, -1]), "box without area"),
         (box([40, 0, 5, 5]), "box outside the picture"),
         (box([5, 5, float("nan"), 5]), "bbox is not four finite numbers"),
         (box([5, 5, 5]), "bbox is not four finite numbers"),
@@ -186,11 +185,11 @@ def test_strict_raises_at_an_invalid_image(source):
 @pytest.mark.parametrize(
     "tree,message",
     [
-        ("[]", "no list 'images'"),
+        ("[]", "a list is not ground truth"),
         ("{", "not JSON"),
-        ({"images": [], "annotations": []}, "no list 'categories'"),
+        ({"images": [], "annotations": []}, "no list of categories"),
         (tree_of([], categories=()), "categories is empty"),
-        (tree_of([], categories=((1, "a"), (1, "b"))), "two categories have the id 1"),
+        (tree_of([], categories=((1, "a"), (1, "b"))), "id 1 is not unique"),
         (
             {**tree_of([]), "images": [*images(1), {"id": 1, "file_name": "2.jpg"}]},
             "two images have the id 1",
@@ -201,8 +200,8 @@ def test_strict_raises_at_an_invalid_image(source):
             "[" + json.dumps({"image_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}) + "]",
             "a file of detections is not a data set",
         ),
-        ({**tree_of([]), "categories": [{"id": 1}]}, "needs an id and a name"),
-        ({**tree_of([]), "categories": [None]}, "needs an id and a name"),
+        ({**tree_of([]), "categories": [{"name": "cat"}]}, "an entry has no id"),
+        ({**tree_of([]), "categories": [None]}, "an entry has no id"),
         (tree_of([], numbers=()), "no usable image"),
         (tree_of([], numbers=(6,)), "no usable image; the first fault: 6.jpg: no such file"),
     ],
