@@ -225,12 +225,12 @@ def _is_number(value):
 
 
 def _without_bad_masks(entries):
-    """Entries without invalid masks; their boxes can still be evaluated."""
+    """Entries with their masks in normal form, without invalid ones; their boxes can still be evaluated."""
+    masks = [_mask_of(one) for one in entries]
     return [
-        one
-        if _is_mask(one.get("segmentation"))
-        else {key: value for key, value in one.items() if key != "segmentation"}
-        for one in entries
+        {key: value for key, value in one.items() if key != "segmentation"}
+        | ({"segmentation": mask} if mask else {})
+        for one, mask in zip(entries, masks, strict=True)
     ]
 
 
@@ -239,16 +239,16 @@ def _has_region(one):
     box = one.get("bbox")
     if box:
         return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_coordinate, box))
-    return _is_mask(one.get("segmentation"))
+    return _mask_of(one) is not None
 
 
 def _is_coordinate(value):
     return _is_number(value) and abs(value) < MAX_PX
 
 
-def _is_mask(mask):
-    """Whether a segmentation is one that pycocotools can be given."""
+def _mask_of(one):
+    """The segmentation of an entry in a form that pycocotools can be given, or None."""
     try:
-        return bool(checked(mask))
+        return checked(one.get("segmentation"))
     except DataError:
-        return False
+        return None

@@ -215,3 +215,14 @@ def test_categories_of_words_get_the_same_numbers_in_both():
     found = [{"image_id": 1, "category_id": key, "bbox": [0, 0, 5, 5], "score": 0.5} for key in ("z", 7)]
     results, _ = read_results(found, truth)
     assert [one["category_id"] for one in results] == [2, 1]
+
+
+def test_masks_of_detections_reach_pycocotools_as_numbers():
+    found = {"image_id": 1, "category_id": 3, "score": 0.5}
+    masks = {"size": ["30", 40.0], "counts": [600.0, "600"]}, [["1", 1, 9, 1, 9, "9.5"]]
+    results, _ = read_results([{**found, "segmentation": mask} for mask in masks], read_truth(PLAIN)[0])
+    assert [one["segmentation"] for one in results] == [
+        {"size": [30, 40], "counts": [600, 600]},
+        [[1, 1, 9, 1, 9, 9.5]],
+    ]
+    assert all(type(run) is int for run in results[0]["segmentation"]["counts"])

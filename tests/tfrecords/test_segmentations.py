@@ -162,7 +162,7 @@ BAD_CODES = {
     "too long": {"size": [30, 40], "counts": [1000, 1000]},
     "negative": {"size": [30, 40], "counts": [-5, 1205]},
     "huge": {"size": [30, 40], "counts": [10**400]},
-    "fractions": {"size": [30, 40], "counts": [600.0, 600.0]},
+    "fractions": {"size": [30, 40], "counts": [600.5, 599.5]},
     "flags": {"size": [30, 40], "counts": [True] * 1200},
     "no counts": {"size": [30, 40]},
     "empty": {"size": [30, 40], "counts": ""},
