@@ -19,6 +19,7 @@ from kgarden import build, train
 from kgarden.config.loading import load_recipe
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.inference.predictor import compiled_inference
+from kgarden.metrics.registry import is_better
 from kgarden.ops.jit import compiled
 from kgarden.training import trainer
 from kgarden.training.checkpoint import load_checkpoint, save_checkpoint
@@ -237,6 +238,63 @@ def test_best_weights_are_kept(recipe_of, tmp_path, monkeypatch):
     last = weights_of(tmp_path / "run/model.weights.h5", recipe_of())
     assert (best["step"], last["step"]) == (8, 12)
     assert not np.array_equal(best["dense/kernel"], last["dense/kernel"])
+
+
+def test_last_weights_are_kept_while_nothing_can_be_measured(recipe_of, tmp_path, monkeypatch):
+    """Without objects AP is undefined at every evaluation, and no weights are called the best."""
+    real = trainer.evaluate
+
+    def unmeasured(*args, **kwargs):
+        evaluation, results = real(*args, **kwargs)
+        evaluation["metrics"]["ap"] = None
+        return evaluation, results
+
+    monkeypatch.setattr(trainer, "evaluate", unmeasured)
+    lines, run = Lines(), tmp_path / "run"
+    evaluation = train.train(recipe_of(), run, reporter=lines)
+    assert evaluation["step"] == 12 and evaluation["best_step"] == 12
+    assert (run / "best.weights.h5").read_bytes() == (run / "model.weights.h5").read_bytes()
+    assert "not measured, so nothing can be compared; the weights of step 12 are kept" in lines.text
+    assert "best so far" not in lines.text and "best 0.0" not in lines.text
+    assert "evaluating the last weights" in lines.text
+    assert [line["val/ap"] for line in jsonl(run / "metrics.jsonl") if "val/ap" in line] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "scores,kept",
+    [
+        ((None, None), 2),
+        ((None, 0.0), 2),
+        ((0.0, None), 1),
+        ((None, 5.0, None), 2),
+        ((5.0, 0.0, None), 1),
+        ((5.0, 5.0), 1),
+    ],
+)
+def test_measured_weights_are_better_than_unmeasured_ones(scores, kept):
+    best = best_at = None
+    for number, score in enumerate(scores, start=1):
+        if is_better(score, best):
+            best, best_at = score, number
+    assert best_at == kept
+
+
+@pytest.mark.parametrize(
+    "value,best,best_step,said",
+    [
+        (None, None, None, "no weights saved yet"),
+        (None, None, 8, "not measured, so nothing can be compared; the weights of step 8 are kept"),
+        (None, 3.0, 4, "not measured; best 3.0 at step 4"),
+        (2.0, 3.0, 4, "4 images, best 3.0 at step 4"),
+        (3.0, 3.0, 8, "best so far"),
+    ],
+)
+def test_line_of_an_evaluation_says_what_is_best(value, best, best_step, said):
+    lines = Lines()
+    lines.total = 8
+    evaluation = {"headline": "ap", "metrics": {"ap": value}, "images": 4}
+    lines.interval(8, evaluation, best=best, best_step=best_step)
+    assert lines.text.strip().endswith(said)
 
 
 def test_near_zero_first_evaluation_is_explained(recipe_of, tmp_path, monkeypatch):

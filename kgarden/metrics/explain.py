@@ -86,6 +86,13 @@ def _no_objects(truth, image_ids, headline):
     objects = [one for one in truth["annotations"] if one["image_id"] in evaluated]
     if not objects:
         return f"The ground truth has no objects in the {len(evaluated & listed)} evaluated images."
+    classes = {one["id"] for one in truth["categories"]}
+    if not any(one["category_id"] in classes for one in objects):
+        return (
+            f"None of the {len(objects)} objects is of a class that the ground truth lists (category ids of "
+            f"the objects: {_some({one['category_id'] for one in objects})}; listed: {_some(classes)})."
+        )
+    objects = [one for one in objects if one["category_id"] in classes]
     if all(one.get("iscrowd") for one in objects):
         return f"All {len(objects)} objects are crowd regions (iscrowd 1), which do not count as objects."
     objects = [one for one in objects if not one.get("iscrowd")]

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
+from kgarden.metrics.tables import shown
 from kgarden.metrics.tide import BEYOND, KINDS
 from kgarden.utils.text import printable
 
@@ -152,11 +153,10 @@ def errors(analysis):
     kinds = {kind: row for kind, row in analysis["errors"].items() if kind != BEYOND or row["count"]}
     names, colors = [kind.replace("_", " ") for kind in kinds], [KIND_COLORS[kind] for kind in kinds]
     iou = analysis["iou"]["right"]
-    gained = [row["dap"] or 0.0 for row in kinds.values()]
-    _bars(cost, gained, names=names, colors=colors, texts=[f"{value:.1f}" for value in gained])
-    ap = analysis["ap"]
-    now = "–" if ap is None else f"{ap:.1f}"
-    cost.set_title(f"gain in AP at IoU {iou:g} if corrected (now {now})")
+    gained = [row["dap"] for row in kinds.values()]  # None: not measured
+    texts = list(map(shown, gained))
+    _bars(cost, [value or 0.0 for value in gained], names=names, colors=colors, texts=texts)
+    cost.set_title(f"gain in AP at IoU {iou:g} if corrected (now {shown(analysis['ap'])})")
     counts = [row["count"] for row in kinds.values()]
     _bars(count, counts, names=names, colors=colors, texts=[f"{value:,}" for value in counts])
     count.set_title(f"count ({analysis['right']:,} correct, {analysis['objects']:,} objects)")

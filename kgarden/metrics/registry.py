@@ -72,6 +72,17 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
     return {"headline": headline, "metrics": metrics, "per_class": rows}
 
 
+def is_better(value: float | None, best: float | None) -> bool:
+    """Returns whether weights with this headline metric replace those kept as the best so far.
+
+    What was measured is better than what could not be (None). As long as nothing could be measured, the later
+    weights are the better ones.
+    """
+    if value is None or best is None:
+        return best is None
+    return value > best
+
+
 def _class_aps(name, arrays):
     if name == "open_images":
         return open_images_ap(arrays)

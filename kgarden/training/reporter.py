@@ -96,14 +96,25 @@ class Reporter:
         Args:
             step:       the current one.
             evaluation: as in `kgarden.evaluate.evaluate`.
-            best:       best headline metric so far, including this one; None if no weights could be saved.
-            best_step:  the step of the best one.
+            best:       best headline metric so far, including this one; None if nothing could be measured.
+            best_step:  the step of the weights kept as the best; None if none could be saved.
         """
-        verdict = f"best {best:.1f} at step {best_step}" if best is not None else "no weights saved yet"
-        verdict = "best so far" if best_step == step else verdict
         images = f"on {evaluation['images']} images"
+        verdict = _verdict(step, evaluation, best, best_step=best_step)
         self.line(f"step {step}/{self.total}  {summary(evaluation)}  {images}, {verdict}")
         self.explanation(evaluation)
+
+
+def _verdict(step, evaluation, best, best_step):
+    """States which weights are the best so far; without a measurement there are none."""
+    if best_step is None:
+        return "no weights saved yet"
+    if best is None:
+        return f"not measured, so nothing can be compared; the weights of step {best_step} are kept"
+    if best_step == step:
+        return "best so far"
+    missing = "" if evaluation["metrics"][evaluation["headline"]] is not None else "not measured; "
+    return f"{missing}best {best:.1f} at step {best_step}"
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from kgarden.config.recipe import Recipe
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.evaluate import batches_of, draw_examples, evaluate
 from kgarden.inference.predictor import inference_of
+from kgarden.metrics.registry import is_better
 from kgarden.metrics.report import numbers_of
 from kgarden.models.base.detector import Detector
 from kgarden.ops.jit import compiled
@@ -147,7 +148,7 @@ class Trainer(keras.callbacks.Callback):
         return read_json(self.run / "evaluation.json")
 
     def _evaluate_best(self):
-        self.reporter.line("evaluating the best weights")
+        self.reporter.line(f"evaluating the {'last' if self.best is None else 'best'} weights")
         weights = best_weights(self.run)
         load_weights(self.detector, weights)
         evaluation, results = self._evaluate(limit=None, folder=self.run / "evaluation")
@@ -268,13 +269,14 @@ class Trainer(keras.callbacks.Callback):
         return (self.total - self.step) / per_second if self.step > self.first_step + 1 else math.inf
 
     def _evaluate_interval(self):
-        """Evaluates and saves the weights if they are the best so far; at the end also the last ones."""
+        """Evaluates and saves the weights if they are the best so far; at the end also the last ones.
+
+        As long as no evaluation could be measured, the last weights are kept as the best.
+        """
         with self.ema.in_place() if self.ema else contextlib.nullcontext():
-            first = self.best is None
-            evaluation, _ = self._evaluate(self.recipe.evaluate.limit, explained=first)
-            metrics = evaluation["metrics"]
-            value = metrics[evaluation["headline"]] or 0.0
-            if first or value > self.best:
+            evaluation, _ = self._evaluate(self.recipe.evaluate.limit, explained=self.best_step is None)
+            value = evaluation["metrics"][evaluation["headline"]]
+            if is_better(value, self.best):
                 with self._tolerating_full_disk("best.weights.h5"):
                     save_weights(self.detector, self.run / "best.weights.h5")
                     self.best, self.best_step = value, self.step
@@ -282,8 +284,12 @@ class Trainer(keras.callbacks.Callback):
                 with self._tolerating_full_disk("model.weights.h5"):
                     save_weights(self.detector, self.run / "model.weights.h5")
         self.reporter.interval(self.step, evaluation, self.best, self.best_step)
-        measured = {f"val/{name}": one for name, one in numbers_of(evaluation).items() if one is not None}
-        self._log({"train_s": round(self.train_s), **measured})
+        self._log(
+            {
+                "train_s": round(self.train_s),
+                **{f"val/{name}": value for name, value in numbers_of(evaluation).items()},
+            }
+        )
         # exclude the evaluation from the training time
         self.reported_at = time.perf_counter()
         self.data_wait.take()

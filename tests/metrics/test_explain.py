@@ -75,6 +75,18 @@ def test_no_detections(truth):
     assert "There are no detections" in the_cause(truth, [])
 
 
+def test_objects_of_unlisted_classes_are_not_measured(truth, good):
+    """AP is undefined without detections playing a part: the classes are the cause."""
+    for one in truth["annotations"]:
+        one["category_id"] += 50
+    assert coco_metrics(truth, good)["metrics"]["ap"] is None
+    for results in (good, []):
+        cause = the_cause(truth, results)
+        assert "is of a class that the ground truth lists" in cause and "51, 52, 53" in cause
+    truth["annotations"][0] |= {"category_id": 1, "iscrowd": 1}
+    assert "All 1 objects are crowd regions" in the_cause(truth, good)
+
+
 def test_low_scores(truth, good):
     *_, last = explain(truth, changed(good, lambda one: {"score": one["score"] / 100}))
     assert "All scores are below 0.05" in last

@@ -20,6 +20,7 @@ from support.metric_tables import table
 from kgarden import cli
 from kgarden.config import recipe
 from kgarden.errors import UserError
+from kgarden.metrics import figures
 from kgarden.metrics.analysis import analyse
 from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.figures import all_figures
@@ -195,12 +196,22 @@ def test_figures_are_drawn_for_any_number_of_classes(num_classes, num):
     data = table(objects.tolist(), found, num_classes, num_images=10)
     for category in data.categories:
         category["name"] = f"a $ and {{a}} \\ very_long^name\n of class {category['id']} " * 2
-    figures = all_figures(analyse(data))
-    assert figures.keys() == FIGURES
-    for content in figures.values():
+    drawn = all_figures(analyse(data))
+    assert drawn.keys() == FIGURES
+    for content in drawn.values():
         image = Image.open(io.BytesIO(content)).convert("RGB")
         assert 400 < image.width < 2000 and 400 < image.height < 2000
         assert (np.asarray(image) < 200).any()
+
+
+def test_gains_that_were_not_measured_are_no_zeros(monkeypatch):
+    """Without objects AP is undefined, and so is what a correction would gain."""
+    monkeypatch.setattr(figures, "png_of", lambda figure: figure)
+    found = np.array([[0, 5, 5, 20, 20, 0.9, 0]])
+    drawn = figures.errors(analyse(table([], found, 1, num_images=1)))
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert texts == ["–"] * len(texts) and len(texts) == 6
+    assert "now –" in drawn.axes[0].get_title()
 
 
 def mutated(content, draw):

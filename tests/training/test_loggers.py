@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,16 @@ def test_csv_adds_columns_and_drops_later_steps_on_resume(tmp_path):
     ]
 
 
+def test_what_was_not_measured_is_empty_and_null(tmp_path):
+    """A third value, beside 0 and a number: an empty cell, null, and no point in a curve."""
+    for logger in (Table(tmp_path, None, after=0), JsonLines(tmp_path / "metrics.jsonl")):
+        logger.add(20, {"val/ap": None})
+        logger.add(40, {"val/ap": 0.0})
+    assert [row["val/ap"] for row in rows_of(tmp_path / "metrics.csv")] == ["", "0.0"]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["val/ap"] for line in lines] == [None, 0.0]
+
+
 def test_incomplete_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n[1]\n{"step": 2, "lo')
@@ -45,7 +56,8 @@ def test_incomplete_line_is_dropped(tmp_path):
 
 
 def test_metric_names_are_grouped():
-    assert loggers.grouped({"loss": 1.0, "cls/positive": 2, "val/ap": 3.0, "what": "x"}) == {
+    values = {"loss": 1.0, "cls/positive": 2, "val/ap": 3.0, "what": "x", "val/ap_small": None}
+    assert loggers.grouped(values) == {
         "train/loss": 1.0,
         "train/cls/positive": 2,
         "val/ap": 3.0,
