@@ -11,6 +11,7 @@ import keras
 from kgarden.config.canvases import default_canvases, round_up
 from kgarden.config.loading import load_recipe
 from kgarden.config.recipe import Recipe
+from kgarden.data.identity import check_equal_classes, identity_of
 from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
@@ -217,6 +218,14 @@ class Data:
             pieces=pieces,
         )
 
+    def identity(self) -> dict[str, list[dict]]:
+        """Returns {"train": [...], "val": [...]}, what identifies the data sets that are open.
+
+        See kgarden/data/identity.py.
+        """
+        splits = {"train": self.train, "val": self.val}
+        return {name: list(map(identity_of, sets)) for name, sets in splits.items() if sets}
+
     def val_batches(self, limit: int | None = None):
         """Returns tf.data of (x, meta): every image once (or the first `limit`), at test size."""
         return self._val_batches(test_sizes(self.recipe), limit=limit)
@@ -268,13 +277,8 @@ def prepare_data(
     for name in splits:
         for source in getattr(recipe.data, name):
             datasets[name].append(pipeline.dataset_of(source.model_dump(), cache, progress=progress))
-    first, *others = [*datasets["train"], *datasets["val"]]
-    for other in others:
-        if other.categories != first.categories:
-            raise UserError(
-                f"{other.index.files[0]} has the classes {_names(other.categories)}, "
-                f"{first.index.files[0]} has {_names(first.categories)}; they must be equal"
-            )
+    check_equal_classes(recipe, datasets)
+    first = (datasets["train"] or datasets["val"])[0]
     expected = recipe.model.num_classes
     if expected and expected != len(first.categories):
         raise UserError(

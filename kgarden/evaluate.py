@@ -12,7 +12,7 @@ from keras import ops
 
 from kgarden.build import Data, load_run, prepare_data
 from kgarden.config.recipe import Recipe
-from kgarden.errors import UserError
+from kgarden.data.identity import changes, check_classes, source_names
 from kgarden.inference.batching import pad_batch
 from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.postprocess import to_original
@@ -169,14 +169,13 @@ def evaluate_run(
         on_batch:  called with the number of images processed so far.
         folder:    for the error analysis and its figures; None: no analysis.
     Returns:
-        (evaluation, results), see `evaluate`.
+        (evaluation, results), see `evaluate`; with "notes" if the run's data have changed since it began.
     """
     overrides = {**(overrides or {}), **({"data.val": data} if data else {})}
     recipe, detector, categories = load_run(run, weights, overrides)
     prepared = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
-    if prepared.categories != categories:
-        source = recipe.data.val[0].glob or "data.val"
-        raise UserError(f"the classes of {source} differ from those of {run}; use data with the same classes")
+    check_classes(categories, f"{run}/labels.json", prepared.categories, *source_names(recipe, "val"))
+    notes = [] if any(key.startswith("data.val") for key in overrides) else _changed_data(run, prepared)
     evaluation, results = evaluate(
         detector,
         recipe,
@@ -186,7 +185,14 @@ def evaluate_run(
         on_batch=on_batch,
         folder=folder,
     )
-    return {**evaluation, "weights": pathlib.Path(weights or best_weights(run)).name}, results
+    evaluation |= {"weights": pathlib.Path(weights or best_weights(run)).name}
+    return {**evaluation, **({"notes": notes} if notes else {})}, results
+
+
+def _changed_data(run, data):
+    """Returns how the validation data of a run have changed since it began, a line for each difference."""
+    remembered = pathlib.Path(run) / "data.json"
+    return changes(read_json(remembered), data.identity()) if remembered.is_file() else []
 
 
 def first_images(model, batches: Iterable, count: int) -> Iterator[tuple[int, dict, dict]]:

@@ -12,13 +12,14 @@ from rich.console import Console
 from kgarden import build
 from kgarden.config.loading import load_recipe, stage_recipes
 from kgarden.config.recipe import Recipe
+from kgarden.data.identity import changes, check_classes
 from kgarden.errors import UserError
-from kgarden.runs import best_weights, claim
+from kgarden.runs import best_weights, claim, load_categories
 from kgarden.training.distribution import make_cluster, make_deterministic
 from kgarden.training.gradient_accumulation import accumulated_train_step
 from kgarden.training.reporter import Reporter
 from kgarden.training.trainer import Trainer
-from kgarden.utils.files import replace_file, write_json
+from kgarden.utils.files import read_json, replace_file, write_json
 from kgarden.utils.progress import progress_of
 
 
@@ -111,8 +112,22 @@ def _prepare(recipe, run, reporter, writes):
     with progress_of("images converted", reporter.console) as progress:
         data = build.prepare_data(recipe, cache=run / "data", progress=progress)
     if writes:
-        write_json(run / "labels.json", data.categories)
+        _remember_data(run, data, reporter)
     return data
+
+
+def _remember_data(run, data, reporter):
+    """Writes what a new run has to know of its data; of a run that is resumed, says what has changed."""
+    labels = run / "labels.json"
+    if labels.is_file():
+        check_classes(load_categories(run), str(labels), data.categories, "the data")
+    write_json(labels, data.categories)
+    identity = data.identity()
+    if (run / "data.json").is_file():
+        for line in changes(read_json(run / "data.json"), identity):
+            reporter.line(line)
+    else:
+        write_json(run / "data.json", identity)
 
 
 def _chief_first(cluster, function):

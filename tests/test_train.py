@@ -16,6 +16,7 @@ from rich.console import Console
 from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData
 
 from kgarden import build, train
+from kgarden import evaluate as evaluation_module
 from kgarden.config.loading import load_recipe
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.inference.predictor import compiled_inference
@@ -28,6 +29,7 @@ from kgarden.training.reporter import Reporter
 from kgarden.training.weight_averaging import ExponentialMovingAverage
 
 pytestmark = pytest.mark.tensorflow
+KNOWN = {"images": 10, "objects": 10, "masks": 0, "shards": {"a": "digest"}, "ground_truth": "digest"}
 
 
 class Lines(Reporter):
@@ -184,6 +186,29 @@ def test_finished_run_is_only_reevaluated(recipe_of, tmp_path):
     again = train.train(recipe, run, reporter=Lines())
     assert again["metrics"] == first["metrics"] and again["step"] == first["step"]
     assert (run / "checkpoint/latest.npz").read_bytes() == before
+
+
+def test_changed_data_are_said_on_resume_and_on_evaluation(recipe_of, tmp_path, monkeypatch):
+    """The run keeps what it began with; other classes are refused, and its list of classes stays."""
+    run, sets = tmp_path / "run", {"train": [KNOWN], "val": [KNOWN]}
+    monkeypatch.setattr(StandInData, "identity", lambda self: sets)
+    monkeypatch.setattr(evaluation_module, "prepare_data", lambda *args, **kwargs: StandInData(tmp_path))
+    lines = Lines()
+    train.train(recipe_of(schedule__steps=4), run, reporter=lines)
+    assert json.loads((run / "data.json").read_text()) == sets and "when the run began" not in lines.text
+    assert "notes" not in evaluation_module.evaluate_run(run)[0]
+    sets = {"train": [KNOWN], "val": [{**KNOWN, "images": 12}]}
+    told = "data.val: 12 images, 10 when the run began"
+    train.train(recipe_of(schedule__steps=4), run, reporter=lines)
+    assert told in lines.text.splitlines()
+    assert evaluation_module.evaluate_run(run)[0]["notes"] == [told]
+    assert "notes" not in evaluation_module.evaluate_run(run, data="other")[0]  # asked for
+    monkeypatch.setattr(StandInData, "categories", [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}])
+    with pytest.raises(UserError, match=r"only .*labels\.json has green \(id 3\); only the data has blue"):
+        train.train(recipe_of(schedule__steps=4), run, reporter=lines)
+    with pytest.raises(UserError, match=r"only data\.val \(none\) has blue \(id 3\)"):
+        evaluation_module.evaluate_run(run)
+    assert json.loads((run / "labels.json").read_text()) == CATEGORIES
 
 
 def test_other_recipe_is_rejected_and_fresh_moves_the_run_aside(recipe_of, tmp_path):

@@ -8,6 +8,7 @@ import re
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, text
 
+NAMED = 5  # classes that a message names
 TOKEN = re.compile(
     r"""\s+|\#[^\n]*|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(?P<word>[\w.+-]+)|(?P<mark>[{}:,;<>])"""
 )
@@ -44,6 +45,34 @@ def read_labels(path):
         duplicate = next(number for number in numbers if numbers.count(number) > 1)
         raise DataError(f"{path}: two classes have the id {duplicate}")
     return [{"id": number, "name": name} for number, name in sorted(pairs)]
+
+
+def difference(one, other, *, names):
+    """States how two lists of classes differ: which class, which id, in which file; None if they are equal.
+
+    Args:
+        one, other: [{"id", "name"}, ...] in label order.
+        names:      of their two sources.
+    """
+    pairs = [[(category["id"], category["name"]) for category in categories] for categories in (one, other)]
+    if pairs[0] == pairs[1]:
+        return None
+    (here, there), (mine, theirs) = names, ({name: number for number, name in listed} for listed in pairs)
+    parts = []
+    for place, ids, others in ((here, mine, theirs), (there, theirs, mine)):
+        if alone := [f"{name} (id {number})" for name, number in ids.items() if name not in others]:
+            parts.append(f"only {place} has {_some(alone)}")
+    if moved := [name for name in mine if name in theirs and mine[name] != theirs[name]]:
+        of_ids = (", ".join(f"{name} {ids[name]}" for name in moved[:NAMED]) for ids in (mine, theirs))
+        parts.append(f"ids differ ({next(of_ids)} in {here}; {next(of_ids)} in {there})")
+    if not parts:
+        orders = [_some([name for _, name in listed]) for listed in pairs]
+        parts.append(f"the order differs ({orders[0]} in {here}; {orders[1]} in {there})")
+    return "; ".join(parts)
+
+
+def _some(items):
+    return ", ".join(items[:NAMED]) + (f" and {len(items) - NAMED} more" if len(items) > NAMED else "")
 
 
 def _from_lines(content):

@@ -10,6 +10,7 @@ import numpy as np
 
 from kgarden.build import Data, load_run, prepare_data
 from kgarden.config.loading import Recipe
+from kgarden.data.identity import check_classes, source_names
 from kgarden.errors import UserError
 from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.evaluation_table import complete
@@ -102,8 +103,7 @@ def open_runs(
 def _open(run, name, weights, overrides):
     recipe, detector, categories = load_run(run, weights, overrides)
     data = prepare_data(recipe, cache=run / "data", splits=("val",))
-    if data.categories != categories:
-        raise UserError(f"{run}: the classes of its data.val differ from those of its training")
+    check_classes(categories, f"{run}/labels.json", data.categories, *source_names(recipe, "val"))
     return LoadedRun(
         name=name,
         recipe=recipe,

@@ -223,6 +223,8 @@ def evaluate(
     from kgarden.training.reporter import Reporter
     from kgarden.utils.files import write_json
 
+    for note in evaluation.get("notes", []):
+        print(printable(note), file=sys.stderr)
     if json_ is not None:
         write_json(json_, evaluation)
     Reporter().evaluation(evaluation)
@@ -241,8 +243,6 @@ def _evaluate_file(detections, annotations, settings, to):
     evaluation, analysis = score_file(detections, annotations, **settings)
     if to is not None:
         write_folder(to, evaluation, analysis)
-    for note in evaluation.get("notes", []):
-        print(printable(note), file=sys.stderr)
     return evaluation
 
 

@@ -2,6 +2,7 @@
 
 pipeline.py    batches for training and for evaluation
 sources.py     data sets that a recipe names, converted if need be and opened
+identity.py    what a run remembers of its data, and how other data differ
 order.py       order of images and their grouping into batches of one canvas
 sampling.py    samplers: endless, deterministic index streams
 loader.py      reads, parses and decodes one record

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from kgarden.data.identity import masks_in
 from kgarden.data.loader import reader
 from kgarden.data.transforms.masks import bitmaps
 from kgarden.errors import UserError
@@ -37,13 +38,19 @@ def objects_of(dataset):
 
 
 def check_masks(dataset):
-    """Raise UserError if, by the manifests, no object of a data set has a mask."""
-    folders = [pathlib.Path(path).parent for path in dataset.annotations]
-    counts = [read_manifest(folder).get("masks") for folder in folders]
-    if counts and all(count == 0 for count in counts):
+    """Raise UserError if, by its manifest, no record of a data set has a mask."""
+    for folder in (pathlib.Path(path).parent for path in dataset.annotations):
+        manifest = read_manifest(folder)
+        if masks_in(manifest):
+            continue
+        if manifest.get("masks"):  # in annotations.json alone
+            raise UserError(
+                f"data.masks: {folder} was built without masks (--no-masks): build it with masks, or set "
+                f"data.masks to false"
+            )
         raise UserError(
-            f"data.masks: no object of {folders[0]} has a mask: build it from a source that has masks, "
-            "or set data.masks to false"
+            f"data.masks: no object of {folder} has a mask: build it from a source that has masks, or set "
+            f"data.masks to false"
         )
 
 

@@ -17,6 +17,7 @@ from kgarden.errors import UserError
 from tfrecords.adopt import adopt
 from tfrecords.converters.formats import FORMATS
 from tfrecords.index import Index, index_of, open_index, shards_of
+from tfrecords.labels import difference
 from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
 
@@ -110,10 +111,10 @@ def joined(datasets):
 
 def _check_equal(categories, sources):
     for other, source in zip(categories, sources, strict=True):
-        if other != categories[0]:
+        if how := difference(categories[0], other, names=(sources[0], source)):
             raise DataError(
-                f"{source}: its categories differ from those of {sources[0]}: "
-                "data sets that are used together need the same list"
+                f"{source}: its categories differ from those of {sources[0]}: {how}; build them with one "
+                f"list (--classes)"
             )
 
 
