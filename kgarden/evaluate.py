@@ -22,6 +22,7 @@ from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_mask
 from kgarden.runs import best_weights
 from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import read_json
+from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_detections
 
 MIN_SHORT_SIDE = 480  # px; smaller images are enlarged before detections are drawn
@@ -213,7 +214,7 @@ def draw_examples(
 ) -> None:
     """Draws detections on the first images of validation batches and saves one PNG for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [category["name"] for category in categories]
+    names = [shown_name(category) for category in categories]
     for image_id, x, detections in first_images(inference, batches, count):
         height, width = (int(side) for side in x[SIZE_HW])
         factor = max(1, math.ceil(MIN_SHORT_SIDE / min(height, width)))

@@ -12,6 +12,7 @@ from kgarden.errors import UserError
 from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.predictor import Predictor, read_image
 from kgarden.structures import BOXES, MASKS
+from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_detections
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -39,7 +40,11 @@ def find_images(sources: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
 
 
 def draw_files(
-    predictor: Predictor, paths: Iterable[pathlib.Path], to: str | os.PathLike, min_score: float = 0.3
+    predictor: Predictor,
+    paths: Iterable[pathlib.Path],
+    to: str | os.PathLike,
+    min_score: float = 0.3,
+    labels: str = "name",
 ) -> tuple[list[dict], list[str]]:
     """Detects objects in image files and saves drawings; unreadable images are reported and skipped.
 
@@ -48,6 +53,7 @@ def draw_files(
         paths:     of image files.
         to:        folder for the drawn images.
         min_score: smallest score of a drawn detection.
+        labels:    what is written at a box, see `draw_detections`.
     Returns:
         (records, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
         "category_id", "name"}]}], with a mask head each detection also with "segmentation", COCO's run
@@ -56,6 +62,7 @@ def draw_files(
     to = pathlib.Path(to)
     to.mkdir(parents=True, exist_ok=True)
     faults, pending, taken, records = [], collections.deque(), set(), []
+    names = [shown_name(category) for category in predictor.categories]
 
     def readable():
         for path in paths:
@@ -70,7 +77,8 @@ def draw_files(
     for image, detections in predictor.stream(readable()):
         path = pending.popleft()
         name = _free_name(path, taken)
-        draw_detections(image, detections, predictor.names, min_score).save(to / name, quality=92)
+        drawing = draw_detections(image, detections, names, min_score, labels=labels)
+        drawing.save(to / name, quality=92)
         height, width = image.shape[:2]
         rows = _as_rows(detections, predictor.categories, (height, width))
         record = {"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows}

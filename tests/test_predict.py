@@ -156,3 +156,50 @@ def test_colours_of_the_first_classes_differ():
 def test_line_width_and_text_height_have_a_minimum():
     assert line_width((300, 300)) == 2 and text_height((300, 300)) == 11
     assert line_width((4000, 3000)) > 10 and text_height((4000, 3000)) > 70
+
+
+def test_line_width_is_smaller_where_boxes_are_dense():
+    """By hand: 40 boxes of 300 x 300 px in 1000 x 1000 px, lines of 5 px: 0.24 of it, twice MAX_INK."""
+    size = (1000, 1000)
+    boxes = np.tile(np.float32([100, 100, 400, 400]), (40, 1))
+    assert line_width(size) == line_width(size, boxes[:20]) == 5
+    assert line_width(size, boxes) == 2 and line_width(size, np.tile(boxes, (99, 1))) == 1
+    beyond = np.tile(np.float32([0, 0, 9e5, 9e5]), (5, 1))  # only what lies in the image is drawn
+    assert line_width(size, beyond) == 5
+
+
+def test_lines_of_small_boxes_are_thin():
+    image = np.full((1500, 1500, 3), 128, "uint8")
+    for side, line in ((1000, 7), (40, 4), (8, 1)):
+        drawn = np.asarray(draw_detections(image, one_box([200, 200, 200 + side, 200 + side]), ["a"], 0.3))
+        row = (drawn[200 + side // 2] == color_of(0)).all(axis=-1)
+        assert np.flatnonzero(row)[0] == 200 and row[: 200 + side // 2].sum() == line
+
+
+@pytest.mark.parametrize("labels,least,most", [("none", 0, 0), ("score", 100, 900), ("name", 1200, 9000)])
+def test_labels_are_names_scores_or_nothing(labels, least, most):
+    image = np.full((300, 400, 3), 128, "uint8")
+    drawn = draw_detections(image, one_box([100, 100, 300, 250]), ["a long name"], labels=labels)
+    assert least <= changed(image, drawn)[:100].sum() <= most
+
+
+def test_labels_of_another_kind_are_refused():
+    with pytest.raises(UserError, match="labels 'all' is not supported; use one of none, score, name"):
+        draw_detections(np.zeros((9, 9, 3), "uint8"), one_box([1, 1, 5, 5]), ["a"], labels="all")
+
+
+def test_masks_of_one_class_have_colours_of_their_own():
+    image = np.zeros((100, 200, 3), "uint8")
+    found = {
+        "boxes": np.float32([[10, 10, 90, 90], [110, 10, 190, 90]]),
+        "scores": np.float32([0.8, 0.9]),
+        "labels": np.int32([5, 5]),
+        "valid": np.array([True, True]),
+        "masks": np.ones((2, 28, 28), "float32"),
+    }
+    drawn = np.asarray(draw_detections(image, found, ["a"] * 6, labels="none"))
+    for x, instance in ((50, 0), (150, 1)):  # the highest score is drawn last
+        np.testing.assert_allclose(drawn[50, x], np.array(color_of(instance)) // 2, atol=1)
+    plain = {key: found[key] for key in found if key != "masks"}
+    drawn = np.asarray(draw_detections(image, plain, ["a"] * 6, labels="none"))
+    assert (drawn[50, 10] == color_of(5)).all() and (drawn[50, 110] == color_of(5)).all()

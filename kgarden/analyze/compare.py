@@ -15,7 +15,8 @@ from kgarden.inference.predictor import compiled_inference
 from kgarden.metrics.figures import INK, figure_of
 from kgarden.models.double_head import FIG_8
 from kgarden.structures import BOXES, IMAGES, LABELS, SCORES, SIZE_HW, VALID
-from kgarden.visualization.draw import draw_detections, draw_truth, scaled
+from kgarden.utils.fonts import missing_glyphs, shown_name
+from kgarden.visualization.draw import LABELS_OF_TRUTH, check_labels, draw_detections, draw_truth, scaled
 
 CELL = 440  # px of an image's longer side in the figure
 DPI = 110  # of figures
@@ -42,6 +43,7 @@ def analyze_compare(
     min_score: float = 0.3,
     weights: str | os.PathLike | None = None,
     progress: Callable[[int, int], None] | None = None,
+    labels: str = "name",
 ) -> dict:
     """Draws detections on the same images side by side.
 
@@ -53,17 +55,21 @@ def analyze_compare(
         min_score: smallest score of a drawn detection.
         weights:   file to use instead of a run's best weights.
         progress:  function of (images done, images in total).
+        labels:    what is written at a box: "none", "score", or "name" and score.
     Returns:
         {"rows": of the table, "reading": the paragraph}.
     Raises:
         UserError: an image does not exist, or the runs have different images.
     """
+    check_labels(labels)
+    truth_labels = labels if labels in LABELS_OF_TRUTH else "name"
     loaded = open_runs(runs, weights)
     missing = [str(one) for one in ids or [] if one not in loaded[0].image_ids()]
     if missing:
         raise UserError(f"--ids {','.join(missing)}: no such image in data.val of {runs[0]}")
     columns = _columns(loaded, runs, weights)
     names = [category["name"] for category in loaded[0].categories]
+    legible = [shown_name(category) for category in loaded[0].categories]
     drawn, rows, done = {}, [], 0
     total = len(columns) * (len(ids) if ids else min(count, loaded[0].num_images()))
     for column, run in columns.items():
@@ -75,16 +81,17 @@ def analyze_compare(
             truth = {BOXES: boxes, LABELS: np.array([one["label"] for one in objects], "int32")}
             cells = drawn.setdefault(image_id, {})
             if not cells:
-                cells["ground truth"] = draw_truth(*scaled(image, truth, CELL), names)
+                cells["ground truth"] = draw_truth(*scaled(image, truth, CELL), legible, truth_labels)
             shown = scaled(image, _without_masks(detections), CELL)
-            cells[column] = draw_detections(*shown, names, min_score)
+            cells[column] = draw_detections(*shown, legible, min_score=min_score, labels=labels)
             rows += [[image_id, column, *row] for row in _rows(detections, names, min_score)]
             done += 1
             if progress:
                 progress(done, total)
     head = ("image_id", "column", "class", "score", "x0", "y0", "x1", "y1")
-    write_analysis(to, READING, {"compare": (head, rows)}, {"compare": figure(drawn)})
-    return {"rows": rows, "reading": READING}
+    reading = " ".join(filter(None, (READING, missing_glyphs(loaded[0].categories))))
+    write_analysis(to, reading, {"compare": (head, rows)}, {"compare": figure(drawn)})
+    return {"rows": rows, "reading": reading}
 
 
 def _columns(loaded, runs, weights):

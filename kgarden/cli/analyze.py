@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kgarden.cli.options import RunArgument, start_tensorflow
+from kgarden.cli.options import DrawnOption, RunArgument, start_tensorflow
 from kgarden.errors import UserError
 
 analyze_app = typer.Typer(help="Reproduce the papers' diagnostic figures for one or more runs.")
@@ -132,6 +132,7 @@ def compare(
         str | None, typer.Option(help="Comma-separated image ids, instead of the first ones.")
     ] = None,
     min_score: Annotated[float, typer.Option(help="Minimum score of drawn detections.")] = 0.3,
+    labels: DrawnOption = "name",
     weights: WeightsOption = None,
 ) -> None:
     """Draw images side by side: ground truth, and each branch of a Double-Head run or each run."""
@@ -141,9 +142,8 @@ def compare(
     from kgarden.utils.progress import progress_of
 
     with progress_of("images") as progress:
-        result = analyze_compare(
-            runs, to, pictures, chosen, min_score=min_score, weights=weights, progress=progress
-        )
+        drawing = {"min_score": min_score, "labels": labels}
+        result = analyze_compare(runs, to, pictures, chosen, **drawing, weights=weights, progress=progress)
     _print_reading(result, to)
 
 

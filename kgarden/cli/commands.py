@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.options import (
+    DrawnOption,
     JsonOption,
     RecipeArgument,
     RowOption,
     RunArgument,
     SetOption,
+    say_missing_glyphs,
     settings_of,
     start_tensorflow,
 )
@@ -242,6 +244,7 @@ def _evaluate_file(detections, annotations, settings, to):
 
     evaluation, analysis = score_file(detections, annotations, **settings)
     if to is not None:
+        say_missing_glyphs(evaluation["per_class"])
         write_folder(to, evaluation, analysis)
     return evaluation
 
@@ -255,6 +258,8 @@ def _evaluate_run(run, data, weights, changes, to, keep):
     keep = keep and not (data or weights or changes)
     folder = to or (run / "evaluation" if keep else None)
     evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
+    if folder:
+        say_missing_glyphs(evaluation["per_class"])
     if keep:
         write_json(run / "evaluation.json", evaluation)
         write_json(run / "detections.json", results)
@@ -267,6 +272,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR|GLOB...")],
     to: Annotated[pathlib.Path, typer.Option(help="Output directory for drawings and detections.json.")],
     min_score: Annotated[float, typer.Option(help="Minimum score of drawn detections.")] = 0.3,
+    labels: DrawnOption = "name",
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
     set_: SetOption = None,
 ) -> None:
@@ -275,10 +281,13 @@ def predict(
     from kgarden.inference.predictor import Predictor
     from kgarden.predict import draw_files, find_images
     from kgarden.utils.files import write_json
+    from kgarden.visualization.draw import check_labels
 
+    check_labels(labels)
     paths = find_images(images)
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
-    results, faults = draw_files(predictor, paths, to, min_score)
+    say_missing_glyphs(predictor.categories)
+    results, faults = draw_files(predictor, paths, to, min_score, labels=labels)
     if not results:
         raise UserError(faults[0])
     write_json(to / "detections.json", results)

@@ -11,6 +11,7 @@ from kgarden.cli.options import (
     RowOption,
     SetOption,
     renaming_of,
+    say_missing_glyphs,
     settings_of,
     start_tensorflow,
 )
@@ -56,6 +57,7 @@ def show_(
     to: Annotated[pathlib.Path, typer.Option(help="Output directory for sheet-001.png, ...")],
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 24,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the selection of images.")] = None,
+    labels: Annotated[str, typer.Option(help="Text at a box: none, or name.")] = "name",
     set_: SetOption = None,
     row: RowOption = None,
 ) -> None:
@@ -64,17 +66,22 @@ def show_(
     from kgarden.build import prepare_data
     from kgarden.data.sources import open_dataset
     from kgarden.visualization.contact_sheet import show_recipe, show_shards
+    from kgarden.visualization.draw import LABELS_OF_TRUTH, check_labels
 
+    check_labels(labels, LABELS_OF_TRUTH)
     if _is_recipe(what):
         chosen = load_recipe(what, settings_of(set_), row)
         chosen = chosen if seed is None else chosen.model_copy(update={"seed": seed})
         with _bar() as progress:
             data = prepare_data(chosen, progress=progress, splits=("train",))
-        sheets = show_recipe(data, to, count)
+        say_missing_glyphs(data.categories)
+        sheets = show_recipe(data, to, count, labels=labels)
     elif set_ or row:
         raise UserError(f"{what}: --set and --row are only valid for a recipe, not for shards")
     else:
-        sheets = show_shards(open_dataset(what), to, count, seed or 0)
+        dataset = open_dataset(what)
+        say_missing_glyphs(dataset.categories)
+        sheets = show_shards(dataset, to, count, seed or 0, labels=labels)
     print(f"{len(sheets)} sheets saved to {to}")
 
 

@@ -25,6 +25,9 @@ RowOption = Annotated[str | None, typer.Option("--row", help="Row of the recipe'
 JsonOption = Annotated[
     pathlib.Path | None, typer.Option("--json", help="Write the results to this JSON file.")
 ]
+DrawnOption = Annotated[
+    str, typer.Option("--labels", help="Text at a drawn box: none, score, or name (with the score).")
+]
 
 
 def start_tensorflow() -> None:
@@ -58,3 +61,11 @@ def renaming_of(assignments: list[str] | None) -> dict[str, str]:
         if rename.setdefault(old, new) != new:
             raise UserError(f"--rename: {old} gets two new names, {rename[old]} and {new}; keep one")
     return rename
+
+
+def say_missing_glyphs(categories: list[dict]) -> None:
+    """Prints which classes are drawn as their ids and why, if no font has the glyphs of their names."""
+    from kgarden.utils.fonts import missing_glyphs
+
+    if note := missing_glyphs(categories):
+        print(note, file=sys.stderr)

@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from kgarden.metrics.tables import shown
 from kgarden.metrics.tide import BEYOND, KINDS
+from kgarden.utils.fonts import families_of, shown_name
 from kgarden.utils.text import printable
 
 NAMED_CURVES = 8  # classes with a colour of their own; the others are thin and grey
@@ -44,7 +46,7 @@ def pr_curves(analysis):
     axes = figure.subplots(1, 2, sharey=True)
     rows = sorted(analysis["per_class"], key=lambda row: -row["objects"])
     ids = [str(row["id"]) for row in rows if row["objects"]]
-    names = {str(row["id"]): row["name"] for row in rows}
+    names = {str(row["id"]): shown_name(row) for row in rows}
     recall = analysis["curves"]["recall"]
     for ax, key, title in zip(axes, ("iou50", "iou75"), ("IoU 0.50", "IoU 0.75"), strict=True):
         curves = analysis["curves"][key]
@@ -128,7 +130,7 @@ def _dense(analysis):
     matrix = np.zeros((len(rows) + 1, len(rows) + 1), np.int64)
     for gt_class, predicted, count in analysis["confusion"]["cells"]:
         matrix[index[gt_class], index[predicted]] = count
-    return matrix, [row["name"] for row in rows]
+    return matrix, [shown_name(row) for row in rows]
 
 
 def _merge_rare(matrix, names):
@@ -241,6 +243,12 @@ def svg_of(figure: Figure) -> bytes:
 
 
 def _saved(figure, form, **settings):
+    """Texts are drawn in DejaVu Sans, and in other fonts of the system where it has no glyphs."""
     content = io.BytesIO()
+    ticks = [one for ax in figure.axes for one in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    texts = [*figure.findobj(Text), *ticks]
+    if len(families := families_of([one.get_text() for one in texts])) > 1:
+        for one in texts:
+            one.set_fontfamily(families)
     figure.savefig(content, format=form, **settings)
     return content.getvalue()

@@ -41,6 +41,7 @@ from kgarden.training.loggers import make_loggers
 from kgarden.training.reporter import Reporter
 from kgarden.training.weight_averaging import ExponentialMovingAverage
 from kgarden.utils.files import read_json, write_json
+from kgarden.utils.fonts import missing_glyphs
 
 REPORT_EVERY = 20  # steps between two reports
 REPORT_SECONDS = 10  # seconds after which a report is made earlier, where steps are slow
@@ -159,6 +160,8 @@ class Trainer(keras.callbacks.Callback):
             "train_s": round(self.train_s),
         }
         write_json(self.run / "evaluation.json", evaluation)
+        if note := missing_glyphs(self.data.categories):
+            self.reporter.line(note)
         if count := self.recipe.evaluate.pictures:
             batches, categories = self._batches(count), self.data.categories
             draw_examples(self.inference, batches, categories, count, folder=self.run / "pictures")

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
 from kgarden.utils.files import replacing
+from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_truth, scaled
 
 CELL = 480  # px, longer side of an image on a sheet
@@ -21,7 +22,9 @@ PADDING = (90, 90, 90)  # the part of a canvas around the image
 OUTLINE = (255, 255, 255)
 
 
-def show_shards(dataset, to: str | os.PathLike, count: int, seed: int = 0) -> list[pathlib.Path]:
+def show_shards(
+    dataset, to: str | os.PathLike, count: int, seed: int = 0, labels: str = "name"
+) -> list[pathlib.Path]:
     """Draws random images of a data set as they are stored, with their objects.
 
     Args:
@@ -29,15 +32,18 @@ def show_shards(dataset, to: str | os.PathLike, count: int, seed: int = 0) -> li
         to:      directory for sheet-001.png, ...
         count:   number of images, sampled without replacement.
         seed:    of the random sample.
+        labels:  what is written at a box: "none", or "name".
     Returns:
         paths of the sheets.
     """
     rows = np.random.default_rng(seed).permutation(len(dataset.index))[:count]
-    names = [category["name"] for category in dataset.categories]
-    return _write_sheets(to, (_stored(dataset, row, names) for row in sorted(rows.tolist())), COLUMNS)
+    names = [shown_name(category) for category in dataset.categories]
+    return _write_sheets(to, (_stored(dataset, row, names, labels) for row in sorted(rows.tolist())), COLUMNS)
 
 
-def show_recipe(data, to: str | os.PathLike, count: int, start_step: int = 0) -> list[pathlib.Path]:
+def show_recipe(
+    data, to: str | os.PathLike, count: int, start_step: int = 0, labels: str = "name"
+) -> list[pathlib.Path]:
     """Draws images of a recipe's training batches: as stored, and next to it as network input.
 
     Args:
@@ -45,36 +51,38 @@ def show_recipe(data, to: str | os.PathLike, count: int, start_step: int = 0) ->
         to:         directory for sheet-001.png, ...
         count:      number of images.
         start_step: training step of the first batch.
+        labels:     what is written at a box: "none", or "name".
     Returns:
         paths of the sheets.
     """
-    names = [category["name"] for category in data.categories]
+    names = [shown_name(category) for category in data.categories]
     location = {int(n): (one, row) for one in data.train[::-1] for row, n in enumerate(one.index.image_id)}
 
     def pairs():
         for x, y in data.train_batches(start_step):
             x, y = ({key: np.asarray(value) for key, value in one.items()} for one in (x, y))
             for row in range(len(x[IMAGES])):
-                yield _stored(*location[int(y[IMAGE_ID][row])], names)
-                yield _prepared(*({key: value[row] for key, value in one.items()} for one in (x, y)), names)
+                yield _stored(*location[int(y[IMAGE_ID][row])], names, labels)
+                one_x, one_y = ({key: value[row] for key, value in one.items()} for one in (x, y))
+                yield _prepared(one_x, one_y, names, labels)
 
     return _write_sheets(to, itertools.islice(pairs(), 2 * count), COLUMNS)
 
 
-def _stored(dataset, row, names):
+def _stored(dataset, row, names, labels):
     """A stored image with its objects."""
     from kgarden.data.examples import stored_example
 
     example = stored_example(dataset, row)
-    return draw_truth(*scaled(example["image"], example, CELL), names)
+    return draw_truth(*scaled(example["image"], example, CELL), names, labels)
 
 
-def _prepared(x, y, names):
+def _prepared(x, y, names, labels):
     """An image of a batch on its whole canvas: grey padding, a white outline around the image."""
     image, (height, width) = x[IMAGES].copy(), x[SIZE_HW]
     image[height:], image[:, width:] = PADDING, PADDING
     truth = {key: y[key] for key in (BOXES, LABELS, CROWD, MASKS) if key in y}
-    drawing = draw_truth(*scaled(image, truth, CELL), names)
+    drawing = draw_truth(*scaled(image, truth, CELL), names, labels)
     factor = CELL / max(image.shape[:2])
     ImageDraw.Draw(drawing).rectangle((0, 0, width * factor - 1, height * factor - 1), outline=OUTLINE)
     return drawing

@@ -11,6 +11,7 @@ from kgarden import cli  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.data.examples import stored_example  # noqa: E402
 from kgarden.data.sources import open_dataset  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 from kgarden.visualization.contact_sheet import CELL, GAP, show_recipe, show_shards  # noqa: E402
 from kgarden.visualization.draw import color_of, draw_truth  # noqa: E402
 from tfrecords.converters import shapes  # noqa: E402
@@ -98,8 +99,12 @@ def test_masks_and_flags_are_drawn():
     truth = {"boxes": np.float32([[20, 20, 80, 80], [0, 0, 9, 9]]), "labels": np.int32([1, -1])}
     plain = np.asarray(draw_truth(image, truth, ["a", "b"]))
     tinted = np.asarray(draw_truth(image, {**truth, "masks": np.stack([mask, mask])}, ["a", "b"]))
-    color = np.array(color_of(1)) // 2
+    color = np.array(color_of(0)) // 2  # of the first instance, not of class 1
     np.testing.assert_allclose(tinted[60, 35], color, atol=1)
     assert tinted[60, 65].sum() == 0 and plain[60, 35].sum() == 0
     marked = np.asarray(draw_truth(image, {**truth, "crowd": np.array([True, False])}, ["a", "b"]))
     assert (marked != plain).any()  # the name is longer
+    unnamed = np.asarray(draw_truth(image, truth, ["a", "b"], labels="none"))
+    assert (unnamed[:20] == 0).all() and (plain[:20] != 0).any()
+    with pytest.raises(UserError, match="'score' is not supported; use one of none, name"):
+        draw_truth(image, truth, ["a", "b"], labels="score")
