@@ -1,1 +1,1 @@
-"""Weights of other projects under our names: one declarative table for each source."""
+"""Weights of other projects: their files, and one declarative table of names for each source."""

@@ -80,9 +80,19 @@ def background_last(logits):
     return np.roll(logits, -1, axis=0)
 
 
+def background_first(logits):
+    """Rows of C + 1 classes, background last -> background first."""
+    return np.roll(logits, 1, axis=0)
+
+
 def without_background(boxes):
     """Rows of 4 (C + 1) deltas, those of background first -> 4 C; nothing reads background's."""
     return boxes[4:]
+
+
+def with_background(boxes):
+    """Rows of 4 C deltas -> 4 (C + 1), zeros for background first."""
+    return np.concatenate([np.zeros_like(boxes[:4]), boxes])
 
 
 def with_epsilon(variance):
@@ -90,9 +100,18 @@ def with_epsilon(variance):
     return variance - np.float32(EPSILON)
 
 
+def without_epsilon(variance):
+    """The inverse of `with_epsilon`."""
+    return variance + np.float32(EPSILON)
+
+
 CONVERSIONS = (
-    (BOX + r"predictor\.cls_score(_fc)?\.(weight|bias)", background_last),
-    (BOX + r"predictor\.bbox_pred(_fc)?\.(weight|bias)", without_background),
-    (r"roi_heads\.mask\.predictor\.mask_fcn_logits\.(weight|bias)", lambda masks: masks[1:]),
-    (r"backbone\.body\..*\.running_var", with_epsilon),
+    (BOX + r"predictor\.cls_score(_fc)?\.(weight|bias)", background_last, background_first),
+    (BOX + r"predictor\.bbox_pred(_fc)?\.(weight|bias)", without_background, with_background),
+    (
+        r"roi_heads\.mask\.predictor\.mask_fcn_logits\.(weight|bias)",
+        lambda masks: masks[1:],
+        lambda masks: np.concatenate([np.zeros_like(masks[:1]), masks]),
+    ),
+    (r"backbone\.body\..*\.running_var", with_epsilon, without_epsilon),
 )

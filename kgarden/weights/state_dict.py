@@ -1,8 +1,10 @@
 """Loading of PyTorch state dicts through a table of names."""
 
+import dataclasses
 import re
 
 import numpy as np
+from keras import ops
 
 from kgarden.errors import UserError
 
@@ -45,10 +47,35 @@ def to_our_layout(array, pool_size=None):
     return array.reshape(len(array), -1).T
 
 
-def load_state_dict(
-    layer, state_dict, table, prefix="", pool_size=7, ignore=(), partial=False, conversions=()
-):
-    """Assign a reference's weights to a built model or layer.
+@dataclasses.dataclass
+class Matched:
+    """What a state dict holds for a model.
+
+    Attributes:
+        values:  {path of a variable: array in our layout}.
+        sources: {path: names in the state dict}, of the same variables.
+        ignored: names that the source's table leaves out on purpose.
+        unknown: {name: reason} of names without a counterpart here.
+        misfits: {path: reason} of variables whose counterpart has another shape.
+        missing: paths of variables without a value, misfits among them.
+    """
+
+    values: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sources: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    unknown: dict[str, str] = dataclasses.field(default_factory=dict)
+    misfits: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+
+    def assign_to(self, layer):
+        """Gives the layer's variables their values."""
+        variables = {variable.path: variable for variable in layer.weights}
+        for path, value in self.values.items():
+            variables[path].assign(value)
+
+
+def match_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=(), conversions=()):
+    """Finds the variable of each array of a state dict; assigns nothing.
 
     Args:
         layer:      keras layer or model whose variables exist.
@@ -57,72 +84,95 @@ def load_state_dict(
         prefix:     put before every name, for a part's own state dict.
         pool_size:  side of the RoI features that "fc1" reads.
         ignore:     regular expressions of names without a counterpart here.
-        partial:    variables without a value keep theirs, instead of raising.
-        conversions: pairs (regular expression of a name, function of its array), where an array means
-                    something else here: another order of classes, say.
+        conversions: triples (regular expression of a name, function of its array, the inverse function), where
+                    an array means something else here: another order of classes, say.
+    Returns:
+        Matched.
+    """
+    matched = Matched()
+    variables = {variable.path: variable for variable in layer.weights}
+    open_paths = dict.fromkeys(variables)
+    for name, array in state_dict.items():
+        full = prefix + name
+        target = our_name(full, table)
+        if any(re.fullmatch(pattern, full) for pattern in ignore):
+            matched.ignored.append(full)
+            continue
+        if target is None:
+            matched.unknown[full] = "has no counterpart in this model; leave it out or extend the table"
+            continue
+        module, suffix = target.rsplit(".", 1)
+        array = converted(full, np.asarray(array, "float32"), conversions)
+        array = to_our_layout(array, pool_size if module.endswith("/fc1") else None)
+        _place(matched, variables, open_paths, (module, suffix), full, array)
+    matched.missing = [path for path in open_paths if not re.fullmatch(OF_TRAINING, path)]
+    return matched
+
+
+def load_state_dict(layer, state_dict, table, partial=False, **more):
+    """Assigns a reference's weights to a built model or layer.
+
+    Args:
+        layer, state_dict, table: of `match_state_dict`, like all further arguments.
+        partial: variables without a value keep theirs, instead of raising.
     Raises:
         UserError: a name that the table does not know, a shape that does not fit, or a variable of the
             layer that got no value.
     """
-    open_variables = {variable.path: variable for variable in layer.weights}
-    for name, array in state_dict.items():
-        full = prefix + name
-        if any(re.fullmatch(pattern, full) for pattern in ignore):
-            continue
-        target = our_name(full, table)
-        if target is None:
-            raise UserError(
-                f"weights: {full!r} has no counterpart in this model; leave it out or extend the table"
-            )
-        module, suffix = target.rsplit(".", 1)
-        flattened = pool_size if module.endswith("/fc1") else None
-        _assign(
-            open_variables,
-            module,
-            suffix,
-            array=to_our_layout(converted(full, np.asarray(array, "float32"), conversions), flattened),
-            full=full,
+    matched = match_state_dict(layer, state_dict, table, **more)
+    for name, reason in matched.unknown.items():
+        raise UserError(f"weights: {name!r} {reason}")
+    for reason in matched.misfits.values():
+        raise UserError(f"weights: {reason}")
+    if matched.missing and not partial:
+        raise UserError(
+            f"weights: {len(matched.missing)} variables got no value, first {matched.missing[0]}"
         )
-    left = [path for path in open_variables if not re.fullmatch(OF_TRAINING, path)]
-    if left and not partial:
-        raise UserError(f"weights: {len(left)} variables got no value, first {left[0]}")
+    matched.assign_to(layer)
 
 
-def converted(name, array, conversions):
-    """The array, changed by the first conversion whose pattern fits its name."""
-    for pattern, function in conversions:
+def converted(name, array, conversions, back=False):
+    """The array, changed by the first conversion whose pattern fits its name, or by the inverse of it."""
+    for pattern, function, inverse in conversions:
         if re.fullmatch(pattern, name):
-            return function(array)
+            return inverse(array) if back else function(array)
     return array
 
 
-def _assign(open_variables, module, suffix, array, full):
+def _place(matched, variables, open_paths, target, name, array):
+    """Notes the array under the open variable that it belongs to, or why there is none."""
+    module, suffix = target
     element = re.fullmatch(r"(.*)\[(\d+)\]", module)
     if element:
-        return _assign_element(open_variables, *element.groups(), array, full)
+        return _place_element(matched, variables, open_paths, element.groups(), name, array)
     for leaf in _leaves(suffix, array.ndim):
-        path = _find(open_variables, f"{module}/{leaf}")
-        if path:
-            variable = open_variables.pop(path)
-            if tuple(variable.shape) != array.shape:
-                raise UserError(
-                    f"weights: {full} has shape {array.shape} here, {path} has {tuple(variable.shape)}"
-                )
-            return variable.assign(array)
-    raise UserError(f"weights: {full!r}: this model has no {module}/{suffix}")
+        path = _find(open_paths, f"{module}/{leaf}")
+        if path is None:
+            continue
+        shape = tuple(variables[path].shape)
+        if shape != array.shape:
+            matched.misfits[path] = f"{name} has shape {array.shape} here, {path} has {shape}"
+            return None
+        del open_paths[path]
+        matched.values[path] = array
+        matched.sources[path] = [name]
+        return None
+    matched.unknown[name] = f"fits nothing: this model has no {module}/{suffix}"
+    return None
 
 
-def _assign_element(open_variables, module, number, array, full):
-    """Scalars of a list of modules that are one vector here; the vector leaves with its last element."""
-    path = _find(open_variables, module)
-    if not path:
-        raise UserError(f"weights: {full!r}: this model has no {module}")
-    variable = open_variables[path]
-    values = np.array(variable.numpy() if hasattr(variable, "numpy") else variable)
-    values[int(number)] = array.reshape(())
-    variable.assign(values)
-    if int(number) == len(values) - 1:
-        del open_variables[path]
+def _place_element(matched, variables, open_paths, element, name, array):
+    """Scalars of a list of modules that are one vector here; the vector is complete with its last element."""
+    module, number = element[0], int(element[1])
+    path = _find(open_paths, module)
+    if path is None or number >= variables[path].shape[0]:
+        matched.unknown[name] = f"fits nothing: this model has no {module}[{number}]"
+        return
+    values = matched.values.setdefault(path, ops.convert_to_numpy(variables[path]).copy())
+    values[number] = array.reshape(())
+    matched.sources.setdefault(path, []).append(name)
+    if number == len(values) - 1:
+        del open_paths[path]
 
 
 def _leaves(suffix, dimensions):
@@ -131,9 +181,9 @@ def _leaves(suffix, dimensions):
     return ["bias", "beta"] if suffix == "bias" else [SUFFIXES.get(suffix, suffix)]
 
 
-def _find(open_variables, target):
+def _find(open_paths, target):
     """A variable whose path ends like the target, or the other way round (a part outside its model)."""
-    for path in open_variables:
+    for path in open_paths:
         if f"/{path}".endswith(f"/{target}") or f"/{target}".endswith(f"/{path}"):
             return path
     return None

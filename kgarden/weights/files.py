@@ -1,0 +1,127 @@
+"""Files of weights, as other projects write them: read without running anything, written aside and renamed."""
+
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+from kgarden.errors import UserError
+from kgarden.utils.files import replacing
+from kgarden.weights import pickles
+
+ENDINGS = (".pth", ".pt", ".bin", ".tar", ".pkl", ".safetensors", ".npz")
+
+# Where training programs put the weights within a checkpoint, in the order in which they are looked for.
+PLACES = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+
+# What damaged or hostile files raise on the way.
+DAMAGED = (
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    RuntimeError,
+    struct.error,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the weights of a file of PyTorch, detectron2, Hugging Face or numpy.
+
+    Nothing in the file is executed. Of a training checkpoint the model's weights are taken, names without the
+    "module." that data parallelism puts before them.
+
+    Args:
+        path: .pth or .pt (zip or legacy form), .pkl (detectron2, Caffe2), .safetensors or .npz.
+    Returns:
+        {name: array}, bfloat16 as float32.
+    Raises:
+        UserError: no such file, no weights in it, damaged, or it asks for anything but tensors.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        tensors = _read(path)
+    except UserError as error:
+        raise UserError(f"{path}: refused: {error}") from error
+    except DAMAGED as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: damaged, or no file of weights ({reason})") from error
+    weights = _weights_in(tensors)
+    if not weights:
+        raise UserError(f"{path}: no weights in it")
+    return weights
+
+
+def _read(path):
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            return pickles.tensors_of(pickles.read_archive(file))
+        file.seek(0)
+        read = pickles.read_legacy if pickles.is_legacy(file) else pickles.read_pickle
+        return pickles.tensors_of(read(file))
+
+
+def _read_safetensors(path):
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _weights_in(tensors):
+    for place in PLACES:
+        inside = {
+            name.removeprefix(f"{place}."): array
+            for name, array in tensors.items()
+            if name.startswith(f"{place}.")
+        }
+        if inside:
+            tensors = inside
+            break
+    is_wrapped = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module.") if is_wrapped else name: tensors[name] for name in tensors}
+
+
+def write_weights(path: str | os.PathLike, weights: dict[str, np.ndarray]) -> None:
+    """Writes a state dict for PyTorch, atomically.
+
+    Args:
+        path:    .pth, .pt or .safetensors; folders are created.
+        weights: {name: float32 array}.
+    Raises:
+        UserError: another ending.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UserError(f"{path}: weights of other projects are written as .pth, .pt or .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file({name: np.array(array, order="C") for name, array in weights.items()}, temporary)
+        else:
+            with open(temporary, "wb") as file:
+                pickles.write_archive(file, weights)

@@ -1,0 +1,78 @@
+"""Sources of weights: released names are matched whole, and written weights are the weights that were read."""
+
+import numpy as np
+import pytest
+from keras import ops
+from support.golden import DIRECTORY
+from support.variants import CLASSES, VARIANTS
+
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
+from kgarden.models import build_detector
+from kgarden.weights.sources import SOURCES, match_weights, source_of, weights_as
+from kgarden.weights.state_dict import OF_TRAINING  # noqa: F401
+
+
+def released(name):
+    """The list of names and shapes of a released checkpoint, filled with random numbers."""
+    rng, weights = np.random.default_rng(0), {}
+    for line in (DIRECTORY / name).read_text().splitlines()[1:]:
+        key, shape, _ = line.split("\t")
+        weights[key] = rng.normal(size=[int(side) for side in shape.split("x")]).astype("float32")
+    return weights
+
+
+RELEASED = {  # recipe, row, number of classes
+    "state_dict_keys_CenterNet2-F_R50_1x.tsv": ("centernet2", "table1.f_centernet", 80),
+    "centernet2_r50_state_dict_keys.tsv": ("centernet2", None, 80),
+    "state_dict_keys_O365_CenterNet2_R50_1x.tsv": ("centernet2", None, 365),
+    "state_dict_keys_CenterNet-FPN_R50_1x.tsv": ("centernet2", "table1.centernet", 80),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if not number else pytest.param(name, marks=pytest.mark.slow) for number, name in enumerate(RELEASED)],
+)
+def test_released_names_are_matched_whole_and_written_again(name):
+    recipe, row, classes = RELEASED[name]
+    detector = build_model(load_recipe(recipe, row=row), classes)
+    weights = released(name)
+    assert source_of(weights) == "detectron2"
+    matched = match_weights(detector, weights, "detectron2")
+    assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
+    matched.assign_to(detector)
+    written = weights_as(detector, "detectron2")
+    assert weights.keys() - written.keys() == set(matched.ignored)
+    assert written.keys() <= weights.keys()
+    for key, array in written.items():
+        np.testing.assert_array_equal(array, weights[key], err_msg=key, strict=True)
+
+
+MODELS = {
+    "detectron2": ("centernet2", "centernet2_faster", "centernet", "faster_rcnn", "retinanet"),
+    "maskrcnn-benchmark": ("faster_rcnn", "double_head"),
+    "mmdetection": ("faster_rcnn", "cascade_rcnn", "fcos", "atss", "gfl", "retinanet"),
+    "cvpods": ("defcn",),
+    "adelaidet": ("fcos",),
+}
+
+
+@pytest.mark.parametrize(
+    "source, model", [(source, model) for source, models in MODELS.items() for model in models]
+)
+def test_a_round_trip_changes_nothing(source, model):
+    detector = build_detector(VARIANTS[model], CLASSES)
+    rng = np.random.default_rng(0)
+    for variable in detector.weights:
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(variable.dtype))
+    weights = weights_as(detector, source)
+    assert source_of(weights) == source
+    matched = match_weights(detector, weights, source)
+    assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
+    for variable in detector.weights:
+        if variable.path in matched.values:
+            np.testing.assert_array_equal(
+                matched.values[variable.path], ops.convert_to_numpy(variable), err_msg=variable.path
+            )
