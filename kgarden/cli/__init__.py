@@ -13,6 +13,7 @@ import typer
 
 from kgarden.cli.analyze import analyze_app
 from kgarden.cli.commands import runs_app
+from kgarden.cli.convert import convert_app
 from kgarden.cli.data import data_app
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(runs_app)
+app.add_typer(convert_app)
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 

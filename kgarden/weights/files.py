@@ -1,4 +1,4 @@
-"""Files of weights, as other projects write them: read without running anything, written aside and renamed."""
+"""Files of weights as other projects write them: reading runs nothing in them, writing is atomic."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from kgarden.errors import UserError
 from kgarden.utils.files import replacing
-from kgarden.weights import pickles
+from kgarden.weights import pickles, torch_files
 
 ENDINGS = (".pth", ".pt", ".bin", ".tar", ".pkl", ".safetensors", ".npz")
 
@@ -74,9 +74,9 @@ def _read(path):
             return dict(stored)
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
-            return pickles.tensors_of(pickles.read_archive(file))
+            return pickles.tensors_of(torch_files.read_archive(file))
         file.seek(0)
-        read = pickles.read_legacy if pickles.is_legacy(file) else pickles.read_pickle
+        read = torch_files.read_legacy if torch_files.is_legacy(file) else pickles.read_pickle
         return pickles.tensors_of(read(file))
 
 
@@ -118,10 +118,10 @@ def write_weights(path: str | os.PathLike, weights: dict[str, np.ndarray]) -> No
         raise UserError(f"{path}: weights of other projects are written as .pth, .pt or .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
+        with open(temporary, "wb") as file:
+            if path.suffix == ".safetensors":
+                from safetensors.numpy import save
 
-            save_file({name: np.array(array, order="C") for name, array in weights.items()}, temporary)
-        else:
-            with open(temporary, "wb") as file:
-                pickles.write_archive(file, weights)
+                file.write(save({name: np.array(array, order="C") for name, array in weights.items()}))
+            else:
+                torch_files.write_archive(file, weights)

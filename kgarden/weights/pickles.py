@@ -1,27 +1,19 @@
-"""Tensors out of pickles, without executing anything that is in them; and the archives of PyTorch, written.
+"""Tensors out of pickles, without executing anything that is in them.
 
-A pickle is a program: it may name any function and have it called. Here only what tensors and plain containers
-are made of can be named, each answered by a function of this file; objects that training frameworks store
-beside the weights become empty `Unread` ones; everything else is refused. Formats, as PyTorch documents them:
-a zip archive of raw storages (since 1.6), the pickle followed by raw storages before, and plain pickles of
-numpy arrays, as the model zoo of detectron2 has them.
+A pickle is a program: it may name any function and have it called. Here it can name only what tensors and
+plain containers are made of, each answered by a function of this file. Objects that training frameworks store
+beside the weights become empty `Unread` ones; everything else is refused.
 """
 
 import collections
-import io
 import math
 import pickle
 import pickletools
 import re
-import struct
-import zipfile
 
 import numpy as np
 
 from kgarden.errors import UserError
-
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
 
 # PyTorch's names of element types -> numpy's; bfloat16 is the upper half of a float32
 STORAGES = {
@@ -107,7 +99,7 @@ class _Array:
         self.value = array.reshape(shape, order="F" if in_fortran_order else "C")
 
 
-class _Storage(_Sealed):
+class Storage(_Sealed):
     """The elements of one or more tensors: filled at once from an archive, or later from what follows.
 
     Attributes:
@@ -136,7 +128,7 @@ class _Tensor:
     """A view of a storage: where it begins, and shape and strides in elements."""
 
     def __init__(self, storage, offset, shape, strides, *_):
-        if not isinstance(storage, _Storage):
+        if not isinstance(storage, Storage):
             raise _refused("a tensor without elements of its own")
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
 
@@ -188,10 +180,6 @@ def _scalar(dtype, content=b""):
     return np.frombuffer(content, dtype.dtype, 1)[0]
 
 
-def _tensor_with_dtype(storage, offset, shape, strides, *_):
-    return _Tensor(storage, offset, shape, strides)
-
-
 def _parameter(data, *_):
     return data
 
@@ -219,12 +207,12 @@ ALLOWED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class TensorUnpickler(pickle.Unpickler):
     """Reads tensors and plain containers.
 
     Args:
         file:       the pickle.
-        storage_of: function of a persistent id's content (type, key, ..., number of elements) -> _Storage.
+        storage_of: function of a persistent id's content (type, key, ..., number of elements) -> Storage.
     """
 
     def __init__(self, file, storage_of):
@@ -250,20 +238,20 @@ class _Unpickler(pickle.Unpickler):
         return self.storage_of(kind.dtype, str(key), count)
 
 
-def _bounded(content):
-    """Checks one pickle before it is run; returns where it ends.
+def bounded(content):
+    """Checks one pickle before it is run.
 
     The machine that runs pickles keeps a table of what it has made, as long as the largest number that the
     pickle names: a few bytes could ask for gigabytes.
+
+    Args:
+        content: bytes, or a file at the pickle's begin; it is read to the pickle's end.
+    Raises:
+        UserError: its table has gaps.
     """
-    end, operations = None, 0
-    for operation, argument, position in pickletools.genops(content):
-        operations += 1
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > operations:
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
             raise _refused(f"a memo of {argument} entries")
-        if operation.name == "STOP":
-            end = position + 1
-    return end
 
 
 def read_pickle(file):
@@ -278,104 +266,9 @@ def read_pickle(file):
     def storage_of(*_):
         raise UserError("it names tensors whose elements are elsewhere")
 
-    _bounded(file)
+    bounded(file)
     file.seek(0)
-    return _Unpickler(file, storage_of).load()
-
-
-def is_legacy(file):
-    """Whether PyTorch wrote the file before 1.6: it begins with a pickled magic number."""
-    content = file.read(32)
-    file.seek(0)
-    return content.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # LEGACY_MAGIC
-
-
-def read_legacy(file):
-    """Reads what `torch.save` wrote before PyTorch 1.6.
-
-    Args:
-        file: opened for reading bytes.
-    Returns:
-        what was saved, tensors as `_Tensor`; see `tensors_of`.
-    """
-    storages = {}
-
-    def storage_of(dtype, key, count):
-        storage = storages.setdefault(key, _Storage(dtype, count))
-        if (storage.dtype, storage.count) != (dtype, count):
-            raise UserError(f"storage {key} has two types or sizes")
-        return storage
-
-    def load():
-        start = file.tell()
-        _bounded(file)
-        file.seek(start)
-        return _Unpickler(file, storage_of).load()
-
-    if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL:
-        raise UserError("an unknown version of PyTorch's format")
-    system = load()
-    if isinstance(system, dict) and not system.get("little_endian", True):
-        raise UserError("written on a big-endian machine")
-    saved = load()
-    for key in load():
-        if key not in storages:
-            raise UserError(f"storage {key} belongs to no tensor")
-        (count,) = struct.unpack("<q", _exactly(file, 8))
-        if count != storages[key].count:
-            raise UserError(f"storage {key} has {count} elements instead of {storages[key].count}")
-        storages[key].fill(_exactly(file, storages[key].size))
-    return saved
-
-
-def _exactly(file, size):
-    start = file.tell()
-    file.seek(0, 2)
-    end = file.tell()
-    file.seek(start)
-    if end - start < size:  # before as much memory is asked for
-        raise EOFError("the file ends early")
-    return file.read(size)
-
-
-def read_archive(file):
-    """Reads what `torch.save` writes since PyTorch 1.6: a zip archive.
-
-    Args:
-        file: opened for reading bytes.
-    Returns:
-        what was saved, tensors as `_Tensor`; see `tensors_of`.
-    """
-    with zipfile.ZipFile(file) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        pickled = [name for name in members if name.endswith("data.pkl")]
-        if len(pickled) != 1:
-            raise UserError("a zip archive, but not one of PyTorch")
-        [pickled] = pickled
-        root = pickled.removesuffix("data.pkl")
-        if f"{root}constants.pkl" in members or f"{root}code/" in members:
-            raise UserError("a TorchScript program; save its state_dict() instead")
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise UserError("its members are compressed, which PyTorch never does")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-            raise UserError("written on a big-endian machine")
-        storages = {}
-
-        def storage_of(dtype, key, count):
-            name = f"{root}data/{key}"
-            if name not in members:
-                raise UserError(f"the archive has no {name}")
-            if key not in storages:
-                storages[key] = _Storage(dtype, count)
-                if members[name].file_size != storages[key].size:
-                    raise UserError(f"{name} has {members[name].file_size} bytes, not {storages[key].size}")
-                storages[key].fill(archive.read(name))
-            return storages[key]
-
-        with archive.open(pickled) as opened:
-            content = opened.read()
-        _bounded(content)
-        return _Unpickler(io.BytesIO(content), storage_of).load()
+    return TensorUnpickler(file, storage_of).load()
 
 
 def tensors_of(value):
@@ -400,40 +293,3 @@ def tensors_of(value):
 
     collect("", value, 4)
     return found
-
-
-def write_archive(file, weights):
-    """Writes a state dict as `torch.save` does, for `torch.load(weights_only=True)`.
-
-    Args:
-        file:    opened for writing bytes.
-        weights: {name: float32 array}.
-    """
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", _pickled(weights))
-        archive.writestr("archive/byteorder", "little")
-        for number, array in enumerate(weights.values()):
-            archive.writestr(f"archive/data/{number}", np.ascontiguousarray(array, "<f4").tobytes())
-        archive.writestr("archive/version", "3\n")
-
-
-def _pickled(weights):
-    """The pickle of an OrderedDict of tensors: their storages by number, shape and strides."""
-    parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
-    for number, (name, array) in enumerate(weights.items()):
-        strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        storage = [b"(", _text("storage"), b"ctorch\nFloatStorage\n"]
-        storage += [_text(str(number)), _text("cpu"), _number(array.size), b"tQ"]
-        parts += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(", *storage, _number(0)]
-        parts += [b"(", *map(_number, array.shape), b"t(", *map(_number, strides), b"t\x89"]
-        parts += [b"ccollections\nOrderedDict\n)RtR"]
-    return b"".join([*parts, b"u."])
-
-
-def _text(text):
-    encoded = text.encode()
-    return b"X" + struct.pack("<I", len(encoded)) + encoded
-
-
-def _number(number):
-    return b"J" + struct.pack("<i", number)

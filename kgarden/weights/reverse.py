@@ -18,7 +18,9 @@ SUFFIXES = {
 }
 
 # What a pattern of a table is made of.
-TOKEN = re.compile(r"\(\?:(?P<optional>[^()]*)\)\?|\((?P<group>[^()?][^()]*)\)|\\(?P<escaped>\W)|(?P<plain>.)")
+TOKEN = re.compile(
+    r"\(\?:(?P<optional>[^()]*)\)\?|\((?P<group>[^()?][^()]*)\)|\\(?P<escaped>\W)|(?P<plain>.)"
+)
 
 
 def their_name(module, table, with_optional=True):
@@ -108,11 +110,12 @@ def _name_of(path, table, with_optional):
 
 
 def _elements(path, array, table, with_optional):
-    """Elements of a vector that is a list of modules there: {"head.scales.0.scale": (1,), ...}, or nothing."""
+    """A vector that is a list of modules there: {"head.scales.0.scale": (1,), ...}; others: {}."""
     if array.ndim > 1 or array.size > 16:
         return {}
     names = [their_name(f"{path}[{number}]", table, with_optional) for number in range(array.size)]
-    return {f"{name}.scale": value.reshape(1) for name, value in zip(names, array.ravel(), strict=True) if name}
+    elements = zip(names, array.ravel(), strict=True)
+    return {f"{name}.scale": value.reshape(1) for name, value in elements if name}
 
 
 def to_their_layout(array, pool_size=None):

@@ -84,8 +84,8 @@ def match_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=()
         prefix:     put before every name, for a part's own state dict.
         pool_size:  side of the RoI features that "fc1" reads.
         ignore:     regular expressions of names without a counterpart here.
-        conversions: triples (regular expression of a name, function of its array, the inverse function), where
-                    an array means something else here: another order of classes, say.
+        conversions: triples (regular expression of a name, function of its array, its inverse), where an
+                    array means something else here: another order of classes, say.
     Returns:
         Matched.
     """
@@ -104,7 +104,7 @@ def match_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=()
         module, suffix = target.rsplit(".", 1)
         array = converted(full, np.asarray(array, "float32"), conversions)
         array = to_our_layout(array, pool_size if module.endswith("/fc1") else None)
-        _place(matched, variables, open_paths, (module, suffix), full, array)
+        _place(matched, (variables, open_paths), (module, suffix), full=full, array=array)
     matched.missing = [path for path in open_paths if not re.fullmatch(OF_TRAINING, path)]
     return matched
 
@@ -125,9 +125,7 @@ def load_state_dict(layer, state_dict, table, partial=False, **more):
     for reason in matched.misfits.values():
         raise UserError(f"weights: {reason}")
     if matched.missing and not partial:
-        raise UserError(
-            f"weights: {len(matched.missing)} variables got no value, first {matched.missing[0]}"
-        )
+        raise UserError(f"weights: {len(matched.missing)} variables got no value, first {matched.missing[0]}")
     matched.assign_to(layer)
 
 
@@ -139,38 +137,38 @@ def converted(name, array, conversions, back=False):
     return array
 
 
-def _place(matched, variables, open_paths, target, name, array):
+def _place(matched, places, target, full, array):
     """Notes the array under the open variable that it belongs to, or why there is none."""
-    module, suffix = target
+    (variables, open_paths), (module, suffix) = places, target
     element = re.fullmatch(r"(.*)\[(\d+)\]", module)
     if element:
-        return _place_element(matched, variables, open_paths, element.groups(), name, array)
+        return _place_element(matched, places, element.groups(), full=full, array=array)
     for leaf in _leaves(suffix, array.ndim):
         path = _find(open_paths, f"{module}/{leaf}")
         if path is None:
             continue
         shape = tuple(variables[path].shape)
         if shape != array.shape:
-            matched.misfits[path] = f"{name} has shape {array.shape} here, {path} has {shape}"
+            matched.misfits[path] = f"{full} has shape {array.shape} here, {path} has {shape}"
             return None
         del open_paths[path]
         matched.values[path] = array
-        matched.sources[path] = [name]
+        matched.sources[path] = [full]
         return None
-    matched.unknown[name] = f"fits nothing: this model has no {module}/{suffix}"
+    matched.unknown[full] = f"fits nothing: this model has no {module}/{suffix}"
     return None
 
 
-def _place_element(matched, variables, open_paths, element, name, array):
+def _place_element(matched, places, element, full, array):
     """Scalars of a list of modules that are one vector here; the vector is complete with its last element."""
-    module, number = element[0], int(element[1])
+    (variables, open_paths), module, number = places, element[0], int(element[1])
     path = _find(open_paths, module)
     if path is None or number >= variables[path].shape[0]:
-        matched.unknown[name] = f"fits nothing: this model has no {module}[{number}]"
+        matched.unknown[full] = f"fits nothing: this model has no {module}[{number}]"
         return
     values = matched.values.setdefault(path, ops.convert_to_numpy(variables[path]).copy())
     values[number] = array.reshape(())
-    matched.sources.setdefault(path, []).append(name)
+    matched.sources.setdefault(path, []).append(full)
     if number == len(values) - 1:
         del open_paths[path]
 

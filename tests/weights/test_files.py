@@ -101,7 +101,9 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path, wrap):
     mark, path = tmp_path / "ran", tmp_path / "a.pth"
     for called in (b"cposix\nsystem\n", b"cos\nsystem\n", b"csubprocess\ngetoutput\n"):
         path.write_bytes(wrap(called + TOUCH % str(mark).encode()))
-        with pytest.raises(UserError, match="refused: it asks for .*(system|getoutput).*nothing of it was run"):
+        with pytest.raises(
+            UserError, match="refused: it asks for .*(system|getoutput).*nothing of it was run"
+        ):
             read_weights(path)
     path.write_bytes(wrap(pickle.dumps({"a": Calls(eval, f"open({str(mark)!r}, 'w')")}, 2)))
     with pytest.raises(UserError, match=r"asks for __builtin__\.eval"):

@@ -1,4 +1,4 @@
-"""Sources of weights: released names are matched whole, and written weights are the weights that were read."""
+"""Other projects' names: released ones are matched whole, and what is written is what was read."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,8 @@ from support.variants import CLASSES, VARIANTS
 
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
-from kgarden.errors import UserError
 from kgarden.models import build_detector
-from kgarden.weights.sources import SOURCES, match_weights, source_of, weights_as
-from kgarden.weights.state_dict import OF_TRAINING  # noqa: F401
+from kgarden.weights.projects import match_weights, project_of, weights_as
 
 
 def released(name):
@@ -33,13 +31,16 @@ RELEASED = {  # recipe, row, number of classes
 
 @pytest.mark.parametrize(
     "name",
-    [name if not number else pytest.param(name, marks=pytest.mark.slow) for number, name in enumerate(RELEASED)],
+    [
+        name if not number else pytest.param(name, marks=pytest.mark.slow)
+        for number, name in enumerate(RELEASED)
+    ],
 )
 def test_released_names_are_matched_whole_and_written_again(name):
     recipe, row, classes = RELEASED[name]
-    detector = build_model(load_recipe(recipe, row=row), classes)
+    detector = build_model(load_recipe(recipe, {"model.num_classes": classes}, row))
     weights = released(name)
-    assert source_of(weights) == "detectron2"
+    assert project_of(weights) == "detectron2"
     matched = match_weights(detector, weights, "detectron2")
     assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
     matched.assign_to(detector)
@@ -60,16 +61,16 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    "source, model", [(source, model) for source, models in MODELS.items() for model in models]
+    "project, model", [(project, model) for project, models in MODELS.items() for model in models]
 )
-def test_a_round_trip_changes_nothing(source, model):
+def test_a_round_trip_changes_nothing(project, model):
     detector = build_detector(VARIANTS[model], CLASSES)
     rng = np.random.default_rng(0)
     for variable in detector.weights:
         variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(variable.dtype))
-    weights = weights_as(detector, source)
-    assert source_of(weights) == source
-    matched = match_weights(detector, weights, source)
+    weights = weights_as(detector, project)
+    assert project_of(weights) == project
+    matched = match_weights(detector, weights, project)
     assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
     for variable in detector.weights:
         if variable.path in matched.values:

@@ -19,16 +19,15 @@ NUM_BATCHES = r".*\.num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Project:
     """A project's names and layouts.
 
     Attributes:
         about:       what it covers, for lists.
-        known_by:    regular expression of names that only this project has, or projects further down in SOURCES.
+        known_by:    regular expression of names that no project before this one in PROJECTS has.
         table:       of `kgarden.weights.state_dict.our_name`, or a function of the detector that returns it.
         ignore:      regular expressions of names without a counterpart here.
-        conversions: triples (regular expression of a name, function of its array, the inverse function), where
-                     an array means something else here.
+        conversions: of `match_state_dict`: where an array means something else here.
         is_backbone: the file is a classifier: a detector's backbone alone.
     """
 
@@ -55,50 +54,50 @@ def _maskrcnn_benchmark(detector):
 
 
 # In the order in which a file is tried.
-SOURCES = {
-    "adelaidet": Source(
+PROJECTS = {
+    "adelaidet": Project(
         "AdelaiDet: FCOS, CondInst",
         r"proposal_generator\.fcos_head\..*",
-        adelaidet.TABLE,
-        adelaidet.IGNORE,
+        table=adelaidet.TABLE,
+        ignore=adelaidet.IGNORE,
     ),
-    "cvpods": Source(
+    "cvpods": Project(
         "cvpods and the DeFCN release",
         r"head\.(max3d|filter|centerness|scales)\..*",
-        cvpods.TABLE,
-        (*cvpods.IGNORE, NUM_BATCHES),
+        table=cvpods.TABLE,
+        ignore=(*cvpods.IGNORE, NUM_BATCHES),
     ),
-    "detectron2": Source(
+    "detectron2": Project(
         "detectron2's model zoo and the CenterNet2 release",
         r"backbone\.(bottom_up|stem|res2|base)\..*|proposal_generator\..*",
-        detectron2.TABLE,
-        (*detectron2.IGNORE, NUM_BATCHES),
+        table=detectron2.TABLE,
+        ignore=(*detectron2.IGNORE, NUM_BATCHES),
     ),
-    "maskrcnn-benchmark": Source(
+    "maskrcnn-benchmark": Project(
         "maskrcnn-benchmark and the Double-Head release",
         r"backbone\.body\.stem\..*",
-        _maskrcnn_benchmark,
-        maskrcnn_benchmark.IGNORE,
-        maskrcnn_benchmark.CONVERSIONS,
+        table=_maskrcnn_benchmark,
+        ignore=maskrcnn_benchmark.IGNORE,
+        conversions=maskrcnn_benchmark.CONVERSIONS,
     ),
-    "mmdetection": Source(
+    "mmdetection": Project(
         "mmdetection 2 and 3: Faster, Mask and Cascade R-CNN, RetinaNet, FCOS, ATSS, GFL",
         r"(bbox_head|rpn_head|roi_head)\..*",
-        _mmdetection,
-        mmdetection.IGNORE,
+        table=_mmdetection,
+        ignore=mmdetection.IGNORE,
     ),
-    "torchvision": Source(
+    "torchvision": Project(
         "ResNet and ResNeXt classifiers of torchvision and timm",
         r"layer1\.0\.conv1\.weight",
-        torchvision.resnet_names(""),
-        (NUM_BATCHES, r"fc\.(weight|bias)"),
+        table=torchvision.resnet_names(""),
+        ignore=(NUM_BATCHES, r"fc\.(weight|bias)"),
         is_backbone=True,
     ),
 }
 
 
-def source_of(weights: dict[str, np.ndarray], path: Any = "weights") -> str:
-    """Returns the name of the project that wrote a state dict, one of SOURCES.
+def project_of(weights: dict[str, np.ndarray], path: Any = "weights") -> str:
+    """Returns the name of the project that wrote a state dict, one of PROJECTS.
 
     Args:
         weights: {name: array}.
@@ -106,12 +105,12 @@ def source_of(weights: dict[str, np.ndarray], path: Any = "weights") -> str:
     Raises:
         UserError: none that is known.
     """
-    for name, source in SOURCES.items():
-        if any(re.fullmatch(source.known_by, key) for key in weights):
+    for name, project in PROJECTS.items():
+        if any(re.fullmatch(project.known_by, key) for key in weights):
             return name
     raise UserError(
         f"{path}: the names of its weights (first {next(iter(weights))!r}) belong to no known project: "
-        f"{', '.join(SOURCES)}"
+        f"{', '.join(PROJECTS)}"
     )
 
 
@@ -121,18 +120,18 @@ def match_weights(detector: keras.Model, weights: dict[str, np.ndarray], name: s
     Args:
         detector: built.
         weights:  {name: array}, of `kgarden.weights.files.read_weights`.
-        name:     of the project, one of SOURCES.
+        name:     of the project, one of PROJECTS.
     Returns:
         Matched.
     """
-    source = SOURCES[name]
+    project = PROJECTS[name]
     return match_state_dict(
-        detector.backbone if source.is_backbone else detector,
+        detector.backbone if project.is_backbone else detector,
         weights,
-        source.table_of(detector),
-        ignore=source.ignore,
+        project.table_of(detector),
+        ignore=project.ignore,
         pool_size=_pool_size(detector),
-        conversions=source.conversions,
+        conversions=project.conversions,
     )
 
 
@@ -141,17 +140,17 @@ def weights_as(detector: keras.Model, name: str) -> dict[str, np.ndarray]:
 
     Args:
         detector: built.
-        name:     of the project, one of SOURCES.
+        name:     of the project, one of PROJECTS.
     Raises:
         UserError: the project has no such model.
     """
-    source = SOURCES[name]
+    project = PROJECTS[name]
     try:
         return state_dict_of(
-            detector.backbone if source.is_backbone else detector,
-            source.table_of(detector),
+            detector.backbone if project.is_backbone else detector,
+            project.table_of(detector),
             pool_size=_pool_size(detector),
-            conversions=source.conversions,
+            conversions=project.conversions,
         )
     except UserError as error:
         raise UserError(f"{name} has no counterpart of this model: {error}") from error
