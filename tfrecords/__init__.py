@@ -7,7 +7,8 @@ the functions that need it, so that `import tfrecords` is cheap.
     images.py             image files -> bytes that TensorFlow decodes; the decoder
     bounded_yaml.py       YAML of strangers, within bounds
     segmentations.py      polygons and run-length codes -> PNG
-    converters/           COCO, Pascal VOC, CSV and the synthetic shapes -> shards
+    converters/           COCO, Pascal VOC, CSV, YOLO and the synthetic shapes -> shards
+    image_names.py        images found by names as other systems write them
     labels.py             class lists (.pbtxt, JSON, CSV, plain text)
     write.py              records -> a data set (shard.py, pool.py, finish.py)
     files.py              errors of writing; files written to a temporary path and renamed

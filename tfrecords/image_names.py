@@ -166,7 +166,7 @@ class Names:
 
     def _of_base_name(self, base):
         """The known paths of a base name, in the plainest spelling that has any."""
-        for spelling in (_composed, _folded):
+        for spelling in (_composed, folded):
             if found := self._by(spelling).get(self._spelled(spelling, base)):
                 return found
         found = self._by(_unmarked).get(self._spelled(_unmarked, base), ())
@@ -176,7 +176,7 @@ class Names:
         return [name for name in found if self._is_unmarked(self.parts[name][-1])]
 
     def _is_unmarked(self, base):
-        return self._spelled(_unmarked, base) == self._spelled(_folded, base)
+        return self._spelled(_unmarked, base) == self._spelled(folded, base)
 
     def _best(self, parts, found, preferred):
         """Of several paths with this base name, the one that shares most trailing folders."""
@@ -193,7 +193,7 @@ class Names:
         """(number of equal trailing folders, whether these are all of the known path)."""
         known, count = self.parts[name], 0
         for one, other in zip(parts[-2::-1], known[-2::-1], strict=False):
-            if _folded(one) != _folded(other):
+            if folded(one) != folded(other):
                 break
             count += 1
         return count, count == len(known) - 1
@@ -247,7 +247,7 @@ def _composed(text):
     return unicodedata.normalize("NFC", text)
 
 
-def _folded(text):
+def folded(text):
     """Without the difference of capitals."""
     return _composed(_composed(text).casefold())
 
@@ -256,7 +256,7 @@ def _unmarked(text):
     """Without what Label Studio puts before a name and Roboflow behind it."""
     stem = UPLOADED.sub("", text)
     match = ROBOFLOW.match(stem)
-    return _folded(match.group(1) if match else stem)
+    return folded(match.group(1) if match else stem)
 
 
 def _all(function, parts):

@@ -109,6 +109,7 @@ def _datasets():
         "coco      COCO JSON and a folder of images; masks, crowds",
         "voc       PASCAL VOC XML files, split lists; difficult objects",
         "csv       CSV table with one row for each box, and a folder of images",
+        "yolo      data.yaml or a folder of label files, boxes and polygons; Ultralytics' folders",
         "shapes    built-in synthetic images: textured backgrounds, six shapes",
         "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, used in place",
     ]

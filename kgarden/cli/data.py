@@ -185,6 +185,31 @@ def build_csv(
     _build("csv", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
+@build_app.command("yolo")
+def build_yolo(
+    annotations: Annotated[
+        pathlib.Path, typer.Option(help="data.yaml, or a folder of label files (with --images).")
+    ],
+    to: ToOption,
+    images: Annotated[pathlib.Path | None, typer.Option(help="Folder of images.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val or test of data.yaml; with --images, a file that lists images."),
+    ] = None,
+    classes: ClassesOption = None,
+    rename: RenameOption = None,
+    masks: Annotated[bool, typer.Option(help="Store masks, if the labels are polygons.")] = True,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Convert a YOLO data set: data.yaml, or one text file for each image."""
+    arguments = {"annotations": annotations, "images": images, "split": split, "with_masks": masks}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
+    _build("yolo", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
+
+
 @build_app.command("shapes")
 def build_shapes(
     to: ToOption,
@@ -219,6 +244,8 @@ def _print_report(report, verbose):
     )
     kinds = {"crowds": report.crowds, "difficult": report.difficult, "with a mask": report.masks}
     kinds["clipped at the image border"] = report.clipped
+    if report.images_without_objects:
+        print(f"images without objects: {report.images_without_objects}")
     if counts := [f"{count} {kind}" for kind, count in kinds.items() if count]:
         print(f"boxes: {', '.join(counts)}")
     lines = [f"{count} boxes dropped: {reason}" for reason, count in report.dropped.items()]

@@ -53,6 +53,7 @@ SOURCE_KEYS = {  # format -> (required keys, optional keys)
         {"root", "images", "annotations", "split", "classes", "rename", "one_based", "ignore_difficult"},
     ),
     "csv": ({"images", "annotations"}, {"classes", "rename"}),
+    "yolo": ({"annotations"}, {"images", "split", "classes", "rename"}),
     "shapes": ({"count", "seed"}, {"size_hw"}),
 }
 
@@ -63,11 +64,11 @@ class Source(Section):
     glob: str | None = None
     labels: str | None = None  # glob: class list of shards of other tools; None: from the records
     weight: PositiveFloat | None = None  # sampling weight; None: its number of images
-    format: Literal["coco", "voc", "csv", "shapes"] | None = None
-    images: str | None = None  # coco, voc, csv: folder of images
-    annotations: str | None = None  # coco: JSON file; voc: folder of XML files; csv: table
+    format: Literal["coco", "voc", "csv", "yolo", "shapes"] | None = None
+    images: str | None = None  # coco, voc, csv, yolo: folder of images
+    annotations: str | None = None  # coco: JSON; voc: folder of XML; csv: table; yolo: data.yaml or folder
     root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
-    split: str | None = None  # voc: list in ImageSets/Main, or a file of names; None: all
+    split: str | None = None  # voc: list in ImageSets/Main, or a file of names; yolo: train, val, test
     classes: str | None = None  # class list in label order: chooses and orders; None: all
     rename: Annotated[dict[str, str], BeforeValidator(as_names)] | None = None  # {old class: new class}
     one_based: bool | None = None  # voc: coordinates start at 1; None: at 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from kgarden.errors import UserError
 from tfrecords.adopt import adopt
+from tfrecords.converters import yolo
 from tfrecords.converters.formats import FORMATS
 from tfrecords.index import Index, index_of, open_index, shards_of
 from tfrecords.labels import difference
@@ -142,6 +143,9 @@ def _warn_of_faults(folder):
 def _digest(source):
     """Digest of the settings and of the state of the files that they name."""
     facts = dict(source)
+    if source["format"] == "yolo":  # data.yaml names folders and lists of its own
+        read = yolo.inputs(**{key: value for key, value in source.items() if key != "format"})
+        facts["inputs"] = [[image, label and _state(pathlib.Path(label))] for image, label in read]
     for key in PATHS & facts.keys():
         path = pathlib.Path(facts[key])
         facts[key] = [str(path.resolve()), _state(path)]

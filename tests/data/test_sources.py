@@ -71,6 +71,28 @@ def test_csv(world):
     assert [c["name"] for c in renamed.categories] == ["0"]
 
 
+def test_yolo(world):
+    """Other labels, other images, other data: the cache follows what data.yaml leads to."""
+    for folder in ("images", "labels"):
+        (world / folder).mkdir()
+    for name in "ab":
+        shutil.copy(world / f"JPEGImages/{name}.jpg", world / f"images/{name}.jpg")
+    (world / "labels/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    (world / "data.yaml").write_text("val: images\nnames: [cat, dog]\n")
+    source = {"format": "yolo", "annotations": str(world / "data.yaml"), "split": "val"}
+    data = opened(world, **source)
+    assert data.index.objects.tolist() == [1, 0] and truth(data)["annotations"][0]["bbox"] == [
+        10,
+        7.5,
+        20,
+        15,
+    ]
+    (world / "labels/b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    assert opened(world, **source).index.objects.tolist() == [1, 1]
+    shutil.copy(world / "images/b.jpg", world / "images/c.jpg")
+    assert opened(world, **source).index.objects.tolist() == [1, 1, 0]
+
+
 def test_renamings_of_a_recipe_are_no_paths(world):
     """A class may be called like a key that holds a path, and like a file beside the recipe."""
     (world / "cat").write_text("")
@@ -88,6 +110,7 @@ def test_renamings_of_a_recipe_are_no_paths(world):
         ({"format": "voc"}, "requires root, or images and annotations"),
         ({"format": "voc", "images": "x"}, "requires root, or images and annotations"),
         ({"format": "csv", "images": "x"}, "requires annotations"),
+        ({"format": "yolo", "images": "x"}, "requires annotations"),
         (
             {"format": "csv", "images": "x", "annotations": "y", "root": "z"},
             "unexpected root with format: csv",

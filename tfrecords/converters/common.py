@@ -5,7 +5,8 @@ A converter reads its format into jobs; everything after that is shared and is h
     job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]},
             and "fault", a reason, if the image cannot be used
     object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
-            "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"
+            "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"; with "fractions" True box and
+            polygons are in fractions of the image instead of px
 """
 
 import contextlib
@@ -84,6 +85,7 @@ def make_record(job, *, folder, names, with_masks=True):
         return Fault(job["file_name"], str(error), len(job["objects"]))
     kept, faults, remarks, clipped = [], [], [], 0
     for thing in job["objects"]:
+        thing = _in_px(thing, encoded_image.height, encoded_image.width)
         where = f"{thing['where']} of {job['file_name']}"
         try:
             annotation, code = _annotation(thing, encoded_image, remarks, where)
@@ -123,6 +125,20 @@ def serialize(encoded_image, image, annotations, names, pngs=()):
         difficult=[a.get("difficult", 0) for a in annotations] if has_difficult else (),
         masks=pngs,
     )
+
+
+def _in_px(thing, height, width):
+    """An object with box and polygons in px."""
+    if not thing.get("fractions"):
+        return thing
+    x, y, w, h = thing["bbox"]
+    thing = {**thing, "bbox": [x * width, y * height, w * width, h * height]}
+    if "segmentation" in thing:
+        size = (width, height)
+        thing["segmentation"] = [
+            [v * size[n % 2] for n, v in enumerate(one)] for one in thing["segmentation"]
+        ]
+    return thing
 
 
 def _annotation(thing, encoded_image, remarks, where):
@@ -170,3 +186,16 @@ def _state(job, folder):
         stat = (folder / job["file_name"]).stat()
         return [stat.st_size, stat.st_mtime_ns]
     return None
+
+
+def numbered(names):
+    """Image ids: the names if all are different numbers, else 1, 2, ...
+
+    Args:
+        names: {image: its name}.
+    Returns:
+        [(image, id), ...]
+    """
+    numbers = [as_int(name) if name.isdecimal() else None for name in names.values()]
+    plain = None not in numbers and len(set(numbers)) == len(numbers)
+    return list(zip(names, numbers if plain else range(1, len(numbers) + 1), strict=True))

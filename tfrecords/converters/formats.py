@@ -1,5 +1,11 @@
 """Converters by the name of their format; their arguments are those of the modules' `build`."""
 
-from tfrecords.converters import coco, csv_table, shapes, voc
+from tfrecords.converters import coco, csv_table, shapes, voc, yolo
 
-FORMATS = {"coco": coco.build, "voc": voc.build, "csv": csv_table.build, "shapes": shapes.build}
+FORMATS = {
+    "coco": coco.build,
+    "voc": voc.build,
+    "csv": csv_table.build,
+    "yolo": yolo.build,
+    "shapes": shapes.build,
+}

@@ -85,7 +85,7 @@ def build(
                 faults=faults,
             ),
         }
-        for name, number in _numbered(trees)
+        for name, number in common.numbered({name: name for name in trees})
     ]
     return common.convert(
         to,
@@ -234,12 +234,6 @@ def _image_of(name, tree, folder, faults):
     if found.remark == ELSEWHERE:
         faults.remarks.append(Fault(f"{name}.xml -> {found.name}", found.remark))
     return {"file_name": found.name}
-
-
-def _numbered(names):
-    numbers = [as_int(name) if name.isdecimal() else None for name in names]
-    plain = None not in numbers and len(set(numbers)) == len(numbers)
-    return zip(names, numbers if plain else range(1, len(numbers) + 1), strict=True)
 
 
 def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
