@@ -18,6 +18,7 @@ from tfrecords import images, schema, segmentations
 from tfrecords.conversion_report import Fault, Faults, Record
 from tfrecords.image_names import ELSEWHERE, ImageFolder, is_safe
 from tfrecords.schema import DataError
+from tfrecords.values import as_int
 from tfrecords.write import write
 
 

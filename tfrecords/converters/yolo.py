@@ -6,7 +6,6 @@ import pathlib
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
-from tfrecords.converters.common import as_int, as_numbers
 from tfrecords.converters.yolo_files import (
     BOX,
     YAML,
@@ -20,6 +19,7 @@ from tfrecords.converters.yolo_files import (
 )
 from tfrecords.labels import read_labels
 from tfrecords.schema import DataError
+from tfrecords.values import as_int, as_numbers
 
 POLYGON = 7  # fields of a line with a polygon, at least: class and three points
 
@@ -112,7 +112,7 @@ def _places(annotations, images, split, faults):
             return description, *images_of(description, split, faults), Labels()
         labels = Labels()
     elif path.is_dir():
-        description = description_near(path, faults) or Description(path, path, None, {}, None)
+        description = description_near(path, faults) or Description(path, path)
         labels = Labels(images, path)
     else:
         raise DataError(f"{path}: no data.yaml and no folder of label files")

@@ -9,9 +9,9 @@ import yaml
 
 from tfrecords import bounded_yaml
 from tfrecords.conversion_report import Fault
-from tfrecords.converters.common import as_int, text
 from tfrecords.image_names import ImageFolder, Names, NotFound, folded
 from tfrecords.schema import DataError
+from tfrecords.values import as_int, text
 
 SPLITS = ("train", "val", "test")
 YAML = {".yaml", ".yml"}
@@ -34,9 +34,9 @@ class Description:
 
     path: pathlib.Path
     root: pathlib.Path
-    names: dict | None
-    splits: dict
-    keypoints: int | None
+    names: dict | None = None
+    splits: dict = dataclasses.field(default_factory=dict)
+    keypoints: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_description(path, faults):
     ):
         raise DataError(f"{path}: kpt_shape must be [number of keypoints, 2 or 3]")
     fields = None if keypoints is None else BOX + keypoints[0] * keypoints[1]
-    return Description(path, root, _names(path, tree), splits, fields)
+    return Description(path, root, names=_names(path, tree), splits=splits, keypoints=fields)
 
 
 def _load(path):
@@ -138,7 +138,7 @@ def description_near(folder, faults):
             if path.is_file():
                 lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
                 names = [text(line) for line in lines if line.strip()]
-                return Description(path, folder, dict(enumerate(names)), {}, None)
+                return Description(path, folder, names=dict(enumerate(names)))
     return None
 
 
