@@ -4,7 +4,8 @@ import collections
 import glob
 import os
 import pathlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -14,29 +15,69 @@ from kgarden.inference.predictor import Predictor, read_image
 from kgarden.structures import BOXES, MASKS
 from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_detections
+from tfrecords.images import suffixes
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+# Images in formats that are not read: in a folder they are faults, not other files.
+UNREAD_SUFFIXES = {".heic", ".heif", ".jxl", ".psd", ".xcf", ".svg", ".eps", ".ico", ".tga", ".exr", ".hdr"}
+UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # cameras' raw files
 
 
-def find_images(sources: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+def find_images(
+    sources: Iterable[str | os.PathLike],
+    skip: str | os.PathLike | None = None,
+    say: Callable[[str], object] = warnings.warn,
+) -> list[pathlib.Path]:
     """Lists the image files of paths, directories and glob patterns, each once and in order.
 
+    A directory stands for its files with the ending of an image, those of its subdirectories included.
+
+    Args:
+        sources: paths, directories, glob patterns.
+        skip:    directory that is not searched: that of the output.
+        say:     called with a line on what a directory holds besides.
     Raises:
         UserError: a source has no images.
     """
     images = []
     for source in map(str, sources):
         path = pathlib.Path(source)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.is_file():
-            matches = [path]
+        if path.is_dir() or path.is_file():
+            found = [path]
         else:
-            matches = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
+            found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
+        matches = [
+            one for path in found for one in (_in_folder(path, skip, say) if path.is_dir() else [path])
+        ]
         if not matches:
             raise UserError(f"{source}: no image found")
-        images += [path for path in matches if path.is_file()]
+        images += matches
     return list(dict.fromkeys(images))
+
+
+def _in_folder(folder, skip, say):
+    """The images of a folder and its subfolders, in order."""
+    endings, skip = suffixes() | UNREAD_SUFFIXES, skip and pathlib.Path(skip).resolve()
+    images, others = [], collections.Counter()
+    unread = lambda error: others.update([f"folder that cannot be read ({error.filename})"])  # noqa: E731
+    for root, folders, files in os.walk(folder, onerror=unread):
+        here = pathlib.Path(root)
+        linked = [name for name in folders if (here / name).is_symlink()]
+        others["linked folder"] += len(linked)
+        others["hidden folder"] += sum(name.startswith(".") for name in folders)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in linked and not name.startswith(".") and (here / name).resolve() != skip
+        )
+        for name in sorted(files):
+            ending = "hidden" if name.startswith(".") else pathlib.Path(name).suffix.lower()
+            if ending in endings:
+                images.append(here / name)
+            else:
+                others[ending or "without an ending"] += 1
+    if listed := ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count):
+        say(f"{folder}: {len(images)} images; passed over: {listed}")
+    return images
 
 
 def draw_files(

@@ -6,6 +6,7 @@ from PIL import Image
 
 from kgarden.errors import UserError
 from kgarden.inference.predictor import read_image
+from kgarden.predict import find_images
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 
@@ -72,6 +73,26 @@ def test_unreadable_images_are_errors_with_their_name(tmp_path):
             read_image(array)
     assert read_image(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
     assert read_image(np.zeros((4, 5, 4), "uint8")).shape == (4, 5, 3)
+
+
+def test_folders_are_searched_whole_and_what_is_no_image_is_told(tmp_path):
+    image = Image.new("RGB", (4, 4))
+    for name in ("b.jpg", "a.PNG", "deep/er/c.jfif", "out/drawn.jpg", ".hidden/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / name, "png")
+    for name in ("raw.nef", "list.json", "deep/list.json", "README", "._b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "linked").symlink_to(tmp_path / "deep")
+    lines = []
+    found = find_images([tmp_path, tmp_path / "b.jpg"], skip=tmp_path / "out", say=lines.append)
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    assert names == ["a.PNG", "b.jpg", "raw.nef", "deep/er/c.jfif"]
+    passed_over = "2 .json, 1 hidden, 1 hidden folder, 1 linked folder, 1 without an ending"
+    assert lines == [f"{tmp_path}: 4 images; passed over: {passed_over}"]
+    again = find_images([tmp_path / "deep", f"{tmp_path}/de*"], say=lines.append)
+    assert [path.name for path in again] == ["c.jfif"]
+    with pytest.raises(UserError, match="no image found"):
+        find_images([tmp_path / "deep" / "*.png"])
 
 
 def one_box(box, label=0, score=0.9):

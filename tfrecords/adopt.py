@@ -6,18 +6,17 @@ compressed file has no random access.
 """
 
 import hashlib
-import io
 import json
 import pathlib
 import shutil
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tfrecords.conversion_report import Fault, Report
 from tfrecords.files import writing
 from tfrecords.finish import Truth, add_row, write_json
+from tfrecords.images import opened
 from tfrecords.index import COLUMNS, numbered
 from tfrecords.labels import read_labels
 from tfrecords.records import compression_of, unpack
@@ -187,10 +186,10 @@ def _annotation(row, n, remarks, where):
 def _run_lengths(png, height, width):
     """A PNG of a mask -> run-length code, serialisable as JSON."""
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        with opened(png, ("PNG",)) as image:
             mask = np.asarray(image.convert("L")) > 0
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise DataError("the mask is no PNG") from None
+    except DataError as error:
+        raise DataError(f"the mask is no PNG: {error}") from None
     if mask.shape != (height, width):
         raise DataError("the mask is of another size than the picture")
     code = coco_mask.encode(np.asfortranarray(mask.astype("uint8")))

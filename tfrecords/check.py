@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-from tfrecords.images import decode
+from tfrecords.images import decode, decode_mask
 from tfrecords.index import shards_of
 from tfrecords.records import compression_of, unpack, walk
 from tfrecords.schema import SIDES, DataError
@@ -77,6 +77,8 @@ def check(pattern, progress=None):
             folder = folders[file.parent]
             folder.compare_shard(file)
             with _plain(file) as plain:
+                if not plain.stat().st_size and not folder.is_listed_as_empty(file):
+                    findings.add("shard without a record: the file is empty", file.name)
                 rows = _check_shard(
                     plain, folder.categories, folder.manifest is not None, findings=findings, pool=pool
                 )
@@ -251,7 +253,7 @@ def _check_masks(features, count, height, width, faults):
         faults.append("more or fewer masks than boxes")
     for mask in filter(None, masks):
         try:
-            if tuple(tf.io.decode_png(mask, channels=1).shape[:2]) != (height, width):
+            if tuple(decode_mask(mask).shape) != (height, width):
                 faults.append("mask of another size than the image")
                 return
         except tf.errors.OpError:
@@ -314,6 +316,10 @@ class _Folder:
             self.findings.add("shard of another length than in the manifest", file.name)
         elif listed["sha256"] != _sha256(file):
             self.findings.add("shard with another digest than in the manifest", file.name)
+
+    def is_listed_as_empty(self, file):
+        """Whether the manifest knows that no image of a shard could be used."""
+        return (self.shards or {}).get(file.name, {}).get("records") == 0
 
     def compare_index(self, file, rows):
         """index.json against the records that were read."""

@@ -6,14 +6,17 @@ still be found.
 """
 
 import gzip
-import shutil
 import struct
+import zlib
 
 from tfrecords.files import replacing
 from tfrecords.schema import DataError
 
 HEAD = 8 + 4  # bytes
 FOOT = 4
+MAX_UNFOLDED = 100  # times the size of a compressed file; encoded images hardly shrink
+ALWAYS_UNFOLDED = 2**26  # bytes that any file may unfold to
+PART = 2**20  # bytes
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}
 
 
@@ -70,11 +73,23 @@ def compression_of(file):
 
 
 def unpack(file, to):
-    """Decompress a gzip shard."""
+    """Decompress a gzip shard.
+
+    Raises:
+        DataError: it is damaged, or unfolds to more than MAX_UNFOLDED times its size.
+    """
+    left = max(MAX_UNFOLDED * file.stat().st_size, ALWAYS_UNFOLDED)
     try:
         with replacing(to) as [aside], gzip.open(file) as packed, aside.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+            while part := packed.read(PART):
+                left -= len(part)
+                if left < 0:
+                    raise DataError(
+                        f"{file}: unfolds to more than {MAX_UNFOLDED} times its size, as no shard of images "
+                        "does: decompress it yourself if you trust it"
+                    )
+                plain.write(part)
+    except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{file}: cannot be decompressed: {error}") from None
 
 

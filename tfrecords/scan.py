@@ -1,11 +1,10 @@
 """Scans the records of a shard of any origin and tells usable records from unusable ones."""
 
 import dataclasses
-import io
 
 import numpy as np
-from PIL import Image
 
+from tfrecords.images import IN_RECORDS, opened
 from tfrecords.records import compression_of, walk
 from tfrecords.schema import SIDES, DataError
 
@@ -74,6 +73,8 @@ def scan(file):
     """
     if packed := compression_of(file):
         raise DataError(f"{file}: is compressed with {packed}: decompress it first")
+    if not file.stat().st_size:
+        yield Unusable(0, "the file is empty")
     for offset, data, fault in walk(file):
         if data is None:
             yield Unusable(offset, fault)
@@ -108,9 +109,11 @@ def _row(offset, lists):
         return Unusable(offset, "xmin, ymin, xmax and ymax are of different lengths", max(map(len, sides)))
     if len(labels) != count:
         return Unusable(offset, f"there are {len(labels)} image/object/class/label for {count} boxes", count)
-    hw = _image_hw((lists["image/encoded"] or [b""])[0])
-    if hw is None:
-        return Unusable(offset, "image/encoded holds no image", count)
+    try:
+        with opened((lists["image/encoded"] or [b""])[0], IN_RECORDS) as image:
+            hw = image.height, image.width
+    except DataError as error:
+        return Unusable(offset, f"image/encoded holds no image: {error}", count)
     declared = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
     areas, crowds, difficult, masks = (
         lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")
@@ -130,15 +133,6 @@ def _row(offset, lists):
         difficult=difficult,
         masks=masks,
     )
-
-
-def _image_hw(encoded):
-    """(height, width) px from the header of an image in a format that TensorFlow decodes, or None."""
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
 
 
 def _text(values):

@@ -285,7 +285,7 @@ def predict(
     from kgarden.visualization.draw import check_labels
 
     check_labels(labels)
-    paths = find_images(images)
+    paths = find_images(images, skip=to, say=lambda line: print(printable(line), file=sys.stderr))
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
     say_missing_glyphs(predictor.categories)
     results, faults = draw_files(predictor, paths, to, min_score, labels=labels)

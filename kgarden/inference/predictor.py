@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 from keras import ops
-from PIL import Image, ImageOps
 
 from kgarden.build import load_run, view_sizes
 from kgarden.config.recipe import Recipe
@@ -22,6 +21,8 @@ from kgarden.inference.postprocess import to_original
 from kgarden.inference.test_time_augmentation import TestTimeAugmentation
 from kgarden.models.base.static_shapes import ready_to_predict
 from kgarden.structures import IMAGES, MIRRORED, SIZE_HW, VIEWS
+from tfrecords.images import read_pixels
+from tfrecords.schema import DataError
 
 
 def compiled_inference(detector: keras.Model) -> keras.Model:
@@ -44,7 +45,8 @@ def read_image(source: str | os.PathLike | np.ndarray) -> np.ndarray:
     """Reads an image as RGB, with its EXIF orientation applied.
 
     Args:
-        source: path of a file that Pillow reads, or an array (H, W), (H, W, 3) or (H, W, 4) uint8.
+        source: path of a file in one of `tfrecords.images.FORMATS`, or an array (H, W), (H, W, 3) or
+                (H, W, 4) uint8.
     Returns:
         (H, W, 3) uint8.
     Raises:
@@ -56,18 +58,9 @@ def read_image(source: str | os.PathLike | np.ndarray) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16") or image.mode == "I":  # Pillow clips 16 bits, does not scale
-                image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-            return np.asarray(image.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"{path}: the image claims more than {limit} px; use a smaller one") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image in a format that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: the image is damaged ({error})") from error
+        return read_pixels(path)
+    except DataError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _check_array(array):

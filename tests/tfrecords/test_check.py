@@ -236,3 +236,39 @@ def test_check_of_shards_of_other_tools():
         sum(len(voc.faults.get(kind, ())) for kind in ("image does not decode", "no image in image/encoded"))
         == 100
     )
+
+
+def test_a_shard_of_no_bytes_is_a_fault_unless_the_manifest_knows_it(folder):
+    empty = folder.parent / "other" / "empty.tfrecord"
+    empty.parent.mkdir()
+    empty.write_bytes(b"")
+    assert check(empty).faults == {"shard without a record: the file is empty": ["empty.tfrecord"]}
+    shard = shard_of(folder)
+    shard.write_bytes(b"")
+    assert shard.name in check(folder).faults["shard without a record: the file is empty"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for one in manifest["shards"]:
+        one["records"] *= one["file"] != shard.name
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "shard without a record: the file is empty" not in check(folder).faults
+
+
+def test_a_gzip_shard_that_unfolds_without_end_is_refused(tmp_path, monkeypatch):
+    """A MB of zeros in a kB; below the bound it is only no TFRecord."""
+    bomb = tmp_path / "bomb.tfrecord.gz"
+    bomb.write_bytes(gzip.compress(bytes(2**20)))
+    assert check(bomb).records == 0
+    monkeypatch.setattr("tfrecords.records.ALWAYS_UNFOLDED", 2**20)
+    assert check(bomb).records == 0
+    monkeypatch.setattr("tfrecords.records.ALWAYS_UNFOLDED", 2**20 - 1)
+    with pytest.raises(DataError, match="unfolds to more than 100 times its size"):
+        check(bomb)
+    assert sorted(tmp_path.iterdir()) == [bomb]
+
+
+def test_a_damaged_gzip_shard_is_one_line(tmp_path):
+    packed = bytearray(gzip.compress(bytes(range(256)) * 40))
+    packed[20:30] = b"\xff" * 10
+    (tmp_path / "a.tfrecord.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="cannot be decompressed"):
+        check(tmp_path / "a.tfrecord.gz")

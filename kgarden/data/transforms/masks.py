@@ -8,6 +8,7 @@ resampled over the final box. An empty bitmap means that the object has no mask.
 import tensorflow as tf
 
 from kgarden.structures import MASK_SIDE, MASKS
+from tfrecords.images import decode_mask
 
 FRAMES = "frames"
 
@@ -23,12 +24,12 @@ def bitmaps(pngs, boxes):
     """
 
     def one(png, box):
-        whole = tf.io.decode_png(png, channels=1)
+        whole = decode_mask(png)
         size = tf.cast(tf.gather(tf.shape(whole), [1, 0, 1, 0]), tf.float32)
         rows, columns = _cells(box * size)
         rows = tf.clip_by_value(tf.cast(tf.floor(rows), tf.int32), 0, tf.shape(whole)[0] - 1)
         columns = tf.clip_by_value(tf.cast(tf.floor(columns), tf.int32), 0, tf.shape(whole)[1] - 1)
-        return tf.gather(tf.gather(whole[..., 0], rows), columns, axis=1) > 0
+        return tf.gather(tf.gather(whole, rows), columns, axis=1) > 0
 
     def one_or_none(png_and_box):
         png, box = png_and_box
