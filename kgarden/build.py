@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,9 @@ from kgarden.models.base.detector import Detector
 from kgarden.necks import NECKS
 from kgarden.ops.float32 import allow_tf32
 from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
-from kgarden.optimizers.schedules import learning_rate
+from kgarden.optimizers.schedules import check_plan, learning_rate
 from kgarden.runs import best_weights, load_categories, load_run_recipe
+from kgarden.weights.initial import load_all, load_parts, load_what_fits, num_classes_of, shapes_in
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets outside of a run
 
@@ -28,28 +30,29 @@ CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets outside 
 # --- model ----------------------------------------------------------------------------------------
 
 
-def build_model(recipe: Recipe, num_classes: int | None = None) -> Detector:
+def build_model(
+    recipe: Recipe, num_classes: int | None = None, say: Callable[[str], object] = warnings.warn
+) -> Detector:
     """Builds the recipe's detector, initialised and frozen as the recipe specifies.
 
     Args:
         recipe:      of `load_recipe`.
         num_classes: number of classes of the data; None: that of the recipe, or of its training data.
+        say:         function that receives a line on initial weights that do not fit.
     Returns:
         Detector with all its variables, not compiled. TF32 is allowed or forbidden in the whole process.
     Raises:
         UserError: an unknown name or setting, or weights that do not fit.
     """
+    check_init(recipe)
     if num_classes is None and recipe.model.num_classes is None:
         num_classes = len(prepare_data(recipe, splits=("train",)).categories)
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
-        start_from(
-            detector,
-            recipe.init.weights or best_weights(recipe.init.run),
-            recipe.init.parts,
-            donor=recipe if recipe.init.run is None else load_recipe(recipe.init.run),
-        )
+        donor = recipe if recipe.init.run is None else load_recipe(recipe.init.run)
+        if left_out := start_from(detector, _donor_weights(recipe.init), recipe.init.parts, donor=donor):
+            say(left_out)
     if recipe.freeze:
         detector.freeze(recipe.freeze)
     return detector
@@ -93,54 +96,42 @@ def _lists(value):
     return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
+def check_init(recipe: Recipe) -> None:
+    """Raises UserError if the recipe's initial weights do not exist or cannot be read; builds nothing."""
+    if recipe.init:
+        shapes_in(_donor_weights(recipe.init))
+
+
+def _donor_weights(init):
+    return pathlib.Path(init.weights) if init.weights else best_weights(init.run)
+
+
 def start_from(
     detector: Detector,
     weights: str | os.PathLike,
     parts: tuple[str, ...] | None = None,
     donor: Recipe | None = None,
-) -> None:
+) -> str | None:
     """Initialises a detector, or some of its parts, with saved weights.
 
     Args:
         detector: to be initialised.
         weights:  path of a .weights.h5 file that `save_weights` wrote.
-        parts:    names as in `detector.parts()`; None: everything.
+        parts:    names as in `detector.parts()`, which must fit; None: everything that fits.
         donor:    the recipe of the weights, required with `parts`.
+    Returns:
+        a sentence that names what did not fit and starts anew; None if everything was loaded.
     Raises:
-        UserError: no such file or part, or other shapes.
+        UserError: no such file or part, another backbone, or a part of other shapes.
     """
     path = pathlib.Path(weights)
-    if not path.is_file():
-        raise UserError(f"init: no such file: {path}")
-    if not path.name.endswith(".weights.h5"):
-        raise UserError(f"init: {path} is not a .weights.h5 file")
     if parts is None:
-        _load(detector, path)
+        left_out = load_what_fits(detector, path)
         detector.step.assign(0)  # the saved step is that of the earlier training
-        return
-    source = _bare_model(donor, donor.model.num_classes or _num_classes_of(path, detector))
-    _load(source, path)
-    for name in parts:
-        if name not in detector.parts() or name not in source.parts():
-            raise UserError(f"init.parts: no part {name!r}; use one of {', '.join(detector.parts())}")
-        ours, theirs = detector.parts()[name].weights, source.parts()[name].weights
-        if [v.shape for v in ours] != [v.shape for v in theirs]:
-            raise UserError(f"init.parts: {name} of {path} and {name} of this recipe have different shapes")
-        for variable, value in zip(ours, theirs, strict=True):
-            variable.assign(value.value)
-
-
-def _num_classes_of(path, detector):
-    is_of_run = (path.parent / "labels.json").is_file()
-    return len(load_categories(path.parent)) if is_of_run else detector.num_classes
-
-
-def _load(detector, path):
-    try:
-        detector.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: the weights do not fit this model ({reason})") from error
+        return left_out
+    source = _bare_model(donor, donor.model.num_classes or num_classes_of(path) or detector.num_classes)
+    load_parts(detector, source, path, parts)
+    return None
 
 
 # --- optimizer ------------------------------------------------------------------------------------
@@ -148,16 +139,24 @@ def _load(detector, path):
 
 def learning_rate_of(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
     """Builds the recipe's learning-rate schedule, a function of the step, which counts from 0."""
+    return learning_rate(recipe.schedule.base_lr, **_plan(recipe))
+
+
+def check_learning_rate(recipe: Recipe) -> None:
+    """Raises UserError if the training is too short for its learning-rate schedule; see `check_plan`."""
+    check_plan(**_plan(recipe))
+
+
+def _plan(recipe):
     schedule = recipe.schedule
     decay, warmup = schedule.decay, schedule.warmup
-    return learning_rate(
-        schedule.base_lr,
-        schedule.steps,
-        cosine=decay is not None and decay.name == "cosine",
-        at=decay.at if decay else None,
-        factor=decay.factor if decay else None,
-        warmup=(warmup.steps, warmup.factor) if warmup else None,
-    )
+    return {
+        "steps": schedule.steps,
+        "cosine": decay is not None and decay.name == "cosine",
+        "at": decay.at if decay else None,
+        "factor": decay.factor if decay else None,
+        "warmup": (warmup.steps, warmup.factor) if warmup else None,
+    }
 
 
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
@@ -393,5 +392,5 @@ def load_run(
     recipe, categories = load_run_recipe(run, overrides), load_categories(run)
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, len(categories), precision="float32")
-    _load(detector, pathlib.Path(weights) if weights else best_weights(run))
+    load_all(detector, weights or best_weights(run))
     return recipe, detector, categories

@@ -40,6 +40,9 @@ def train(
         TrainingFailed: a loss is not finite, or another worker is lost.
     """
     run, reporter, stages = pathlib.Path(run), reporter or Reporter(), stage_recipes(recipe)
+    for stage in stages:
+        build.check_learning_rate(stage)
+        build.check_init(stage)
     cluster = make_cluster(recipe.replicas, reporter.line)
     for stage in stages:
         cluster.check(stage.data.batch_size, stage.schedule.micro_batches)
@@ -84,7 +87,7 @@ def _train_stage(recipe, run, before, *, reporter, cluster):
     if recipe.deterministic:
         make_deterministic()
     with cluster.strategy.scope():
-        detector = build.build_model(recipe, num_classes=len(data.categories))
+        detector = build.build_model(recipe, num_classes=len(data.categories), say=reporter.note)
         if before is not None and recipe.init is None:
             build.start_from(detector, weights=best_weights(before))
         optimizer = build.build_optimizer(recipe)

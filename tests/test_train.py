@@ -433,7 +433,7 @@ def test_stages_are_trained_in_turn(recipe_of, tmp_path):
     recipe = recipe_of(
         stages=[
             {"schedule": {"steps": 4}},
-            {"schedule": {"steps": 1, "base_lr": 1e-9, "ema": None}, "freeze": ["norm"]},
+            {"schedule": {"steps": 1, "base_lr": 1e-9, "warmup": None, "ema": None}, "freeze": ["norm"]},
         ]
     )
     train.train(recipe, tmp_path / "run", reporter=Lines())
@@ -563,6 +563,15 @@ def test_training_continues_if_best_weights_cannot_be_written(recipe_of, tmp_pat
     assert train.train(recipe_of(), run, reporter=lines)["weights"] == "best.weights.h5"
     assert "best.weights.h5 could not be written (No space left on device)" in lines.text
     assert "no weights saved yet" in lines.text and "model.weights.h5 could not be written" in lines.text
+
+
+def test_learning_rate_that_does_not_fit_the_training_is_refused_before_anything_runs(recipe_of, tmp_path):
+    with pytest.raises(UserError, match=r"schedule\.warmup\.steps is 3, the training has 2 steps"):
+        train.train(recipe_of(schedule__steps=2), tmp_path / "run", reporter=Lines())
+    stages = [{"schedule": {"steps": 4}}, {"schedule": {"decay": {"at": [20], "factor": 0.1}}}]
+    with pytest.raises(UserError, match=r"schedule\.decay\.at has 20, the training has 12 steps"):
+        train.train(recipe_of(stages=stages), tmp_path / "run", reporter=Lines())
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_is_extended(recipe_of, tmp_path):

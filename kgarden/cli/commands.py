@@ -168,11 +168,15 @@ def train(
         )
     start_tensorflow()
     from kgarden.train import train as fit
+    from kgarden.training.reporter import Reporter
 
+    reporter = Reporter()
     run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
-    if fit(chosen, run, fresh=fresh) is None:
+    if fit(chosen, run, fresh=fresh, reporter=reporter) is None:
         raise typer.Exit(1)
     print(f"saved to {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
+    for note in reporter.notes:
+        print(f"note: {note}")
 
 
 @runs_app.command()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
+
 
 @keras.saving.register_keras_serializable("kgarden")
 class Steps(keras.optimizers.schedules.LearningRateSchedule):
@@ -81,3 +83,48 @@ def learning_rate(
     """
     schedule = Cosine(base_lr, steps) if cosine else Steps(base_lr, at or (), factor or 1.0)
     return Warmup(schedule, *warmup) if warmup else schedule
+
+
+def check_plan(
+    steps: int,
+    at: Sequence[int] | None = None,
+    factor: float | None = None,
+    cosine: bool = False,
+    warmup: tuple[int, float] | None = None,
+) -> None:
+    """Checks that a training of this length reaches every part of its learning-rate schedule.
+
+    Args:
+        steps, at, factor, cosine, warmup: as in `learning_rate`.
+    Raises:
+        UserError: the warm-up, or a step at which the rate falls, is not within the training.
+    """
+    length = f"the training has {steps} steps (schedule.steps)"
+    warmup_steps, warmup_factor = warmup or (0, 0.0)
+    if warmup_factor > 1:
+        raise UserError(
+            f"schedule.warmup.factor is {warmup_factor:g}; a warm-up begins below the full rate: 0..1"
+        )
+    if warmup_steps > steps or (cosine and warmup_steps == steps):
+        end = (
+            "at the end of the warm-up the cosine is at 0" if warmup_steps == steps else "it would never end"
+        )
+        raise UserError(
+            f"schedule.warmup.steps is {warmup_steps}, {length}: {end}; shorten the warm-up, or remove it "
+            f"(schedule.warmup=null)"
+        )
+    at = list(at or ())
+    if at and factor >= 1:
+        raise UserError(f"schedule.decay.factor is {factor:g}, so the learning rate does not fall; use 0.1")
+    if late := [one for one in at if one >= steps]:
+        raise UserError(
+            f"schedule.decay.at has {late[0]}, {length}: the rate never falls there; use earlier steps, or "
+            f"remove the decay (schedule.decay=null)"
+        )
+    if at != sorted(set(at)):
+        raise UserError(f"schedule.decay.at is {at}; give each step once, in ascending order")
+    if at and at[0] < warmup_steps:
+        raise UserError(
+            f"schedule.decay.at has {at[0]}, inside the warm-up of {warmup_steps} steps "
+            f"(schedule.warmup.steps); let the rate fall after it"
+        )

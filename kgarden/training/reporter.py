@@ -19,6 +19,12 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)
         self.bar = self.task = None
+        self.notes = []
+
+    def note(self, text: str) -> None:
+        """Prints a line that the end of the training should repeat, and keeps it in `notes`."""
+        self.notes.append(text)
+        self.line(text)
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""

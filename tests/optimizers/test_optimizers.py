@@ -8,11 +8,11 @@ import pytest
 from keras import ops
 from support.golden import HERE, assert_agrees, goldens, params
 
-from kgarden.build import build_optimizer
-from kgarden.config.loading import load_recipe
+from kgarden.build import build_optimizer, check_learning_rate
+from kgarden.config.loading import load_recipe, packaged_recipes, stage_recipes
 from kgarden.errors import UserError
 from kgarden.optimizers.optimizers import SGD, AdamW
-from kgarden.optimizers.schedules import learning_rate
+from kgarden.optimizers.schedules import check_plan, learning_rate
 
 
 @pytest.mark.parametrize("golden", goldens("d2_lr_schedules"), ids=str)
@@ -277,3 +277,40 @@ def test_a_norm_below_the_limit_is_not_raised_to_it():
     weight = keras.Variable(np.zeros(2, "float32"), name="kernel")
     SGD(1.0, momentum=0.0, clip_norm=10.0).apply([ops.convert_to_tensor([3.0, 4.0])], [weight])
     np.testing.assert_allclose(ops.convert_to_numpy(weight), [-3, -4])
+
+
+@pytest.mark.parametrize(
+    "plan,said",
+    [
+        (
+            {"cosine": True, "warmup": (10, 0.1)},
+            "warmup.steps is 10, the training has 10 steps .* cosine is at 0",
+        ),
+        ({"cosine": True, "warmup": (9, 0.1)}, None),
+        ({"warmup": (11, 0.1)}, "warmup.steps is 11, .*never end; shorten the warm-up, or remove it"),
+        ({"warmup": (10, 0.1)}, None),
+        ({"warmup": (5, 2.0)}, "warmup.factor is 2"),
+        ({"warmup": (5, 1.0)}, None),
+        ({"at": [5, 10], "factor": 0.1}, "decay.at has 10, the training has 10 steps .* never falls there"),
+        ({"at": [5, 9], "factor": 0.1}, None),
+        ({"at": [9, 5], "factor": 0.1}, "ascending order"),
+        ({"at": [5, 5], "factor": 0.1}, "each step once"),
+        ({"at": [5], "factor": 1.0}, "decay.factor is 1, so the learning rate does not fall"),
+        ({"at": [4], "factor": 0.1, "warmup": (5, 0.1)}, "decay.at has 4, inside the warm-up of 5 steps"),
+        ({"at": [5], "factor": 0.1, "warmup": (5, 0.1)}, None),
+        ({}, None),
+    ],
+)
+def test_plans_that_a_training_does_not_reach_are_refused(plan, said):
+    if said is None:
+        return check_plan(10, **plan)
+    with pytest.raises(UserError, match=said):
+        check_plan(10, **plan)
+
+
+def test_every_recipe_and_row_reaches_its_whole_plan():
+    for stem in packaged_recipes():
+        recipe = load_recipe(stem)
+        for row in (None, *recipe.rows):
+            for stage in stage_recipes(load_recipe(stem, row=row)):
+                check_learning_rate(stage)
