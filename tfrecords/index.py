@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from tfrecords.raw_data import recognise
 from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
 
@@ -56,11 +57,13 @@ def shards_of(pattern):
     """The shards of a data set: a directory, a glob, or a comma-separated list of them.
 
     Raises:
-        DataError: a part of the list has none.
+        DataError: a part of the list has none; for raw data the message says how it is converted.
     """
     files = []
     for part in _parts(str(pattern)):
-        found = _shards(part)
+        found, raw = _shards(part), recognise(part)
+        if raw and (not found or pathlib.Path(part).is_file()):
+            raise DataError(f"{part}: no shards found; {raw.advice()}")
         if not found:
             raise DataError(f"{part}: no shards found; `kgarden data build` makes them")
         files += found

@@ -1,0 +1,63 @@
+"""Raw data sets by their files: which format a path is in, and how it is converted."""
+
+import dataclasses
+import pathlib
+
+ENDINGS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco", ".csv": "csv", ".tsv": "csv", ".xml": "voc"}
+TITLES = {"coco": "a COCO JSON", "voc": "Pascal VOC", "csv": "a CSV table", "yolo": "a YOLO data set"}
+
+
+@dataclasses.dataclass(frozen=True)
+class RawData:
+    """A raw data set.
+
+    format:    name of its converter.
+    arguments: of the converter, as far as the path tells them; IMAGES stands for the folder of images.
+    """
+
+    format: str
+    arguments: dict
+
+    def advice(self):
+        """What it is, and how it is used: the end of a message."""
+        options = " ".join(f"--{key} {value}" for key, value in self.arguments.items())
+        keys = ", ".join(f"{key}: {value}" for key, value in self.arguments.items())
+        command = f"kgarden data build {self.format} {options} --to DIR"
+        recipe = f"{{format: {self.format}, {keys}}}"
+        return f"this is {TITLES[self.format]}: convert it with `{command}`, or name {recipe} in the recipe"
+
+
+def recognise(path):
+    """The raw data set at a path -> RawData, or None. Only names are looked at, nothing is opened.
+
+    Args:
+        path: a file of annotations, or a folder.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        form = ENDINGS.get(path.suffix.lower())
+        return _of_file(form, path) if form else None
+    return _of_folder(path) if path.is_dir() else None
+
+
+def _of_file(form, path):
+    if form == "yolo":
+        return RawData("yolo", {"annotations": path, "split": "train"})
+    return RawData(form, {"images": "IMAGES", "annotations": path.parent if form == "voc" else path})
+
+
+def _of_folder(folder):
+    inside = {path.name.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+    endings = {path.suffix.lower(): path for path in inside.values() if path.is_file()}
+    if path := inside.get("data.yaml") or inside.get("data.yml"):
+        return _of_file("yolo", path)
+    if "annotations" in inside and "jpegimages" in inside:
+        return RawData("voc", {"root": folder})
+    if "labels" in inside and "images" in inside:
+        return RawData("yolo", {"images": inside["images"], "annotations": inside["labels"]})
+    for ending in (".xml", ".json", ".csv"):
+        if ending in endings:
+            return _of_file(ENDINGS[ending], endings[ending])
+    if ".txt" in endings:
+        return RawData("yolo", {"images": "IMAGES", "annotations": folder})
+    return None
