@@ -53,6 +53,11 @@ def _of_folder(folder):
         return _of_file("yolo", path)
     if "annotations" in inside and "jpegimages" in inside:
         return RawData("voc", {"root": folder})
+    if "annotations" in inside and inside["annotations"].is_dir():
+        raw = _of_folder(inside["annotations"])
+        if raw and raw.arguments.get("images") == "IMAGES" and "images" in inside:
+            raw.arguments["images"] = inside["images"]
+        return raw
     if "labels" in inside and "images" in inside:
         return RawData("yolo", {"images": inside["images"], "annotations": inside["labels"]})
     for ending in (".xml", ".json", ".csv"):

@@ -91,6 +91,44 @@ def _is_recipe(name):
     return is_run or name in packaged_recipes() or name.endswith((".yaml", ".yml"))
 
 
+@data_app.command("split")
+def split_(
+    annotations: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            metavar="ANNOTATIONS",
+            help="COCO JSON, CSV table, folder of VOC, data.yaml or folder of label files.",
+        ),
+    ],
+    to: Annotated[pathlib.Path, typer.Option(help="Output directory for train and val.")],
+    val: Annotated[float, typer.Option(help="Fraction of the images for val.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Images with the same match in their names stay together."),
+    ] = None,
+    images: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder of images, for a folder of label files.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="What is split: a list of VOC, train, val or test of data.yaml.")
+    ] = None,
+) -> None:
+    """Split raw data into train and val: stratified by class, repeatable, groups kept together."""
+    from tfrecords.converters.split_files import split_data
+
+    parts, paths = split_data(annotations, to, images=images, part=split, val=val, seed=seed, group=group)
+    print(f"train {parts.images('train')} images, val {parts.images('val')} images; images of each class:")
+    for name, count in parts.classes.items():
+        print(f"{count['train']:8} {count['val']:8}  {printable(name) or '(without objects)'}")
+    print(f"saved to {', '.join(map(str, paths))}")
+    if parts.ungrouped:
+        print(f"{parts.ungrouped} images do not match {group!r}: each is a group of its own", file=sys.stderr)
+    for part, other in (("train", "val"), ("val", "train")):
+        if names := parts.only_in(part):
+            print(f"only in {part}, not in {other}: {', '.join(map(printable, names))}", file=sys.stderr)
+
+
 build_app = typer.Typer(help="Convert raw data to TFRecord shards with a manifest.", no_args_is_help=True)
 data_app.add_typer(build_app, name="build")
 LISTED = 10  # faults that are listed without --verbose

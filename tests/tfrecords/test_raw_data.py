@@ -25,6 +25,8 @@ from tfrecords.schema import DataError
         (["_annotations.coco.json", "a.jpg"], ".", "coco"),
         (["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt"], ".", "voc"),
         (["a.xml"], ".", "voc"),
+        (["annotations/a.xml", "images/a.jpg"], ".", "voc"),
+        (["annotations/instances_val.json", "images/a.jpg"], ".", "coco"),
         (["a.xml"], "a.xml", "voc"),
         (["boxes.csv"], ".", "csv"),
     ],

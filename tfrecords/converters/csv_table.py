@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+from typing import NamedTuple
 
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
@@ -57,9 +58,8 @@ def build(
         tfrecords.conversion_report.Report
     """
     path = pathlib.Path(annotations)
-    columns, rows = _read(path)
-    faults = Faults()
-    of_file, boxes_total = _by_file(columns, rows, faults)
+    table, faults = read_table(path), Faults()
+    of_file, boxes_total = _by_file(table.columns, table.rows, faults)
     things = [thing for job in of_file.values() for thing in job["objects"]]
     found = {thing["category"] for thing in things}
     categories, number_of = Classes(classes, rename).of_names(found, path, faults)
@@ -82,8 +82,27 @@ def build(
     )
 
 
-def _read(path):
-    """(column names, [(line number, values), ...])."""
+class Table(NamedTuple):
+    """A table as it was read.
+
+    columns:   canonical name of each column, "" for an unknown one.
+    rows:      [(line number, values), ...] without the header.
+    header:    values of the first line, or None without a header.
+    delimiter: between values.
+    """
+
+    columns: list
+    rows: list
+    header: list | None
+    delimiter: str
+
+
+def read_table(path):
+    """Read a CSV file of boxes -> Table.
+
+    Raises:
+        DataError: it cannot be read, or has not the columns.
+    """
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -94,14 +113,14 @@ def _read(path):
         rows = _rows(path, content, delimiter)
         columns = _columns(rows[0][1]) if rows else []
         if set(NEEDED) <= set(columns):
-            return columns, rows[1:]
+            return Table(columns, rows[1:], header=rows[0][1], delimiter=delimiter)
     rows = _rows(path, content, ",")
     if not any(len(row) == len(WITHOUT_HEADER) for _, row in rows):
         raise DataError(
             f"{path}: no header with the columns {', '.join(NEEDED)} (or synonyms), "
             "and the lines are not path,xmin,ymin,xmax,ymax,class"
         )
-    return list(WITHOUT_HEADER), rows
+    return Table(list(WITHOUT_HEADER), rows, header=None, delimiter=",")
 
 
 def _columns(header):

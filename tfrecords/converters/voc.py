@@ -58,10 +58,10 @@ def build(
     Returns:
         tfrecords.conversion_report.Report
     """
-    images, annotations, split = _places(root, images, annotations, split)
+    images, annotations, split = places(root, images, annotations, split)
     trees, faults = {}, Faults()
-    files = _xml_files(annotations)
-    for name in _listed(split, files, faults) if split else files:
+    files = xml_files(annotations)
+    for name in listed(split, files, faults) if split else files:
         try:
             trees[name] = read_xml(annotations / files.get(name, f"{name}.xml"))
         except DataError as error:
@@ -137,7 +137,7 @@ def _refuse_doctype(*_):
     raise DataError("XML with a DOCTYPE is rejected: remove the declaration")
 
 
-def _places(root, images, annotations, split):
+def places(root, images, annotations, split):
     """(folder of images, folder of XML files, path of the list or None)."""
     if root is not None:
         images, annotations = (
@@ -151,19 +151,19 @@ def _places(root, images, annotations, split):
         raise DataError(f"{annotations}: no such folder of XML files")
     if split is None:
         return images, annotations, None
-    listed = pathlib.Path(root or annotations.parent) / LISTS / f"{split}.txt"
-    if not listed.is_file() and not pathlib.Path(split).is_file():
-        raise DataError(f"{listed}: no such list of images, and {split} is not a file")
-    return images, annotations, listed if listed.is_file() else pathlib.Path(split)
+    path = pathlib.Path(root or annotations.parent) / LISTS / f"{split}.txt"
+    if not path.is_file() and not pathlib.Path(split).is_file():
+        raise DataError(f"{path}: no such list of images, and {split} is not a file")
+    return images, annotations, path if path.is_file() else pathlib.Path(split)
 
 
-def _xml_files(folder):
+def xml_files(folder):
     """{path without ending: path} of the XML files of a folder, both relative to it."""
     files = [name for name in ImageFolder(folder).files if name.lower().endswith(".xml")]
     return {os.path.splitext(name)[0]: name for name in files}
 
 
-def _listed(split, files, faults):
+def listed(split, files, faults):
     """The paths without ending that a list names, each once."""
     try:
         lines = split.read_text(encoding="utf-8-sig").splitlines()
@@ -214,11 +214,11 @@ def _all_names(folder, files, trees):
             tree = trees[name] if name in trees else read_xml(folder / file)
         except DataError:  # reported with its split
             continue
-        names |= {_name_of(thing) for thing in tree.findall("object")}
+        names |= {name_of(thing) for thing in tree.findall("object")}
     return sorted(names - {""})
 
 
-def _name_of(thing):
+def name_of(thing):
     return text(thing.findtext("name") or "")
 
 
@@ -241,7 +241,7 @@ def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
     objects = []
     for count, thing in enumerate(tree.findall("object"), 1):
         where = f"object {count}"
-        category = _name_of(thing)
+        category = name_of(thing)
         corners = as_numbers([thing.findtext(f"bndbox/{side}") for side in CORNERS], 4)
         if category not in number_of:
             faults.boxes.append(Fault(f"{where} of {name}.xml", NOT_LISTED))

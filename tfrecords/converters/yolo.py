@@ -60,7 +60,7 @@ def build(
         tfrecords.conversion_report.Report
     """
     faults = Faults()
-    description, found, folder, labels = _places(annotations, images, split, faults)
+    description, found, folder, labels = places(annotations, images, split, faults)
     names = description.names
     if names is None:
         if not classes:
@@ -94,11 +94,11 @@ def build(
 def inputs(*, annotations, images=None, split=None, **_):
     """What a conversion with these arguments reads -> [(path of an image, of its label file or None)]."""
     faults = Faults()
-    _, found, _, labels = _places(annotations, images, split, faults)
+    _, found, _, labels = places(annotations, images, split, faults)
     return [(image.path, None if image.fault else labels.of(image.path, faults)) for image in found]
 
 
-def _places(annotations, images, split, faults):
+def places(annotations, images, split, faults):
     """(Description, [Image, ...], folder of the images, Labels)."""
     path = pathlib.Path(annotations)
     if path.is_dir() and images is None:
