@@ -124,6 +124,21 @@ def test_all_commands_from_images_to_predictions(world, call):
     assert predictor.names == [category["name"] for category in sorted(CATEGORIES, key=lambda c: c["id"])]
 
 
+def test_classes_and_splits_of_raw_data(world, call):
+    """A list, renamings and a split, through the command line."""
+    code, out, err = call("data", "split", "train.json", "--to", "parts", "--val", "0.25", "--group", "^.")
+    assert code == 0 and "saved to parts/train.json, parts/val.json" in out, err
+    assert "train 9 images, val 3 images" in out
+    first, second = (category["name"] for category in CATEGORIES)
+    (world / "names.txt").write_text("thing\n")
+    given = ["--images", "train", "--annotations", "parts/val.json", "--classes", "names.txt", "--strict"]
+    renamed = ["--rename", f"{first}=thing", "--rename", f"{second}=thing"]
+    code, out, err = call("data", "build", "coco", *given, *renamed, "--to", "joined")
+    assert code == 0 and "3 of 3 images" in out and "1 classes" in out, err
+    code, _, err = call("data", "build", "coco", *given, *renamed, "--rename", f"{first}=b", "--to", "two")
+    assert code == 2 and "gets two new names, thing and b" in err
+
+
 def test_views_are_set_by_recipe_keys(world, call):
     """In a training, for `evaluate`, for `predict`; an export says that it has one."""
     for split in ("train", "val"):
@@ -177,11 +192,17 @@ def test_views_are_set_by_recipe_keys(world, call):
             "none.json",
         ),
         (["data", "build", "shapes", "--to", "x", "--count", "0"], "--count"),
+        (["data", "build", "yolo", "--annotations", "none.yaml", "--to", "x"], "none.yaml"),
+        (["data", "build", "yolo", "--annotations", "x", "--to", "x", "--rename", "mug"], "OLD=NEW"),
+        (["data", "split", "train.json", "--to", "x", "--val", "2"], "not a fraction"),
+        (["data", "check", "train.json"], "kgarden data build coco --images IMAGES --annotations train.json"),
+        (["train", "standin.yaml", "--set", "data.train=data.yaml"], "kgarden data build yolo"),
         (["trian", "standin.yaml"], "trian"),
         (["train"], "RECIPE"),
     ],
 )
 def test_user_errors_are_one_line_with_exit_code_2(world, call, arguments, words):
+    (world / "data.yaml").write_text("train: images\nnames: [a, b]\n")
     code, out, err = call(*arguments)
     assert code == 2 and words in err and out == ""
     assert err.startswith("kgarden: ") and err.count("\n") == 1 and "Traceback" not in err
