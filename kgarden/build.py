@@ -225,9 +225,16 @@ class Data:
         splits = {"train": self.train, "val": self.val}
         return {name: list(map(identity_of, sets)) for name, sets in splits.items() if sets}
 
-    def val_batches(self, limit: int | None = None):
-        """Returns tf.data of (x, meta): every image once (or the first `limit`), at test size."""
-        return self._val_batches(test_sizes(self.recipe), limit=limit)
+    def val_batches(self, limit: int | None = None, with_objects: bool = False):
+        """Returns tf.data of (x, meta): every image once, at test size.
+
+        Args:
+            limit:        number of images, from the first; None: all.
+            with_objects: whether meta also holds the ground truth, for a loss.
+        """
+        data = self.recipe.data
+        truth = {"max_objects": data.max_objects, "masks": data.masks} if with_objects else {}
+        return self._val_batches(test_sizes(self.recipe), limit=limit, **truth)
 
     def view_batches(self, limit: int | None = None, divisor: int = 32):
         """Returns `val_batches` with all views of `evaluate.views`; see `view_sizes`."""
@@ -244,13 +251,15 @@ class Data:
 def build_datasets(recipe: Recipe, start_step: int = 0, cache: str | os.PathLike | None = None) -> tuple:
     """Builds (train, val): an endless tf.data.Dataset of (x, y), and one of (x, meta) with every image once.
 
+    Meta holds the ground truth as well, for `fit(train, validation_data=val)`.
+
     Args:
         recipe:     of `load_recipe`.
         start_step: number of the first training batch.
         cache:      folder for converted data; None: a folder in the home directory.
     """
     data = prepare_data(recipe, cache)
-    return data.train_batches(start_step), data.val_batches()
+    return data.train_batches(start_step), data.val_batches(with_objects=True)
 
 
 def prepare_data(

@@ -14,7 +14,7 @@ Boxes are xyxy corners in px of the network input, continuous (no "+1"), float32
                  "image_id": (B,) int64}, with `data.masks` "masks": (B, M, 112, 112) bool, bitmaps over the
                  boxes, sampled at the centres of their cells; all False: no mask; detectors
                  hand x's "size_hw" to their heads' losses in it
-    meta        {"image_id": (B,) int64, "original_hw": (B, 2) int32}
+    meta        {"image_id": (B,) int64, "original_hw": (B, 2) int32}; from build_datasets also what y holds
     pyramid     list of (B, H_l, W_l, D), finest level first
     candidates  {"boxes": (B, A, 4), "scores": (B, A, C), "valid": (B, A, C) bool}
     proposals   {"boxes": (B, P, 4), "scores": (B, P), "valid": (B, P) bool}

@@ -88,13 +88,9 @@ class Loader:
         """
         record = parse(self.record(row), masks=self.masks)
         image = self.image(row, choice, record["encoded"])
-        boxes, labels, crowd = self.truth(record["boxes"], record["category_ids"], record["crowd"])
-        side = tf.cast(tf.gather(tf.shape(image), [1, 0, 1, 0]), tf.float32)
         example = {
             "image": image,
-            BOXES: boxes * side,
-            LABELS: labels,
-            CROWD: crowd,
+            **self.objects(record, tf.shape(image)[:2], self.masks),
             "image_id": self.image_id[row],
             "original_hw": self.original_hw[row],
             "target_hw": self.sizes[row, choice],
@@ -103,7 +99,7 @@ class Loader:
             "long_side_px": self.long_side_px,
         }
         if self.masks:
-            example |= {MASKS: bitmaps.bitmaps(record["masks"], boxes), FRAMES: example[BOXES]}
+            example |= {FRAMES: example[BOXES]}
         if canvas_hw is not None:
             size = fitted_hw(self.original_hw[row], self.short_sides[choice], self.long_side_px, canvas_hw)
             example |= {"canvas_hw": canvas_hw, "target_hw": size}
@@ -122,6 +118,19 @@ class Loader:
             return decode(encoded, int(used[0]))
         branch = tf.constant(np.searchsorted(used, self.ratio).astype("int32"))[row, choice]
         return tf.switch_case(branch, [lambda r=r: decode(encoded, int(r)) for r in used])
+
+    def objects(self, record, size_hw, masks=False):
+        """Boxes in px of an image of a size, labels, crowd flags and, with `masks`, bitmaps of a record.
+
+        Args:
+            record:  of `parse`.
+            size_hw: (2,) int32.
+            masks:   whether the record was parsed with its masks.
+        """
+        boxes, labels, crowd = self.truth(record["boxes"], record["category_ids"], record["crowd"])
+        side = tf.cast(tf.gather(size_hw, [1, 0, 1, 0]), tf.float32)
+        found = {BOXES: boxes * side, LABELS: labels, CROWD: crowd}
+        return {**found, MASKS: bitmaps.bitmaps(record["masks"], boxes)} if masks else found
 
     def truth(self, boxes, category_ids, crowd):
         """Boxes clipped to 0..1, labels (-1 for a category that the manifest does not list), crowd flags.

@@ -208,6 +208,8 @@ def val_batches(
     limit=None,
     further=(),
     flip=False,
+    max_objects=None,
+    masks=False,
     parallel=tf.data.AUTOTUNE,
 ):
     """Evaluation batches: every image once, ordered by canvas.
@@ -216,6 +218,8 @@ def val_batches(
 
     Args:
         short_side_px: one number.
+        max_objects:   M: meta also holds the ground truth, as the y of `train_batches`; None: it does not.
+        masks:         the ground truth includes the objects' masks.
         limit:         number of images, from the first on; None: all.
         further:       [{"short_side_px", "long_side_px", "canvases", "antialias"}, ...], further sizes of
                        the same images, in x under "views". A batch has one canvas per size.
@@ -238,14 +242,18 @@ def val_batches(
     steps = order.in_order(group, batch_size).reshape(-1, 3)
     real = steps[:, 1] >= 0
     last_real = np.maximum.accumulate(np.where(real, np.arange(len(steps)), 0))
+    for one in datasets if masks else ():
+        check_masks(one)
     load = sizes[0].load
 
     def prepare(plan):
         row = plan["row"]
-        encoded = parse(load.record(row))["encoded"]
-        x, *views = _views(sizes, row, encoded, flip)
+        record = parse(load.record(row), masks=masks)
+        x, *views = _views(sizes, row, record["encoded"], flip)
         image_id = tf.where(plan["real"], load.image_id[row], -1)
         meta = {IMAGE_ID: image_id, ORIGINAL_HW: load.original_hw[row]}
+        if max_objects is not None:
+            meta |= in_rows_of_one(load.objects(record, x[SIZE_HW], masks), max_objects)
         return x | ({VIEWS: tuple(views)} if views else {}), meta
 
     plans = tf.data.Dataset.from_tensor_slices({"real": real, "row": steps[last_real, 1]})

@@ -1,10 +1,14 @@
 """The garden: one paper, one file. This is the only place that compares model names."""
 
 import difflib
+import json
+
+import keras
 
 from kgarden.config.instantiate import instantiate
 from kgarden.errors import UserError
 from kgarden.models.atss import atss
+from kgarden.models.base.detector import Detector
 from kgarden.models.cascade_rcnn import cascade_rcnn
 from kgarden.models.centernet import centernet
 from kgarden.models.centernet2 import centernet2
@@ -56,6 +60,12 @@ def build_detector(settings, num_classes, seed=0):
         near = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
         raise UserError(f"model.name: no model {name!r}; {hint}")
+    origin = {"settings": {"name": name, **settings}, "num_classes": num_classes, "seed": seed}
+    origin["precision"] = keras.config.dtype_policy().name
     detector = instantiate(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
+    detector.origin = json.dumps(origin)
     detector.build()
     return detector
+
+
+Detector.builder = staticmethod(build_detector)

@@ -295,6 +295,24 @@ def test_validation_has_every_image_once(painted, batch_size, limit):
     assert_equal_batches(take(batches, 3), take(batches, 3))
 
 
+def test_validation_holds_the_ground_truth_of_training_if_asked(painted):
+    """Without augmentation both have the same boxes; those of training follow the pixels."""
+    size = {key: PLAIN[key] for key in ("short_side_px", "long_side_px", "batch_size")}
+    keys, of_image = ("boxes", "labels", "crowd"), {}
+    for _, y in take(pipeline.train_batches([painted], **PLAIN, max_objects=5), 9):
+        for row, image_id in enumerate(y["image_id"]):
+            of_image[int(image_id)] = [y[key][row] for key in keys]
+    seen = 0
+    for _, meta in take(pipeline.val_batches([painted], **size, max_objects=5), -1):
+        for row, image_id in enumerate(meta["image_id"]):
+            if image_id >= 0:
+                seen += 1
+                for key, wanted in zip(keys, of_image[int(image_id)], strict=True):
+                    np.testing.assert_allclose(meta[key][row], wanted, atol=1e-4, err_msg=key)
+    assert seen == len(SIZES) and (meta["labels"] >= 0).any()
+    assert next(iter(pipeline.val_batches([painted], **size)))[1].keys() == {"image_id", "original_hw"}
+
+
 def test_views_equal_separate_runs_of_each_size(painted):
     """Two sizes and their mirrors; a batch has one canvas for each size, and every image comes once."""
     sizes = [

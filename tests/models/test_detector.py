@@ -220,3 +220,58 @@ def test_parameters_are_those_of_the_release():
 
 def test_every_model_has_a_variant_here():
     assert {settings["name"] for settings in VARIANTS.values()} == set(MODELS)
+
+
+@pytest.mark.tensorflow
+def test_validation_loss_is_that_of_compute_loss_on_every_canvas():
+    """Two canvases of other sizes, as `fit` computes val_loss; without ground truth one line says so."""
+    import tensorflow as tf
+
+    detector = compiled("centernet")
+    x, y = batch()
+    portrait = {"images": x["images"].transpose(0, 2, 1, 3), "size_hw": x["size_hw"][:, ::-1]}
+    turned = {**y, "boxes": y["boxes"][..., [1, 0, 3, 2]]}
+    batches = [(x, y), (portrait, turned)]
+    assert portrait["images"].shape != x["images"].shape
+    spec = keras.tree.map_structure(
+        lambda one: tf.TensorSpec((None,) * one.ndim if one.ndim == 4 else one.shape, one.dtype), (x, y)
+    )
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    wanted = [
+        float(detector.compute_loss(one, truth, detector(one, training=False), training=False))
+        for one, truth in batches
+    ]
+    detector.reset_metrics()
+    logs = detector.evaluate(data, return_dict=True, verbose=0)
+    assert logs["loss"] == pytest.approx(np.mean(wanted), rel=1e-5) and wanted[0] != wanted[1]
+    assert int(detector.step) == 0
+    meta = {"image_id": y["image_id"], "original_hw": x["size_hw"]}
+    nothing = tf.data.Dataset.from_tensors((x, meta))
+    for call in (lambda: detector.evaluate(nothing), lambda: detector.fit(data, validation_data=nothing)):
+        with pytest.raises(UserError, match="hold no ground truth.*build_datasets"):
+            call()
+
+
+@pytest.mark.parametrize("name", slow_on_jax_but(["centernet2", "fcos"], kept=["fcos"]))
+def test_keras_files_give_equal_predictions(name, tmp_path):
+    detector = compiled(name)
+    detector.optimizer.build(detector.trainable_variables)
+    for variable in detector.weights:  # other values than a new detector's
+        if "float" in variable.dtype:
+            variable.assign(variable.value + 0.01)
+    x, _ = batch()
+    detector.save(tmp_path / "detector.keras")
+    model = detector.inference_model()
+    model.save(tmp_path / "inference.keras")
+    again = keras.saving.load_model(tmp_path / "detector.keras")
+    assert type(again) is type(detector) and again.origin == detector.origin
+    wanted = model(x)
+    for other in (again.inference_model(), keras.saving.load_model(tmp_path / "inference.keras")):
+        found = other(x)
+        for key, value in wanted.items():
+            np.testing.assert_array_equal(ops.convert_to_numpy(found[key]), ops.convert_to_numpy(value))
+    with pytest.raises(UserError, match="detectors are saved as .keras; use save_weights.*kgarden export"):
+        detector.save(tmp_path / "detector.h5")
+    detector.origin = None
+    with pytest.raises(UserError, match="only detectors of build_model can be saved as .keras"):
+        detector.save(tmp_path / "detector.keras")

@@ -31,7 +31,10 @@ Terms are float32 scalars named "<part>/<what>", sums over this replica divided 
 all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
 """
 
+import json
+import os
 import re
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -39,6 +42,7 @@ from keras import ops
 from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
 from kgarden.layers.pixels import Normalize, pixel_settings
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models.base.static_shapes import StaticShapeModel
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
@@ -81,6 +85,8 @@ class Detector(StaticShapeModel):
     """
 
     mask_head = None
+    builder: Callable | None = None  # `kgarden.models.build_detector`, which sets it
+    origin: str | None = None  # the builder's arguments as JSON, for .keras files
 
     def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=None, **kwargs):
         super().__init__(**kwargs)
@@ -186,6 +192,56 @@ class Detector(StaticShapeModel):
             for layer in found:
                 layer.trainable = False
 
+    # .keras files: the builder's arguments, and the weights.
+
+    def save(self, filepath: str | os.PathLike, **options) -> None:
+        """Saves a .keras file; `keras.saving.load_model` reads it after `from kgarden import Detector`.
+
+        The file holds the weights and how the detector is built, but no optimizer: to resume a training, use
+        `kgarden train`.
+
+        Args:
+            filepath: ends with .keras.
+            options:  as in keras.Model.save.
+        """
+        if not str(filepath).endswith(".keras"):
+            raise UserError(
+                f"{filepath}: detectors are saved as .keras; use save_weights for .weights.h5, and kgarden "
+                f"export RUN to serve without Keras"
+            )
+        super().save(filepath, **options)
+
+    def get_config(self):
+        if self.origin is None:
+            raise UserError(
+                "only detectors of build_model can be saved as .keras; use save_weights('NAME.weights.h5') "
+                "and load_weights on a detector that is built in the same way"
+            )
+        return json.loads(self.origin)
+
+    @classmethod
+    def from_config(cls, config):
+        with dtype_policy_scope(config["precision"]):
+            return Detector.builder(config["settings"], config["num_classes"], config["seed"])
+
+    def get_build_config(self):
+        return None  # the builder builds
+
+    def get_compile_config(self):
+        return None
+
+    # Ground truth of validation batches.
+
+    def fit(self, *arguments, **settings):
+        """As keras.Model.fit; validation batches must hold ground truth."""
+        _check_ground_truth(settings.get("validation_data"))
+        return super().fit(*arguments, **settings)
+
+    def evaluate(self, *arguments, **settings):
+        """As keras.Model.evaluate, for losses; the batches must hold ground truth."""
+        _check_ground_truth(settings.get("x", arguments[0] if arguments else None))
+        return super().evaluate(*arguments, **settings)
+
     def _check_canvas(self, images):
         height, width = images.shape[1:3]
         if height % self.divisor or width % self.divisor:
@@ -194,6 +250,18 @@ class Detector(StaticShapeModel):
             )
 
 
+def _check_ground_truth(data):
+    """Raises UserError for batches (x, y) whose y has no boxes, before any of them is computed."""
+    elements = getattr(data, "element_spec", data)
+    y = elements[1] if isinstance(elements, tuple) and len(elements) > 1 else None
+    if isinstance(y, dict) and BOXES not in y:
+        raise UserError(
+            "these batches hold no ground truth, so that no loss can be computed: use the second data set of "
+            "kgarden.build_datasets"
+        )
+
+
+@keras.saving.register_keras_serializable("kgarden")
 class InferenceModel(StaticShapeModel):
     """{"images", "size_hw"} -> detections, in px of the network input."""
 
@@ -204,6 +272,16 @@ class InferenceModel(StaticShapeModel):
 
     def call(self, x, training=False):
         return self.detector.detect(x, self.detector(x, training=False))
+
+    def get_config(self):
+        return {"detector": keras.saving.serialize_keras_object(self.detector)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["detector"]))
+
+    def get_compile_config(self):
+        return None
 
 
 def trunk(backbone, neck, pixels):

@@ -1,5 +1,7 @@
 """One-stage detectors: backbone, neck, dense head, selection and an optional mask head."""
 
+import keras
+
 from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import Detector, trunk
@@ -8,6 +10,7 @@ from kgarden.ops.random import hash_uniform
 from kgarden.structures import IMAGE_ID, MASKS, SIZE_HW
 
 
+@keras.saving.register_keras_serializable("kgarden")
 class OneStage(Detector):
     """Dense detector.
 

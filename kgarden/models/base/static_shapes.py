@@ -29,6 +29,13 @@ class StaticShapeModel(keras.Model):
         step = getattr(self, "_step", None)
         return step.experimental_get_tracing_count() if step is not None else 0
 
+    def make_test_function(self, force=False):
+        if self._use_keras_functions():
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            step = compiled(on_replicas(self.test_step, self.distribute_strategy), self.jit_compile)
+            self.test_function = lambda iterator: step(next(iterator))
+
     def make_predict_function(self, force=False):
         if self._use_keras_functions() or self.distribute_strategy.num_replicas_in_sync > 1:
             return super().make_predict_function(force)

@@ -52,6 +52,7 @@ class AsProposer(keras.layers.Layer):
         return proposals
 
 
+@keras.saving.register_keras_serializable("kgarden")
 class TwoStage(Detector):
     """Two-stage detector: proposals, each classified and refined by a RoI head.
 
