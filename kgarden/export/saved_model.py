@@ -15,7 +15,7 @@ from kgarden.export.version import new_version, write_beside
 from kgarden.inference.paste_masks import THRESHOLD
 from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
-from tfrecords.images import decode
+from tfrecords.images import MAX_PIXELS, decode
 
 WARMUP_SIDE = 64  # px, side of the grey image in the warm-up requests
 
@@ -24,9 +24,10 @@ def write_saved_model(detector, recipe, categories: list[dict], to) -> pathlib.P
     """Writes a SavedModel to TO/1/ (or the next free version number), atomically.
 
     Signatures for images, each with one argument `inputs` of any batch size:
-        serving_default: string [B], bytes of JPEG or PNG files of any sizes.
+        serving_default: string [B], bytes of JPEG, PNG, GIF, BMP or WebP files of at most MAX_PIXELS.
         image_tensor:    uint8 [B, H, W, 3], RGB.
         tf_example:      string [B], serialised records with `image/encoded`.
+    A request with an image that cannot be decoded is refused; the message lists the numbers of all such.
     Outputs: detection_boxes (B, K, 4) float32, ymin, xmin, ymax, xmax over the original image's height
     and width; detection_scores (B, K); detection_classes (B, K) float32, the data set's own ids as in
     labels.txt; num_detections (B,) float32; of a model with a mask head also detection_masks (B, K, S, S)
@@ -88,8 +89,9 @@ class ServingGraph(tf.Module):
 
     def _of_records(self, inputs):
         features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
-        encoded = tf.io.parse_example(inputs, features)["image/encoded"]
-        return self._detect(encoded, decode)
+        return self._detect(
+            inputs, lambda record: decode(tf.io.parse_single_example(record, features)["image/encoded"])
+        )
 
     def _detect(self, inputs, read):
         """Detects on each image's own canvas, so that results do not depend on the rest of the request."""
@@ -106,11 +108,14 @@ class ServingGraph(tf.Module):
         return self._named(detections, original_hw)
 
     def _preprocessed(self, inputs, read):
-        """All images in one tensor as large as the largest canvas, and the index of each image's canvas."""
+        """All images in one tensor as large as the largest canvas, and the index of each image's canvas.
+
+        The request is refused if one of them cannot be decoded, with the numbers of all such.
+        """
         height = max(canvas[0] for canvas in self.canvases)
         width = max(canvas[1] for canvas in self.canvases)
 
-        def prepare(one):
+        def prepare(one, row):
             image = read(one)
             original_hw = tf.shape(image)[:2]
             canvas, size_hw = resize_to_canvas(image, **self._sizes)
@@ -119,11 +124,18 @@ class ServingGraph(tf.Module):
             )
             missing = [[0, height - tf.shape(canvas)[0]], [0, width - tf.shape(canvas)[1]], [0, 0]]
             padded = tf.ensure_shape(tf.pad(canvas, missing), (height, width, 3))
-            return padded, tf.cast(size_hw, tf.int32), original_hw, tf.cast(number, tf.int32)
+            return padded, tf.cast(size_hw, tf.int32), original_hw, tf.cast(number, tf.int32), row
 
-        images = tf.data.Dataset.from_tensor_slices(inputs)
+        count = tf.shape(inputs, out_type=tf.int64)[0]
+        images = tf.data.Dataset.from_tensor_slices((inputs, tf.range(count)))
         images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        return images.batch(tf.shape(inputs, out_type=tf.int64)[0]).get_single_element()
+        batch = images.ignore_errors().batch(tf.maximum(count, 1))
+        none = tf.data.Dataset.from_tensors(
+            tuple(tf.zeros((0, *spec.shape[1:]), spec.dtype) for spec in batch.element_spec)
+        )
+        *decoded, rows = batch.concatenate(none).take(1).get_single_element()
+        with tf.control_dependencies([_all_decoded(rows, count)]):
+            return [tf.identity(one) for one in decoded]
 
     def _detect_on(self, index, rows, images, *, size_hw, original_hw):
         """Detections of the images of one canvas, given by `rows`, which may be empty."""
@@ -156,6 +168,18 @@ class ServingGraph(tf.Module):
         if MASKS in detections:
             outputs["detection_masks"] = detections[MASKS]
         return outputs
+
+
+def _all_decoded(rows, count):
+    """Asserts that `rows` are 0..count-1; the message lists those that are missing."""
+    missing = tf.sparse.to_dense(
+        tf.sets.difference(tf.range(count)[None], rows[None]), default_value=tf.constant(-1, tf.int64)
+    )[0]
+    listed = tf.strings.reduce_join(tf.strings.as_string(missing), separator=", ")
+    message = tf.strings.join(
+        ["inputs[", listed, f"] cannot be decoded: no image, damaged, or of more than {MAX_PIXELS} px"]
+    )
+    return tf.debugging.Assert(tf.equal(tf.size(missing), 0), [message])
 
 
 def _metadata(graph, outputs):

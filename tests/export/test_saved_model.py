@@ -171,3 +171,56 @@ def test_existing_file_is_rejected(exported, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         write_saved_model(detector, recipe, CATEGORIES, tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+REFUSING = """
+import json, sys
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+good, *bad = [open(name, "rb").read() for name in sys.argv[2:]]
+value = lambda content: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+record = lambda content: tf.train.Example(
+    features=tf.train.Features(feature={"image/encoded": value(content)})).SerializeToString()
+found = []
+for name, request in (
+    ("serving_default", [good, bad[0], good, *bad[1:]]),
+    ("serving_default", bad[:1]),
+    ("tf_example", [record(good), record(bad[0]), b"no record", record(good)]),
+):
+    try:
+        model.signatures[name](inputs=tf.constant(request))
+        found.append("answered")
+    except tf.errors.InvalidArgumentError as error:
+        found.append(error.message)
+empty = model.signatures["serving_default"](inputs=tf.constant([], tf.string))
+found.append(empty["num_detections"].shape.as_list())
+print(json.dumps(found))
+"""
+
+
+def test_images_that_cannot_be_decoded_are_named(exported, tmp_path):
+    """Cut, no image, and a few bytes that claim 20000 x 20000 px."""
+    _, _, version, (good, _) = exported
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (20000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    for name, content in (
+        ("cut", good.read_bytes()[:600]),
+        ("text", b"<html>"),
+        ("bomb", bomb),
+        ("none", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+    client = [
+        sys.executable,
+        "-c",
+        REFUSING,
+        version,
+        good,
+        *(tmp_path / n for n in ("cut", "text", "bomb", "none")),
+    ]
+    run = subprocess.run([*map(str, client)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    first, alone, records, empty = json.loads(run.stdout.splitlines()[-1])
+    assert "inputs[1, 3, 4, 5] cannot be decoded" in first
+    assert "inputs[0] cannot be decoded" in alone
+    assert "inputs[1, 2] cannot be decoded" in records
+    assert empty == [0]
