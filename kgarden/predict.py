@@ -15,11 +15,10 @@ from kgarden.inference.predictor import Predictor, read_image
 from kgarden.structures import BOXES, MASKS
 from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_detections
-from tfrecords.images import suffixes
-
-# Images in formats that are not read: in a folder they are faults, not other files.
-UNREAD_SUFFIXES = {".heic", ".heif", ".jxl", ".psd", ".xcf", ".svg", ".eps", ".ico", ".tga", ".exr", ".hdr"}
-UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # cameras' raw files
+from tfrecords.conversion_report import Faults
+from tfrecords.image_lists import listed_images
+from tfrecords.images import UNREAD_SUFFIXES, suffixes
+from tfrecords.schema import DataError
 
 
 def find_images(
@@ -27,12 +26,13 @@ def find_images(
     skip: str | os.PathLike | None = None,
     say: Callable[[str], object] = warnings.warn,
 ) -> list[pathlib.Path]:
-    """Lists the image files of paths, directories and glob patterns, each once and in order.
+    """Lists the image files of paths, directories, glob patterns and lists, each once and in order.
 
-    A directory stands for its files with the ending of an image, those of its subdirectories included.
+    A directory stands for its files with the ending of an image, those of its subdirectories included; a .txt
+    file for the images that it lists, one path a line, relative to the list; see `tfrecords.image_lists`.
 
     Args:
-        sources: paths, directories, glob patterns.
+        sources: paths, directories, glob patterns, .txt files.
         skip:    directory that is not searched: that of the output.
         say:     called with a line on what a directory holds besides.
     Raises:
@@ -41,7 +41,9 @@ def find_images(
     images = []
     for source in map(str, sources):
         path = pathlib.Path(source)
-        if path.is_dir() or path.is_file():
+        if path.is_file() and path.suffix.lower() == ".txt":
+            found = _listed(path, say)
+        elif path.is_dir() or path.is_file():
             found = [path]
         else:
             found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
@@ -52,6 +54,18 @@ def find_images(
             raise UserError(f"{source}: no image found")
         images += matches
     return list(dict.fromkeys(images))
+
+
+def _listed(path, say):
+    """The images of a list; those that do not exist too, which are faults when they are read."""
+    faults = Faults()
+    try:
+        images = listed_images(path, path.parent, faults)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    for fault in faults.remarks:
+        say(str(fault))
+    return [pathlib.Path(image.path) for image in images]
 
 
 def _in_folder(folder, skip, say):

@@ -224,3 +224,23 @@ def test_masks_of_one_class_have_colours_of_their_own():
     plain = {key: found[key] for key in found if key != "masks"}
     drawn = np.asarray(draw_detections(image, plain, ["a"] * 6, labels="none"))
     assert (drawn[50, 10] == color_of(5)).all() and (drawn[50, 110] == color_of(5)).all()
+
+
+def test_images_of_a_list(tmp_path):
+    """Paths relative to the list, with spaces and commas, of Windows, of another computer, and a missing one."""
+    (tmp_path / "in").mkdir()
+    for name in ("a, 1.jpg", "b.jpg"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    lines = ["in/a, 1.jpg", "in\\b.jpg", "", "C:\\photos\\b.jpg", "in/none.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    said = []
+    found = find_images([tmp_path / "list.txt"], say=said.append)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "in/a, 1.jpg",
+        "in/b.jpg",
+        "none.jpg",
+    ]
+    assert len(said) == 1 and "C:\\photos\\b.jpg -> in/b.jpg" in said[0]
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(UserError, match="the list is empty"):
+        find_images([tmp_path / "list.txt"])

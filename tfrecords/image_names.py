@@ -15,9 +15,9 @@ import re
 import unicodedata
 import urllib.parse
 
+from tfrecords.images import UNREAD_SUFFIXES, suffixes
 from tfrecords.schema import DataError
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 OUTSIDE = "file_name must be a relative path that stays in the folder"
 MISSING = "no such file"
 ELSEWHERE = "not at this path: the one file of its name in the folder is taken"
@@ -50,11 +50,12 @@ class Found:
 class ImageFolder:
     """A folder whose images are found by the names that annotations give them.
 
-    The folder is listed when the first name is not at its path, and once.
+    The folder is listed when the first name is not at its path, and once. `linked` has the linked folders in
+    it, which are not searched.
     """
 
     def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
+        self.folder, self.linked = pathlib.Path(folder), []
         self._inside = {}  # real path of a directory -> whether it is in the folder
 
     def find(self, name):
@@ -85,6 +86,9 @@ class ImageFolder:
         """Every file of the folder and its subfolders, sorted; not of hidden folders and linked ones."""
         files = []
         for folder, folders, names in os.walk(self.folder):
+            self.linked += [
+                os.path.join(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))
+            ]
             folders[:] = [name for name in folders if not name.startswith(".")]
             here = pathlib.PurePath(folder).relative_to(self.folder).as_posix()
             files += names if here == "." else [f"{here}/{name}" for name in names]
@@ -92,8 +96,9 @@ class ImageFolder:
 
     @functools.cached_property
     def images(self):
-        """The files with the ending of an image."""
-        return [name for name in self.files if os.path.splitext(name)[1].lower() in ENDINGS]
+        """The files with the ending of an image, of formats that are not read too."""
+        endings = suffixes() | UNREAD_SUFFIXES
+        return [name for name in self.files if os.path.splitext(name)[1].lower() in endings]
 
     @functools.cached_property
     def names(self):
@@ -139,9 +144,7 @@ class Names:
 
     def __init__(self, names, ending=True):
         self.ending = ending
-        self.parts = {
-            name: tuple((name if ending else os.path.splitext(name)[0]).split("/")) for name in names
-        }
+        self.parts = {name: _parts(name if ending else os.path.splitext(name)[0]) for name in names}
         self._tables = {}
 
     def find(self, name, preferred=""):
@@ -163,6 +166,13 @@ class Names:
                 return best, None if same else ELSEWHERE
         base = readings[0][0][-1]
         raise NotFound(MISSING if is_safe(name) else f"{OUTSIDE}, and no file {base!r} is in it")
+
+    def get(self, name):
+        """The known path that a name means, or None if there is none, or several."""
+        try:
+            return self.find(name)[0]
+        except DataError:
+            return None
 
     def _of_base_name(self, base):
         """The known paths of a base name, in the plainest spelling that has any."""
@@ -233,6 +243,11 @@ def _readings(name):
         if parts and parts not in seen and is_valid(text):
             seen.add(parts)
             yield parts, local == text and not local.startswith("/")
+
+
+def _parts(path):
+    """Folders and base name of a known path."""
+    return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", ".")) or (path,)
 
 
 def _unwrapped(name):

@@ -37,6 +37,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 BITS_PER_SAMPLE = 258  # the TIFF tag
+# Endings of images in formats that are not read: in a folder they are faults, not other files.
+UNREAD_SUFFIXES = {".heic", ".heif", ".jxl", ".psd", ".xcf", ".svg", ".eps", ".ico", ".tga", ".exr", ".hdr"}
+UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # cameras' raw files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -274,7 +274,7 @@ def _evaluate_run(run, data, weights, changes, to, keep):
 @runs_app.command()
 def predict(
     run: RunArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR|GLOB...")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|DIR|GLOB|LIST.txt...")],
     to: Annotated[pathlib.Path, typer.Option(help="Output directory for drawings and detections.json.")],
     min_score: Annotated[float, typer.Option(help="Minimum score of drawn detections.")] = 0.3,
     labels: DrawnOption = "name",

@@ -11,6 +11,7 @@ from kgarden.errors import UserError
 from kgarden.metrics.explain import unknown_classes, unknown_images
 from tfrecords import ground_truth
 from tfrecords.conversion_report import Fault
+from tfrecords.image_names import Names
 from tfrecords.schema import DataError
 from tfrecords.segmentations import checked
 from tfrecords.values import as_id, as_int
@@ -179,6 +180,8 @@ def _joined(content, results, truth):
     ):
         theirs = {as_id(id_): named for named, id_ in _named(content.get(part), name)}
         ours = dict(_named(truth[part], name))
+        if part == "images":  # other systems write other paths for the same image
+            theirs = _as_in(ours, theirs)
         if not set(theirs.values()) & ours.keys():
             continue  # no common names: the ids are used as they are
         if all(ours.get(named, one) == one for one, named in theirs.items()):
@@ -192,6 +195,13 @@ def _joined(content, results, truth):
         results = [{**one, key: ours[theirs[one[key]]]} for one in results]
         notes.append(f"{what} have other ids in the ground truth; joined by {name}")
     return results, notes
+
+
+def _as_in(ours, theirs):
+    """{id: name} with the names of the ground truth, unless two images would get the same."""
+    known = Names(ours)
+    renamed = {id_: known.get(name) or name for id_, name in theirs.items()}
+    return renamed if len(set(renamed.values())) == len(renamed) else theirs
 
 
 def _named(entries, name):

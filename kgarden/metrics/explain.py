@@ -5,7 +5,6 @@ the given one. Without such a cause, the diagnosis states how close the boxes co
 """
 
 import dataclasses
-import pathlib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -15,6 +14,7 @@ from kgarden.metrics.arrays import equal_pairs, image_sizes, overlap
 from kgarden.metrics.box_formats import BOX_FORMATS, scalings
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.limits import most_matched
+from tfrecords.image_names import Names
 
 NEARLY_ZERO = 1.0  # percent; a lower headline is diagnosed
 LOW_SCORE = 0.05  # usual score threshold of detectors
@@ -135,12 +135,12 @@ def _low_scores(results):
 
 def unknown_images(truth, ids):
     """Describes image ids that are not in the ground truth; None if there are none."""
-    names = {str(one.get("file_name", "")): one["id"] for one in truth["images"]}
-    stems = {pathlib.PurePath(name).stem: one for name, one in names.items()}
+    ids_of = {str(one["file_name"]): one["id"] for one in truth["images"] if one.get("file_name")}
+    names, stems = Names(ids_of), Names(ids_of, ending=False)
     listed = {one["id"] for one in truth["images"]}
     conversions = {
-        "read as file names": names.get,
-        "read as file names without suffix": lambda one: stems.get(str(one)),
+        "read as file names": lambda one: ids_of.get(names.get(str(one))),
+        "read as file names without suffix": lambda one: ids_of.get(stems.get(str(one))),
     }
     return _unknown("image", ids, listed, conversions)
 

@@ -98,6 +98,27 @@ def test_invalid_masks_are_removed():
         assert read_results([{**ONE, "segmentation": mask}], TRUTH) == ([ONE], [])
 
 
+@pytest.mark.parametrize(
+    "names", [("images\\a.jpg", "images\\b.jpg"), ("/data/local-files/?d=b.jpg", "A.JPG"), ("b.jpg", "a.jpg")]
+)
+def test_images_are_joined_by_names_as_other_systems_write_them(names):
+    """Image 1 of the detections is named b in two of the sets: it is image 2 of the ground truth."""
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names, 1)],
+        "annotations": [ONE],
+    }
+    results, _ = read_results(content, TRUTH)
+    assert results[0]["image_id"] == (2 if "b.jpg" in names[0] else 1)
+
+
+def test_names_that_would_be_one_image_are_left_apart():
+    content = {
+        "images": [{"id": 1, "file_name": "x/b.jpg"}, {"id": 2, "file_name": "y/b.jpg"}],
+        "annotations": [ONE],
+    }
+    assert read_results(content, TRUTH) == ([ONE], [])
+
+
 def test_a_data_set_of_detections_is_joined_by_name():
     """The names agree, the numbers do not; a data set whose names say nothing goes by its numbers."""
     said = {

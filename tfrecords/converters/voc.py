@@ -9,7 +9,8 @@ from xml.parsers import expat
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
-from tfrecords.image_names import ELSEWHERE, ENDINGS, ImageFolder, Names, NotFound, is_safe
+from tfrecords.image_names import ELSEWHERE, ImageFolder, Names, NotFound, is_safe
+from tfrecords.images import UNREAD_SUFFIXES, suffixes
 from tfrecords.schema import DataError
 from tfrecords.values import as_hw, as_int, as_numbers, text
 
@@ -203,7 +204,7 @@ def _of_line(line, files, known, where):
 
 
 def _has_ending(text):
-    return os.path.splitext(text)[1].lower() in {".xml", *ENDINGS}
+    return os.path.splitext(text)[1].lower() in {".xml", *suffixes(), *UNREAD_SUFFIXES}
 
 
 def _all_names(folder, files, trees):

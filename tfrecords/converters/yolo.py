@@ -12,11 +12,10 @@ from tfrecords.converters.yolo_files import (
     Description,
     Labels,
     description_near,
-    images_in,
     images_of,
-    listed_images,
     read_description,
 )
+from tfrecords.image_lists import images_in, listed_images
 from tfrecords.labels import read_labels
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, as_numbers
@@ -120,7 +119,7 @@ def places(annotations, images, split, faults):
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     if split is None:
-        return description, images_in(folder), folder, labels
+        return description, images_in(folder, faults), folder, labels
     if not pathlib.Path(split).is_file():
         raise DataError(f"{split}: no such list of images; splits of data.yaml need no images")
     return description, listed_images(pathlib.Path(split), folder, faults), folder, labels

@@ -9,6 +9,7 @@ import yaml
 
 from tfrecords import bounded_yaml
 from tfrecords.conversion_report import Fault
+from tfrecords.image_lists import images_in, listed_images, slashed
 from tfrecords.image_names import ImageFolder, Names, NotFound, folded
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, text
@@ -18,7 +19,6 @@ YAML = {".yaml", ".yml"}
 NAMES_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 BOX = 5  # fields of a line: class, centre x, centre y, width, height
 NOT_HERE = "no such path on this machine: that of its end in the folder of data.yaml is taken"
-OUTSIDE_ROOT = "outside of the folder of the data set: read as listed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,6 @@ class Description:
     names: dict | None = None
     splits: dict = dataclasses.field(default_factory=dict)
     keypoints: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Image:
-    """An image of a split.
-
-    path:  absolute; where it would be, if there is none.
-    fault: why it cannot be used, or None.
-    """
-
-    path: str
-    fault: str | None = None
 
 
 # --- data.yaml ------------------------------------------------------------------------------------
@@ -96,7 +84,7 @@ def _root(path, written, faults):
         return here
     if not isinstance(written, str):
         raise DataError(f"{path}: path must be a folder")
-    for root in (here / _slashed(written), pathlib.Path(_slashed(written))):
+    for root in (here / slashed(written), pathlib.Path(slashed(written))):
         if root.is_dir():
             return root
     faults.remarks.append(Fault(f"{path}: path: {written}", NOT_HERE))
@@ -159,7 +147,7 @@ def images_of(description, split, faults):
     for entry in splits[split]:
         place = _place(description, split, entry, faults)
         if place.is_dir():
-            images += images_in(place)
+            images += images_in(place, faults)
             folders.append(place)
         else:
             listed = listed_images(place, description.root, faults)
@@ -170,52 +158,6 @@ def images_of(description, split, faults):
     return images, pathlib.Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
 
 
-def images_in(folder):
-    """Every image of a folder and its subfolders -> [Image, ...]."""
-    top = os.path.abspath(folder)
-    return [Image(os.path.join(top, name)) for name in ImageFolder(folder).images]
-
-
-def listed_images(path, root, faults):
-    """The images that a text file lists, one path a line -> [Image, ...].
-
-    A path is relative to the list or to the root of the data set; else the image is found by its name.
-
-    Raises:
-        DataError: the list cannot be read or is empty.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    folder = ImageFolder(root)
-    bases = [os.path.abspath(path.parent), os.path.abspath(root)]
-    images = [
-        _listed(line.strip(), bases, folder, where=f"{path}:{number}", faults=faults)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not images:
-        raise DataError(f"{path}: the list is empty")
-    return images
-
-
-def _listed(line, bases, folder, *, where, faults):
-    for base in bases:
-        path = os.path.normpath(os.path.join(base, _slashed(line)))
-        if "\0" not in path and os.path.isfile(path):
-            if not any(pathlib.PurePath(path).is_relative_to(base) for base in bases):
-                faults.remarks.append(Fault(f"{where}: {line}", OUTSIDE_ROOT))
-            return Image(path)
-    try:
-        found = folder.find(line)
-    except DataError as error:
-        return Image(os.path.join(bases[-1], os.path.basename(_slashed(line))), f"{where}: {line}: {error}")
-    if found.remark:
-        faults.remarks.append(Fault(f"{where}: {line} -> {found.name}", found.remark))
-    return Image(os.path.join(bases[-1], found.name))
-
-
 def _holding(images, root):
     """The folder of all images of a list: the root, if they are in it."""
     folders = [os.path.dirname(image.path) for image in images]
@@ -224,7 +166,7 @@ def _holding(images, root):
 
 def _place(description, split, entry, faults):
     """The folder or list that an entry of a split names, by the rules of Ultralytics."""
-    written = _slashed(entry)
+    written = slashed(entry)
     places = [description.root / written]
     if written.startswith("../"):  # Roboflow writes ../train/images for train/images
         places.append(description.root / written.removeprefix("../"))
@@ -240,13 +182,9 @@ def _place(description, split, entry, faults):
 
 def _existing_end(root, written, exists):
     """The longest end of a path that exists in a folder, or None."""
-    parts = [part for part in re.sub(r"^[A-Za-z]:", "", _slashed(written)).split("/") if part]
+    parts = [part for part in re.sub(r"^[A-Za-z]:", "", slashed(written)).split("/") if part]
     ends = [root.joinpath(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:]]
     return next((end for end in ends if exists(end)), None)
-
-
-def _slashed(path):
-    return path.replace("\\", "/")
 
 
 # --- labels ---------------------------------------------------------------------------------------
