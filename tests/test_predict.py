@@ -62,7 +62,7 @@ def test_unreadable_images_are_errors_with_their_name(tmp_path):
     for path, words in [
         (cut, "damaged"),
         (text, "not an image in a format"),
-        (tmp_path / "none.jpg", "no such file"),
+        (tmp_path / "in/none.jpg", "no such file"),
         (tmp_path, "no such file"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
@@ -227,7 +227,7 @@ def test_masks_of_one_class_have_colours_of_their_own():
 
 
 def test_images_of_a_list(tmp_path):
-    """Paths relative to the list, with spaces and commas, of Windows, of another computer, and a missing one."""
+    """Paths relative to the list, with spaces and commas, of Windows, of another computer; one is missing."""
     (tmp_path / "in").mkdir()
     for name in ("a, 1.jpg", "b.jpg"):
         (tmp_path / "in" / name).write_bytes(b"")
@@ -238,7 +238,7 @@ def test_images_of_a_list(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "in/a, 1.jpg",
         "in/b.jpg",
-        "none.jpg",
+        "in/none.jpg",
     ]
     assert len(said) == 1 and "C:\\photos\\b.jpg -> in/b.jpg" in said[0]
     (tmp_path / "list.txt").write_text("\n")
