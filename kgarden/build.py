@@ -12,6 +12,7 @@ import keras
 from kgarden.config.canvases import default_canvases, round_up
 from kgarden.config.loading import load_recipe
 from kgarden.config.recipe import Recipe
+from kgarden.data.before import check_before, check_number
 from kgarden.data.identity import check_equal_classes, identity_of
 from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
@@ -267,14 +268,16 @@ def prepare_data(
     cache: str | os.PathLike | None = None,
     progress: Callable[[int, int], None] | None = None,
     splits: tuple[str, ...] = ("train", "val"),
+    on_classes: Callable[[list[dict]], object] | None = None,
 ) -> Data:
     """Opens the recipe's data sets; raw data is converted to shards first.
 
     Args:
-        recipe:   of `load_recipe`.
-        cache:    folder for converted data; None: a folder in the home directory.
-        progress: function of (images done, total), called during the conversion.
-        splits:   which of train and val are required.
+        recipe:     of `load_recipe`.
+        cache:      folder for converted data; None: a folder in the home directory.
+        progress:   function of (images done, total), called during the conversion.
+        splits:     which of train and val are required.
+        on_classes: function of the classes, called before the conversion if they are known before it.
     Returns:
         Data.
     """
@@ -282,17 +285,14 @@ def prepare_data(
         raise UserError("data.val: several sources are not supported; use one")
     pipeline, cache = _pipeline(), pathlib.Path(cache) if cache else CACHE.expanduser()
     datasets = {"train": [], "val": []}
+    if (known := check_before(recipe, cache, splits)) and on_classes:
+        on_classes(known)
     for name in splits:
         for source in getattr(recipe.data, name):
             datasets[name].append(pipeline.dataset_of(source.model_dump(), cache, progress=progress))
     check_equal_classes(recipe, datasets)
     first = (datasets["train"] or datasets["val"])[0]
-    expected = recipe.model.num_classes
-    if expected and expected != len(first.categories):
-        raise UserError(
-            f"model.num_classes is {expected}, the data has {len(first.categories)} classes "
-            f"({_names(first.categories)}); remove it"
-        )
+    check_number(recipe, first.categories)
     annotations = [path for dataset in datasets["val"] for path in dataset.annotations]
     if len(annotations) > 1:
         raise UserError("data.val: several data sets are not supported; use one")
@@ -308,10 +308,6 @@ def _pipeline():
             f"reading data needs TensorFlow ({error}): pip install 'tensorflow~=2.21.0'"
         ) from error
     return pipeline
-
-
-def _names(categories):
-    return ", ".join(category["name"] for category in categories[:5]) + (", …" if len(categories) > 5 else "")
 
 
 def test_sizes(recipe: Recipe) -> dict[str, Any]:

@@ -82,19 +82,17 @@ def _check_shared(run, recipe):
 
 def _train_stage(recipe, run, before, *, reporter, cluster):
     """Trains one recipe without stages: data, model, fit, final evaluation."""
-    data = _chief_first(cluster, lambda: _prepare(recipe, run, reporter, cluster.is_chief))
-    keras.utils.set_random_seed(recipe.seed)
-    if recipe.deterministic:
-        make_deterministic()
-    with cluster.strategy.scope():
-        detector = build.build_model(recipe, num_classes=len(data.categories), say=reporter.note)
-        if before is not None and recipe.init is None:
-            build.start_from(detector, weights=best_weights(before))
-        optimizer = build.build_optimizer(recipe)
-        detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
-        detector.optimizer.build(detector.trainable_variables)
-        if recipe.schedule.micro_batches > 1:
-            detector.train_step = accumulated_train_step(detector, recipe.schedule.micro_batches)
+    built = {}
+
+    def make(categories):
+        built["detector"] = _compiled(recipe, len(categories), before, reporter=reporter, cluster=cluster)
+
+    # What is wrong with the model is said before data are converted. Workers build theirs together, later.
+    early = None if cluster.workers else make
+    data = _chief_first(cluster, lambda: _prepare(recipe, run, reporter, cluster.is_chief, on_classes=early))
+    if not built:
+        make(data.categories)
+    detector = built["detector"]
     trained = recipe.init is not None or before is not None
     trainer = Trainer(detector, recipe, run, data=data, reporter=reporter, cluster=cluster, trained=trained)
     trainer.resume()
@@ -106,14 +104,33 @@ def _train_stage(recipe, run, before, *, reporter, cluster):
     return trainer.finish()
 
 
-def _prepare(recipe, run, reporter, writes):
+def _compiled(recipe, num_classes, before, *, reporter, cluster):
+    """Builds and compiles the detector with its initial weights, or with those of the stage before."""
+    keras.utils.set_random_seed(recipe.seed)
+    if recipe.deterministic:
+        make_deterministic()
+    with cluster.strategy.scope():
+        detector = build.build_model(recipe, num_classes=num_classes, say=reporter.note)
+        if before is not None and recipe.init is None:
+            left_out = build.start_from(detector, weights=best_weights(before))
+            if left_out:
+                reporter.note(left_out)
+        optimizer = build.build_optimizer(recipe)
+        detector.compile(optimizer=optimizer, jit_compile=recipe.jit or keras.backend.backend() == "jax")
+        detector.optimizer.build(detector.trainable_variables)
+        if recipe.schedule.micro_batches > 1:
+            detector.train_step = accumulated_train_step(detector, recipe.schedule.micro_batches)
+    return detector
+
+
+def _prepare(recipe, run, reporter, writes, on_classes):
     """Opens the data, after converting it if necessary; the chief also creates the run directory."""
     if writes:
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "recipe.yaml").exists():
             replace_file(run / "recipe.yaml", recipe.to_yaml().encode())
     with progress_of("images converted", reporter.console) as progress:
-        data = build.prepare_data(recipe, cache=run / "data", progress=progress)
+        data = build.prepare_data(recipe, cache=run / "data", progress=progress, on_classes=on_classes)
     if writes:
         _remember_data(run, data, reporter)
     return data

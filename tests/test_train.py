@@ -48,7 +48,7 @@ class Lines(Reporter):
 def recipe_of(tmp_path, monkeypatch):
     """recipe_of(**overrides) -> Recipe whose model and data are stand-ins."""
 
-    def prepare_data(recipe, cache=None, progress=None):
+    def prepare_data(recipe, cache=None, progress=None, on_classes=None):
         return StandInData(tmp_path)
 
     def build_detector(settings, num_classes, seed=0):
@@ -325,7 +325,7 @@ def test_line_of_an_evaluation_says_what_is_best(value, best, best_step, said):
 def test_near_zero_first_evaluation_is_explained(recipe_of, tmp_path, monkeypatch):
     """Ground truth of other pictures: told once while training and once at the end; the training goes on."""
 
-    def prepare_data(recipe, cache=None, progress=None):
+    def prepare_data(recipe, cache=None, progress=None, on_classes=None):
         data = StandInData(tmp_path)
         truth = json.loads(data.annotations.read_text())
         for one in truth["images"]:

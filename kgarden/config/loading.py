@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kgarden.config.recipe import PATH_KEYS, Recipe, Row
+from kgarden.config.words import words_of, written_keys
 from kgarden.errors import UserError
 from tfrecords import bounded_yaml
 from tfrecords.bounded_yaml import BoundedLoader
@@ -262,8 +263,10 @@ def _validate(tree, path, lines):
     except ValidationError as error:
         # a mistyped key is also a missing one: report the typo first
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(_message(problems[0], path, lines) + more) from None
+        places = [written_keys(tree, problem["loc"]) for problem in problems]
+        others = len(set(places)) - 1
+        more = f" (and {others} more)" if others else ""
+        raise UserError(_message(problems[0], places[0], path, lines=lines) + more) from None
 
 
 def _tuples(tree):
@@ -280,13 +283,12 @@ def _deep_tuple(value):
     return tuple(_deep_tuple(v) for v in value) if isinstance(value, list) else value
 
 
-def _message(problem, path, lines):
-    keys = tuple(str(part) for part in problem["loc"])
+def _message(problem, keys, path, *, lines):
     written = keys
     while written and written not in lines:  # a missing key has the line of its section
         written = written[:-1]
     where = f"{path}:{lines[written]}" if written else f"{path}"
-    key, value = ".".join(keys) or "the recipe", problem.get("input")
+    key = ".".join(keys) or "the recipe"
     kind = problem["type"]
     if kind == "extra_forbidden":
         return f"{where}: unknown key {key!r}{_nearest(keys[-1], _keys_beside(keys))}"
@@ -294,8 +296,7 @@ def _message(problem, path, lines):
         return f"{where}: {key} is missing"
     if kind == "value_error":
         return f"{where}: {key}: {problem['ctx']['error']}"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{where}: {key} = {value!r:.200}: {message.replace('input should be', 'should be')}"
+    return f"{where}: {key} {words_of(problem, keys)}"
 
 
 def _keys_beside(keys):

@@ -119,10 +119,20 @@ def _check_equal(categories, sources):
             )
 
 
+def converted_folder(source, cache):
+    """The folder of a raw source, once it is converted.
+
+    Args:
+        source: as in `dataset_of`, without its weight.
+        cache:  pathlib.Path, directory for converted data.
+    """
+    return cache / f"{source['format']}-{_digest(source)}"
+
+
 def _converted(source, cache, workers, progress):
     arguments = dict(source)
     build = FORMATS[arguments.pop("format")]
-    folder = cache / f"{source['format']}-{_digest(source)}"
+    folder = converted_folder(source, cache)
     if not (folder / "manifest.json").is_file():
         build(folder, workers=workers, progress=progress, **arguments)
     return open_dataset(folder)

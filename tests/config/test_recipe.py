@@ -130,6 +130,48 @@ def test_invalid_values_report_line_and_reason(write, old, new, line, words):
     assert f"little.yaml:{line}:" in message and words in message
 
 
+@pytest.mark.parametrize(
+    "key,value,said",
+    [
+        ("data.val", None, "data.val = null: must be shards (a folder or glob) or raw data"),
+        ("data.train", 3, "data.train = 3: must be shards"),
+        ("data.train", [], "data.train = []: must be shards"),
+        ("data.train", [{"glob": "x", "weight": -1}], "data.train.0.weight = -1: must be greater than 0"),
+        ("data.train", {"glob": "x", "weight": -1}, "data.train.weight = -1: must be greater than 0"),
+        ("replicas", 0, "replicas = 0: must be a whole number greater than 0, or all"),
+        ("replicas", "al", "replicas = 'al': must be a whole number greater than 0, or all"),
+        ("schedule.steps", None, "schedule.steps = null: must be a whole number"),
+        ("schedule.base_lr", "x", "schedule.base_lr = 'x': must be a number"),
+        ("schedule.ema.decay", 1.5, "schedule.ema.decay = 1.5: must be less than 1"),
+        (
+            "schedule.decay",
+            "cosine",
+            "schedule.decay = 'cosine': must be a mapping, for example {name",
+        ),
+        ("schedule", 3, "schedule = 3: must be a mapping of keys, {key: value}"),
+        ("data.masks", 1, "data.masks = 1: must be true or false"),
+        ("data.canvases", 3, "data.canvases = 3: must be a list"),
+        ("data.canvases", [[64]], "data.canvases.0.1 is missing"),
+        (
+            "data.sampling",
+            "even",
+            "data.sampling = 'even': must be 'natural', 'repeat_factor' or",
+        ),
+        ("evaluate.metrics", "x", "evaluate.metrics = 'x': must be 'coco', "),
+        ("name", 3, "name = 3: must be text; quote it"),
+        ("init", "x", "init = 'x': must be a mapping, for example {run: runs/first}"),
+        ("data.size", 1, "unknown key 'data.size'"),
+    ],
+)
+def test_values_are_refused_in_words_about_what_is_written(key, value, said):
+    with pytest.raises(UserError) as error:
+        load_recipe("quickstart", {key: value})
+    message = str(error.value)
+    assert said in message and "more)" not in message and "\n" not in message
+    for word in ("dictionary", "instance", "tuple", "constrained", "input should", "validation", "boolean"):
+        assert word not in message, message
+
+
 def test_rules_of_the_optimizer_are_checked(write):
     base = {"schedule.optimizer.rules": {"norm_shift": {"lr_factor": 2.0}}}
     recipe = load_recipe("quickstart", base)

@@ -67,6 +67,13 @@ def build(
     )
 
 
+def categories_of(annotations, classes=None, rename=None):
+    """The classes that `build` gives a data set -> [{"id", "name"}, ...] in label order; reads no image."""
+    read = _read(pathlib.Path(annotations))
+    categories, _ = read.numbered_categories()
+    return Classes(classes, rename).of_categories(categories, annotations, read.faults)[0]
+
+
 def _read(path):
     """The ground truth of a JSON file; errors name the file."""
     try:

@@ -17,6 +17,7 @@ from tfrecords.converters import common
 from tfrecords.write import write
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
+CATEGORIES = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
 SIZE_HW = (192, 256)  # px
 
 MIN_SIDE = 12  # px, shorter side of a box
@@ -62,11 +63,10 @@ def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progre
     """
     if min(size_hw) < 64:
         raise schema.DataError(f"size_hw {tuple(size_hw)}: both sides must be at least 64 px")
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
     source = {"format": "shapes", "count": count, "seed": seed, "size_hw": list(size_hw)}
     work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw))
     return write(
-        to, range(count), work, categories, source=source, shards=shards, workers=workers, progress=progress
+        to, range(count), work, CATEGORIES, source=source, shards=shards, workers=workers, progress=progress
     )
 
 

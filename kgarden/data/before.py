@@ -1,0 +1,134 @@
+"""Checks of a recipe's data that need no conversion: its files exist, its classes agree.
+
+A conversion can take an hour; what is wrong before it is said before it.
+"""
+
+import functools
+import pathlib
+
+from kgarden.data.identity import check_classes, source_names
+from kgarden.data.sources import converted_folder
+from kgarden.errors import UserError
+from tfrecords.converters import coco, shapes
+from tfrecords.index import shards_of
+from tfrecords.labels import read_labels
+from tfrecords.schema import DataError
+from tfrecords.write import read_manifest
+
+PATH_KEYS = ("images", "annotations", "root", "classes", "labels")
+NAMED = 5  # classes that a message names
+OTHER_FORMS = {  # ending: (name of the form, source that reads it)
+    ".yaml": ("the data.yaml of YOLO", "{{format: yolo, annotations: {}, split: train}}"),
+    ".yml": ("the data.yaml of YOLO", "{{format: yolo, annotations: {}, split: train}}"),
+    ".json": ("a COCO JSON", "{{format: coco, images: DIR, annotations: {}}}"),
+    ".csv": ("a CSV table", "{{format: csv, images: DIR, annotations: {}}}"),
+    ".xml": ("VOC annotations", "{{format: voc, images: DIR, annotations: DIR}}"),
+}
+
+
+def check_before(
+    recipe, cache: pathlib.Path, splits: tuple[str, ...] = ("train", "val")
+) -> list[dict] | None:
+    """Checks the files and the classes of a recipe's data without converting anything.
+
+    Args:
+        recipe: of `load_recipe`.
+        cache:  folder of converted data.
+        splits: which of train and val are required.
+    Returns:
+        [{"id", "name"}, ...] in label order; None if only a conversion can tell.
+    Raises:
+        UserError: a file is missing, or the classes of two sources or the recipe's `num_classes` contradict.
+    """
+    sources = [
+        (
+            {key: value for key, value in source.model_dump(exclude={"weight"}).items() if value is not None},
+            name,
+        )
+        for split in splits
+        for source, name in zip(getattr(recipe.data, split), source_names(recipe, split), strict=True)
+    ]
+    for source, name in sources:
+        _check_files(source, name.split(" ")[0])
+    known = []
+    for source, name in sources:
+        try:
+            categories = _classes_of(source, cache)
+        except DataError as error:
+            raise UserError(str(error)) from error
+        if categories is not None:
+            known.append((categories, name))
+            check_classes(*known[0], categories, name)
+    if not known:
+        return None
+    check_number(recipe, known[0][0])
+    return known[0][0]
+
+
+def check_number(recipe, categories: list[dict]) -> None:
+    """Raises UserError if the recipe's `model.num_classes` is not the number of classes of its data."""
+    expected = recipe.model.num_classes
+    if expected and expected != len(categories):
+        names = ", ".join(category["name"] for category in categories[:NAMED])
+        more = ", …" if len(categories) > NAMED else ""
+        raise UserError(
+            f"model.num_classes is {expected}, the data has {len(categories)} classes ({names}{more}); "
+            f"remove it"
+        )
+
+
+def _check_files(source, key):
+    missing = [
+        f"{key}.{name}: no such file or folder: {source[name]}"
+        for name in PATH_KEYS
+        if name in source and not pathlib.Path(source[name]).exists()
+    ]
+    if missing:
+        raise UserError(
+            f"{'; '.join(missing)} (relative paths begin at the recipe's folder, or at the working directory)"
+        )
+    if "glob" in source:
+        try:
+            files = shards_of(source["glob"])
+        except DataError as error:
+            raise UserError(
+                f"{key}: {error}, or name raw data: {{format: coco, images: …, annotations: …}}"
+            ) from error
+        _check_shards(files, key)
+
+
+def _check_shards(files, key):
+    """Refuses files that are plainly of another kind than shards, for example data.yaml."""
+    for file in files:
+        form = OTHER_FORMS.get(file.suffix.lower())
+        if form:
+            raise UserError(f"{key}: {file} is no shard; for {form[0]} give {form[1].format(file)}")
+
+
+def _classes_of(source, cache):
+    """Classes of a source as a conversion would give them; None if only a conversion can tell."""
+    if "glob" in source:
+        folder = shards_of(source["glob"])[0].parent
+    else:
+        folder = converted_folder(source, cache)
+    if (folder / "manifest.json").is_file():
+        return read_manifest(folder)["categories"]
+    form = source.get("format")
+    if form == "shapes":
+        return shapes.CATEGORIES
+    if form == "coco":
+        rename = tuple(sorted(source.get("rename", {}).items()))
+        return _coco_classes(
+            source["annotations"], _state(source["annotations"]), source.get("classes"), rename
+        )
+    return read_labels(source["classes"]) if form in ("csv", "voc") and "classes" in source else None
+
+
+def _state(path):
+    state = pathlib.Path(path).stat()
+    return state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=8)
+def _coco_classes(annotations, state, classes, rename):
+    return coco.categories_of(annotations, classes, dict(rename))
