@@ -145,7 +145,7 @@ class Names:
     def __init__(self, names, ending=True):
         self.ending = ending
         self.parts = {name: _parts(name if ending else os.path.splitext(name)[0]) for name in names}
-        self._tables = {}
+        self._tables, self._ends = {}, {}
 
     def find(self, name, preferred=""):
         """The known path that a name means -> (path, remark or None).
@@ -160,10 +160,11 @@ class Names:
         if not readings or any(".." in parts for parts, _ in readings):
             raise DataError(OUTSIDE)
         for parts, is_relative in readings:
-            if found := self._of_base_name(parts[-1]):
-                best = self._best(parts, found, preferred)
-                same = is_relative and _all(_composed, parts) == _all(_composed, self.parts[best])
-                return best, None if same else ELSEWHERE
+            for spelling, base in self._keys(parts[-1]):
+                if base in self._by(spelling):
+                    best = self._best(spelling, base, parts, preferred)
+                    same = is_relative and _all(_composed, parts) == _all(_composed, self.parts[best])
+                    return best, None if same else ELSEWHERE
         base = readings[0][0][-1]
         raise NotFound(MISSING if is_safe(name) else f"{OUTSIDE}, and no file {base!r} is in it")
 
@@ -174,39 +175,39 @@ class Names:
         except DataError:
             return None
 
-    def _of_base_name(self, base):
-        """The known paths of a base name, in the plainest spelling that has any."""
-        for spelling in (_composed, folded):
-            if found := self._by(spelling).get(self._spelled(spelling, base)):
-                return found
-        found = self._by(_unmarked).get(self._spelled(_unmarked, base), ())
-        if self._is_unmarked(base):
-            return found
-        # both with marks, but different ones: two images
-        return [name for name in found if self._is_unmarked(self.parts[name][-1])]
+    def _keys(self, base):
+        """Where a base name is looked up: [(spelling of the known names, key), ...], the plainest first.
 
-    def _is_unmarked(self, base):
-        return self._spelled(_unmarked, base) == self._spelled(folded, base)
+        A name with marks means one without; not one with other marks, which is another image.
+        """
+        plain, unmarked = self._spelled(folded, base), self._spelled(_unmarked, base)
+        marks = folded if unmarked != plain else _unmarked
+        return (_composed, self._spelled(_composed, base)), (folded, plain), (marks, unmarked)
 
-    def _best(self, parts, found, preferred):
-        """Of several paths with this base name, the one that shares most trailing folders."""
-        rank = {name: self._rank(parts, name) for name in found}
-        best = [name for name in found if rank[name] == max(rank.values())]
-        if len(best) > 1 and preferred:
-            best = [name for name in best if name.rsplit("/", 1)[-1] == preferred] or best
-        if len(best) > 1:
-            listed = ", ".join(best[:SHOWN]) + ", ..." * (len(best) > SHOWN)
-            raise DataError(f"ambiguous: {len(best)} files in the folder have this name: {listed}")
-        return best[0]
+    def _best(self, spelling, base, parts, preferred):
+        """Of the paths with a base name, the one that shares most trailing folders."""
+        found = self._by(spelling)[base]
+        if len(found) > 1:
+            found = self._with_folders(spelling, base, _all(folded, parts[:-1]))
+        if len(found) > 1 and preferred:
+            found = [name for name in found if name.rsplit("/", 1)[-1] == preferred] or found
+        if len(found) > 1:
+            listed = ", ".join(found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
+            raise DataError(f"ambiguous: {len(found)} files in the folder have this name: {listed}")
+        return found[0]
 
-    def _rank(self, parts, name):
-        """(number of equal trailing folders, whether these are all of the known path)."""
-        known, count = self.parts[name], 0
-        for one, other in zip(parts[-2::-1], known[-2::-1], strict=False):
-            if folded(one) != folded(other):
-                break
-            count += 1
-        return count, count == len(known) - 1
+    def _with_folders(self, spelling, base, folders):
+        """The paths with a base name that end in most of these folders, or are these folders alone."""
+        if (spelling, base) not in self._ends:
+            ends = self._ends[spelling, base] = {}
+            for name in self._by(spelling)[base]:
+                known = _all(folded, self.parts[name][:-1])
+                ends.setdefault((None, *known), []).append(name)
+                for start in range(len(known) + 1):
+                    ends.setdefault(known[start:], []).append(name)
+        ends = self._ends[spelling, base]
+        starts = range(len(folders) + 1)
+        return next(ends[key] for n in starts for key in ((None, *folders[n:]), folders[n:]) if key in ends)
 
     def _by(self, spelling):
         """{base name in a spelling: [known path]}, made when first asked for."""

@@ -250,6 +250,7 @@ def _resolve_paths(value, folder, key=None):
     if isinstance(value, list):
         return [_resolve_paths(v, folder, key) for v in value]
     is_path = key in PATH_KEYS | {"train", "val"} and isinstance(value, str)
+    is_path = is_path or (key == "split" and isinstance(value, str) and value.endswith(".txt"))
     if is_path and not pathlib.Path(value).is_absolute():
         for base in (folder.resolve(), pathlib.Path.cwd()):
             if globbing.glob(str(base / value)):

@@ -373,6 +373,6 @@ def _without_folders(value, key=None):
         return {k: v if k == "rename" else _without_folders(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_without_folders(v, key) for v in value]
-    if key in PATH_KEYS and isinstance(value, str):
+    if key in PATH_KEYS | {"split"} and isinstance(value, str):
         return "/".join(pathlib.PurePath(value).parts[-2:])
     return value

@@ -104,6 +104,16 @@ def test_renamings_of_a_recipe_are_no_paths(world):
     assert [c["name"] for c in opened(world, **train.model_dump()).categories] == ["train"]
 
 
+def test_lists_of_a_recipe_are_paths_and_names_of_lists_are_not(world):
+    (world / "r.yaml").write_text((packaged_recipes()["quickstart"]).read_text())
+    (world / "train").mkdir()
+    (world / "mine.txt").write_text("a\n")
+    for split, path in (("mine.txt", str(world / "mine.txt")), ("train", "train")):
+        source = {"format": "voc", "root": str(world), "split": split}
+        recipe = load_recipe(world / "r.yaml", {"data.train": source, "data.val": source})
+        assert recipe.data.train[0].split == path
+
+
 @pytest.mark.parametrize(
     "source,message",
     [

@@ -187,3 +187,15 @@ def test_many_names_take_linear_time(monkeypatch):
     for n in range(count):
         assert names.find(f"images\\P{n:04d}.JPG")[0] == f"{n}/p{n:04d}.jpg"
     assert len(calls) <= 6 * count
+
+
+def test_many_files_of_one_base_name_take_linear_time(monkeypatch):
+    """Their folders are compared once, not for each name again."""
+    count, calls = 1000, []
+    monkeypatch.setattr("tfrecords.image_names.folded", lambda text: calls.append(1) or text.casefold())
+    names = Names([f"in/{n:04d}/image.jpg" for n in range(count)])
+    for n in range(count):
+        assert names.find(f"C:\\x\\{n:04d}\\image.jpg")[0] == f"in/{n:04d}/image.jpg"
+    with pytest.raises(DataError, match="ambiguous: 1000 files .*, ...$"):
+        names.find("image.jpg")
+    assert len(calls) <= 12 * count

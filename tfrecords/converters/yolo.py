@@ -182,6 +182,8 @@ class _Reader:
         number, values = as_int(fields[0]), as_numbers(list(fields[1:]), count - 1)
         if values is None:
             raise DataError("its values are not finite numbers")
+        if number is None:
+            raise DataError("its class is not a whole number")
         if number not in self.number_of:
             raise DataError("its class id is beyond the names")
         if self.number_of[number] is None:

@@ -105,7 +105,12 @@ def _names(path, tree):
         return {number: f"class_{number}" for number in range(count)} if count else None
     if not isinstance(names, list | dict):
         raise DataError(f"{path}: names must be a list or a dictionary of class names")
-    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    pairs = list(names.items() if isinstance(names, dict) else enumerate(names))
+    if unread := [
+        name for _, name in pairs if not isinstance(name, str | int | float) or isinstance(name, bool)
+    ]:
+        # YAML reads no, off, yes and on as false and true
+        raise DataError(f"{path}: names: {unread[0]!r} is no text: put the name in quotes")
     numbered = {as_int(number): text(name) for number, name in pairs}
     if None in numbered or min(numbered, default=0) < 0 or not all(numbered.values()):
         raise DataError(f"{path}: names: every class needs an id from 0 on and a name")
