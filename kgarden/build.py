@@ -1,4 +1,4 @@
-"""Builds the model, the optimizer and the datasets of a recipe."""
+"""Builds the model and the datasets of a recipe; the optimizer is in kgarden/optimizers/of_recipe.py."""
 
 import dataclasses
 import os
@@ -6,8 +6,6 @@ import pathlib
 import warnings
 from collections.abc import Callable
 from typing import Any
-
-import keras
 
 from kgarden.config.canvases import default_canvases, round_up
 from kgarden.config.loading import load_recipe
@@ -20,10 +18,15 @@ from kgarden.models import build_detector
 from kgarden.models.base.detector import Detector
 from kgarden.necks import NECKS
 from kgarden.ops.float32 import allow_tf32
-from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
-from kgarden.optimizers.schedules import check_plan, learning_rate
+from kgarden.optimizers.of_recipe import (  # noqa: F401 - offered here
+    build_optimizer,
+    check_learning_rate,
+    learning_rate_of,
+)
 from kgarden.runs import best_weights, load_categories, load_run_recipe
-from kgarden.weights.initial import load_all, load_parts, load_what_fits, num_classes_of, shapes_in
+from kgarden.weights.foreign import is_foreign, load_foreign
+from kgarden.weights.init_settings import check_init, donor_weights, with_pixels_of_weights
+from kgarden.weights.initial import load_all, load_parts, load_what_fits, num_classes_of
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets outside of a run
 
@@ -46,13 +49,14 @@ def build_model(
         UserError: an unknown name or setting, or weights that do not fit.
     """
     check_init(recipe)
+    recipe = with_pixels_of_weights(recipe)
     if num_classes is None and recipe.model.num_classes is None:
         num_classes = len(prepare_data(recipe, splits=("train",)).categories)
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
         donor = recipe if recipe.init.run is None else load_recipe(recipe.init.run)
-        if left_out := start_from(detector, _donor_weights(recipe.init), recipe.init.parts, donor=donor):
+        if left_out := start_from(detector, donor_weights(recipe), recipe.init.parts, donor=donor):
             say(left_out)
     if recipe.freeze:
         detector.freeze(recipe.freeze)
@@ -97,16 +101,6 @@ def _lists(value):
     return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def check_init(recipe: Recipe) -> None:
-    """Raises UserError if the recipe's initial weights do not exist or cannot be read; builds nothing."""
-    if recipe.init:
-        shapes_in(_donor_weights(recipe.init))
-
-
-def _donor_weights(init):
-    return pathlib.Path(init.weights) if init.weights else best_weights(init.run)
-
-
 def start_from(
     detector: Detector,
     weights: str | os.PathLike,
@@ -117,7 +111,7 @@ def start_from(
 
     Args:
         detector: to be initialised.
-        weights:  path of a .weights.h5 file that `save_weights` wrote.
+        weights:  path of a .weights.h5 file that `save_weights` wrote, or of another project's file.
         parts:    names as in `detector.parts()`, which must fit; None: everything that fits.
         donor:    the recipe of the weights, required with `parts`.
     Returns:
@@ -126,6 +120,8 @@ def start_from(
         UserError: no such file or part, another backbone, or a part of other shapes.
     """
     path = pathlib.Path(weights)
+    if is_foreign(path):
+        return load_foreign(detector, path, parts)
     if parts is None:
         left_out = load_what_fits(detector, path)
         detector.step.assign(0)  # the saved step is that of the earlier training
@@ -133,39 +129,6 @@ def start_from(
     source = _bare_model(donor, donor.model.num_classes or num_classes_of(path) or detector.num_classes)
     load_parts(detector, source, path, parts)
     return None
-
-
-# --- optimizer ------------------------------------------------------------------------------------
-
-
-def learning_rate_of(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the recipe's learning-rate schedule, a function of the step, which counts from 0."""
-    return learning_rate(recipe.schedule.base_lr, **_plan(recipe))
-
-
-def check_learning_rate(recipe: Recipe) -> None:
-    """Raises UserError if the training is too short for its learning-rate schedule; see `check_plan`."""
-    check_plan(**_plan(recipe))
-
-
-def _plan(recipe):
-    schedule = recipe.schedule
-    decay, warmup = schedule.decay, schedule.warmup
-    return {
-        "steps": schedule.steps,
-        "cosine": decay is not None and decay.name == "cosine",
-        "at": decay.at if decay else None,
-        "factor": decay.factor if decay else None,
-        "warmup": (warmup.steps, warmup.factor) if warmup else None,
-    }
-
-
-def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
-    """Builds the recipe's optimizer with its learning-rate schedule, and loss scaling for float16."""
-    settings = recipe.schedule.optimizer.model_dump(exclude_none=True)
-    kind = {"sgd": SGD, "adamw": AdamW}[settings.pop("name")]
-    optimizer = kind(learning_rate_of(recipe), **settings)
-    return LossScaled(optimizer) if recipe.precision == "mixed_float16" else optimizer
 
 
 # --- data -----------------------------------------------------------------------------------------

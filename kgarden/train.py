@@ -39,10 +39,12 @@ def train(
         UserError:      the directory or the recipe cannot be used.
         TrainingFailed: a loss is not finite, or another worker is lost.
     """
-    run, reporter, stages = pathlib.Path(run), reporter or Reporter(), stage_recipes(recipe)
-    for stage in stages:
+    run, reporter = pathlib.Path(run), reporter or Reporter()
+    for stage in stage_recipes(recipe):
         build.check_learning_rate(stage)
         build.check_init(stage)
+    recipe = build.with_pixels_of_weights(recipe)
+    stages = [build.with_pixels_of_weights(stage) for stage in stage_recipes(recipe)]
     cluster = make_cluster(recipe.replicas, reporter.line)
     for stage in stages:
         cluster.check(stage.data.batch_size, stage.schedule.micro_batches)

@@ -279,7 +279,7 @@ class Evaluate(Section):
 class Init(Section):
     """Initial weights, from a file or a run."""
 
-    weights: str | None = None  # a .weights.h5 file
+    weights: str | None = None  # .weights.h5, a file of another project, or "imagenet": of the backbone
     run: str | None = None  # a run directory: its best weights
     parts: Annotated[tuple[str, ...], AsTuple] | None = None  # None: all
 

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
-from kgarden.weights.state_dict import OF_TRAINING, converted
+from kgarden.weights.state_dict import converted, is_of_training
 
 # A variable of our layer -> a PyTorch module's tensor.
 SUFFIXES = {
@@ -86,7 +86,7 @@ def state_dict_of(layer, table, pool_size=7, conversions=(), with_optional=True)
     """
     state = {}
     for variable in layer.weights:
-        if re.fullmatch(OF_TRAINING, variable.path):
+        if is_of_training(variable.path):
             continue
         array = ops.convert_to_numpy(variable).astype("float32")
         written = _elements(variable.path, array, table, with_optional) or {

@@ -18,6 +18,11 @@ SUFFIXES = {
 OF_TRAINING = r".*/(step|average(_before|_step)?)"
 
 
+def is_of_training(path):
+    """Whether a variable's path is that of what training remembers."""
+    return re.fullmatch(OF_TRAINING, path) is not None
+
+
 def our_name(name, table):
     """A reference's name in our words, or None where the table says nothing.
 
@@ -105,7 +110,7 @@ def match_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=()
         array = converted(full, np.asarray(array, "float32"), conversions)
         array = to_our_layout(array, pool_size if module.endswith("/fc1") else None)
         _place(matched, (variables, open_paths), (module, suffix), full=full, array=array)
-    matched.missing = [path for path in open_paths if not re.fullmatch(OF_TRAINING, path)]
+    matched.missing = [path for path in open_paths if not is_of_training(path)]
     return matched
 
 
