@@ -9,7 +9,7 @@ import pathlib
 from kgarden.data.identity import check_classes, source_names
 from kgarden.data.sources import converted_folder
 from kgarden.errors import UserError
-from tfrecords.converters import coco, shapes
+from tfrecords.converters import coco, shapes, yolo
 from tfrecords.index import shards_of
 from tfrecords.labels import read_labels
 from tfrecords.schema import DataError
@@ -17,13 +17,7 @@ from tfrecords.write import read_manifest
 
 PATH_KEYS = ("images", "annotations", "root", "classes", "labels")
 NAMED = 5  # classes that a message names
-OTHER_FORMS = {  # ending: (name of the form, source that reads it)
-    ".yaml": ("the data.yaml of YOLO", "{{format: yolo, annotations: {}, split: train}}"),
-    ".yml": ("the data.yaml of YOLO", "{{format: yolo, annotations: {}, split: train}}"),
-    ".json": ("a COCO JSON", "{{format: coco, images: DIR, annotations: {}}}"),
-    ".csv": ("a CSV table", "{{format: csv, images: DIR, annotations: {}}}"),
-    ".xml": ("VOC annotations", "{{format: voc, images: DIR, annotations: DIR}}"),
-}
+RAW = "{format: coco, images: …, annotations: …}"
 
 
 def check_before(
@@ -89,20 +83,10 @@ def _check_files(source, key):
         )
     if "glob" in source:
         try:
-            files = shards_of(source["glob"])
+            shards_of(source["glob"])
         except DataError as error:
-            raise UserError(
-                f"{key}: {error}, or name raw data: {{format: coco, images: …, annotations: …}}"
-            ) from error
-        _check_shards(files, key)
-
-
-def _check_shards(files, key):
-    """Refuses files that are plainly of another kind than shards, for example data.yaml."""
-    for file in files:
-        form = OTHER_FORMS.get(file.suffix.lower())
-        if form:
-            raise UserError(f"{key}: {file} is no shard; for {form[0]} give {form[1].format(file)}")
+            advice = "" if "{format:" in str(error) else f", or name raw data: {RAW}"
+            raise UserError(f"{key}: {error}{advice}") from error
 
 
 def _classes_of(source, cache):
@@ -121,6 +105,8 @@ def _classes_of(source, cache):
         return _coco_classes(
             source["annotations"], _state(source["annotations"]), source.get("classes"), rename
         )
+    if form == "yolo":
+        return yolo.categories_of(**{key: value for key, value in source.items() if key != "format"})
     return read_labels(source["classes"]) if form in ("csv", "voc") and "classes" in source else None
 
 

@@ -25,7 +25,7 @@ def world(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 30)).save(tmp_path / name / "1.png")
         write(tmp_path, name, CLASSES)
-    for form in ("coco", "voc", "csv"):
+    for form in ("coco", "voc", "csv", "yolo"):
         monkeypatch.setitem(FORMATS, form, refuse)
     source = {
         name: {"format": "coco", "images": f"{tmp_path}/{name}", "annotations": f"{tmp_path}/{name}.json"}
@@ -56,6 +56,11 @@ def test_classes_are_known_without_a_conversion(world, tmp_path):
     assert len(check_before(world(data__train=shapes, data__val=shapes), tmp_path)) == 6
     table = {"format": "csv", "images": f"{tmp_path}/train", "annotations": f"{tmp_path}/train.json"}
     assert check_before(world(data__train=table, data__val=table), tmp_path) is None
+    (tmp_path / "data.yaml").write_text("train: train\nnames: [cup, plate]\n")
+    labels = {"format": "yolo", "annotations": f"{tmp_path}/data.yaml", "split": "train"}
+    labels["rename"] = {"cup": "mug"}
+    found = check_before(world(data__train=labels, data__val=labels), tmp_path)
+    assert found == [{"id": 0, "name": "mug"}, {"id": 1, "name": "plate"}]
 
 
 def test_missing_files_are_said_first_and_all_at_once(world, tmp_path):
@@ -96,5 +101,7 @@ def test_the_model_is_built_before_a_conversion(world, tmp_path):
 def test_files_of_other_forms_are_no_shards(world, tmp_path, ending, said):
     file = tmp_path / f"data{ending}"
     file.write_text("names: [cup]\n")
-    with pytest.raises(UserError, match=rf"data\.train: .*data\{ending} is no shard; for .*{said}"):
+    with pytest.raises(
+        UserError, match=rf"^data\.train: .*data\{ending}: no shards found; this is .*{said}[^…]*$"
+    ):
         build.prepare_data(world(data__train=str(file)), tmp_path / "cache")

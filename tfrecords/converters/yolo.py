@@ -60,15 +60,7 @@ def build(
     """
     faults = Faults()
     description, found, folder, labels = places(annotations, images, split, faults)
-    names = description.names
-    if names is None:
-        if not classes:
-            raise DataError(
-                f"{annotations}: no data.yaml or classes.txt names the classes: give a list (classes)"
-            )
-        names, classes = {n: one["name"] for n, one in enumerate(read_labels(classes))}, None
-    listed = [{"id": number, "name": name} for number, name in names.items()]
-    categories, number_of = Classes(classes, rename).of_categories(listed, description.path, faults)
+    names, categories, number_of = _classes(description, annotations, classes, rename, faults=faults)
     reader = _Reader({number: number_of.get(number) for number in names}, description.keypoints, faults)
     stems = {place: pathlib.PurePath(image.path).stem for place, image in enumerate(found)}
     jobs = [reader.job(number, found[place], folder, labels) for place, number in common.numbered(stems)]
@@ -97,24 +89,30 @@ def inputs(*, annotations, images=None, split=None, **_):
     return [(image.path, None if image.fault else labels.of(image.path, faults)) for image in found]
 
 
+def categories_of(*, annotations, images=None, classes=None, rename=None, **_):
+    """The classes that `build` gives a data set -> [{"id", "name"}, ...] in label order; reads no labels."""
+    faults = Faults()
+    description, _ = _description(annotations, images, faults)
+    return _classes(description, annotations, classes, rename, faults=faults)[1]
+
+
+def _classes(description, annotations, classes, rename, *, faults):
+    """({class id: name}, categories in label order, {class id: category id})."""
+    names = description.names
+    if names is None:
+        if not classes:
+            where = f"{annotations}: no data.yaml or classes.txt names the classes"
+            raise DataError(f"{where}: give a list (classes)")
+        names, classes = {n: one["name"] for n, one in enumerate(read_labels(classes))}, None
+    listed = [{"id": number, "name": name} for number, name in names.items()]
+    return names, *Classes(classes, rename).of_categories(listed, description.path, faults)
+
+
 def places(annotations, images, split, faults):
     """(Description, [Image, ...], folder of the images, Labels)."""
-    path = pathlib.Path(annotations)
-    if path.is_dir() and images is None:
-        inside = [path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()]
-        if not inside:
-            raise DataError(f"{path}: has no data.yaml: for a folder of label files give images too")
-        path = inside[0]
-    if path.suffix.lower() in YAML:
-        description = read_description(path, faults)
-        if images is None:
-            return description, *images_of(description, split, faults), Labels()
-        labels = Labels()
-    elif path.is_dir():
-        description = description_near(path, faults) or Description(path, path)
-        labels = Labels(images, path)
-    else:
-        raise DataError(f"{path}: no data.yaml and no folder of label files")
+    description, labels = _description(annotations, images, faults)
+    if images is None:
+        return description, *images_of(description, split, faults), labels
     folder = pathlib.Path(images).absolute()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
@@ -123,6 +121,21 @@ def places(annotations, images, split, faults):
     if not pathlib.Path(split).is_file():
         raise DataError(f"{split}: no such list of images; splits of data.yaml need no images")
     return description, listed_images(pathlib.Path(split), folder, faults), folder, labels
+
+
+def _description(annotations, images, faults):
+    """(Description, Labels)."""
+    path = pathlib.Path(annotations)
+    if path.is_dir() and images is None:
+        inside = [path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()]
+        if not inside:
+            raise DataError(f"{path}: has no data.yaml: for a folder of label files give images too")
+        path = inside[0]
+    if path.suffix.lower() in YAML:
+        return read_description(path, faults), Labels()
+    if not path.is_dir():
+        raise DataError(f"{path}: no data.yaml and no folder of label files")
+    return description_near(path, faults) or Description(path, path), Labels(images, path)
 
 
 class _Reader:
