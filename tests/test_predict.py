@@ -1,5 +1,7 @@
 """Reading of images and drawing of detections."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -244,3 +246,64 @@ def test_images_of_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(UserError, match="the list is empty"):
         find_images([tmp_path / "list.txt"])
+
+
+class Tensor:
+    """What TensorFlow, JAX and PyTorch have in common; on a GPU PyTorch raises TypeError."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, *_, **__):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def stored(image, form="PNG", **settings):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **settings)
+    return file.getvalue()
+
+
+def test_images_in_memory_are_those_of_files(tmp_path):
+    """Also with an EXIF orientation: 6 is stored turned to the left."""
+    image = painted()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = stored(np.ascontiguousarray(np.rot90(image)), exif=exif)
+    for content in (stored(image), turned):
+        (tmp_path / "photo.png").write_bytes(content)
+        with open(tmp_path / "photo.png", "rb") as file, Image.open(tmp_path / "photo.png") as opened:
+            for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), file):
+                np.testing.assert_array_equal(read_image(source), image)
+            np.testing.assert_array_equal(read_image(opened), image)
+            opened.getpixel((0, 0))  # is still open
+    for source in (Image.fromarray(image), Tensor(image), image):
+        np.testing.assert_array_equal(read_image(source), image)
+    assert read_image(Image.fromarray(image).convert("CMYK")).shape == image.shape
+    assert read_image(Image.fromarray(image[..., 0])).shape == image.shape
+
+
+@pytest.mark.parametrize("source,words", [
+    (b"", "the image: not an image: the file is empty"),
+    (b"<html>", "the image: not an image"),
+    (stored(painted())[:60], "the image: damaged"),
+    (io.StringIO("text"), "open it with mode 'rb'"),
+    (None, "an image of type NoneType is not supported; give a path, bytes"),
+    ((name for name in ["photo.png"]), "of type generator is not supported"),
+    (7, "of type int is not supported"),
+    ({"a": 1}, "of type dict is not supported"),
+    (Tensor(np.zeros((3, 4, 3), "float32")), "an array of float32 is not supported"),
+    (Tensor(np.zeros((2, 4, 4, 3), "uint8")), "(2, 4, 4, 3) is not supported; images are (height, width, 3)"),
+    (Tensor(TypeError("copy it to the CPU first\nsecond line")), "is no image: copy it to the CPU first"),
+    (np.array([None]), "an array of object is not supported"),
+])  # fmt: skip
+def test_what_is_no_image_is_refused_in_one_line(source, words):
+    with pytest.raises(UserError) as caught:
+        read_image(source)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    closed = Image.fromarray(painted())
+    closed.close()
+    with pytest.raises(UserError, match="^the image: damaged"):
+        read_image(closed)

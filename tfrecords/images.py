@@ -88,7 +88,29 @@ def read_pixels(path):
     Raises:
         DataError: missing, damaged or too large; the message is the reason alone.
     """
-    with opened(read_bytes(path)) as image:
+    return decoded_pixels(read_bytes(path))
+
+
+def decoded_pixels(stored):
+    """Decode the bytes of an image file as `read_pixels` does -> (H, W, 3) uint8 RGB.
+
+    Args:
+        stored: bytes.
+    Raises:
+        DataError: as `opened`.
+    """
+    with opened(stored) as image:
+        return np.asarray(to_rgb(upright(image)))
+
+
+def pixels_of(image):
+    """A Pillow image upright -> (H, W, 3) uint8 RGB; it is not changed.
+
+    Raises:
+        DataError: it cannot be decoded, or is too large; the message is the reason alone.
+    """
+    with _decoding():
+        _check_size(image)
         return np.asarray(to_rgb(upright(image)))
 
 
@@ -126,12 +148,22 @@ def opened(stored, formats=FORMATS):
     """
     if not stored:
         raise DataError("not an image: the file is empty")
+    with _decoding(stored, formats), Image.open(io.BytesIO(stored), formats=_installed(formats)) as image:
+        _check_size(image)
+        yield image
+
+
+def _check_size(image):
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+@contextlib.contextmanager
+def _decoding(stored=b"", formats=FORMATS):
+    """Whatever fails in the block is a DataError; warnings are kept away."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            with Image.open(io.BytesIO(stored), formats=_installed(formats)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                yield image
+            yield
     except DataError:
         raise
     except Image.DecompressionBombError:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
 from kgarden.build import load_run, view_sizes
 from kgarden.config.recipe import Recipe
@@ -21,7 +22,7 @@ from kgarden.inference.postprocess import to_original
 from kgarden.inference.test_time_augmentation import TestTimeAugmentation
 from kgarden.models.base.static_shapes import ready_to_predict
 from kgarden.structures import IMAGES, MIRRORED, SIZE_HW, VIEWS
-from tfrecords.images import read_pixels
+from tfrecords.images import decoded_pixels, pixels_of, read_pixels
 from tfrecords.schema import DataError
 
 
@@ -41,26 +42,59 @@ def inference_of(detector: keras.Model, recipe: Recipe) -> keras.Model | TestTim
     return TestTimeAugmentation(detector, **merge.model_dump())
 
 
-def read_image(source: str | os.PathLike | np.ndarray) -> np.ndarray:
+def read_image(source) -> np.ndarray:
     """Reads an image as RGB, with its EXIF orientation applied.
 
     Args:
-        source: path of a file in one of `tfrecords.images.FORMATS`, or an array (H, W), (H, W, 3) or
-                (H, W, 4) uint8.
+        source: path of a file in one of `tfrecords.images.FORMATS`; the bytes of such a file, or an open
+                one; a Pillow image; or an array or tensor (H, W), (H, W, 3) or (H, W, 4) uint8.
     Returns:
         (H, W, 3) uint8.
     Raises:
-        UserError: the file is missing, damaged or not an image; the array is not uint8.
+        UserError: the file is missing, damaged or not an image; the array is not uint8; or the source is of
+                   another kind.
     """
-    if isinstance(source, np.ndarray):
-        return _check_array(source)
-    path = pathlib.Path(source)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    name = "the image"
     try:
-        return read_pixels(path)
+        if isinstance(source, str | os.PathLike):
+            name = path = pathlib.Path(source)
+            if not path.is_file():
+                raise DataError("no such file")
+            return read_pixels(path)
+        if isinstance(source, Image.Image):
+            return pixels_of(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return decoded_pixels(bytes(source))
+        if hasattr(source, "read"):
+            return decoded_pixels(_content(source))
     except DataError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
+    return _check_array(_as_array(source))
+
+
+def _content(file):
+    """The bytes of an open file."""
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}") from error
+    if not isinstance(content, bytes):
+        raise DataError("a file opened as text is no image: open it with mode 'rb'")
+    return content
+
+
+def _as_array(source):
+    """An array or tensor as an array."""
+    if not hasattr(source, "__array__"):
+        raise UserError(
+            f"an image of type {type(source).__name__} is not supported; give a path, bytes, an open file, a "
+            f"Pillow image or an array (height, width, 3) uint8, or a list of these"
+        )
+    try:
+        return np.asarray(source)
+    except Exception as error:  # a tensor without values, or on a GPU
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"a {type(source).__name__} that has no NumPy array is no image: {reason}") from error
 
 
 def _check_array(array):
@@ -121,7 +155,8 @@ class Predictor:
         """Returns the detections of one image, or a list of them for a list of images.
 
         Args:
-            source: a path, an array (H, W, 3) uint8 RGB, or a list of these.
+            source: a path, the bytes of an image file, an open file, a Pillow image, an array or tensor
+                    (H, W, 3) uint8 RGB, or a list of these.
         Returns:
             {"boxes": (K, 4) xyxy px of the image, "scores": (K,), "labels": (K,), "valid": (K,) bool,
             "source": (K,)}, numpy, sorted by score, padded to K rows; with a mask head also "masks"
