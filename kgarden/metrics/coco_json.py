@@ -9,6 +9,7 @@ from collections import Counter
 
 from kgarden.errors import UserError
 from kgarden.metrics.explain import unknown_classes, unknown_images
+from kgarden.metrics.predictions import as_data_set, is_prediction
 from tfrecords import ground_truth
 from tfrecords.conversion_report import Fault
 from tfrecords.image_names import Names
@@ -89,22 +90,27 @@ def read_results(content, truth: dict) -> tuple[list[dict], list[str]]:
     """Validates detections and converts their ids to those of the ground truth.
 
     Args:
-        content: of the json file: a list in COCO results form, or a data set in COCO form whose annotations
-                 have scores. The images and classes of such a data set may have other ids; they are joined
-                 by file name and class name.
+        content: of the json file: a list in COCO results form; a data set in COCO form whose annotations
+                 have scores; or what `kgarden predict` writes. The images and classes of the last two may
+                 have other ids; they are joined by file name and class name.
         truth:   of `read_truth`.
     Returns:
         (results, notes): list in COCO results form; remarks for the user.
     """
+    notes = []
+    if is_prediction(content):
+        content, notes = as_data_set(content, truth)
+        if not content["annotations"]:
+            return [], notes
     results = _entries(content)
     _check(results)
     results = [
         {**one, "image_id": as_id(one["image_id"]), "category_id": as_id(one["category_id"])}
         for one in _without_bad_masks(results)
     ]
-    notes = []
     if isinstance(content, dict):
-        results, notes = _joined(content, results, truth)
+        results, more = _joined(content, results, truth)
+        notes += more
     results, more = _of_truth(results, truth)
     notes += more
     for fault in (

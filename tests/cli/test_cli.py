@@ -99,6 +99,16 @@ def test_all_commands_from_images_to_predictions(world, call):
     code, _, _ = call("evaluate", run, "--data", "shards/train", "--json", "train.json")
     assert code == 0 and json.loads((world / "train.json").read_text())["images"] == 12
 
+    # and so is what `predict` writes: images by name, classes by id, boxes from corners
+    code, _, err = call("predict", run, "val", "--to", "plain", "--labels", "score")
+    assert code == 0, err
+    options = ["--annotations", "val.json", "--json", "plain.json"]
+    code, _, err = call("evaluate", "plain/detections.json", *options)
+    assert code == 0 and err == ""
+    metrics = json.loads((world / "plain.json").read_text())["metrics"]
+    assert metrics == pytest.approx(first["metrics"], nan_ok=True)
+    assert call("predict", run, "val", "--to", "plain", "--labels", "all")[0] == 2
+
     # a larger photo, whose answer must come in its own px; and one that cannot be read
     image = np.asarray(Image.open("val/0.png"))
     Image.fromarray(image.repeat(3, axis=0).repeat(3, axis=1)).save("val/large.png")

@@ -31,7 +31,7 @@ def test_a_list_of_results_is_returned_unchanged():
     (TRUTH, "this is ground truth"),
     ({"metrics": {}}, "not detections"),
     (3, "not detections"),
-    ([{"file": "a.jpg", "detections": []}], "detection 0 has no image_id, category_id, score"),
+    ([{"file": "c.jpg", "detections": []}], "c.jpg is not in the ground truth (a.jpg, b.jpg, …)"),
     ([ONE, {**ONE, "score": None}], "detection 1 has no score"),
     ([ONE, "x"], "detection 1 has no image_id"),
     ([{**ONE, "score": float("nan")}], "score nan"),

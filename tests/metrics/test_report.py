@@ -115,7 +115,7 @@ def test_no_deep_learning_framework_is_imported(files):
     ("", "found.json: not valid JSON"),
     ("[" * 100_000, "found.json: not valid JSON"),
     ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": NaN}]', "score nan is not a finite"),
-    ('[{"file": "a.jpg", "detections": []}]', "detection 0 has no image_id"),
+    ('[{"file": "a.jpg", "detections": []}]', "a.jpg is not in the ground truth"),
     (json.dumps([{**FOUND[0], "image_id": 9}]), "1 of 1 detections have image ids"),
     (json.dumps([{**FOUND[0], "category_id": 1}]), "increased by one, all would be"),
     (json.dumps({"metrics": {}}), "not detections"),
