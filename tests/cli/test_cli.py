@@ -126,7 +126,11 @@ def test_all_commands_from_images_to_predictions(world, call):
     assert Image.open("drawn/large.png").size == (288, 192)
 
     code, _, err = call("predict", run, "val/broken.jpg", "--to", "drawn")
-    assert code == 2 and err == "kgarden: val/broken.jpg: not an image in a format that Pillow can read\n"
+    assert (
+        code == 2
+        and err.startswith("kgarden: val/broken.jpg: not an image in a format")
+        and err.count("\n") == 1
+    )
     predictor = kgarden.Predictor.from_run(run, batch_size=4)
     one, two = predictor(["val/0.png", image])
     np.testing.assert_allclose(one["boxes"], two["boxes"])
