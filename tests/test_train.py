@@ -206,7 +206,7 @@ def test_changed_data_are_said_on_resume_and_on_evaluation(recipe_of, tmp_path, 
     monkeypatch.setattr(StandInData, "categories", [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}])
     with pytest.raises(UserError, match=r"only .*labels\.json has green \(id 3\); only the data has blue"):
         train.train(recipe_of(schedule__steps=4), run, reporter=lines)
-    with pytest.raises(UserError, match=r"only data\.val \(none\) has blue \(id 3\)"):
+    with pytest.raises(UserError, match=r"only data\.val has blue \(id 3\)"):
         evaluation_module.evaluate_run(run)
     assert json.loads((run / "labels.json").read_text()) == CATEGORIES
 

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import pathlib
 
+from tfrecords.image_names import MISSING
 from tfrecords.schema import DataError
 
 NAMED_FAULTS = 200  # at most so many are listed in the manifest; all are counted
@@ -25,6 +26,11 @@ class Fault:
     where: str
     reason: str
     boxes: int = 0
+
+    @property
+    def is_missing_file(self):
+        """Whether the image was left out because its file does not exist."""
+        return self.reason.startswith(MISSING)
 
     def __str__(self):
         return f"{self.where}: {self.reason}"
@@ -131,10 +137,20 @@ class Report:
         Args:
             images_total, boxes_total: what the source holds. None for boxes: all that were seen.
         """
+        self.sort_faults()
         seen = self.boxes + sum(self.dropped.values())
         self.images_total, self.boxes_total = images_total, seen if boxes_total is None else boxes_total
         assert self.images + self.faulty_pictures == images_total, "an image was lost"
         assert seen == self.boxes_total, "a box was lost"
+
+    def sort_faults(self):
+        """Missing files first: they are often the cause of the rest."""
+        self.faults.sort(key=lambda fault: not fault.is_missing_file)
+
+    @property
+    def missing_files(self):
+        """How many images are left out because their files do not exist."""
+        return sum(fault.is_missing_file for fault in self.faults)
 
     def to_json(self):
         """The fields that go into manifest.json: a function of the source alone."""

@@ -39,6 +39,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
             add_row(index[file.name], result)
             truth.add(result["image"], result["annotations"])
         if not report.images:
+            report.sort_faults()
             why = f"; the first fault: {report.faults[0]}" if report.faults else ""
             raise DataError(f"{report.to}: no usable image{why}")
         report.shards = [next(lines) for lines in results]

@@ -5,7 +5,9 @@ in one line. Heavy imports are inside the commands, so that `kgarden --help` is 
 """
 
 import errno
+import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are no reason to fail
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    shown_before = warnings.showwarning
+    warnings.showwarning = shown_before if debug else _show_warning
     try:
         return app(arguments, prog_name="kgarden", standalone_mode=False) or 0
     except Exception as error:
@@ -69,6 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _print_error(error)
         return code
+    finally:
+        warnings.showwarning = shown_before
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    """Prints our own warnings, a line each; those of libraries speak of their sources and are not shown."""
+    ours = {pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tfrecords"}
+    if ours & set(pathlib.Path(filename).parents):
+        print(f"kgarden: {printable(str(message))}", file=sys.stderr)
 
 
 def _exit_code(error):

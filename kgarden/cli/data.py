@@ -286,8 +286,11 @@ def _print_report(report, verbose):
         print(f"images without objects: {report.images_without_objects}")
     if counts := [f"{count} {kind}" for kind, count in kinds.items() if count]:
         print(f"boxes: {', '.join(counts)}")
-    lines = [f"{count} boxes dropped: {reason}" for reason, count in report.dropped.items()]
-    lines += [f"{report.faulty_pictures} images dropped"] if report.faulty_pictures else []
+    missing = (
+        f", {report.missing_files} of them because there is no such file" if report.missing_files else ""
+    )
+    lines = [f"{report.faulty_pictures} images dropped{missing}"] if report.faulty_pictures else []
+    lines += [f"{count} boxes dropped: {reason}" for reason, count in report.dropped.items()]
     lines += [f"{count} times: {reason}" for reason, count in report.remarks.items()]
     listed = report.faults if verbose else report.faults[:LISTED]
     for line in (*lines, *map(str, listed)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import os
 import pathlib
 import sys
@@ -29,11 +30,20 @@ DrawnOption = Annotated[
     str, typer.Option("--labels", help="Text at a drawn box: none, score, or name (with the score).")
 ]
 
+LIBRARIES = ("absl", "tensorflow", "jax", "PIL", "matplotlib", "h5py")  # that log
+
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow without the messages that its libraries print before logging can be configured."""
+    """Imports TensorFlow without the messages that its libraries print before logging can be configured.
+
+    Later messages of libraries below an error are kept away too, unless `--debug` is given.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" in sys.modules or "--debug" in sys.argv:
+    if "--debug" in sys.argv:
+        return
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    if "tensorflow" in sys.modules:
         return
     # on JAX much works without TensorFlow; the rest names what it lacks
     with quiet(), contextlib.suppress(ModuleNotFoundError):

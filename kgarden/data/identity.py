@@ -139,10 +139,11 @@ def check_classes(expected: list[dict], where: str, found: list[dict], source: s
         expected, found: [{"id", "name"}, ...] in label order.
         where, source:   what has them, for the message.
     """
-    if how := difference(expected, found, names=(where, source)):
+    if how := difference(expected, found, names=[one.split(" (")[0] for one in (where, source)]):
         raise UserError(
-            f"{source} has other classes than {where}: {how}. Give both the same list (classes: FILE in the "
-            f"recipe, --classes FILE of kgarden data build), and rename: classes that are called differently"
+            f"{source} has other classes than {where}: {how}. Give both one list (classes: FILE in the "
+            f"recipe, --classes FILE of kgarden data build; a COCO JSON is one too), and rename: what is "
+            f"called differently"
         )
 
 

@@ -145,7 +145,8 @@ def _warn_of_faults(folder):
     if boxes or manifest["faulty_pictures"]:
         warnings.warn(
             f"left out: {manifest['faulty_pictures']} of {manifest['images_total']} images, {boxes} of "
-            f"{manifest['boxes_total']} boxes: {folder / 'manifest.json'} says which and why",
+            f"{manifest['boxes_total']} boxes: {folder / 'manifest.json'} says which and why"
+            + "".join(f" (first: {one['where']}: {one['reason']})" for one in manifest["faults"][:1]),
             stacklevel=3,
         )
 

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, ground_truth, pic
 
 import kgarden  # noqa: E402
 from kgarden import build, cli  # noqa: E402
+from kgarden.cli import commands  # noqa: E402
+from kgarden.cli.options import start_tensorflow  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.errors import TrainingFailed, UserError  # noqa: E402
 
@@ -361,3 +365,25 @@ def test_internal_errors_keep_their_traceback(monkeypatch, call):
     monkeypatch.setattr(cli, "app", fails)
     with pytest.raises(OSError):
         call("train", "quickstart")
+
+
+def test_warnings_are_lines_of_ours_and_those_of_libraries_are_kept_away(monkeypatch, capsys):
+    def listed():
+        for place in (commands.__file__, np.__file__):
+            warnings.warn_explicit(f"from {place}\nand on", UserWarning, place, lineno=1)
+        return {}
+
+    monkeypatch.setattr(commands, "packaged_recipes", listed)
+    before = warnings.showwarning
+    assert cli.main(["list", "recipes"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"kgarden: from {commands.__file__}") and np.__file__ not in err
+    assert len(err.splitlines()) == 1 and "UserWarning" not in err
+    assert warnings.showwarning is before
+
+
+def test_messages_of_libraries_below_an_error_are_kept_away():
+    start_tensorflow()
+    for library in ("absl", "PIL"):
+        assert not logging.getLogger(library).isEnabledFor(logging.WARNING)
+        assert logging.getLogger(library).isEnabledFor(logging.ERROR)

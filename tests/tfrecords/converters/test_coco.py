@@ -212,6 +212,22 @@ def test_what_is_no_data_set(source, tree, message):
     assert "\n" not in str(caught.value)
 
 
+def test_missing_files_are_the_first_faults(source, tmp_path):
+    """Where a file is missing, that is said before boxes without area and images of other sizes."""
+    tree = tree_of([box([1, 1, 0, 5], image_id=1)], numbers=(1, 6))
+    report = source(tree)
+    assert [fault.where for fault in report.faults][0] == "6.jpg" and len(report.faults) == 2
+    assert report.missing_files == 1
+    manifest = json.loads((tmp_path / "to" / "manifest.json").read_text())
+    assert manifest["faults"][0] == {"where": "6.jpg", "reason": "no such file"}
+
+
+def test_nothing_usable_is_explained_by_the_missing_file(source):
+    tree = tree_of([box([1, 1, 0, 5], image_id=6), box([1, 1, 2, 2], image_id=9)], numbers=(6,))
+    with pytest.raises(DataError, match=r"no usable image; the first fault: 6\.jpg: no such file"):
+        source(tree)
+
+
 def test_an_existing_data_set_is_not_touched(source, tmp_path):
     source(tree_of([]))
     before = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
