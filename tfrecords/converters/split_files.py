@@ -11,7 +11,7 @@ import yaml
 
 from tfrecords.conversion_report import Faults
 from tfrecords.converters import csv_table, voc, yolo
-from tfrecords.converters.yolo_files import YAML
+from tfrecords.converters.yolo_files import YAML, load
 from tfrecords.files import replacing, writing
 from tfrecords.raw_data import recognise
 from tfrecords.schema import DataError
@@ -43,6 +43,8 @@ def split_data(annotations, to, *, images=None, part=None, val=0.2, seed=0, grou
     if raw is None:
         found = "no annotations of a known format" if annotations.exists() else "no such file or folder"
         raise DataError(f"{annotations}: {found}")
+    if annotations.is_dir() and raw.format in ("coco", "csv"):
+        raise DataError(f"{annotations}: name the file, for example {raw.arguments['annotations']}")
     classes_of, contents = FORMATS[raw.format](raw.arguments, to, images=images, part=part)
     parts = split(classes_of, val=val, seed=seed, group=group)
     files = contents(parts.part_of)
@@ -182,7 +184,7 @@ def _yolo(arguments, to, images, part):
                 part: pathlib.PurePath(os.path.relpath(top / f"{part}.txt", root)).as_posix()
                 for part in PARTS
             }
-            tree = {"path": str(root), **lists, "names": description.names}
+            tree = {**load(description.path), "path": str(root), **lists}
             files["data.yaml"] = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return files
 

@@ -9,7 +9,7 @@ import yaml
 
 from tfrecords import bounded_yaml
 from tfrecords.conversion_report import Fault
-from tfrecords.image_lists import images_in, listed_images, slashed
+from tfrecords.image_lists import OUTSIDE_ROOT, images_in, listed_images, slashed
 from tfrecords.image_names import ImageFolder, Names, NotFound, folded
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, text
@@ -48,7 +48,7 @@ def read_description(path, faults):
     Raises:
         DataError: it cannot be read, or is no description of a data set.
     """
-    tree = _load(path)
+    tree = load(path)
     root = _root(path, tree.get("path"), faults)
     splits = {split: _entries(path, split, tree[split]) for split in SPLITS if tree.get(split)}
     keypoints = tree.get("kpt_shape")
@@ -62,7 +62,12 @@ def read_description(path, faults):
     return Description(path, root, names=_names(path, tree), splits=splits, keypoints=fields)
 
 
-def _load(path):
+def load(path):
+    """The contents of a data.yaml.
+
+    Raises:
+        DataError: it cannot be read, or is not YAML of a dictionary.
+    """
     try:
         tree = bounded_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -178,6 +183,9 @@ def _place(description, split, entry, faults):
     places.append(description.path.parent / written)
     for place in places:
         if place.exists():
+            path, tops = os.path.abspath(place), (description.root, description.path.parent)
+            if not any(pathlib.PurePath(path).is_relative_to(os.path.abspath(top)) for top in tops):
+                faults.remarks.append(Fault(f"{description.path}: {split}: {entry}", OUTSIDE_ROOT))
             return place
     if place := _existing_end(description.root, entry, pathlib.Path.exists):
         faults.remarks.append(Fault(f"{description.path}: {split}: {entry}", NOT_HERE))

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import yaml
 from PIL import Image
 
 pytest.importorskip("tensorflow")
@@ -109,6 +110,16 @@ def test_groups_are_found_in_names_not_in_folders_above(root):
     assert parts.images("val") == 2 and parts.ungrouped == 0
 
 
+def test_a_data_yaml_keeps_what_it_has(root):
+    annotations, _ = yolo(root)
+    annotations.write_text("train: images\ntest: images\nnames: [cup, plate]\nkpt_shape: [1, 2]\n")
+    split_data(annotations, root / "to")
+    written = yaml.safe_load((root / "to/data.yaml").read_text())
+    assert written["kpt_shape"] == [1, 2] and written["names"] == ["cup", "plate"]
+    assert written["test"] == "images" and written["path"] == str(root)
+    assert (root / written["train"]).samefile(root / "to/train.txt")
+
+
 @pytest.mark.parametrize("taken", ["train.json", "val.json"])
 def test_nothing_is_overwritten(root, taken):
     annotations, _ = coco(root)
@@ -125,6 +136,7 @@ def test_nothing_is_overwritten(root, taken):
         ("images", {}, "no annotations of a known format"),
         ("a.json", {"part": "train"}, "split does not apply to this format"),
         ("bad.json", {}, "cannot be read"),
+        (".", {}, "name the file, for example .*a.json"),
         ("list.json", {}, "not COCO instances"),
     ],
 )

@@ -153,6 +153,8 @@ def test_classes_are_chosen_and_renamed(place):
         ("path: /content/set\ntrain: /content/set/train/images", 2),
         ("train: lists/train.txt", 0),
         ("train: lists/other.txt", 2),
+        ("path: val\ntrain: ../train/images", 0),  # outside of path, in the folder of data.yaml
+        ("train: ../aside/images", 1),  # outside of both
     ],
 )
 def test_where_the_images_of_a_split_are(place, entry, remarks):
@@ -163,6 +165,9 @@ def test_where_the_images_of_a_split_are(place, entry, remarks):
             "set/train/images/b.jpg": None,
             "set/train/labels/a, 1.txt": BOX,
             "set/val/images/b.jpg": None,
+            "aside/images/a, 1.jpg": None,
+            "aside/images/b.jpg": None,
+            "aside/labels/a, 1.txt": BOX,
             "set/lists/train.txt": "../train/images/a, 1.jpg\ntrain\\images\\b.jpg\n",
             "set/lists/other.txt": "/content/train/images/a, 1.jpg\nC:\\x\\train\\images\\b.jpg\n",
         }
