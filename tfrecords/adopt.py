@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tfrecords.conversion_report import Fault, Report
+from tfrecords.data_statistics import signs_of
 from tfrecords.files import writing
 from tfrecords.finish import Truth, add_row, write_json
 from tfrecords.images import opened
@@ -24,7 +25,7 @@ from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
 from tfrecords.write import LOCK, alone
 
-FORM = 1  # version of the cached files; another version is built again
+FORM = 2  # version of the cached files; another version is built again
 
 
 def adopt(files, cache, labels=None, progress=None):
@@ -103,7 +104,7 @@ def _adopt(files, plain, aside, to, categories, progress):
                 report.leave_out(Fault(*result["left_out"]))
                 continue
             result["image"]["id"] = next(ids)
-            report.add(result["annotations"], result["clipped"])
+            report.add(result)
             report.drop(Fault(*fault) for fault in result["faults"])
             report.remark(Fault(*fault) for fault in result["remarks"])
             add_row(columns[str(plain[result["shard"]][1])], result)
@@ -164,6 +165,7 @@ def _result(row, classes, file_name):
             annotations.append(_annotation(row, n, remarks, where))
     image = {"file_name": row.file_name, "height": row.height, "width": row.width}
     parts = {"annotations": annotations, "faults": faults, "remarks": remarks, "clipped": clipped}
+    parts["signs"] = signs_of(row.boxes_xywh(), row.height, row.width)
     return {"offset": row.offset, "image": image, **parts}
 
 

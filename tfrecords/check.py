@@ -18,8 +18,10 @@ import tempfile
 
 import numpy as np
 
+from tfrecords.data_statistics import facts_of_manifest, facts_of_rows
 from tfrecords.images import decode, decode_mask
 from tfrecords.index import shards_of
+from tfrecords.plausibility import findings
 from tfrecords.records import compression_of, unpack, walk
 from tfrecords.schema import SIDES, DataError
 from tfrecords.write import read_manifest
@@ -36,12 +38,14 @@ class Findings:
     """Result of a check: counts, and faults by kind.
 
     faults: kind -> where each was found, in the order of the shards.
+    facts:  folder -> Facts of its data set, what `plausibility.findings` judges.
     """
 
     shards: int = 0
     records: int = 0
     objects: int = 0
     faults: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    facts: dict = dataclasses.field(default_factory=dict)
 
     def add(self, kind, where):
         self.faults[kind].append(str(where))
@@ -55,6 +59,9 @@ class Findings:
             "objects": self.objects,
             "faults": counts,
             "where": dict(self.faults),
+            "findings": {
+                str(folder): [one._asdict() for one in findings(f)] for folder, f in self.facts.items()
+            },
         }
 
 
@@ -91,8 +98,9 @@ def check(pattern, progress=None):
             folder.read[file.name] = rows
             if progress is not None:
                 progress(done, len(files))
-    for folder in folders.values():
+    for path, folder in folders.items():
         folder.compare_truth()
+        findings.facts[path] = folder.facts()
     findings.faults = dict(findings.faults)
     return findings
 
@@ -320,6 +328,12 @@ class _Folder:
     def is_listed_as_empty(self, file):
         """Whether the manifest knows that no image of a shard could be used."""
         return (self.shards or {}).get(file.name, {}).get("records") == 0
+
+    def facts(self):
+        """Facts of the data set: those of the manifest, else of the records that were read."""
+        if self.manifest is not None and "statistics" in self.manifest:
+            return facts_of_manifest(self.manifest)
+        return facts_of_rows((row for rows in self.read.values() for row in rows), self.categories)
 
     def compare_index(self, file, rows):
         """index.json against the records that were read."""

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import pathlib
 
+from tfrecords.data_statistics import Facts, Statistics, from_json
 from tfrecords.image_names import MISSING
 from tfrecords.schema import DataError
 
@@ -61,6 +62,7 @@ class Record:
     faults:      [Fault] of boxes that were left out.
     remarks:     [Fault] of what was mended.
     clipped:     how many boxes reached out of the image and were cut at its border.
+    signs:       {sign: count} of the source's boxes, see `data_statistics.signs_of`.
     """
 
     serialized: bytes
@@ -69,6 +71,7 @@ class Record:
     faults: list = ()
     remarks: list = ()
     clipped: int = 0
+    signs: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -89,6 +92,7 @@ class Report:
     boxes_per_category: dict = dataclasses.field(default_factory=dict)  # name -> count
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> boxes
     remarks: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # reason -> count
+    statistics: Statistics = dataclasses.field(default_factory=Statistics)
     faulty_pictures: int = 0
     faults: list = dataclasses.field(default_factory=list)
     shards: list = dataclasses.field(default_factory=list)  # [{"file", "records", "bytes", "sha256"}]
@@ -100,10 +104,17 @@ class Report:
         self.names = {category["id"]: category["name"] for category in self.categories}
         self.boxes_per_category = self.boxes_per_category or dict.fromkeys(self.names.values(), 0)
 
-    def add(self, annotations, clipped):
-        """An image is kept, with these annotations."""
+    @property
+    def facts(self):
+        """What is known of the data set as a whole."""
+        return Facts(self.categories, self.statistics, self.dropped, self.remarks)
+
+    def add(self, result):
+        """An image is kept: {"image", "annotations", "clipped", "signs"}, as in `Record`."""
+        annotations = result["annotations"]
         self.images += 1
-        self.clipped += clipped
+        self.clipped += result["clipped"]
+        self.statistics.add(result["image"], annotations, result["signs"])
         self.images_without_objects += all(a["iscrowd"] for a in annotations)
         for annotation in annotations:
             self.boxes += 1
@@ -136,12 +147,17 @@ class Report:
 
         Args:
             images_total, boxes_total: what the source holds. None for boxes: all that were seen.
+        Raises:
+            DataError: the source has boxes, and none of them is left.
         """
         self.sort_faults()
         seen = self.boxes + sum(self.dropped.values())
         self.images_total, self.boxes_total = images_total, seen if boxes_total is None else boxes_total
         assert self.images + self.faulty_pictures == images_total, "an image was lost"
         assert seen == self.boxes_total, "a box was lost"
+        if seen and not self.boxes:
+            [(reason, count)] = self.dropped.most_common(1)
+            raise DataError(f"{self.to}: none of {seen} boxes is left, {count} because: {reason}")
 
     def sort_faults(self):
         """Missing files first: they are often the cause of the rest."""
@@ -158,6 +174,7 @@ class Report:
         for name in ("to", "seconds", "strict"):
             del fields[name]
         counts = {"dropped": dict(self.dropped), "remarks": dict(self.remarks)}
+        counts["statistics"] = self.statistics.to_json()
         named = [{"where": f.where, "reason": f.reason} for f in self.faults[:NAMED_FAULTS]]
         return {**fields, **counts, "faults": named}
 
@@ -174,4 +191,6 @@ def report_of(to, manifest):
     fields["faults"] = [Fault(**fault) for fault in manifest["faults"]]
     for name in ("dropped", "remarks"):
         fields[name] = collections.Counter(fields[name])
+    if "statistics" in fields:
+        fields["statistics"] = from_json(fields["statistics"])
     return Report(to, **fields)

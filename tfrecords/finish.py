@@ -33,7 +33,7 @@ def finish(folder, files, jobs, source, report, images_total, boxes_total):
             if "left_out" in result:
                 report.leave_out(Fault(*result["left_out"]))
                 continue
-            report.add(result["annotations"], result["clipped"])
+            report.add(result)
             report.drop(Fault(*fault) for fault in result["faults"])
             report.remark(Fault(*fault) for fault in result["remarks"])
             add_row(index[file.name], result)

@@ -48,6 +48,7 @@ class EncodedImage:
     format: str  # jpeg or png
     height: int  # px
     width: int
+    as_stored: bool = False  # it has an EXIF orientation, which was not applied
 
 
 def read(path, expected_hw=None):
@@ -75,9 +76,11 @@ def read(path, expected_hw=None):
             )
         known = image.mode in KEPT.get(image.format, ())
         if known and not turned and _decodes(stored, height, width):
-            return EncodedImage(stored, image.format.lower(), height, width)
-        kind = "jpeg" if image.format in ("JPEG", "MPO") else "png"
-        return encode(to_rgb(upright(image) if turned else image), kind)
+            encoded = EncodedImage(stored, image.format.lower(), height, width)
+        else:
+            kind = "jpeg" if image.format in ("JPEG", "MPO") else "png"
+            encoded = encode(to_rgb(upright(image) if turned else image), kind)
+        return dataclasses.replace(encoded, as_stored=not turned and _orientation(image) in UPRIGHT)
 
 
 def read_pixels(path):

@@ -44,6 +44,12 @@ class Row:
     difficult: list
     masks: list  # bytes of PNG files
 
+    def boxes_xywh(self):
+        """[[x, y, w, h], ...] px, of the boxes that are finite."""
+        px = self.boxes[np.isfinite(self.boxes).all(axis=1)].astype("float64")
+        px *= [self.width, self.height, self.width, self.height]
+        return np.concatenate([px[:, :2], px[:, 2:] - px[:, :2]], axis=1).tolist()
+
     @property
     def usable(self):
         """(N,) bool: boxes that `schema.parse` keeps: finite, with an area inside the image."""

@@ -48,7 +48,8 @@ def results(file):
 
     Yields:
         {"left_out": [where, reason, boxes]}, or {"offset", "image", "annotations", "faults", "remarks",
-        "clipped"} with faults and remarks as [where, reason]; then {"file", "records", "bytes", "sha256"}.
+        "clipped", "signs"} with faults and remarks as [where, reason]; then {"file", "records", "bytes",
+        "sha256"}.
     """
     with side_of(file).open(encoding="utf-8") as lines:
         next(lines)  # the key
@@ -86,6 +87,7 @@ def _line_of(record):
         "faults": [[fault.where, fault.reason] for fault in record.faults],
         "remarks": [[fault.where, fault.reason] for fault in record.remarks],
         "clipped": record.clipped,
+        "signs": record.signs,
     }
 
 

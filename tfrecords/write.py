@@ -22,7 +22,7 @@ from tfrecords.finish import finish
 from tfrecords.pool import make_all
 from tfrecords.schema import DataError
 
-FORM = 1  # version of the files; interrupted work of another version is not reused
+FORM = 2  # version of the files; interrupted work of another version is not reused
 PER_SHARD = 1000  # images
 LOCK = "lock"  # the file in the temporary directory that the process writing it holds locked
 

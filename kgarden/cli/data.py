@@ -27,26 +27,55 @@ EXAMPLES = 5  # locations listed for each kind of fault without --verbose
 def check_(
     shards: Annotated[str, typer.Argument(metavar="GLOB|DIR", help="Shards; comma-separated if several.")],
     verbose: Annotated[bool, typer.Option("--verbose", help="List every location of every fault.")] = False,
+    figures: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for histograms of classes, sizes and objects per image: .png and .txt."),
+    ] = None,
     json_: JsonOption = None,
 ) -> None:
-    """Read every record, decode every image, compare every file; exit code 1 if there are faults."""
+    """Read every record, decode every image, compare every file, and say what is implausible.
+
+    Exit code 1 if there are faults, or if most boxes are wrong.
+    """
     start_tensorflow()
     from kgarden.utils.files import write_json
     from kgarden.utils.progress import progress_of
     from tfrecords.check import check
+    from tfrecords.plausibility import findings
 
     with progress_of("shards") as progress:
         report = check(shards, progress)
     if json_ is not None:
         write_json(json_, report.plain())
+    if figures is not None:
+        _draw_histograms(report.facts, figures)
     print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
     for kind, locations in report.faults.items():
         print(f"{len(locations):8} x {kind}")
         for location in locations if verbose else locations[:EXAMPLES]:
             print(f"{'':11}{printable(location)}")
-    if report.faults:
+    found = {folder: findings(facts) for folder, facts in report.facts.items()}
+    for folder, of_folder in found.items():
+        for finding in of_folder:
+            print(printable(f"{folder}: {finding.sentence}" if len(found) > 1 else finding.sentence))
+    if report.faults or any(one.kind == "mistake" for of_folder in found.values() for one in of_folder):
         raise typer.Exit(1)
     print("no faults found")
+
+
+def _draw_histograms(facts_of_folder, to):
+    """One figure and its numbers as text for each data set, and the text on the screen."""
+    from kgarden.metrics.histograms import histograms_figure, histograms_text
+    from kgarden.utils.files import replace_file
+
+    names = [folder.resolve().name for folder in facts_of_folder]
+    for number, (folder, facts) in enumerate(facts_of_folder.items()):
+        name = folder.resolve().name
+        name = f"{number + 1}-{name}" if names.count(name) > 1 else name
+        text = histograms_text(facts)
+        replace_file(to / f"{name}.png", histograms_figure(facts))
+        replace_file(to / f"{name}.txt", text.encode())
+        print(printable(text))
 
 
 @data_app.command("show")
@@ -276,6 +305,8 @@ def _bar():
 
 
 def _print_report(report, verbose):
+    from tfrecords.plausibility import TOLD, findings
+
     print(
         f"{report.to}: {report.images} of {report.images_total} images, {report.boxes} of "
         f"{report.boxes_total} boxes, {len(report.categories)} classes, {len(report.shards)} shards"
@@ -286,14 +317,17 @@ def _print_report(report, verbose):
         print(f"images without objects: {report.images_without_objects}")
     if counts := [f"{count} {kind}" for kind, count in kinds.items() if count]:
         print(f"boxes: {', '.join(counts)}")
+    sys.stdout.flush()  # before what follows on standard error
     missing = (
         f", {report.missing_files} of them because there is no such file" if report.missing_files else ""
     )
     lines = [f"{report.faulty_pictures} images dropped{missing}"] if report.faulty_pictures else []
     lines += [f"{count} boxes dropped: {reason}" for reason, count in report.dropped.items()]
-    lines += [f"{count} times: {reason}" for reason, count in report.remarks.items()]
+    lines += [f"{count} times: {reason}" for reason, count in report.remarks.items() if reason not in TOLD]
     listed = report.faults if verbose else report.faults[:LISTED]
     for line in (*lines, *map(str, listed)):
         print(printable(line), file=sys.stderr)
     if len(listed) < len(report.faults):
         print(f"{len(report.faults) - len(listed)} more; list them with --verbose", file=sys.stderr)
+    for finding in findings(report.facts):
+        print(printable(finding.sentence), file=sys.stderr)

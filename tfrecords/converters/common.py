@@ -16,9 +16,11 @@ import numpy as np
 
 from tfrecords import images, schema, segmentations
 from tfrecords.conversion_report import Fault, Faults, Record
+from tfrecords.data_statistics import STORED_SIZE, signs_of
+from tfrecords.ground_truth import SWAPPED
 from tfrecords.image_names import ELSEWHERE, ImageFolder, is_safe
 from tfrecords.schema import DataError
-from tfrecords.values import as_int
+from tfrecords.values import as_int, ordered
 from tfrecords.write import write
 
 
@@ -85,14 +87,19 @@ def make_record(job, *, folder, names, with_masks=True):
     except DataError as error:
         return Fault(job["file_name"], str(error), len(job["objects"]))
     kept, faults, remarks, clipped = [], [], [], 0
-    for thing in job["objects"]:
-        thing = _in_px(thing, encoded_image.height, encoded_image.width)
+    height, width = encoded_image.height, encoded_image.width
+    objects = [_in_px(thing, height, width) for thing in job["objects"]]
+    signs = signs_of([thing["bbox"] for thing in objects], height, width)
+    signs |= {STORED_SIZE: 1} if encoded_image.as_stored else {}
+    for thing in map(_ordered, objects):
         where = f"{thing['where']} of {job['file_name']}"
         try:
             annotation, code = _annotation(thing, encoded_image, remarks, where)
         except DataError as error:
             faults.append(Fault(where, str(error)))
             continue
+        if "swapped" in thing:
+            remarks.append(Fault(where, SWAPPED))
         clipped += annotation["bbox"] != thing["bbox"]
         kept.append((annotation, code if with_masks else None))
     annotations = [annotation for annotation, _ in kept]
@@ -104,7 +111,9 @@ def make_record(job, *, folder, names, with_masks=True):
         "width": encoded_image.width,
     }
     serialized = serialize(encoded_image, image, annotations, names=names, pngs=pngs)
-    return Record(serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped)
+    return Record(
+        serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped, signs=signs
+    )
 
 
 def serialize(encoded_image, image, annotations, names, pngs=()):
@@ -140,6 +149,12 @@ def _in_px(thing, height, width):
             [v * size[n % 2] for n, v in enumerate(one)] for one in thing["segmentation"]
         ]
     return thing
+
+
+def _ordered(thing):
+    """The object with its corners in order, and "swapped" if they were not."""
+    box = ordered(thing["bbox"])
+    return thing if box == thing["bbox"] else {**thing, "bbox": box, "swapped": True}
 
 
 def _annotation(thing, encoded_image, remarks, where):

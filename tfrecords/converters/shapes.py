@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from tfrecords import images, schema
 from tfrecords.conversion_report import Record
 from tfrecords.converters import common
+from tfrecords.data_statistics import signs_of
 from tfrecords.write import write
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
@@ -91,7 +92,8 @@ def make_record(number, *, seed, size_hw):
         "width": encoded_image.width,
     }
     serialized = common.serialize(encoded_image, image, annotations, dict(enumerate(NAMES, 1)))
-    return Record(serialized, image, annotations)
+    signs = signs_of([one["bbox"] for one in annotations], *size_hw)
+    return Record(serialized, image, annotations, signs=signs)
 
 
 def draw(seed, number, size_hw=SIZE_HW):
