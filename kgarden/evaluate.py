@@ -24,6 +24,7 @@ from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCOR
 from kgarden.utils.files import read_json
 from kgarden.utils.fonts import shown_name
 from kgarden.visualization.draw import draw_detections
+from tfrecords.data_statistics import facts_in
 
 MIN_SHORT_SIDE = 480  # px; smaller images are enlarged before detections are drawn
 
@@ -133,6 +134,7 @@ def evaluate(
         image_ids,
         max_detections=recipe.evaluate.max_detections,
         per_image=detector.selection.total,
+        facts=_facts_beside(annotations),
     )
     metrics = recipe.evaluate.metrics
     evaluation = {
@@ -150,6 +152,12 @@ def evaluate(
         write_folder(folder, evaluation, analysis)
         evaluation["errors"] = analysis["errors"]
     return evaluation, results
+
+
+def _facts_beside(annotations):
+    """Facts of the data set that annotations.json belongs to, from before its boxes were clipped; or None."""
+    folder = pathlib.Path(annotations).parent
+    return facts_in(folder) if (folder / "manifest.json").is_file() else None
 
 
 def evaluate_run(

@@ -15,6 +15,7 @@ from kgarden.config.recipe import Recipe
 from kgarden.data.identity import changes, check_classes
 from kgarden.errors import UserError
 from kgarden.runs import best_weights, claim, load_categories
+from kgarden.training.data_remarks import data_remarks
 from kgarden.training.distribution import make_cluster, make_deterministic
 from kgarden.training.gradient_accumulation import accumulated_train_step
 from kgarden.training.reporter import Reporter
@@ -98,6 +99,9 @@ def _train_stage(recipe, run, before, *, reporter, cluster):
     trained = recipe.init is not None or before is not None
     trainer = Trainer(detector, recipe, run, data=data, reporter=reporter, cluster=cluster, trained=trained)
     trainer.resume()
+    if cluster.is_chief and trainer.step == 0 and before is None:
+        for remark in data_remarks(data, recipe, detector):
+            reporter.line(remark)
     if trainer.step < recipe.schedule.steps:
         trainer.fit()
         if trainer.step < recipe.schedule.steps:

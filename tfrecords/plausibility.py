@@ -8,10 +8,11 @@ import typing
 from collections import Counter
 
 from tfrecords import ground_truth
-from tfrecords.data_statistics import AS_CORNERS, OVER_BORDER, STORED_SIZE, WITHIN_ONE
+from tfrecords.data_statistics import AS_CORNERS, OVER, OVER_BORDER, STORED_SIZE, WITHIN_ONE
 
 MOST = 0.5  # fraction of the boxes
 FITTING = 0.95  # fraction of the boxes that must fit as corners, if bbox holds corners
+SOME = 0.1  # fraction of the boxes; in real data sets almost none reaches out by more than rounding
 REACHING = 0.25  # and at least so many must reach out of their image as x, y, width, height
 FEWEST = 3  # boxes, for a judgement on all of them
 SMALL = 8  # px, side of an object that a detector hardly finds
@@ -160,8 +161,8 @@ def small(facts, limits):
     resized = f" after resizing to a short side of {limits.short_side_px} px" if limits.short_side_px else ""
     cells = f", where a cell of the finest level has {limits.stride} px" if limits.stride else ""
     return (
-        f"Half of the objects are smaller than {_rounded(median)} x {_rounded(median)} px{resized}{cells}: "
-        f"enlarge or crop the images (data.short_side_px)."
+        f"Half of the objects are smaller than about {_rounded(median)} x {_rounded(median)} px"
+        f"{resized}{cells}: enlarge or crop the images (data.short_side_px)."
     )
 
 
@@ -170,6 +171,19 @@ def _rounded(value):
 
 
 # --- remarks --------------------------------------------------------------------------------------
+
+
+def some_cut(facts, limits):
+    statistics = facts.statistics
+    count = statistics.signs[OVER_BORDER]
+    if statistics.boxes < FEWEST or count < SOME * statistics.boxes or cut(facts, limits):
+        return None
+    if _is_corners(statistics):
+        return None
+    return (
+        f"{count} of {statistics.boxes} boxes reach out of their image by more than {OVER:g} px and are cut: "
+        f"have boxes and images the same size and orientation?"
+    )
 
 
 def swapped(facts, limits):
@@ -206,7 +220,7 @@ def without_objects(facts, _):
         dummy = one["id"] == 0 and len(facts.categories) > 1
         why = ": exports of Roboflow put the name of the project there; it is kept" if dummy else ""
         return f"No object of class {_name(one)} (id {one['id']}){why}."
-    more = ", …" if len(empty) > NAMED else ""
+    more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
     names = ", ".join(_name(one) for one in empty[:NAMED])
     return f"No object of {len(empty)} of {len(facts.categories)} classes: {names}{more}."
 
@@ -231,6 +245,6 @@ def _name(category):
 KINDS = {
     "mistake": (fractions, corners, cut, many_swapped),
     "limit": (fullest, small),
-    "remark": (no_objects, swapped, from_masks, stored_size, without_objects, same_name),
+    "remark": (no_objects, some_cut, swapped, from_masks, stored_size, without_objects, same_name),
 }
 TOLD = {ground_truth.SWAPPED, ground_truth.FROM_MASK}  # reasons of remarks that a finding tells

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pycocotools import mask as mask_tools
 
 from kgarden.metrics.arrays import COCO_MAX_DETECTIONS, Table, box_of, require, run_lengths, tabulate
+from tfrecords.data_statistics import Facts, facts_of
 
 
 class EvaluationTable:
@@ -22,6 +23,8 @@ class EvaluationTable:
         max_detections: number of detections of a class in an image that COCO's metrics and the error analysis
                         judge, best first.
         per_image:      number of detections that the model keeps of an image; None: not known.
+        facts:          what is known of the data set, `tfrecords.data_statistics.Facts`; None: what the
+                        ground truth tells, where boxes may have been clipped.
     """
 
     def __init__(
@@ -31,12 +34,13 @@ class EvaluationTable:
         image_ids: Iterable | None = None,
         max_detections: int = COCO_MAX_DETECTIONS,
         per_image: int | None = None,
+        facts: Facts | None = None,
     ):
         self.ground_truth = ground_truth
         self.results = results
         self.image_ids = None if image_ids is None else set(image_ids)
         self.max_detections, self.per_image = max_detections, per_image
-        self._complete, self._arrays = {}, {}
+        self._complete, self._arrays, self._facts = {}, {}, facts
 
     def complete(self, iou_type: str = "bbox") -> dict:
         """Returns the ground truth with all fields that metrics of this IoU type read; see `complete`."""
@@ -53,6 +57,11 @@ class EvaluationTable:
                 table, max_detections=self.max_detections, per_image=self.per_image
             )
         return self._arrays[iou_type]
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the data set as a whole."""
+        return facts_of(self.ground_truth) if self._facts is None else self._facts
 
     @property
     def num_images(self) -> int:

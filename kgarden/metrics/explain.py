@@ -15,6 +15,7 @@ from kgarden.metrics.box_formats import BOX_FORMATS, scalings
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.limits import most_matched
 from tfrecords.image_names import Names
+from tfrecords.plausibility import findings
 
 NEARLY_ZERO = 1.0  # percent; a lower headline is diagnosed
 LOW_SCORE = 0.05  # usual score threshold of detectors
@@ -45,7 +46,7 @@ def explain(
 
 
 def explain_table(evaluation: EvaluationTable, headline: str = "ap") -> list[str]:
-    """Diagnoses a low AP in plain sentences, the main cause first.
+    """Diagnoses a low AP in plain sentences, the main cause first: mistakes of the data set, if it has any.
 
     Args:
         evaluation: EvaluationTable.
@@ -53,6 +54,12 @@ def explain_table(evaluation: EvaluationTable, headline: str = "ap") -> list[str
     Returns:
         [sentence, ...], at least one.
     """
+    mistakes = [one.sentence for one in findings(evaluation.facts) if one.kind == "mistake"]
+    return mistakes + _causes(evaluation, headline, known=bool(mistakes))
+
+
+def _causes(evaluation, headline, known):
+    """The causes that the detections show; `known`: there is one already, so that finding none is no news."""
     truth, results = evaluation.ground_truth, evaluation.results
     for cause in (
         _no_objects(truth, evaluation.image_ids, headline),
@@ -67,7 +74,8 @@ def explain_table(evaluation: EvaluationTable, headline: str = "ap") -> list[str
     if not len(table.detections):
         return ["None of the detections is in an evaluated image."]
     sizes = image_sizes(truth, table.image_ids)
-    return [_geometry(table, sizes) or _classes(table) or _distance(table), *_low_scores(results)]
+    cause = _geometry(table, sizes) or _classes(table) or (None if known else _distance(table))
+    return [*([cause] if cause else []), *_low_scores(results)]
 
 
 # --- missing objects or detections --------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from kgarden.metrics.coco import coco_metrics
-from kgarden.metrics.explain import explain, needs_explaining, unknown_classes, unknown_images
+from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.explain import explain, explain_table, needs_explaining, unknown_classes, unknown_images
 from kgarden.metrics.registry import measure
+from tfrecords.data_statistics import facts_of
 
 NAMES = ["cup", "lid", "pot", "pan", "jar"]
 IDS = [1, 2, 3, 5, 6]
@@ -265,3 +267,22 @@ def test_boxes_of_other_images_match_nothing(truth, good):
 
 def test_correct_boxes_with_lower_scores_than_wrong_ones(truth, good):
     assert "wrong boxes have higher scores" in the_cause(truth, good)
+
+
+def test_mistakes_of_the_ground_truth_come_first(truth, good):
+    sizes = {one["id"]: (one["width"], one["height"]) for one in truth["images"]}
+    for one in truth["annotations"]:
+        one["bbox"] = (np.array(one["bbox"]) / np.tile(sizes[one["image_id"]], 2)).tolist()
+    [only] = explain(truth, good)
+    assert "lie within 0..1, less than one px" in only
+    first, second = explain(truth, [])
+    assert "lie within 0..1" in first and "There are no detections" in second
+
+
+def test_facts_from_before_clipping_are_used_where_they_are_known(truth, good):
+    raw = copy.deepcopy(truth)
+    for one in raw["annotations"]:
+        x, y, w, h = one["bbox"]
+        one["bbox"] = [x, y, x + w, y + h]
+    assert "fit if read as corners" in explain_table(EvaluationTable(truth, [], facts=facts_of(raw)))[0]
+    assert len(explain_table(EvaluationTable(truth, []))) == 1
