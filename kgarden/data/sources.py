@@ -92,6 +92,8 @@ def open_dataset(pattern, cache=None, labels=None):
         raise DataError(f"{ours[0]}: manifest.json already lists the classes: remove labels")
     categories = [read_manifest(folder)["categories"] for folder in folders]
     _check_equal(categories, folders)
+    if pathlib.Path(pattern).is_dir():
+        _warn_of_other_shards(files, folders[0])
     return Dataset(open_index(pattern), categories[0], [folder / "annotations.json" for folder in folders])
 
 
@@ -149,6 +151,23 @@ def _warn_of_faults(folder):
             + "".join(f" (first: {one['where']}: {one['reason']})" for one in manifest["faults"][:1]),
             stacklevel=3,
         )
+
+
+def _warn_of_other_shards(files, folder):
+    """Warn if a data set's directory lacks a shard that its manifest lists, or holds another one."""
+    listed = {pathlib.Path(shard["file"]).name for shard in read_manifest(folder)["shards"]}
+    found = {file.name for file in files}
+    for names, how in (
+        (listed - found, "missing"),
+        (found - listed, "not listed there"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            warnings.warn(
+                f"{folder}: by its manifest.json the shard {min(names)} is {how}{more}; "
+                f"`kgarden data check` lists what is wrong",
+                stacklevel=3,
+            )
 
 
 def _digest(source):

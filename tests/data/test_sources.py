@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 from PIL import Image
@@ -151,6 +152,21 @@ def test_left_out_images_and_boxes_are_warned_about(world):
     source = {"images": str(world / "JPEGImages"), "annotations": str(world / "boxes.csv")}
     with pytest.warns(UserWarning, match="left out: 1 of 2 images, 2 of 3 boxes"):
         opened(world, format="csv", **source)
+
+
+def test_shards_that_the_manifest_does_not_have_are_warned_about(world):
+    folder = opened(world, format="voc", root=str(world)).annotations[0].parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_dataset(folder).index) == 2
+        shards = sorted(folder.glob("*.tfrecord"))
+        assert len(open_dataset(str(shards[0])).index) == 1  # a part is chosen
+    shards[1].rename(folder / "other.tfrecord")
+    with pytest.warns(UserWarning) as told:
+        open_dataset(folder)
+    missing, unlisted = sorted(str(one.message) for one in told)
+    assert f"the shard {shards[1].name} is missing" in missing
+    assert "the shard other.tfrecord is not listed there" in unlisted
 
 
 def test_records_without_images_are_rejected(tmp_path):
