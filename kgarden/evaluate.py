@@ -18,11 +18,12 @@ from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.postprocess import to_original
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.evaluation_table import EvaluationTable
-from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_masks, write_folder
+from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_masks, report_folder, write_folder
 from kgarden.runs import best_weights
 from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import read_json
 from kgarden.utils.fonts import shown_name
+from kgarden.utils.output_folder import OutputFolder
 from kgarden.visualization.draw import draw_detections
 from tfrecords.data_statistics import facts_in
 
@@ -107,7 +108,7 @@ def evaluate(
     annotations: str | os.PathLike,
     model=None,
     on_batch: Callable[[int], None] | None = None,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike | OutputFolder | None = None,
     explained: bool = True,
 ) -> tuple[dict, list[dict]]:
     """Runs inference and computes the recipe's metrics for boxes and, if the model predicts them, masks.
@@ -124,6 +125,7 @@ def evaluate(
     Returns:
         (evaluation, results): contents of `evaluation.json` and `detections.json`.
     """
+    folder = report_folder(folder) if folder is not None else None
     model = model or inference_of(detector, recipe)
     started = time.perf_counter()
     results, image_ids, has_masks = detect(model, batches, categories, on_batch)
@@ -166,7 +168,7 @@ def evaluate_run(
     weights: str | os.PathLike | None = None,
     overrides: dict | None = None,
     on_batch: Callable[[int], None] | None = None,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike | OutputFolder | None = None,
 ) -> tuple[dict, list[dict]]:
     """Evaluates a run's weights on all images of its validation data.
 
@@ -220,12 +222,16 @@ def first_images(model, batches: Iterable, count: int) -> Iterator[tuple[int, di
 def draw_examples(
     inference, batches: Iterable, categories: list[dict], count: int, folder: pathlib.Path
 ) -> None:
-    """Draws detections on the first images of validation batches and saves one PNG for each."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draws detections on the first images of validation batches and saves one PNG for each.
+
+    The folder is one of a run: earlier drawings are replaced.
+    """
+    folder = OutputFolder(folder, owned=True)
     names = [shown_name(category) for category in categories]
     for image_id, x, detections in first_images(inference, batches, count):
         height, width = (int(side) for side in x[SIZE_HW])
         factor = max(1, math.ceil(MIN_SHORT_SIDE / min(height, width)))
         image = x["images"][:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
         drawing = draw_detections(image, {**detections, BOXES: detections[BOXES] * factor}, names)
-        drawing.save(folder / f"{image_id}.png")
+        with folder.replacing(f"{image_id}.png") as temporary:
+            drawing.save(temporary)

@@ -14,6 +14,7 @@ from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.predictor import Predictor, read_image
 from kgarden.structures import BOXES, MASKS
 from kgarden.utils.fonts import shown_name
+from kgarden.utils.output_folder import OutputFolder
 from kgarden.visualization.draw import draw_detections
 from tfrecords.conversion_report import Faults
 from tfrecords.image_lists import listed_images
@@ -97,7 +98,7 @@ def _in_folder(folder, skip, say):
 def draw_files(
     predictor: Predictor,
     paths: Iterable[pathlib.Path],
-    to: str | os.PathLike,
+    to: str | os.PathLike | OutputFolder,
     min_score: float = 0.3,
     labels: str = "name",
 ) -> tuple[list[dict], list[str]]:
@@ -106,17 +107,19 @@ def draw_files(
     Args:
         predictor: Predictor.
         paths:     of image files.
-        to:        folder for the drawn images.
+        to:        folder for the drawn images; see `drawings_folder`.
         min_score: smallest score of a drawn detection.
         labels:    what is written at a box, see `draw_detections`.
     Returns:
         (records, faults): [{"file", "height", "width", "drawn", "detections": [{"box" xyxy px, "score",
         "category_id", "name"}]}], with a mask head each detection also with "segmentation", COCO's run
         lengths; and one line for each image that could not be read.
+    Raises:
+        UserError: a drawing would replace one of the images, or a file that kgarden has not written.
     """
-    to = pathlib.Path(to)
-    to.mkdir(parents=True, exist_ok=True)
-    faults, pending, taken, records = [], collections.deque(), set(), []
+    paths = list(paths)
+    folder, file_names = drawings_folder(to, paths), drawing_names(paths)
+    faults, pending, records = [], collections.deque(), []
     names = [shown_name(category) for category in predictor.categories]
 
     def readable():
@@ -131,9 +134,10 @@ def draw_files(
 
     for image, detections in predictor.stream(readable()):
         path = pending.popleft()
-        name = _free_name(path, taken)
-        drawing = draw_detections(image, detections, names, min_score, labels=labels)
-        drawing.save(to / name, quality=92)
+        name = file_names[path]
+        with folder.replacing(name) as temporary:
+            drawing = draw_detections(image, detections, names, min_score, labels=labels)
+            drawing.save(temporary, quality=92)
         height, width = image.shape[:2]
         rows = _as_rows(detections, predictor.categories, (height, width))
         record = {"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows}
@@ -141,13 +145,31 @@ def draw_files(
     return records, faults
 
 
-def _free_name(path, taken):
-    """A file name for the drawing, unique within this call."""
-    suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
-    names = [f"{path.stem}{suffix}", *(f"{path.stem}_{n}{suffix}" for n in range(2, len(taken) + 3))]
-    name = next(name for name in names if name not in taken)
-    taken.add(name)
-    return name
+def drawings_folder(to: str | os.PathLike | OutputFolder, paths: Iterable[pathlib.Path]) -> OutputFolder:
+    """Returns the folder for the drawings of image files, checked before any of them is made.
+
+    Args:
+        to:    path of the folder.
+        paths: of image files.
+    Raises:
+        UserError: a drawing would replace one of the images, or a file that kgarden has not written; or the
+                   folder cannot be written to.
+    """
+    paths = list(paths)
+    folder = to if isinstance(to, OutputFolder) else OutputFolder(to, inputs=paths)
+    folder.check(*drawing_names(paths).values())
+    return folder
+
+
+def drawing_names(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Returns a file name for the drawing of each image, unique among them."""
+    names, taken = {}, set()
+    for path in paths:
+        suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
+        numbered = (f"{path.stem}{n}{suffix}" for n in ("", *(f"_{n}" for n in range(2, len(taken) + 3))))
+        names[path] = next(name for name in numbered if name.lower() not in taken)
+        taken.add(names[path].lower())  # file systems that ignore case exist
+    return names
 
 
 def _as_rows(detections, categories, size_hw):

@@ -3,6 +3,7 @@
 train(recipe, "runs/c2")
 """
 
+import contextlib
 import os
 import pathlib
 
@@ -14,13 +15,14 @@ from kgarden.config.loading import load_recipe, stage_recipes
 from kgarden.config.recipe import Recipe
 from kgarden.data.identity import changes, check_classes
 from kgarden.errors import UserError
-from kgarden.runs import best_weights, claim, load_categories
+from kgarden.runs import best_weights, claimed, load_categories, write_recipe
 from kgarden.training.data_remarks import data_remarks
 from kgarden.training.distribution import make_cluster, make_deterministic
 from kgarden.training.gradient_accumulation import accumulated_train_step
+from kgarden.training.loggers import check_packages
 from kgarden.training.reporter import Reporter
 from kgarden.training.trainer import Trainer
-from kgarden.utils.files import read_json, replace_file, write_json
+from kgarden.utils.files import make_folder, read_json, write_json
 from kgarden.utils.progress import progress_of
 
 
@@ -44,14 +46,15 @@ def train(
     for stage in stage_recipes(recipe):
         build.check_learning_rate(stage)
         build.check_init(stage)
+        check_packages(stage.loggers)
     recipe = build.with_pixels_of_weights(recipe)
     stages = [build.with_pixels_of_weights(stage) for stage in stage_recipes(recipe)]
     cluster = make_cluster(recipe.replicas, reporter.line)
     for stage in stages:
         cluster.check(stage.data.batch_size, stage.schedule.micro_batches)
-    with cluster.fail_together():
+    with cluster.fail_together(), contextlib.ExitStack() as held:
         if cluster.is_chief:
-            claim(run, recipe, fresh, reporter)
+            held.enter_context(claimed(run, recipe, fresh, reporter))
         else:
             reporter = Reporter(Console(quiet=True))
         cluster.barrier()
@@ -132,9 +135,9 @@ def _compiled(recipe, num_classes, before, *, reporter, cluster):
 def _prepare(recipe, run, reporter, writes, on_classes):
     """Opens the data, after converting it if necessary; the chief also creates the run directory."""
     if writes:
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         if not (run / "recipe.yaml").exists():
-            replace_file(run / "recipe.yaml", recipe.to_yaml().encode())
+            write_recipe(run, recipe)
     with progress_of("images converted", reporter.console) as progress:
         data = build.prepare_data(recipe, cache=run / "data", progress=progress, on_classes=on_classes)
     if writes:

@@ -411,21 +411,68 @@ def test_ema_by_hand():
     assert all((array(variable) == -2).all() for variable in detector.weights)
 
 
-def test_checkpoint_of_another_model_is_rejected(tmp_path):
-    def parts(classes):
-        detector = StandIn(classes)
-        detector.build()
-        optimizer = keras.optimizers.SGD(momentum=0.9)
-        optimizer.build(detector.trainable_variables)
-        return detector, optimizer, None
+def parts_of_a_training(classes):
+    detector = StandIn(classes)
+    detector.build()
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build(detector.trainable_variables)
+    return detector, optimizer, None
 
+
+def test_checkpoint_of_another_model_is_rejected(tmp_path):
+    parts = parts_of_a_training
     save_checkpoint(tmp_path, *parts(2), {"step": 3})
     assert load_checkpoint(tmp_path, *parts(2)) == {"step": 3}
     with pytest.raises(UserError, match=r"dense/kernel.*\[3, 2\].*\[3, 5\]"):
         load_checkpoint(tmp_path, *parts(5))
-    (tmp_path / "latest.npz").write_bytes((tmp_path / "latest.npz").read_bytes()[:500])
-    with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(tmp_path, *parts(2))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
+    """Cut, overwritten, a flipped bit, values that are not finite; with none before it, one line."""
+    detector, optimizer, none = parts_of_a_training(2)
+    flat = np.arange(6, dtype="float32").reshape(3, 2)
+    for step in (3, 4):
+        detector.dense.kernel.assign(flat * step)
+        save_checkpoint(tmp_path, detector, optimizer, none, {"step": step})
+    whole = (tmp_path / "latest.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index((flat * 4).tobytes()) + 5] ^= 1
+    detector.dense.kernel.assign(flat * np.nan)
+    save_checkpoint(tmp_path / "nan", detector, optimizer, none, {"step": 5})
+    nan = (tmp_path / "nan/latest.npz").read_bytes()
+    for damaged in (whole[:500], b"", b"{}", bytes(flipped), nan):
+        lines = []
+        (tmp_path / "latest.npz").write_bytes(damaged)
+        detector.dense.kernel.assign(0 * flat)
+        state = load_checkpoint(tmp_path, detector, optimizer, none, say=lines.append)
+        np.testing.assert_array_equal(array(detector.dense.kernel), flat * 3)
+        assert state == {"step": 3}, damaged[:20]
+        (line,) = lines
+        assert line.startswith(f"{tmp_path}/latest.npz: the checkpoint is damaged (")
+        assert line.endswith("going on from the one before it, previous.npz of step 3")
+        assert (tmp_path / "damaged.npz").read_bytes() == damaged  # not in the way of the next one
+    (tmp_path / "previous.npz").write_bytes(whole[:500])
+    with pytest.raises(UserError, match=r"previous.npz: the checkpoint is damaged .* use --fresh") as raised:
+        load_checkpoint(tmp_path, detector, optimizer, none)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_checkpoint_holds_what_is_not_finite(recipe_of, tmp_path, monkeypatch):
+    """The loss stays finite, the weights do not: step 6 is not saved, nor evaluated, nor are its weights."""
+    real, run = StandIn.loss_of, tmp_path / "run"
+
+    def poisoned(self, y, y_pred):
+        loss = real(self, y, y_pred)
+        # the derivative of sqrt at 0 is infinite, times 0 NaN: a finite loss with a gradient that is not
+        return loss + keras.ops.sqrt(keras.ops.where(self.step < 5, 1.0, 0 * loss))
+
+    monkeypatch.setattr(StandIn, "loss_of", poisoned)
+    with pytest.raises(TrainingFailed, match=r"step 6: .* no longer finite, though .* step 4 is kept; lower"):
+        train.train(recipe_of(schedule__checkpoint_every=2, evaluate__every=6), run, reporter=Lines())
+    with np.load(run / "checkpoint/latest.npz") as kept:
+        assert json.loads(str(kept["words"]))["state"]["step"] == 4
+        assert all(np.isfinite(kept[name]).all() for name in kept.files if name != "words")
+    assert not (run / "best.weights.h5").exists()
 
 
 def test_stages_are_trained_in_turn(recipe_of, tmp_path):
@@ -546,7 +593,7 @@ def test_training_continues_on_a_full_disk(recipe_of, tmp_path, monkeypatch):
     assert train.train(recipe_of(schedule__checkpoint_every=2), run, reporter=lines) is not None
     assert "step 4: the checkpoint could not be written (No space left on device)" in lines.text
     assert "the checkpoint of step 2 is kept" in lines.text
-    assert [path.name for path in (run / "checkpoint").iterdir()] == ["latest.npz"]
+    assert sorted(path.name for path in (run / "checkpoint").iterdir()) == ["latest.npz", "previous.npz"]
 
 
 def test_training_continues_if_best_weights_cannot_be_written(recipe_of, tmp_path, monkeypatch):

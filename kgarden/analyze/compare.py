@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kgarden.analyze.loaded_runs import open_runs
-from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.errors import UserError
 from kgarden.inference.predictor import compiled_inference
 from kgarden.metrics.figures import INK, figure_of
@@ -63,6 +63,7 @@ def analyze_compare(
     """
     check_labels(labels)
     truth_labels = labels if labels in LABELS_OF_TRUTH else "name"
+    to = analysis_folder(to, ["compare"], ["compare"])
     loaded = open_runs(runs, weights)
     missing = [str(one) for one in ids or [] if one not in loaded[0].image_ids()]
     if missing:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgarden.analyze.outputs import write_analysis
+from kgarden.analyze.outputs import analysis_folder, write_analysis
 from kgarden.build import load_run, prepare_data
 from kgarden.errors import UserError
 from kgarden.heads.dense import DenseHead
@@ -23,7 +23,6 @@ from kgarden.models.base.one_stage import OneStage
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops.boxes import iou
 from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, SCORES, SIZE_HW, VALID
-from kgarden.utils.files import replace_file
 
 DUPLICATE_IOU = 0.7  # two detections of a class with a larger IoU are duplicates
 MIN_SCORE = 0.3  # of the counted detections
@@ -132,11 +131,11 @@ def analyze_duplicates(
     Raises:
         UserError: the run has no dense detector.
     """
+    to = analysis_folder(to, ["duplicates"])
     recipe, detector, _ = load_run(run, weights)
     if not isinstance(detector, OneStage) or not isinstance(_base_of(detector), DenseHead):
         raise UserError(f"{run}: {recipe.model.name} has no dense head; use a run of a one-stage detector")
     data = prepare_data(recipe, cache=pathlib.Path(run) / "data", splits=("val",))
-    to = pathlib.Path(to)
     model = ready_to_predict(SelectionComparison(detector))
     totals, images = collections.Counter(), 0
     for x, meta in data.val_batches(limit):
@@ -146,7 +145,7 @@ def analyze_duplicates(
         real = np.flatnonzero(ids >= 0)
         totals.update({key: int(outputs[key][real].sum()) for key in outputs if not key.startswith("maps/")})
         for row in real[: max(num_maps - images, 0)]:
-            replace_file(to / f"maps_{ids[row]}.png", png_of(_figure(x, outputs, row)))
+            to.write(f"maps_{ids[row]}.png", png_of(_figure(x, outputs, row)))
         images += len(real)
     rows = [
         {

@@ -3,16 +3,30 @@
 import csv
 import io
 import os
-import pathlib
+from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
 from kgarden.metrics.figures import png_of, svg_of
-from kgarden.utils.files import replace_file
+from kgarden.utils.output_folder import OutputFolder
+
+
+def analysis_folder(
+    to: str | os.PathLike, tables: Iterable[str], figures: Iterable[str] = ()
+) -> OutputFolder:
+    """Returns the folder of an analysis, checked before the work for the names of its tables and figures.
+
+    Raises:
+        UserError: it cannot be written to, or a file that kgarden has not written would be replaced.
+    """
+    folder = OutputFolder.of(to)
+    drawn = [f"{name}.{form}" for name in figures for form in ("png", "svg")]
+    folder.check(*(f"{name}.csv" for name in tables), *drawn, "reading.txt")
+    return folder
 
 
 def write_analysis(
-    to: str | os.PathLike, reading: str, tables: dict, figures: dict[str, Figure] | None = None
+    to: str | os.PathLike | OutputFolder, reading: str, tables: dict, figures: dict[str, Figure] | None = None
 ) -> None:
     """Writes the files of an analysis, each atomically.
 
@@ -22,13 +36,13 @@ def write_analysis(
         tables:   {"name": rows as dictionaries with equal keys, or (head, rows as lists)}: name.csv.
         figures:  {"name": matplotlib figure}: name.png and name.svg.
     """
-    to = pathlib.Path(to)
+    folder = analysis_folder(to, tables, figures or ())
     for name, rows in tables.items():
-        replace_file(to / f"{name}.csv", table_of(rows).encode())
+        folder.write(f"{name}.csv", table_of(rows).encode())
     for name, figure in (figures or {}).items():
-        replace_file(to / f"{name}.png", png_of(figure))
-        replace_file(to / f"{name}.svg", svg_of(figure))
-    replace_file(to / "reading.txt", f"{reading}\n".encode())
+        folder.write(f"{name}.png", png_of(figure))
+        folder.write(f"{name}.svg", svg_of(figure))
+    folder.write("reading.txt", f"{reading}\n".encode())
 
 
 def table_of(rows):

@@ -22,7 +22,7 @@ from kgarden.analyze.loaded_runs import (
     require_objects,
     require_roi_heads,
 )
-from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.analyze.statistics import Pearson, bin_of
 from kgarden.analyze.windows import Windows, score_of, windows_of_runs
 from kgarden.metrics.figures import BLUES, COLORS, INK, figure_of, style_axes
@@ -140,6 +140,7 @@ def analyze_score_iou(
     Returns:
         {"rows": of the table, "reading": the paragraph}.
     """
+    to = analysis_folder(to, ["score_iou"], ["score_iou"])
     evaluation, source = evaluation_for(groups, runs, results)
     loaded = open_runs(runs, weights)
     require_roi_heads(loaded)

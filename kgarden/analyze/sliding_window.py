@@ -20,7 +20,7 @@ from kgarden.analyze.loaded_runs import (
     require_objects,
     require_roi_heads,
 )
-from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.analyze.statistics import BINS, BinnedMoments, bin_of
 from kgarden.analyze.windows import Windows, windows_of_runs
 from kgarden.metrics.figures import FAINT, INK, figure_of, style_axes
@@ -64,6 +64,7 @@ def analyze_sliding_window(
     Raises:
         UserError: a run has no RoI head, the runs have different images, or there are no objects.
     """
+    to = analysis_folder(to, ["sliding_window"], ["sliding_window"])
     evaluation, source = evaluation_for(groups, runs, results)
     loaded = open_runs(runs, weights)
     require_roi_heads(loaded)

@@ -12,7 +12,7 @@ from keras import ops
 
 from kgarden.analyze.curve_styles import STYLES
 from kgarden.analyze.loaded_runs import open_runs, require_objects, require_roi_heads
-from kgarden.analyze.outputs import rounded, write_analysis
+from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.windows import Pyramid
 from kgarden.errors import UserError
@@ -89,6 +89,7 @@ def analyze_spatial_correlation(
     Raises:
         UserError: a run has neither an fc-head nor a conv-head.
     """
+    to = analysis_folder(to, ["spatial_correlation", "by_distance", "cosines"], ["spatial_correlation"])
     loaded = open_runs(runs, weights)
     require_roi_heads(loaded)
     for run in loaded:

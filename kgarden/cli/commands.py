@@ -1,5 +1,7 @@
 """The commands on recipes and runs: list, describe, train, evaluate, predict, export, bench."""
 
+import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -20,6 +22,8 @@ from kgarden.cli.options import (
 )
 from kgarden.config.loading import load_recipe, packaged_recipes, row_settings
 from kgarden.errors import UserError
+from kgarden.runs import default_run, load_run_recipe, writer_of
+from kgarden.utils.files import check_report, write_json, write_report
 from kgarden.utils.text import printable
 
 runs_app = typer.Typer()
@@ -171,7 +175,7 @@ def train(
     from kgarden.training.reporter import Reporter
 
     reporter = Reporter()
-    run = run or pathlib.Path("runs") / (f"{chosen.name}.{row}" if row else chosen.name)
+    run = run or default_run(chosen.name, row)
     if fit(chosen, run, fresh=fresh, reporter=reporter) is None:
         raise typer.Exit(1)
     print(f"saved to {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
@@ -207,6 +211,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run's best checkpoint, or an existing COCO results file."""
     names = [name.strip() for name in metrics.split(",")] if metrics else None
+    if json_ is not None:
+        check_report(json_)
     if pathlib.Path(subject).is_file() or subject.endswith(".json"):
         _refuse(
             {"--data": data, "--weights": weights, "--set": set_},
@@ -228,12 +234,11 @@ def evaluate(
         changes |= {"evaluate.max_detections": max_detections} if max_detections else {}
         evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to=to, keep=json_ is None)
     from kgarden.training.reporter import Reporter
-    from kgarden.utils.files import write_json
 
     for note in evaluation.get("notes", []):
         print(printable(note), file=sys.stderr)
     if json_ is not None:
-        write_json(json_, evaluation)
+        write_report(json_, evaluation)
     Reporter().evaluation(evaluation)
 
 
@@ -245,12 +250,13 @@ def _refuse(options, scope):
 
 def _evaluate_file(detections, annotations, settings, to):
     """Evaluates a results file, without importing TensorFlow or Keras."""
-    from kgarden.metrics.report import score_file, write_folder
+    from kgarden.metrics.report import report_folder, score_file, write_folder
 
+    folder = None if to is None else report_folder(to)
     evaluation, analysis = score_file(detections, annotations, **settings)
-    if to is not None:
+    if folder is not None:
         say_missing_glyphs(evaluation["per_class"])
-        write_folder(to, evaluation, analysis)
+        write_folder(folder, evaluation, analysis)
     return evaluation
 
 
@@ -258,16 +264,21 @@ def _evaluate_run(run, data, weights, changes, to, keep):
     """Evaluates a run; the results are stored in the run only if nothing was overridden."""
     start_tensorflow()
     from kgarden.evaluate import evaluate_run
-    from kgarden.utils.files import write_json
+    from kgarden.utils.output_folder import OutputFolder
 
     keep = keep and not (data or weights or changes)
-    folder = to or (run / "evaluation" if keep else None)
-    evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
-    if folder:
-        say_missing_glyphs(evaluation["per_class"])
-    if keep:
-        write_json(run / "evaluation.json", evaluation)
-        write_json(run / "detections.json", results)
+    with contextlib.ExitStack() as held:
+        if keep:
+            load_run_recipe(run)  # before a lock is written into a directory that is no run
+            say, remedy = functools.partial(print, file=sys.stderr), "wait for it to end, or use --json FILE"
+            held.enter_context(writer_of(run, say, remedy))
+        folder = to or (OutputFolder(run / "evaluation", owned=True) if keep else None)
+        evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
+        if folder:
+            say_missing_glyphs(evaluation["per_class"])
+        if keep:
+            write_json(run / "detections.json", results)
+            write_report(run / "evaluation.json", evaluation)
     return evaluation
 
 
@@ -284,18 +295,19 @@ def predict(
     """Detect objects in images and draw the detections."""
     start_tensorflow()
     from kgarden.inference.predictor import Predictor
-    from kgarden.predict import draw_files, find_images
-    from kgarden.utils.files import write_json
+    from kgarden.predict import draw_files, drawings_folder, find_images
     from kgarden.visualization.draw import check_labels
 
     check_labels(labels)
     paths = find_images(images, skip=to, say=lambda line: print(printable(line), file=sys.stderr))
+    folder = drawings_folder(to, paths)
+    folder.check("detections.json")
     predictor = Predictor.from_run(run, batch_size, settings_of(set_))
     say_missing_glyphs(predictor.categories)
-    results, faults = draw_files(predictor, paths, to, min_score, labels=labels)
+    results, faults = draw_files(predictor, paths, folder, min_score, labels=labels)
     if not results:
         raise UserError(faults[0])
-    write_json(to / "detections.json", results)
+    folder.write_json("detections.json", results)
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
@@ -345,10 +357,11 @@ def bench(
     start_tensorflow()
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
-    from kgarden.utils.files import write_json
 
+    if json_ is not None:
+        check_report(json_)
     chosen, kinds = load_recipe(recipe, settings_of(set_), row), [kind.strip() for kind in what.split(",")]
     data = prepare_data(chosen) if {"data", "memory", "eval"} & set(kinds) else None
     figures = measure(chosen, kinds, data=data, report=print)
     if json_ is not None:
-        write_json(json_, figures)
+        write_report(json_, figures)

@@ -38,15 +38,17 @@ def check_(
     Exit code 1 if there are faults, or if most boxes are wrong.
     """
     start_tensorflow()
-    from kgarden.utils.files import write_json
+    from kgarden.utils.files import check_report, write_report
     from kgarden.utils.progress import progress_of
     from tfrecords.check import check
     from tfrecords.plausibility import findings
 
+    if json_ is not None:
+        check_report(json_)
     with progress_of("shards") as progress:
         report = check(shards, progress)
     if json_ is not None:
-        write_json(json_, report.plain())
+        write_report(json_, report.plain())
     if figures is not None:
         _draw_histograms(report.facts, figures)
     print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
@@ -66,15 +68,16 @@ def check_(
 def _draw_histograms(facts_of_folder, to):
     """One figure and its numbers as text for each data set, and the text on the screen."""
     from kgarden.metrics.histograms import histograms_figure, histograms_text
-    from kgarden.utils.files import replace_file
+    from kgarden.utils.output_folder import OutputFolder
 
+    output = OutputFolder.of(to)
     names = [folder.resolve().name for folder in facts_of_folder]
     for number, (folder, facts) in enumerate(facts_of_folder.items()):
         name = folder.resolve().name
         name = f"{number + 1}-{name}" if names.count(name) > 1 else name
         text = histograms_text(facts)
-        replace_file(to / f"{name}.png", histograms_figure(facts))
-        replace_file(to / f"{name}.txt", text.encode())
+        output.write(f"{name}.png", histograms_figure(facts))
+        output.write(f"{name}.txt", text.encode())
         print(printable(text))
 
 

@@ -28,13 +28,13 @@ KIND_COLORS = dict(
 BLUES = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#8fb8ca", "#1f6f8b", "#123f52"])
 
 
+FIGURES = ("pr_curves.png", "confusion_matrix.png", "errors.png")
+
+
 def all_figures(analysis: dict) -> dict[str, bytes]:
     """Draws all figures of an analysis.   {file name: PNG bytes}"""
-    return {
-        "pr_curves.png": pr_curves(analysis),
-        "confusion_matrix.png": confusion_matrix(analysis),
-        "errors.png": errors(analysis),
-    }
+    drawings = pr_curves(analysis), confusion_matrix(analysis), errors(analysis)
+    return dict(zip(FIGURES, drawings, strict=True))
 
 
 # --- precision-recall curves ----------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.explain import explain_table, needs_explaining
-from kgarden.metrics.figures import all_figures
+from kgarden.metrics.figures import FIGURES, all_figures
 from kgarden.metrics.registry import compute_metrics
-from kgarden.utils.files import read_json, replace_file, write_json
+from kgarden.utils.files import read_json
+from kgarden.utils.output_folder import OutputFolder
 
 
 def score_file(
@@ -113,15 +114,29 @@ def analyse_errors(table: EvaluationTable, iou_type: str = "bbox") -> dict:
     return analyse(table.arrays(iou_type))
 
 
-def write_folder(folder: str | os.PathLike, evaluation: dict, analysis: dict) -> None:
-    """Writes analysis.json, its three figures and per_class.csv, each file atomically."""
-    folder = pathlib.Path(folder)
-    write_json(folder / "analysis.json", analysis)
-    replace_file(
-        folder / "per_class.csv", table_by_class(evaluation, analysis).encode("utf-8", "backslashreplace")
-    )
+def report_folder(folder: str | os.PathLike | OutputFolder) -> OutputFolder:
+    """Returns the OutputFolder for `write_folder`, checked before the evaluation.
+
+    Raises:
+        UserError: it cannot be written to, or a file that is not of an earlier report would be replaced.
+    """
+    folder = OutputFolder.of(folder)
+    folder.check("analysis.json", "per_class.csv", *FIGURES)
+    return folder
+
+
+def write_folder(folder: str | os.PathLike | OutputFolder, evaluation: dict, analysis: dict) -> None:
+    """Writes analysis.json, its three figures and per_class.csv, each file atomically.
+
+    Raises:
+        UserError: see `report_folder`.
+    """
+    folder = report_folder(folder)
+    folder.write_json("analysis.json", analysis)
+    table = table_by_class(evaluation, analysis)
+    folder.write("per_class.csv", table.encode("utf-8", "backslashreplace"))
     for name, content in all_figures(analysis).items():
-        replace_file(folder / name, content)
+        folder.write(name, content)
 
 
 def table_by_class(evaluation: dict, analysis: dict) -> str:

@@ -2,22 +2,27 @@
 
 `checkpoint/latest.npz` holds the model's weights, the optimizer's variables, the moving averages of the
 weights (EMA) and the state of the training (step, best result so far). It is written atomically, so that a
-complete checkpoint exists at any time.
+complete checkpoint exists at any time. The one before it stays as `previous.npz`, which is read if the last
+one is damaged.
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import warnings
 import zipfile
 
 import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
-from kgarden.utils.files import replacing
+from kgarden.utils.files import make_folder, replacing
+from kgarden.weights.initial import load_all
 
-LATEST = "latest.npz"
+LATEST, PREVIOUS, DAMAGED = "latest.npz", "previous.npz", "damaged.npz"
+MEASURED = "gradient_norm"  # of the last step; the next step overwrites it
+HDF5_BYTES = 2**12  # more than HDF5 needs for the name and the shape of a variable
 
 
 @contextlib.contextmanager
@@ -31,15 +36,35 @@ def _without_optimizer(detector):
 
 
 def save_weights(detector, path):
-    """Writes the weights, without the optimizer's variables, atomically."""
+    """Writes the weights, without the optimizer's variables, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     with _without_optimizer(detector), replacing(path) as temporary:
+        _reserve(temporary, detector.weights)
         detector.save_weights(temporary)
 
 
+def _reserve(path, variables):
+    """Raises OSError if the disk has no room for a file of these variables, where the system can tell.
+
+    HDF5 keeps data that it could not write, tries again when the process ends, and crashes it.
+    """
+    size = sum(ops.convert_to_numpy(one.value).nbytes + HDF5_BYTES for one in variables)
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def load_weights(detector, path):
-    """Loads a file that `save_weights` wrote."""
+    """Loads a file that `save_weights` wrote.
+
+    Raises:
+        UserError: the file is damaged or of another model.
+    """
     with _without_optimizer(detector):
-        detector.load_weights(path)
+        load_all(detector, path)
 
 
 def _groups(detector, optimizer, ema):
@@ -63,44 +88,96 @@ def save_checkpoint(folder, detector, optimizer, ema, state):
     arrays, shapes = {}, {}
     for group, variables in _groups(detector, optimizer, ema).items():
         for number, variable in enumerate(variables):
-            arrays[f"{group}/{number:05d}"] = ops.convert_to_numpy(variable.value)
+            array = ops.convert_to_numpy(variable.value)
+            arrays[f"{group}/{number:05d}"] = np.nan_to_num(array) if variable.name == MEASURED else array
         shapes[group] = [[variable.path, list(variable.shape)] for variable in variables]
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     for leftover in folder.glob(f".*{LATEST}*"):  # of a process that was killed while writing
         leftover.unlink(missing_ok=True)
-    with replacing(folder / LATEST) as temporary, open(temporary, "wb") as file:
-        np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+    latest = folder / LATEST
+    with replacing(latest) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, words=np.array(json.dumps({"state": state, "shapes": shapes})), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        if latest.exists():
+            os.replace(latest, folder / PREVIOUS)
+
+
+def not_finite(detector, optimizer, ema):
+    """Returns the path of a variable of a checkpoint with NaN or infinite values; None if all are finite.
+
+    Args:
+        detector, optimizer, ema: as in `save_checkpoint`.
+    """
+    every = [one for group in _groups(detector, optimizer, ema).values() for one in group]
+    floats = [one for one in every if "float" in str(one.dtype) and one.name != MEASURED]
+    finite = ops.convert_to_numpy(ops.stack([ops.all(ops.isfinite(one.value)) for one in floats]))
+    return next((one.path for one, good in zip(floats, finite, strict=True) if not good), None)
 
 
 def has_checkpoint(folder):
     """Returns whether the folder holds a checkpoint."""
-    return (pathlib.Path(folder) / LATEST).is_file()
+    return any((pathlib.Path(folder) / name).is_file() for name in (LATEST, PREVIOUS))
 
 
-def load_checkpoint(folder, detector, optimizer, ema):
-    """Restores model, optimizer and moving averages from a checkpoint.
+def load_checkpoint(folder, detector, optimizer, ema, say=warnings.warn):
+    """Restores model, optimizer and moving averages from the last checkpoint that is not damaged.
+
+    A damaged last checkpoint is renamed to damaged.npz, and the one before it is read.
 
     Args:
         folder, detector, optimizer, ema: as in `save_checkpoint`.
+        say:  called with one line if the last checkpoint is damaged.
     Returns:
         the `state` that was saved.
     Raises:
-        UserError: the file is damaged or belongs to another model.
+        UserError: no checkpoint can be read, or it belongs to another model.
     """
-    path = pathlib.Path(folder) / LATEST
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            words = json.loads(str(stored["words"]))
-            for group, variables in _groups(detector, optimizer, ema).items():
-                _check(path, group, variables, words["shapes"].get(group, []))
-                for number, variable in enumerate(variables):
-                    variable.assign(stored[f"{group}/{number:05d}"])
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: the checkpoint is damaged ({error}); use --fresh to start over") from error
-    return words["state"]
+    folder, damaged = pathlib.Path(folder), []
+    for path in (folder / LATEST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            words, stored = _read(path)
+        except READING as error:
+            damaged.append(f"{path}: the checkpoint is damaged ({error})")
+            continue
+        groups = _groups(detector, optimizer, ema)
+        for group, variables in groups.items():
+            _check(path, group, variables, words["shapes"].get(group, []))
+        for group, variables in groups.items():
+            for number, variable in enumerate(variables):
+                variable.assign(stored[f"{group}/{number:05d}"])
+        if damaged:
+            say(
+                f"{damaged[0]}; going on from the one before it, {path.name} of step {words['state']['step']}"
+            )
+            with contextlib.suppress(OSError):
+                os.replace(folder / LATEST, folder / DAMAGED)
+        return words["state"]
+    raise UserError(f"{damaged[0]}; use --fresh to start over")
+
+
+# What NumPy, zipfile and json raise for files that were cut, overwritten, or never were checkpoints.
+READING = (OSError, LookupError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
+
+
+def _read(path):
+    """(words, {name: array}) of a checkpoint, all of it read and checked before a variable is assigned."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    words = json.loads(str(arrays.pop("words")))
+    for group, variables in words["shapes"].items():
+        for number, (name, shape) in enumerate(variables):
+            array = arrays[f"{group}/{number:05d}"]
+            if list(array.shape) != shape:
+                raise ValueError(f"{name} has the shape {list(array.shape)}, not {shape}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+    if not isinstance(words["state"]["step"], int):
+        raise ValueError("no step")
+    return words, arrays
 
 
 def _check(path, group, variables, stored):

@@ -8,8 +8,6 @@ all count steps and agree on when to stop; only the chief evaluates and writes f
 import contextlib
 import math
 import pathlib
-import signal
-import threading
 import time
 
 import keras
@@ -31,17 +29,20 @@ from kgarden.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     load_weights,
+    not_finite,
     save_checkpoint,
     save_weights,
 )
 from kgarden.training.data_wait import DataWait, measure_wait
 from kgarden.training.diagnostics import Diagnostics
 from kgarden.training.distribution import Cluster
+from kgarden.training.interrupts import graceful_interrupts
 from kgarden.training.loggers import make_loggers
 from kgarden.training.reporter import Reporter
 from kgarden.training.weight_averaging import ExponentialMovingAverage
-from kgarden.utils.files import read_json, write_json
+from kgarden.utils.files import read_json, replacing, write_json, write_report
 from kgarden.utils.fonts import missing_glyphs
+from kgarden.utils.output_folder import OutputFolder
 
 REPORT_EVERY = 20  # steps between two reports
 REPORT_SECONDS = 10  # seconds after which a report is made earlier, where steps are slow
@@ -94,7 +95,9 @@ class Trainer(keras.callbacks.Callback):
         """Restores the checkpoint of the run, if there is one."""
         folder = self.run / "checkpoint"
         if has_checkpoint(folder):
-            state = load_checkpoint(folder, self.detector, self.detector.optimizer, ema=self.ema)
+            state = load_checkpoint(
+                folder, self.detector, self.detector.optimizer, ema=self.ema, say=self.reporter.line
+            )
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
             self.saved, self.train_s = self.step, state["train_s"]
             self.reporter.line(f"resuming from step {self.step} of {self.total}")
@@ -113,7 +116,7 @@ class Trainer(keras.callbacks.Callback):
         self._open_loggers()
         self.reporter.start(self.total, self.step)
         try:
-            with _graceful_interrupts(self):
+            with graceful_interrupts(self._request_stop):
                 self.detector.fit(
                     self.cluster.distribute_dataset(measure_wait(batches, self.data_wait)),
                     epochs=1,
@@ -127,12 +130,19 @@ class Trainer(keras.callbacks.Callback):
             for logger in self.loggers:
                 logger.close()
 
+    def _request_stop(self):
+        self.interrupted = True
+        when = f"within {STOP_CHECK_EVERY} steps" if self.cluster.workers else "after this step"
+        self.reporter.line(f"stopping {when}")
+
     def _open_loggers(self):
         """Opens the chief's loggers; the diagnostics get the reports from before a resume."""
         if not self.cluster.is_chief:
             return
         schedule = self.recipe.schedule
-        self.loggers = make_loggers(self.recipe.loggers, self.run, self.recipe, after=self.step)
+        self.loggers = make_loggers(
+            self.recipe.loggers, self.run, self.recipe, after=self.step, say=self.reporter.line
+        )
         self.diagnostics = Diagnostics(
             warmup=schedule.warmup.steps if schedule.warmup else 0,
             clips=schedule.optimizer.clip_norm is not None,
@@ -152,14 +162,16 @@ class Trainer(keras.callbacks.Callback):
         self.reporter.line(f"evaluating the {'last' if self.best is None else 'best'} weights")
         weights = best_weights(self.run)
         load_weights(self.detector, weights)
-        evaluation, results = self._evaluate(limit=None, folder=self.run / "evaluation")
+        evaluation, results = self._evaluate(
+            limit=None, folder=OutputFolder(self.run / "evaluation", owned=True)
+        )
         write_json(self.run / "detections.json", results)
         evaluation |= {
             "weights": weights.name,
             "best_step": self.best_step,
             "train_s": round(self.train_s),
         }
-        write_json(self.run / "evaluation.json", evaluation)
+        write_report(self.run / "evaluation.json", evaluation)
         if note := missing_glyphs(self.data.categories):
             self.reporter.line(note)
         if count := self.recipe.evaluate.pictures:
@@ -187,6 +199,8 @@ class Trainer(keras.callbacks.Callback):
         first = self.step == self.first_step + 1  # it included tracing
         if due or slow or first or stop or self.step - self.reported_step >= REPORT_EVERY:
             self._report(logs, now)
+        if save:
+            self._check_finite(logs, now)
         self.reporter.advance(self.step)
         if due and self.cluster.is_chief:
             self._evaluate_interval()
@@ -244,8 +258,7 @@ class Trainer(keras.callbacks.Callback):
 
     def _log(self, values):
         for logger in self.loggers:
-            with self._tolerating_full_disk(logger.name):
-                logger.add(self.step, values)
+            logger.add(self.step, values)
 
     def _gradient_norm(self):
         """Returns the gradient norm of the last step, before clipping."""
@@ -259,13 +272,30 @@ class Trainer(keras.callbacks.Callback):
         path = self.run / "bad_batch.npz"
         with self._tolerating_full_disk("bad_batch.npz"):
             if self.cluster.is_chief:
-                np.savez(path, **batch)
+                with replacing(path) as temporary:
+                    np.savez(temporary, **batch)
         ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
         raise TrainingFailed(
             f"step {step}: {', '.join(not_finite)} no longer finite, on the images {ids} (batch in {path}); "
-            f"the checkpoint of step {self.saved} is unchanged; lower schedule.base_lr, lengthen "
+            f"{self._kept()}; lower schedule.base_lr, lengthen "
             f"schedule.warmup or set schedule.optimizer.clip_norm"
         )
+
+    def _check_finite(self, logs, now):
+        """Ends the training before anything that is not finite is saved or evaluated."""
+        name = not_finite(self.detector, self.detector.optimizer, ema=self.ema)
+        if name is None:
+            return
+        if self.reported_step < self.step:
+            self._report(logs, now)  # if a loss is not finite either, this names it and the batch
+        raise TrainingFailed(
+            f"step {self.step}: {name} is no longer finite, though the loss is; {self._kept()}; lower "
+            f"schedule.base_lr, lengthen schedule.warmup or set schedule.optimizer.clip_norm"
+        )
+
+    def _kept(self):
+        """Which checkpoint stays, for messages."""
+        return f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
 
     def _seconds_left(self, per_second):
         """Returns the estimated seconds to the end; inf after the first step, which included tracing."""
@@ -333,12 +363,9 @@ class Trainer(keras.callbacks.Callback):
         try:
             yield
         except OSError as error:
-            last = (
-                f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
-            )
             self.reporter.line(
                 f"step {self.step}: {what} could not be written ({error.strerror or error}); "
-                f"training continues; {last}"
+                f"training continues; {self._kept()}"
             )
 
     def _sync(self):
@@ -359,29 +386,3 @@ class _Callbacks(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch, logs=None):
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
-
-
-@contextlib.contextmanager
-def _graceful_interrupts(trainer):
-    """On Ctrl-C or SIGTERM, finishes the step and writes a checkpoint; a second signal ends immediately."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request_stop(number, frame):
-        trainer.interrupted = True
-        distributed = trainer.cluster.workers
-        trainer.reporter.line(
-            f"stopping {f'within {STOP_CHECK_EVERY} steps' if distributed else 'after this step'}"
-        )
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, request_stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

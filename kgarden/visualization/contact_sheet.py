@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from kgarden.errors import UserError
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, IMAGES, LABELS, MASKS, SIZE_HW
-from kgarden.utils.files import replacing
 from kgarden.utils.fonts import shown_name
+from kgarden.utils.output_folder import LIST, OutputFolder
 from kgarden.visualization.draw import draw_truth, scaled
 
 CELL = 480  # px, longer side of an image on a sheet
@@ -90,21 +90,18 @@ def _prepared(x, y, names, labels):
 
 def _write_sheets(to, images, columns):
     """Writes sheets of PER_SHEET images; the directory must be empty or hold only earlier sheets."""
-    to = pathlib.Path(to)
-    to.mkdir(parents=True, exist_ok=True)
-    foreign = [path for path in to.iterdir() if not path.name.startswith("sheet-")]
-    if foreign:
-        raise UserError(
-            f"{to}: contains {foreign[0].name}; give an empty directory, or one of earlier sheets"
-        )
-    for old in to.iterdir():
-        old.unlink()
+    folder = OutputFolder(to)
+    present = sorted(path.name for path in folder.path.iterdir()) if folder.path.exists() else []
+    if foreign := [name for name in present if not folder.wrote(name)]:
+        raise UserError(f"{to}: contains {foreign[0]}; give an empty directory, or one of earlier sheets")
     paths, images = [], iter(images)
     while of_sheet := list(itertools.islice(images, PER_SHEET)):
-        path = to / f"sheet-{len(paths) + 1:03d}.png"
-        with replacing(path) as temporary:
+        name = f"sheet-{len(paths) + 1:03d}.png"
+        with folder.replacing(name) as temporary:
             _sheet(of_sheet, columns).save(temporary, "png")
-        paths.append(path)
+        paths.append(folder.path / name)
+    for name in {*present} - {path.name for path in paths} - {LIST}:  # of a larger number of sheets
+        (folder.path / name).unlink(missing_ok=True)
     return paths
 
 

@@ -32,7 +32,7 @@ def rows_of(path):
 
 
 def files_of(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.glob("[!.]*")}
 
 
 def test_sliding_windows_of_a_run(ext, call, tmp_path):

@@ -43,6 +43,10 @@ FOUND = [{**BOX, "score": 0.9}, {**BOX, "image_id": 2, "category_id": 7, "score"
 FIGURES = {"pr_curves.png", "confusion_matrix.png", "errors.png"}
 
 
+def names_in(folder):
+    return {path.name for path in folder.glob("[!.]*")}
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -74,7 +78,7 @@ def test_a_results_file_gives_metrics_figures_and_analysis(files, capsys):
     assert numbers["headline"] == "voc_area_map" and numbers["metrics"]["voc_area_map"] == 50.0
     assert numbers["metrics"]["ap50"] == pytest.approx(100 * (1 + 51 / 101) / 2, abs=1e-5)
     assert "explanation" not in numbers and numbers["errors"]["missed"]["count"] == 1
-    assert {path.name for path in (files / "out").iterdir()} == FIGURES | {"analysis.json", "per_class.csv"}
+    assert names_in(files / "out") == FIGURES | {"analysis.json", "per_class.csv"}
     analysis = json.loads((files / "out/analysis.json").read_text())
     assert analysis["right"] == 2 and analysis["errors"] == numbers["errors"]
     rows = list(csv.DictReader(io.StringIO((files / "out/per_class.csv").read_text())))
@@ -165,15 +169,19 @@ def test_near_zero_ap_is_diagnosed(files, capsys):
 
 
 def test_an_existing_output_folder_is_updated(files):
-    """Older files are replaced, other files stay, no temporary file is left."""
+    """Files of an earlier report are replaced, those of others stay, no temporary file is left."""
     evaluation, analysis = score_file("found.json", "truth.json")
     (files / "out").mkdir()
-    for name in ("errors.png", "mine.txt"):
-        (files / "out" / name).write_text("old")
+    (files / "out/mine.txt").write_text("old")
     write_folder("out", evaluation, analysis)
-    names = {path.name for path in (files / "out").iterdir()}
-    assert names == FIGURES | {"analysis.json", "per_class.csv", "mine.txt"}
-    assert (files / "out/errors.png").read_bytes().startswith(b"\x89PNG")
+    write_folder("out", evaluation, {**analysis, "right": -1})
+    assert names_in(files / "out") == FIGURES | {"analysis.json", "per_class.csv", "mine.txt"}
+    assert json.loads((files / "out/analysis.json").read_text())["right"] == -1
+    (files / "out/errors.png").write_text("somebody's work")
+    with pytest.raises(UserError, match="errors.png: exists and was not written by kgarden"):
+        write_folder("out", evaluation, analysis)
+    assert (files / "out/errors.png").read_text() == "somebody's work"
+    assert json.loads((files / "out/analysis.json").read_text())["right"] == -1
     (files / "wall").write_text("a file where a folder should be")
     with pytest.raises(OSError):
         write_json(files / "wall" / "n.json", {})

@@ -1,6 +1,7 @@
 """Metric loggers: rows, columns, resuming, and packages that are not installed."""
 
 import csv
+import errno
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.training import loggers
-from kgarden.training.loggers import JsonLines, Table
+from kgarden.training.loggers import JsonLines, Table, Tolerant
 
 
 def installed(*packages):
@@ -53,6 +54,105 @@ def test_incomplete_line_is_dropped(tmp_path):
     path.write_text('{"step": 1, "loss": 3.0}\n[1]\n{"step": 2, "lo')
     assert JsonLines(path, after=5).reports == [{"step": 1, "loss": 3.0}]
     assert path.read_text() == '{"step": 1, "loss": 3.0}\n'
+
+
+def test_damaged_lines_are_told_and_kept_beside_the_file(tmp_path):
+    path, lines = tmp_path / "metrics.jsonl", []
+    content = '{"step": 1, "loss": 3.0}\n\0\0\n{"step": "2"}\n{"step": 2, "loss": "x"}\n{"step": 3}\n{"st'
+    path.write_bytes(content.encode() + b"\xff")
+    assert JsonLines(path, 5, lines.append).reports == [{"step": 1, "loss": 3.0}, {"step": 3}]
+    assert lines == [f"{path}: 3 of 5 lines are damaged; they stay in metrics.jsonl.damaged"]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content.encode() + b"\xff"
+    assert JsonLines(path, 5, lines.append).reports[1] == {"step": 3} and len(lines) == 1
+
+
+def test_damaged_csv_is_read_as_far_as_it_goes(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n1,2.0\n\0\xff,1\n2\n,\n3,1.0,7,8\n")
+    Table(tmp_path, None, after=9).add(4, {"loss": 0.5})
+    rows = [("1", "2.0"), ("2", ""), ("3", "1.0"), ("4", "0.5")]
+    assert [(row["step"], row["loss"]) for row in rows_of(tmp_path / "metrics.csv")] == rows
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    """What reached the file before the disk was full is cut off again, and later lines are whole."""
+    lines = []
+    JsonLines(tmp_path / "m.jsonl").add(1, {"loss": 1.0})
+    real = open
+
+    def short(path, mode):
+        stream = real(path, mode)
+        if mode == "ab":
+            write, flush = stream.raw.write, iter([OSError(errno.ENOSPC, "No space left on device")])
+
+            class Full:
+                seek = staticmethod(stream.seek)
+
+                def write(self, text):
+                    write(text[:5])
+
+                def flush(self):
+                    raise next(flush)
+
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *_):
+                    stream.close()
+
+            return Full()
+        return stream
+
+    monkeypatch.setattr(loggers, "open", short, raising=False)
+    full = Tolerant("a file", lambda: JsonLines(tmp_path / "m.jsonl", after=9), lines.append, lasting=True)
+    full.add(2, {"loss": 1.0})
+    full.add(3, {"loss": 1.0})
+    monkeypatch.undo()
+    full.add(4, {"loss": 2.0})
+    assert lines == ["a file failed at step 2 (No space left on device); training continues without it"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert steps == [1, 4]
+
+
+class Fails:
+    """A tracker that fails at a call of its methods, or at its start."""
+
+    def __init__(self, error, at):
+        self.error, self.at, self.calls = error, at, []
+        self._call("start")
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name == self.at:
+            raise self.error
+
+    def add(self, step, values):
+        self._call("add")
+
+    def close(self):
+        self._call("close")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("gone\nfor good"), BrokenPipeError(32, "gone"), SystemExit("gone")]
+)
+@pytest.mark.parametrize(
+    "at, calls", [("start", []), ("add", ["start", "add"]), ("close", ["start", "add", "add", "close"])]
+)
+def test_a_tracker_that_fails_is_told_once_and_left_alone(error, at, calls):
+    made, lines = [], []
+
+    def make():
+        made.append(Fails(error, at))
+        return made[0]
+
+    tracker = Tolerant("MLflow", make, lines.append)
+    for step in (1, 2):
+        tracker.add(step, {"loss": 1.0})
+    tracker.close()
+    (line,) = lines
+    assert line.startswith("MLflow ") and line.endswith("(gone); training continues without it")
+    assert [one.calls for one in made] == ([calls] if calls else [])
+    assert tracker.reports == []
 
 
 def test_metric_names_are_grouped():
