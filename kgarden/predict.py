@@ -164,7 +164,7 @@ def drawings_folder(to: str | os.PathLike | OutputFolder, paths: Iterable[pathli
 def drawing_names(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Returns a file name for the drawing of each image, unique among them."""
     names, taken = {}, set()
-    for path in paths:
+    for path in dict.fromkeys(paths):
         suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
         numbered = (f"{path.stem}{n}{suffix}" for n in ("", *(f"_{n}" for n in range(2, len(taken) + 3))))
         names[path] = next(name for name in numbered if name.lower() not in taken)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kgarden.errors import UserError
 from kgarden.inference.predictor import read_image
-from kgarden.predict import find_images
+from kgarden.predict import draw_files, drawing_names, find_images
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 
@@ -307,3 +307,44 @@ def test_what_is_no_image_is_refused_in_one_line(source, words):
     closed.close()
     with pytest.raises(UserError, match="^the image: damaged"):
         read_image(closed)
+
+
+class NothingFound:
+    """A predictor that reads and finds nothing."""
+
+    categories = [{"id": 1, "name": "one"}]
+
+    def stream(self, images):
+        nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
+        for image in images:
+            yield image, {**nothing, "valid": np.zeros(0, bool)}
+
+
+def test_drawings_never_replace_images(tmp_path):
+    """Their own folder, also behind a link; a link in the folder; a file of somebody; earlier drawings."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("a.png", "b.JPG", "B.jpeg"):
+        Image.fromarray(painted()).save(photos / name)
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    (tmp_path / "alias").symlink_to(photos)
+    for to in (photos, tmp_path / "alias"):
+        with pytest.raises(UserError, match="a.png: is an input and would be replaced"):
+            draw_files(NothingFound(), find_images([photos]), to)
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    assert drawing_names(find_images([photos])) == {
+        photos / "B.jpeg": "B.jpg",
+        photos / "a.png": "a.png",
+        photos / "b.JPG": "b_2.jpg",
+    }
+
+    for _ in range(2):
+        records, faults = draw_files(NothingFound(), find_images([photos]), out)
+    assert [one["drawn"] for one in records] == ["B.jpg", "a.png", "b_2.jpg"] and not faults
+    (out / "a.png").unlink()
+    (out / "a.png").symlink_to(photos / "a.png")
+    with pytest.raises(UserError, match="a.png: is an input"):
+        draw_files(NothingFound(), find_images([photos]), out)
+    with pytest.raises(UserError, match="b_2.jpg: is an input"):
+        draw_files(NothingFound(), [out / "b_2.jpg"] * 2, out)
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before

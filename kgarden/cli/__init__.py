@@ -84,14 +84,20 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
         print(f"kgarden: {printable(str(message))}", file=sys.stderr)
 
 
+# Reasons for which a file cannot be written or read that are no fault of the program.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+OF_THE_DISK |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
 def _exit_code(error):
     """Returns 2 for an error of the user, 1 for a failure at run time, None for an internal error."""
     from tfrecords.schema import DataError
 
     if isinstance(error, UserError | DataError) or _is_usage(error) or _lacks_tensorflow(error):
         return 2
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return 1 if isinstance(error, TrainingFailed) or full else None
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return 2
+    return 1 if isinstance(error, TrainingFailed) else None
 
 
 def _is_usage(error):
