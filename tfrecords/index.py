@@ -109,6 +109,8 @@ def open_index(pattern):
 def index_of(folder):
     """Load the index of a folder written by `adopt.adopt`, which names its shards by path."""
     columns = _load(folder)
+    if not columns:
+        raise DataError(f"{folder}: no index.json: delete this folder, and it is made again")
     return _joined(columns.keys(), list(columns.values()))
 
 
@@ -123,8 +125,32 @@ def _joined(files, columns):
 
 
 def _load(folder):
+    """{shard: {column: list}} of a folder's index.json; None if it has none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = folder / "index.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        damaged = not isinstance(content, dict) or not all(map(_is_column_set, content.values()))
+    except (OSError, ValueError, RecursionError):
+        damaged = True
+    if damaged:
+        raise DataError(f"{path}: damaged: delete it, and the shards are read instead")
+    return content
+
+
+def _is_column_set(columns):
+    """Whether these are the columns of a shard: lists of integers, of one length."""
+    if not isinstance(columns, dict):
+        return False
+    lists = [columns.get(key) for key in COLUMNS if key != "shard"]
+    return all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists) and all(
+        np.asarray(one or [0]).dtype.kind == "i" for one in lists
+    )
 
 
 def record_bytes(serialized):

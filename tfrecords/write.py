@@ -107,14 +107,45 @@ def write(
 
 
 def read_manifest(folder):
-    """manifest.json of a data set directory, as a dictionary."""
+    """manifest.json of a data set directory, as a dictionary.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
     path = pathlib.Path(folder) / "manifest.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file: these shards have no manifest") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}): build the data set again") from None
+    if key := _damaged_key(manifest):
+        raise DataError(f"{path}: damaged ({key}): build the data set again")
+    return manifest
+
+
+def _damaged_key(manifest):
+    """The first key of a manifest whose value cannot be one of ours, or None."""
+    if not isinstance(manifest, dict):
+        return "no dictionary"
+    texts = {"categories": "name", "shards": "file"}
+    numbers = ("images", "images_total", "boxes_total", "faulty_pictures")
+    checks = {
+        key: lambda value, text=text: (
+            isinstance(value, list)
+            and all(isinstance(one, dict) and isinstance(one.get(text), str) for one in value)
+        )
+        for key, text in texts.items()
+    }
+    checks["dropped"] = lambda value: isinstance(value, dict) and all(type(n) is int for n in value.values())
+    checks |= {key: lambda value: value is None or type(value) is int for key in numbers}
+    wrong = [key for key, is_right in checks.items() if key in manifest and not is_right(manifest[key])]
+    ids = [one.get("id") for one in manifest.get("categories", ())] if not wrong else []
+    if not wrong and not (ids and all(type(one) is int for one in ids)):
+        return "categories"
+    return wrong[0] if wrong else None
 
 
 def _is_taken(to):

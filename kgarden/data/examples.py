@@ -1,6 +1,5 @@
 """Records of a data set as NumPy arrays, for inspection and counting; not used in training."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -11,6 +10,7 @@ from kgarden.data.loader import reader
 from kgarden.data.transforms.masks import bitmaps
 from kgarden.errors import UserError
 from kgarden.structures import MASKS
+from kgarden.utils.files import read_json
 from tfrecords.images import decode
 from tfrecords.schema import parse
 from tfrecords.write import read_manifest
@@ -30,10 +30,15 @@ def objects_of(dataset):
     for path in map(pathlib.Path, dataset.annotations):
         if not path.is_file():
             raise UserError(f"{path}: no such file; data.sampling reads the classes of each image from it")
-        for annotation in json.loads(path.read_text())["annotations"]:
-            image_id, category_id = annotation["image_id"], annotation["category_id"]
-            if image_id in row_of and category_id in label_of:
-                pairs.append((row_of[image_id], label_of[category_id]))
+        try:
+            classes = [(one["image_id"], one["category_id"]) for one in read_json(path)["annotations"]]
+        except (LookupError, TypeError) as error:
+            raise UserError(f"{path}: damaged; build the data set again") from error
+        pairs += [
+            (row_of[image_id], label_of[category_id])
+            for image_id, category_id in classes
+            if image_id in row_of and category_id in label_of
+        ]
     return np.array(pairs, "int64").reshape(-1, 2)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,14 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from kgarden.errors import UserError
+from kgarden.errors import OutputError, UserError
+from kgarden.utils.files import make_folder, writing
+from kgarden.utils.process_lock import locked
+
+ASIDE = ".exporting."  # then the process, or "lock"
+OF_THE_DISK = tuple(
+    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+)
 
 
 @contextlib.contextmanager
@@ -24,12 +32,10 @@ def new_version(to, form: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     Yields:
         (temporary folder, final path).
     Raises:
-        UserError: `to` is a file, or holds versions of another format.
+        UserError: `to` is a file, holds versions of another format, or another process exports to it; or the
+                   disk is full or read-only.
     """
-    to = pathlib.Path(to)
-    if to.exists() and not to.is_dir():
-        raise UserError(f"{to} is a file; give a directory for the export")
-    to.mkdir(parents=True, exist_ok=True)
+    to = make_folder(to)
     versions = sorted(path for path in to.iterdir() if path.name.isdigit())
     for version in versions:
         if (other := _form_of(version)) != form:
@@ -37,14 +43,30 @@ def new_version(to, form: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
                 f"{version} is {other}; versions in a folder must have one format: give another folder "
                 f"for {form}"
             )
-    aside = to / f".exporting.{os.getpid()}"
     version = to / str(1 + max((int(path.name) for path in versions), default=0))
+    with locked(to / f"{ASIDE}lock", str(to), say=lambda line: None), _writing(version):
+        for leftover in to.glob(f"{ASIDE}*[0-9]"):  # of an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside = to / f"{ASIDE}{os.getpid()}"
+        try:
+            aside.mkdir()
+            yield aside, version
+            os.rename(aside, version)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(version):
+    """Raises OutputError where the version cannot be written, also by TensorFlow."""
     try:
-        aside.mkdir()
-        yield aside, version
-        os.rename(aside, version)  # fails if the directory was created in the meantime
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with writing(version):
+            yield
+    except tf.errors.OpError as error:
+        reason = next((one for one in OF_THE_DISK if one in (error.message or "")), None)
+        if reason is None:
+            raise
+        raise OutputError(version, reason) from error
 
 
 def _form_of(version):
