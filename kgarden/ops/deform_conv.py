@@ -5,6 +5,8 @@ Dai et al. 2017, arXiv:1703.06211, Eq. 2 to 4 (v1); with masks: Zhu et al. 2018,
 
 from keras import ops
 
+from kgarden.ops.gradients import custom_gradient
+
 
 def deformed_taps(x, offsets, masks=None, *, kernel_size=3, strides=1, dilation=1):
     """The features under the taps of a kernel whose taps are moved by offsets.
@@ -90,7 +92,7 @@ def _weighted_rows(cells):
         for its gradient but gathered again.
     """
 
-    @ops.custom_gradient
+    @custom_gradient
     def weighted(table, weights):
         of_rows = ops.cast(weights, table.dtype)
         total = sum(

@@ -19,6 +19,7 @@ from keras import ops
 
 from kgarden.ops.boxes import enlarge
 from kgarden.ops.float32 import matmul
+from kgarden.ops.gradients import custom_gradient
 from kgarden.ops.jit import is_traced_for_xla
 
 CHUNK_BYTES = 1 << 26  # of gathered features per chunk of `_dense`
@@ -277,7 +278,7 @@ def _dense(table, rois, most):
     chunks = -(-boxes // size)
     rois = rois.padded(chunks * size - boxes)
 
-    @ops.custom_gradient
+    @custom_gradient
     def product(table):
         def pool(i, out):
             weights, cells = _weights_and_cells(rois.chunk(i * size, size), most)

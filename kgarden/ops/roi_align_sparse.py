@@ -6,6 +6,8 @@ features. Its shapes depend on the boxes, so that XLA cannot compile it.
 
 import tensorflow as tf
 
+from kgarden.ops.gradients import custom_gradient
+
 
 def pool(table, rois):
     """Weighted sum of every bin over its cells.
@@ -27,7 +29,7 @@ def pool(table, rois):
             dense_shape=shape,
         )
 
-    @tf.custom_gradient
+    @custom_gradient
     def product(table):
         def gradient(upstream):
             transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix(), type=tf.float32)

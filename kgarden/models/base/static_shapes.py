@@ -8,6 +8,7 @@ else about `fit`, `predict` and callbacks changes.
 
 import keras
 
+from kgarden.ops.gradients import without_gradients
 from kgarden.ops.jit import compiled
 from kgarden.ops.replicas import on_replicas
 
@@ -35,6 +36,10 @@ class StaticShapeModel(keras.Model):
         elif self.test_function is None or force:
             step = compiled(on_replicas(self.test_step, self.distribute_strategy), self.jit_compile)
             self.test_function = lambda iterator: step(next(iterator))
+
+    def predict_step(self, *arguments):
+        with without_gradients():
+            return super().predict_step(*arguments)
 
     def make_predict_function(self, force=False):
         if self._use_keras_functions() or self.distribute_strategy.num_replicas_in_sync > 1:
