@@ -47,7 +47,7 @@ def _limits(recipe, detector, short_sides, long_side_px):
         proposals=min(totals, default=None),
         short_side_px=max(short_sides),
         long_side_px=long_side_px,
-        stride=min(detector.neck.strides),
+        stride=min(getattr(getattr(detector, "neck", None), "strides", ()), default=None),
     )
 
 

@@ -172,6 +172,7 @@ def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
 class StandInData:
     """In-memory counterpart of kgarden.build.Data."""
 
+    train = val = ()  # no files to be judged
     categories = CATEGORIES
 
     def __init__(self, folder, batch_size=4, scale=2.0, discs=False):
