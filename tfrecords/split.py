@@ -74,13 +74,13 @@ def split(classes_of, *, val=0.2, seed=0, group=None):
 
 
 def _groups(classes_of, pattern):
-    """({key: [image, ...]}, number of images without a match); sorted."""
+    """({key: [image, ...]}, number of images without a match)."""
     try:
         search = re.compile(pattern).search if pattern is not None else lambda name: None
     except re.error as error:
         raise DataError(f"group: {pattern!r} is no regular expression: {error}") from None
     groups, ungrouped = collections.defaultdict(list), 0
-    for image in sorted(classes_of):
+    for image in classes_of:
         match = search(image)
         ungrouped += match is None
         key = ("image", image) if match is None else ("group", *(match.groups("") or [match.group()]))
@@ -94,8 +94,7 @@ def _assign(groups, counts, val, rng):
     A part that is full gets no more: many classes of one image each would all go to train.
     """
     fractions, total = {"train": 1 - val, "val": val}, sum(map(len, groups.values()))
-    in_val = min(max(round(val * total), 1), total - 1)
-    room = {"train": total - in_val, "val": in_val}
+    room = {"train": total - round(val * total), "val": round(val * total)}
     keys = sorted(groups)
     rng.shuffle(keys)
     waiting = collections.defaultdict(list)  # class -> groups that have it
@@ -124,6 +123,6 @@ def _assign(groups, counts, val, rng):
                 if name in left:
                     left[name] -= count
         del left[rarest]
-    for part in set(PARTS) - set(assigned.values()):  # large groups alone: the smallest one fills it
+    for part in set(PARTS) - set(assigned.values()):  # few images or large groups: the smallest one fills it
         assigned[min(keys, key=lambda key: len(groups[key]))] = part
     return assigned

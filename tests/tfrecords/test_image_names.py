@@ -168,6 +168,13 @@ def test_images_by_their_path_without_ending(folder):
         fresh.find_stem("p11")
 
 
+def test_hidden_folders_are_not_searched(folder):
+    (folder.folder / ".cache").mkdir()
+    (folder.folder / ".cache/p07.jpg").write_bytes(b"")
+    assert folder.find("p07.jpg").name == "deep/er/p07.jpg"
+    assert folder.find(".cache/p07.jpg").name == ".cache/p07.jpg"  # unless a name says so
+
+
 def test_a_folder_is_listed_once(folder, monkeypatch):
     walks, walk = [], os.walk
     monkeypatch.setattr(os, "walk", lambda *args: walks.append(args) or walk(*args))

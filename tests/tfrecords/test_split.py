@@ -34,6 +34,26 @@ def test_images_of_several_classes():
     assert {name: count["val"] for name, count in parts.classes.items()} == {"cup": 12, "plate": 12}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rarest_class_is_distributed_first(seed):
+    """Cups first, the four images that have a spoon too would fall anywhere."""
+    parts = split(images(cup_spoon=4, cup=40), val=0.5, seed=seed)
+    assert parts.classes["spoon"] == {"train": 2, "val": 2} and parts.images("val") == 22
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_large_groups_are_distributed_first(seed):
+    """A group of six and six groups of one: the six fill the other half."""
+    data = {f"{'a' if n < 6 else n}_{n}.jpg": ("cup",) for n in range(12)}
+    assert split(data, val=0.5, seed=seed, group="^[^_]+").images("val") == 6
+
+
+def test_a_part_with_room_for_less_than_half_of_a_group_is_full():
+    """Five groups of four with a class of their own each; of 20 images 7 are wanted: two groups."""
+    data = {f"{g}_{n}.jpg": (f"class{g}",) for g in range(5) for n in range(4)}
+    assert split(data, val=0.35, group="^[^_]+").images("val") == 8
+
+
 def test_a_rare_class_is_in_train_and_said():
     parts = split(images(cup=20, spoon=1))
     assert parts.classes["spoon"] == {"train": 1, "val": 0}
@@ -84,8 +104,8 @@ def test_images_without_a_match_are_counted():
 
 
 def test_two_large_groups_are_one_each():
-    parts = split({f"{g}{n}.jpg": ("cup",) for g in "ab" for n in range(5)}, val=0.2, group="^.")
-    assert parts.images("val") == 5
+    names = [f"{g}{n}.jpg" for g, size in (("a", 5), ("b", 3)) for n in range(size)]
+    assert split(dict.fromkeys(names, ("cup",)), val=0.1, group="^.").images("val") == 3
 
 
 @pytest.mark.parametrize(
