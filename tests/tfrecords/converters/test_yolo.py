@@ -105,7 +105,7 @@ def test_faulty_lines_are_counted_by_reason(place):
         "0 0.5 nan 0.1 0.1",
         "0 0.5 0.5 0 0.1",
         "0 1.5 0.5 0.1 0.1",
-        "0.0 0.25 0.5 0.5 0.4",
+        "0.0 0.25 0.5 -0.5 0.4",  # swapped corners are put in order
         BOX,
     ]
     root = place(
@@ -124,6 +124,8 @@ def test_faulty_lines_are_counted_by_reason(place):
         "box without area": 1,
         "box outside the picture": 1,
     }
+    assert report.remarks == {"its corners were swapped: put in order": 1}
+    assert truth(root / "to")["a.jpg"][2] == ("cup", [0, 9, 20, 12])
     assert str(report.faults[0]) == "a.txt:3: the line has 4 fields, not 5"
     assert "a.txt:10 of a.jpg: box without area" in map(str, report.faults)
     assert truth(root / "to")["a.jpg"][1] == ("cup", [28, 12, 12, 6])
