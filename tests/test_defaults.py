@@ -228,7 +228,7 @@ DETECTRON2 = parts(
     "proposer.head", rule=MaxIoU(0.7, 0.3, "own", 0.0), normalizer="slots", box_beta=0.0, straddle=None
 )
 C4 = RPN | OF_ROIS | SAMPLING | {"roi_head.pool.size": 14, "selection.iou": 0.5, "proposer.head.anchors": 15}
-C4 |= parts("proposer", train__per_level=12_000, train__pool=12_000, train__total=2000)
+C4 |= parts("proposer", train__per_level=12_000, train__pool=12_000, train__total=2000, train__shared_by=1)
 C4 |= parts("proposer", test__per_level=6000)
 CASCADE = RPN | OF_FPN | OF_ROIS | POOLING | SAMPLING | {"selection.iou": 0.5, "proposer.train.total": 2000}
 CASCADE |= parts(
@@ -251,6 +251,8 @@ DOUBLE_HEAD |= parts(
     coder__plus_one=True,
     size=7,
 )
+SHARED = parts("proposer", train__total=2000, train__shared_by=2, test__total=1000, test__shared_by=1)
+DOUBLE_HEAD |= SHARED
 EXTENDED = {"roi_head.weights_of_terms": {"fc_class": 1.4, "fc_box": 0.6, "conv_class": 0.5, "conv_box": 2.0}}
 MASKS = FASTER | parts(
     "mask_head",
@@ -322,7 +324,7 @@ CASES = {
     ),
     "faster_rcnn maskrcnn_benchmark": (
         {"convention": "maskrcnn_benchmark"},
-        parts("roi_head.pool", settings__sampling_ratio=2, settings__aligned=False, settings__plus_one=True),
+        SHARED | parts("roi_head.pool.settings", sampling_ratio=2, aligned=False, plus_one=True),
     ),
     "faster_rcnn sigmoid": (
         {"roi_head": {"sigmoid": True}},

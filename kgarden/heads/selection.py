@@ -40,6 +40,8 @@ class Selection:
         min_score:       boxes with a score below it after soft-NMS are dropped.
         total:           length of the result.
         pool:            maximum number of pairs before suppression, best first, over all levels.
+        shared_by:       so many consecutive images of a batch keep `total` rows together, the best of all, as
+                         the images of one device do in maskrcnn-benchmark's training; 1: each has its own.
     """
 
     score_threshold: float = 0.05
@@ -54,12 +56,15 @@ class Selection:
     min_score: float = 0.001
     total: int = 100
     pool: int = 10_000
+    shared_by: int = 1
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise UserError(f"selection.method {self.method!r}: one of {', '.join(METHODS)}")
         if self.soft not in ("linear", "gaussian"):
             raise UserError(f"selection.soft {self.soft!r}: one of linear, gaussian")
+        if self.shared_by < 1:
+            raise UserError(f"selection.shared_by {self.shared_by}: 1 or more")
 
     def __call__(self, candidates):
         """Selects detections or proposals.
@@ -69,7 +74,8 @@ class Selection:
         Returns:
             detections as in kgarden.structures, K = `total`; invalid rows hold zeros and label -1.
         """
-        return self.suppress(self.pick(candidates))
+        found = self.suppress(self.pick(candidates))
+        return found if self.shared_by == 1 else _cleared(found, _best_of_images(found, self.shared_by))
 
     def pick(self, candidates):
         """Selects (box, class) pairs by threshold and top-k per level, before suppression.
@@ -199,13 +205,28 @@ def _padded(picked, rows, valid, total, scores=None):
     flat = {key: _rows(picked[key], rows) for key in (SCORES, LABELS, SOURCE)}
     if scores is not None:
         flat[SCORES] = ops.pad(scores, ((0, 0), (0, missing)))
+    return _cleared({BOXES: boxes, **flat}, valid)
+
+
+def _cleared(rows, valid):
+    """Rows with `valid` (B, K), cleared where they are not."""
     return {
-        BOXES: ops.where(valid[..., None], boxes, 0.0),
-        SCORES: ops.where(valid, flat[SCORES], 0.0),
-        LABELS: ops.where(valid, flat[LABELS], -1),
-        SOURCE: ops.where(valid, flat[SOURCE], -1),
+        BOXES: ops.where(valid[..., None], rows[BOXES], 0.0),
+        SCORES: ops.where(valid, rows[SCORES], 0.0),
+        LABELS: ops.where(valid, rows[LABELS], -1),
+        SOURCE: ops.where(valid, rows[SOURCE], -1),
         VALID: valid,
     }
+
+
+def _best_of_images(found, images):
+    """Rows that are among the K best of so many consecutive images.   (B, K) bool."""
+    batch, rows = ops.shape(found[SCORES])
+    scores = ops.where(found[VALID], found[SCORES], -1.0)
+    scores = ops.pad(scores, ((0, -batch % images), (0, 0)), constant_values=-1.0)  # a last, smaller group
+    groups = ops.reshape(scores, (-1, images * rows))
+    place = ops.argsort(ops.argsort(-groups))  # of each row in the order of its group, 0 the best
+    return ops.reshape(place < rows, (-1, rows))[:batch] & found[VALID]
 
 
 def _is_peak(scores, levels):

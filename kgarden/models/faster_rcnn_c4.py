@@ -23,7 +23,7 @@ from kgarden.necks.last_level import LastLevel
 
 SIZES = [[32, 64, 128, 256, 512]]
 PROPOSALS = {
-    "train": {"per_level": 12_000, "pool": 12_000, "total": 2000},
+    "train": {"per_level": 12_000, "pool": 12_000, "total": 2000, "shared_by": 1},
     "test": {"per_level": 6000, "total": 1000},
 }
 

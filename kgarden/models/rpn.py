@@ -11,11 +11,11 @@ on.
                                         `low_quality_matches`
     256 anchors, half positive (3.1.3)  `num_samples`, `positive_fraction`
     L_cls, L_reg (Eq. 1)                terms rpn/objectness, rpn/box
-    proposals                           `candidates`, PROPOSALS
+    proposals                           `candidates`, PROPOSALS, OF_CONVENTION
 
 The public implementations differ in small things, and the papers of the garden rest on different ones:
-CONVENTIONS holds their settings; detectron2's are the defaults. A score of RPN only says which box is better:
-the scores of `candidates` rank, they are no probabilities.
+CONVENTIONS and OF_CONVENTION hold their settings; detectron2's are the defaults. A score of RPN only says
+which box is better: the scores of `candidates` rank, they are no probabilities.
 """
 
 from keras import ops
@@ -62,6 +62,8 @@ PROPOSALS = {
     "train": {"per_level": 2000, "total": 1000},
     "test": {"per_level": 1000, "total": 1000},
 }
+# The release keeps the best 2000 of a device's batch, in published trainings two images.
+OF_CONVENTION = {"maskrcnn_benchmark": {"train": {"total": 2000, "shared_by": 2}}}
 OF_EACH_LEVEL = {"score_threshold": 0.0, "iou": 0.7, "class_wise": False, "level_wise": True}
 NORMALIZERS = ("slots", "sampled")
 SALT = 0x52504E  # draws of RPN are not those of the second stage
@@ -258,19 +260,18 @@ def make_proposer(neck, seed, convention="detectron2", rpn=None, proposals=None)
         seed:       of the draw of anchors.
         convention: a key of CONVENTIONS.
         rpn:        settings of RPNHead, laid over those of the convention.
-        proposals:  {"train", "test": settings of Selection}, laid over PROPOSALS.
+        proposals:  {"train", "test": settings of Selection}, laid over those of the convention.
     Returns:
         AsProposer.
     """
     settings = {"width": neck.channels, **CONVENTIONS[convention], **(rpn or {})}
     head = instantiate(RPNHead, settings, "model.rpn", strides=neck.strides, num_classes=None, seed=seed)
     given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
-    selections = {
-        when: instantiate(
-            Selection, {**OF_EACH_LEVEL, **PROPOSALS[when], **given[when]}, f"model.proposals.{when}"
-        )
-        for when in PROPOSALS
-    }
+    selections = {}
+    for when, usual in PROPOSALS.items():
+        own = OF_CONVENTION.get(convention, {}).get(when, {})
+        settings = {**OF_EACH_LEVEL, **usual, **own, **given[when]}
+        selections[when] = instantiate(Selection, settings, f"model.proposals.{when}")
     return AsProposer(head, **selections, name="proposer")
 
 

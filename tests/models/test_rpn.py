@@ -239,6 +239,24 @@ def test_an_empty_box_takes_its_slot():
     assert numpy(found["source"]).tolist() == [[1, -1]]
 
 
+@pytest.mark.parametrize(
+    "shared_by, kept",
+    [
+        (1, [[0, 1], [0, 1], [0, 1]]),
+        (2, [[0, -1], [0, -1], [0, 1]]),  # of .9 .5 | .8 .7 the best two; the third image is alone
+        (3, [[0, -1], [0, -1], [-1, -1]]),
+    ],
+)
+def test_images_of_a_device_share_their_proposals(shared_by, kept):
+    """maskrcnn-benchmark's FPN_POST_NMS_PER_BATCH: a top-k over the scores of all images of the batch."""
+    boxes = np.float32([[[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]] * 3)
+    scores = np.float32([[0.9, 0.5, 0.4], [0.8, 0.7, 0.6], [0.3, 0.2, 0.1]])[..., None]
+    found = Selection(**OF_EACH_LEVEL, total=2, shared_by=shared_by)({"boxes": boxes, "scores": scores})
+    assert numpy(found["source"]).tolist() == kept
+    assert numpy(found["valid"]).tolist() == [[row >= 0 for row in image] for image in kept]
+    assert (numpy(found["boxes"])[~numpy(found["valid"])] == 0).all()
+
+
 def test_ranks_keep_the_order_of_large_logits():
     logits = np.float32([-1e4, -50, -1, -0.01, 0, 0.01, 1, 50, 51, 1e4])
     ranks = numpy(ranking(logits))

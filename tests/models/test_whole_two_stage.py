@@ -176,7 +176,7 @@ def double_head_settings(s, images):
     changes = resnet_widths(widths) | {
         "neck.channels": widths["MODEL.BACKBONE.OUT_CHANNELS"],
         "rpn.num_samples": widths["MODEL.RPN.BATCH_SIZE_PER_IMAGE"],
-        "proposals.train.total": proposals,
+        "proposals.train": {"total": proposals, "shared_by": 1},
         "roi_head.num_samples": min(widths["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"], proposals + 64),
         "roi_head.fc_head.width": widths[box_head + "MLP_HEAD_DIM"],
         "roi_head.conv_head.width": width,

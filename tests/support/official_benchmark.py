@@ -90,6 +90,7 @@ BENCHMARK = {
     "MODEL.RPN.POST_NMS_TOP_N_TEST": "model.proposer.test.total",
     "MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN": "model.proposer.train.total",
     "MODEL.RPN.FPN_POST_NMS_TOP_N_TEST": "model.proposer.test.total",
+    "MODEL.RPN.FPN_POST_NMS_PER_BATCH": lambda row: row["model.proposer.train.shared_by"] > 1,
     "MODEL.RPN.NMS_THRESH": of_both("iou"),
     "MODEL.RPN.USE_FPN": lambda row: not row.is_c4,
     "MODEL.ROI_HEADS.USE_FPN": lambda row: not row.is_c4,
@@ -209,5 +210,4 @@ BENCHMARK_IMPLEMENTATION = {
     r"DATALOADER\.SIZE_DIVISIBILITY": "canvases are multiples of 32",
     r"MODEL\.RPN\.RPN_HEAD|MODEL\.ROI_(BOX|MASK)_HEAD\.(FEATURE_EXTRACTOR|PREDICTOR)": "name of a class",
     r".*\.EVALUATION_FLAGS": "which combinations of the heads its test program scores, one after the other",
-    r"MODEL\.RPN\.FPN_POST_NMS_PER_BATCH": "what the number of proposals in training counts",
 }

@@ -92,7 +92,8 @@ VARIANTS = {
         **TINY,
         "configuration": "double_head_ext",
         "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
-        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        # each image its own, so that micro-batches and replicas of one image see the same
+        "proposals": {"train": {"total": 50, "per_level": 60, "shared_by": 1}, "test": {"total": 20}},
         "roi_head": {
             "fc_head": {"width": 16},
             "conv_head": {"blocks": 3, "width": 32, "middle": 8},
