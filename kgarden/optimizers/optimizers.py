@@ -106,7 +106,9 @@ class _PerVariable(keras.optimizers.Optimizer):
     def _clipped(self, grads):
         """Stores the norm of the whole batch's gradient, and clips it if `clip_norm` is set."""
         squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
-        norm = ops.sqrt(sum(squares))
+        # One sum of a vector: TensorFlow's graph optimiser may reorder a chain of additions, and an ulp of
+        # the norm is an ulp of every clipped gradient.
+        norm = ops.sqrt(ops.sum(ops.stack(squares)))
         self.gradient_norm.assign(norm)
         if self.clip_norm is None:
             return grads
