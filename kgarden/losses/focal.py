@@ -1,7 +1,7 @@
 """Focal, quality focal and distribution focal losses on logits, element-wise.
 
 Focal: Lin et al. 2017, arXiv:1708.02002, Eq. 5. Quality and distribution focal loss: Li et al. 2020,
-arXiv:2006.04388, Eq. 2 and 6. Normalisers are left to the caller.
+arXiv:2006.04388. Normalisers are left to the caller.
 """
 
 from keras import ops
@@ -55,6 +55,6 @@ def distribution_focal_loss(logits, target):
 
 
 def expectation(logits):
-    """Computes the mean of a distribution over the distances 0..n.   (..., n + 1) -> (...,).   Eq. 5."""
+    """Computes the mean of a distribution over the distances 0..n.   (..., n + 1) -> (...,)."""
     steps = ops.arange(logits.shape[-1], dtype="float32")
     return ops.sum(ops.softmax(ops.cast(logits, "float32")) * steps, axis=-1)

@@ -6,11 +6,11 @@ never meet in training, the class score learns the IoU of the predicted box; ins
 a softmax over whole distances whose mean is the side. Places are assigned by ATSS.
 
     paper                          here
-    QFL (Eq. 2)                    kgarden/losses/focal.py; term <name>/class
-    sum of P(y_i) y_i (Eq. 5)      expectation
-    DFL (Eq. 6)                    the same file; term <name>/distribution
+    quality focal loss, QFL        kgarden/losses/focal.py; term <name>/class
+    sum of P(y_i) y_i              expectation
+    distribution focal loss, DFL   the same file; term <name>/distribution
     n                              `reg_max`
-    lambda_0, lambda_1 (Eq. 8)     `weights`
+    lambda_0, lambda_1             `weights`
 
 With reg_max=None a side is one number, relu(s x) strides, and there is no DFL: the form that CenterNet2 uses
 as a first stage (arXiv:2103.07461, section 5). Defaults are mmdetection's, with the authors' settings. Their
