@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.fake_runs import make_run
+from support.small_backbone import RESNET10
 
 from kgarden import cli
 from kgarden.analyze.duplicates import duplicates, score_maps
@@ -48,36 +50,16 @@ def test_score_maps_are_maxima_over_classes_and_anchors():
     np.testing.assert_allclose(ops.convert_to_numpy(coarse)[0], [[0.25]])
 
 
-RECIPE = """
-name: little
-model:
-  name: pss
-  base: fcos
-  backbone: {name: resnet18, norm: bn, stem_channels: 8, res2_channels: 8}
-  neck: {channels: 32}
-data:
-  train: [{format: shapes, count: 8, seed: 0, size_hw: [96, 128]}]
-  val: [{format: shapes, count: 5, seed: 1, size_hw: [96, 128]}]
-  short_side_px: 96
-  long_side_px: 128
-  canvases: [[128, 128]]
-  batch_size: 2
-schedule: {base_lr: 0.001, steps: 1}
-evaluate: {batch_size: 2, pictures: 0}
-"""
-
-
 @pytest.mark.tensorflow
 def test_duplicates_of_a_pss_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "little.yaml").write_text(RECIPE)
-    assert cli.main(["train", "little.yaml", "--run", "run"]) == 0
+    make_run(tmp_path / "run", model={"name": "pss", "backbone": RESNET10, "neck": {"channels": 32}})
     assert cli.main(["analyze", "duplicates", "run", "--to", "look", "--pictures", "2"]) == 0
     assert "duplicates per image" in capsys.readouterr().out
     with open("look/duplicates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["way"] for row in rows] == ["all places", "NMS", "selected"]
-    assert {row["images"] for row in rows} == {"5"}
+    assert {row["images"] for row in rows} == {"3"}
     assert len(list((tmp_path / "look").glob("maps_*.png"))) == 2
     assert not list((tmp_path / "look").glob(".*"))
 
@@ -91,7 +73,7 @@ def test_high_scores_everywhere_are_duplicates_that_nms_removes():
     detector = build_detector(
         {
             "name": "pss",
-            "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+            "backbone": RESNET10,
             "neck": {"channels": 32},
         },
         num_classes=2,
