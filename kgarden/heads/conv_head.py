@@ -11,6 +11,7 @@ from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import torch_uniform
 from kgarden.layers.non_local import NonLocal
+from kgarden.layers.remat import recomputed
 from kgarden.layers.residual import Bottleneck
 
 NON_LOCAL = {  # the authors' block
@@ -63,7 +64,11 @@ class ConvHead(keras.layers.Layer):
                       are real.
     Returns:
         (B, P, width).
+    Attributes:
+        remat: whether features inside a block are computed again on the way back instead of being kept.
     """
+
+    remat = False
 
     def __init__(self, blocks=5, non_local=True, width=1024, middle=256, norm="bn", **kwargs):
         super().__init__(**kwargs)
@@ -93,9 +98,9 @@ class ConvHead(keras.layers.Layer):
     def cells(self, roi_features, training=False, valid=None):
         """Features before pooling.   (B * P, S, S, width)."""
         how = dict(training=training, valid=None if valid is None else ops.reshape(valid, (-1,)))
-        x = self.raise_(ops.reshape(roi_features, (-1, *roi_features.shape[-3:])), **how)
-        for block in self.blocks:
-            x = block(x, **how)
+        x = ops.reshape(roi_features, (-1, *roi_features.shape[-3:]))
+        for block in (self.raise_, *self.blocks):
+            x = recomputed([block], x, **how) if self.remat else block(x, **how)
         return x
 
     def call(self, roi_features, training=False, valid=None):

@@ -10,7 +10,7 @@ from keras import ops
 from kgarden.layers.norm import BatchNorm
 
 
-def recomputed(layers, x, training=False):
+def recomputed(layers, x, training=False, **how):
     """Applies layers in sequence; the backward pass recomputes all activations between x and the output.
 
     The layers run as a pure function of their weights, so that batch norm statistics are assigned once,
@@ -21,17 +21,18 @@ def recomputed(layers, x, training=False):
         layers:   list of built layers with one input and one output.
         x:        tensor.
         training: as for any layer. Without it, or without trainable weights, nothing is stored anyway.
+        how:      further arguments of every layer, constants of the derivative.
     Returns:
         the last layer's output.
     """
     if not training or not any(layer.trainable_variables for layer in layers):
-        return _through(layers, x, training)
+        return _through(layers, x, training, how)
     variables = [variable for layer in layers for variable in layer.variables]
     statistics = _statistics(layers)
 
     def function(x, *values):
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-            y = _through(layers, x, training)
+            y = _through(layers, x, training, how)
         return (y, *map(scope.get_current_value, statistics))
 
     y, *updated = keras.remat(function)(x, *(ops.convert_to_tensor(variable.value) for variable in variables))
@@ -40,9 +41,9 @@ def recomputed(layers, x, training=False):
     return y
 
 
-def _through(layers, x, training):
+def _through(layers, x, training, how):
     for layer in layers:
-        x = layer(x, training=training)
+        x = layer(x, training=training, **how)
     return x
 
 
