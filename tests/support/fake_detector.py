@@ -5,6 +5,7 @@ the class of the square, red or green. It is trained and evaluated in millisecon
 """
 
 import json
+import types
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ class StandIn(StaticShapeModel):
 
     divisor = 32
     selection = Selection(total=2)  # for several views, merged
+    neck = types.SimpleNamespace(strides=(CELL,))
 
     def __init__(self, num_classes, seed=0):
         super().__init__()
@@ -174,6 +176,7 @@ class StandInData:
 
     train = val = ()  # no files to be judged
     categories = CATEGORIES
+    train = val = ()  # no data sets on disk to be judged
 
     def __init__(self, folder, batch_size=4, scale=2.0, discs=False):
         self.batch_size, self.scale = batch_size, scale
