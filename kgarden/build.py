@@ -16,7 +16,7 @@ from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
 from kgarden.models.base.detector import Detector
-from kgarden.necks import NECKS
+from kgarden.necks import divisor_of
 from kgarden.ops.float32 import allow_tf32
 from kgarden.optimizers.of_recipe import (  # noqa: F401 - offered here
     build_optimizer,
@@ -331,8 +331,7 @@ def canvases(recipe: Recipe) -> list[list[int]]:
 def _divisor_of(recipe):
     """Returns the number that the recipe's neck requires canvases to be divisible by; 32 without a neck."""
     neck = (recipe.model.model_extra or {}).get("neck") or "fpn"
-    name = neck.get("name", "fpn") if isinstance(neck, dict) else neck
-    return getattr(NECKS.get(str(name)), "divisor", 32)
+    return divisor_of(neck) if isinstance(neck, str | dict) else 32
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -5,11 +5,9 @@ Names follow detectron2: stem, res2..res5. Where the stride of a stage sits is a
 weights are tied to it: the first 1x1 of a block (MSRA weights, Caffe) or its 3x3 (torchvision).
 """
 
-import keras
-
+from kgarden.backbones.staged import StagedBackbone
 from kgarden.errors import UserError
-from kgarden.layers.conv import Conv, max_pool_3x3
-from kgarden.layers.remat import recomputed
+from kgarden.layers.conv import Conv, ConvStack, max_pool_3x3
 from kgarden.layers.residual import BasicBlock, Bottleneck, first_gamma
 
 DEPTHS = {
@@ -19,10 +17,6 @@ DEPTHS = {
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
 }
-
-# Blocks that are computed again together: a whole stage, but in ResNet-101 and 152. A bottleneck's output is
-# twice as large as what lies inside it, so that single blocks would save little; C2..C5 are kept in any case.
-REMAT_BLOCKS = 6
 
 
 def check_deformable(stages, kind="bottleneck"):
@@ -34,8 +28,27 @@ def check_deformable(stages, kind="bottleneck"):
     return tuple(stages)
 
 
-class ResNet(keras.layers.Layer):
-    """Stem and four stages of residual blocks.
+def deep_stem(width, filters, norm):
+    """Stem of three 3x3 convolutions, the first at stride 2, instead of a 7x7.
+
+    Args:
+        width:   channels of the first two.
+        filters: channels of the third.
+        norm:    see kgarden/layers/norm.py.
+    """
+    shared = dict(norm=norm, activation="relu")
+    return ConvStack(
+        [
+            Conv(width, 3, 2, **shared, norm_gamma=first_gamma(norm, 0.02), name="conv1"),
+            Conv(width, 3, **shared, name="conv2"),
+            Conv(filters, 3, **shared, name="conv3"),
+        ],
+        name="stem",
+    )
+
+
+class ResNet(StagedBackbone):
+    """Stem and four stages of residual blocks; see StagedBackbone.
 
     Args:
         depth:           18, 34, 50, 101 or 152.
@@ -47,16 +60,8 @@ class ResNet(keras.layers.Layer):
         last_stage:      4 leaves res5 out, for a second stage that has it.
         deformable_stages: numbers of the stages, 2 to 5, whose 3x3 convolutions are deformable: [3, 4, 5] in
                          Dai et al. 2017, arXiv:1703.06211, [4, 5] in most ResNeXt; bottlenecks only.
-        modulated, offset_groups: of those; see kgarden.layers.deformable_conv.py.
-    Call:
-        x: (B, H, W, 3), normalised; H and W divisible by 32.
-    Returns:
-        [C2, C3, C4, C5], strides 4, 8, 16, 32; up to the last stage.
-    Attributes:
-        remat: whether features between C2..C5 are computed again on the way back instead of being kept.
+        modulated, offset_groups: of those; see kgarden/layers/deformable_conv.py.
     """
-
-    remat = False
 
     def __init__(
         self,
@@ -77,8 +82,6 @@ class ResNet(keras.layers.Layer):
         super().__init__(**kwargs)
         if depth not in DEPTHS:
             raise UserError(f"ResNet has no depth {depth}: one of {', '.join(map(str, DEPTHS))}")
-        if freeze_at not in range(6):
-            raise UserError(f"freeze_at is {freeze_at}: 0 freezes nothing, 5 the whole backbone")
         if last_stage not in range(2, 6):
             raise UserError(f"last_stage is {last_stage}: one of 2, 3, 4, 5")
         self.kind, self.counts = DEPTHS[depth]
@@ -86,25 +89,29 @@ class ResNet(keras.layers.Layer):
         self.deform = {"modulated": modulated, "offset_groups": offset_groups}
         res2_channels = res2_channels or (64 if self.kind == "basic" else 256)
         self.widths = [stem_channels, *(res2_channels * 2**index for index in range(4))]  # stem, C2..C5
-        self.strides = [4, 8, 16, 32][: last_stage - 1]
-        self.channels = self.widths[1:last_stage]
         self.norm, self.freeze_at = norm, freeze_at
         self.stride_in_1x1, self.groups, self.width_per_group = stride_in_1x1, groups, width_per_group
-        gamma = first_gamma(norm, 0.02)
-        self.stem = Conv(stem_channels, 7, 2, norm=norm, norm_gamma=gamma, activation="relu", name="stem")
-        if freeze_at > 0:
-            self.stem.trainable = False
-        self.stages = [self.stage(number) for number in range(2, last_stage + 1)]
+        stages = [self._blocks(number) for number in range(2, last_stage + 1)]
+        self._assemble(self._stem(), stages, self.widths[1:last_stage], freeze_at)
+
+    def _stem(self):
+        gamma = first_gamma(self.norm, 0.02)
+        return Conv(self.widths[0], 7, 2, norm=self.norm, norm_gamma=gamma, activation="relu", name="stem")
+
+    def pool(self, x):
+        return max_pool_3x3(x)
 
     def stage(self, number):
         """New blocks of res<number>, 2 to 5, as this ResNet has or would have them, frozen like its own."""
-        blocks = [
+        blocks = self._blocks(number)
+        self.freeze_stage(number, blocks)
+        return blocks
+
+    def _blocks(self, number):
+        return [
             self._block(number, first=block == 0, name=f"res{number}_{block}")
             for block in range(self.counts[number - 2])
         ]
-        for block in blocks if number <= self.freeze_at else ():
-            block.trainable = False
-        return blocks
 
     def _block(self, number, first, name):
         before, filters = self.widths[number - 2], self.widths[number - 1]
@@ -112,40 +119,19 @@ class ResNet(keras.layers.Layer):
         project = first and (strides > 1 or before != filters)
         if self.kind == "basic":
             return BasicBlock(filters, strides, self.norm, project, name=name)
-        width = self.groups * self.width_per_group * 2 ** (number - 2)
         return Bottleneck(
             filters,
-            width,
+            self.groups * self.width_per_group * 2 ** (number - 2),
             strides,
             norm=self.norm,
             project=project,
             stride_in_1x1=self.stride_in_1x1,
             groups=self.groups,
             deform=self.deform if number in self.deformable_stages else None,
+            **self._further(number),
             name=name,
         )
 
-    def build(self, input_shape):
-        self.stem.build(input_shape)
-        shape = (input_shape[0], None, None, self.stem.filters)
-        for stage in self.stages:
-            for block in stage:
-                block.build(shape)
-                shape = block.compute_output_shape(shape)
-
-    def call(self, x, training=False):
-        x = max_pool_3x3(self.stem(x, training=training))
-        features = []
-        for stage in self.stages:
-            x = self._through(stage, x, training)
-            features.append(x)
-        return features
-
-    def _through(self, stage, x, training):
-        if self.remat:
-            for first in range(0, len(stage), REMAT_BLOCKS):
-                x = recomputed(stage[first : first + REMAT_BLOCKS], x, training)
-            return x
-        for block in stage:
-            x = block(x, training=training)
-        return x
+    def _further(self, number):
+        """Further settings of the bottlenecks of res<number>."""
+        return {}

@@ -94,17 +94,47 @@ class Conv(keras.layers.Layer):
         return y + ops.cast(shift, self.compute_dtype)
 
     def _convolve(self, x, kernel):
+        convolve = ops.conv
+        if self.groups > 1 and self.groups == x.shape[-1] == self.filters:
+            kernel, convolve = ops.transpose(kernel, (0, 1, 3, 2)), ops.depthwise_conv
         half = self.kernel_size // 2
         if self.strides == 1:
-            return ops.conv(x, kernel, padding="same")
+            return convolve(x, kernel, padding="same")
         if half:
             x = ops.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
         elif x.shape[-1] < NARROW:
             return ops.conv(x[:, :: self.strides, :: self.strides], kernel, padding="valid")
-        return ops.conv(x, kernel, strides=self.strides, padding="valid")
+        return convolve(x, kernel, strides=self.strides, padding="valid")
+
+
+class ConvStack(keras.layers.Layer):
+    """Layers such as Conv, one after the other.
+
+    Args:
+        convs: list of layers.
+    """
+
+    def __init__(self, convs, **kwargs):
+        super().__init__(**kwargs)
+        self.convs = convs
+
+    def build(self, input_shape):
+        for conv in self.convs:
+            conv.build(input_shape)
+            input_shape = conv.compute_output_shape(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        for conv in self.convs:
+            input_shape = conv.compute_output_shape(input_shape)
+        return input_shape
+
+    def call(self, x, training=False):
+        for conv in self.convs:
+            x = conv(x, training=training)
+        return x
 
 
 def max_pool_3x3(x):
-    """3x3 max pooling, stride 2, zero-padded by one on both sides, of non-negative features."""
-    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    """3x3 max pooling, stride 2, padded by one on both sides with what no feature is less than."""
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-float("inf"))
     return ops.max_pool(x, 3, strides=2, padding="valid")

@@ -17,7 +17,12 @@ def first_gamma(norm, damped):
 
 
 class BasicBlock(keras.layers.Layer):
-    """Residual block of two 3x3 convolutions, with the stride in the first."""
+    """Residual block of two 3x3 convolutions, with the stride in the first.
+
+    Call:
+        x:    (B, H, W, D).
+        kept: what is added; None: x, through the block's own shortcut if it has one.
+    """
 
     def __init__(self, filters, strides, norm, project, **kwargs):
         super().__init__(**kwargs)
@@ -34,8 +39,9 @@ class BasicBlock(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return self.conv1.compute_output_shape(input_shape)
 
-    def call(self, x, training=False):
-        kept = x if self.shortcut is None else self.shortcut(x, training=training)
+    def call(self, x, kept=None, training=False):
+        if kept is None:
+            kept = x if self.shortcut is None else self.shortcut(x, training=training)
         y = self.conv2(self.conv1(x, training=training), training=training)
         return keras.ops.relu(y + kept)
 
@@ -51,6 +57,9 @@ class Bottleneck(keras.layers.Layer):
         groups:        of the 3x3.
         deform:        None, or {"modulated", "offset_groups"} of a deformable 3x3; see DeformConv.
         initializer:   of the kernels, a function of kgarden/layers/initializers.py.
+        first_width:   channels of the first 1x1; None: those of the 3x3.
+        shortcut_kernel: side of the kernel of the projection.
+        reduction:     squeeze-and-excitation before the sum, see SqueezeExcite; None: without.
     """
 
     def __init__(
@@ -64,6 +73,9 @@ class Bottleneck(keras.layers.Layer):
         groups=1,
         deform=None,
         initializer=he_normal,
+        first_width=None,
+        shortcut_kernel=1,
+        reduction=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -74,16 +86,19 @@ class Bottleneck(keras.layers.Layer):
             return kind(filters, kernel_size, strides, **how, name=name)
 
         of_3x3 = {"kind": DeformConv, **deform} if deform else {}
-        self.conv1 = conv(width, 1, first, "conv1", activation="relu")
+        self.conv1 = conv(first_width or width, 1, first, "conv1", activation="relu")
         self.conv2 = conv(width, 3, middle, "conv2", groups=groups, activation="relu", **of_3x3)
         self.conv3 = conv(filters, 1, 1, "conv3", norm_gamma=first_gamma(norm, 0.2))
-        self.shortcut = conv(filters, 1, strides, "shortcut") if project else None
+        self.excite = SqueezeExcite(reduction, name="excite") if reduction else None
+        self.shortcut = conv(filters, shortcut_kernel, strides, "shortcut") if project else None
 
     def build(self, input_shape):
         shape = input_shape
         for conv in (self.conv1, self.conv2, self.conv3):
             conv.build(shape)
             shape = conv.compute_output_shape(shape)
+        if self.excite is not None:
+            self.excite.build(shape)
         if self.shortcut is not None:
             self.shortcut.build(input_shape)
 
@@ -97,4 +112,30 @@ class Bottleneck(keras.layers.Layer):
         y = self.conv1(x, **how)
         y = self.conv2(y, **how)
         y = self.conv3(y, **how)
+        if self.excite is not None:
+            y = self.excite(y)
         return keras.ops.relu(y + kept)
+
+
+class SqueezeExcite(keras.layers.Layer):
+    """Channels scaled by what the mean over the map says of them.
+
+    Hu et al. 2018, arXiv:1709.01507, Eq. 2 to 4.
+
+    Args:
+        reduction: the hidden layer has so many times fewer channels.
+    """
+
+    def __init__(self, reduction=16, **kwargs):
+        super().__init__(**kwargs)
+        self.reduction = reduction
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        self.down = Conv(width // self.reduction, 1, activation="relu", name="down")
+        self.up = Conv(width, 1, activation="sigmoid", name="up")
+        self.down.build(input_shape)
+        self.up.build((*input_shape[:-1], self.down.filters))
+
+    def call(self, x):
+        return x * self.up(self.down(keras.ops.mean(x, axis=(1, 2), keepdims=True)))

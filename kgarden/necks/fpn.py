@@ -10,15 +10,9 @@ from keras import ops
 from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.initializers import by_name
+from kgarden.layers.upsample import upsample_2x
 
 TOPS = ("p6p7_of_p5", "p6p7_of_c5", "subsample")
-
-
-def upsample_2x(x):
-    """Nearest-neighbour, each cell repeated 2x2.   (B, H, W, D) -> (B, 2H, 2W, D)."""
-    batch, (height, width, channels) = ops.shape(x)[0], x.shape[1:]
-    x = ops.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return ops.reshape(x, (batch, 2 * height, 2 * width, channels))
 
 
 class FPN(keras.layers.Layer):

@@ -1,5 +1,8 @@
 """Weight names of detectron2 and of the CenterNet2 release."""
 
+from kgarden.necks.bifpn import node_graph
+from kgarden.weights.timm import deep_stem_names, dla_names
+
 HEAD = r"proposal_generator\.centernet_head\."
 
 
@@ -23,11 +26,76 @@ def tower_names(theirs, ours, layers=3):
     return (*convolutions, *(norms if layers == 3 else ()))
 
 
+def _bifpn_names():
+    """BiFPN in the style of EfficientDet on five levels."""
+    cell, ours = r"backbone\.cell\.(\d+)\.fnode\.", r"neck/cell\1/"
+    entries = [(r"backbone\.resample\.3\.conv\.conv", "neck/p6")]
+    entries += [(r"backbone\.resample\.3\.conv\.bn", "neck/p6/norm")]
+    for number, node in enumerate(range(5, 13)):
+        edge = rf"{cell}{number}\.combine\.resample\.(\d)\.conv\."
+        after = rf"{cell}{number}\.after_combine\.conv\."
+        entries += [
+            (rf"{cell}{number}\.combine", f"{ours}node{node}"),
+            (edge + "conv", rf"{ours}edge\2_{node}"),
+            (edge + "bn", rf"{ours}edge\2_{node}/norm"),
+            (after + "conv_dw", f"{ours}node{node}/depthwise"),
+            (after + "conv(?:_pw)?", f"{ours}node{node}/conv"),
+            (after + "bn", f"{ours}node{node}/conv/norm"),
+        ]
+    return entries
+
+
+def _fcos_bifpn_names():
+    """BiFPN in the style of FCOS on three and on five levels; names hold level and inputs of a node."""
+    layer, ours = r"backbone\.repeated_bifpn\.(\d+)\.", r"neck/cell\1/"
+    entries = [
+        (r"backbone\.bottom_up\.dla6\.reduction", "neck/p6"),
+        (layer + r"lateral_(\d)_f(\d)", ours + r"lateral\2_\3"),
+    ]
+    for levels in (3, 5):
+        for node, (level, inputs) in enumerate(node_graph(levels), start=levels):
+            name = "_".join(map(str, (level, *inputs)))
+            entries += [
+                (f"{layer}weights_f{name}", f"{ours}node{node}.edge_weights"),
+                (f"{layer}outputs_f{name}", f"{ours}node{node}/conv"),
+            ]
+    return entries
+
+
+def _dla_up_names():
+    """Iterative aggregation to stride 4, with deformable or plain convolutions."""
+    return [
+        (theirs + part, f"neck/{ours}/{path}")
+        for theirs, ours in ((r"backbone\.dla_up\.ida_(\d)\.", r"join\1"), (r"backbone\.(ida_up)\.", "last"))
+        for part, path in (
+            (r"up_(\d)", r"up\2"),
+            (r"proj_(\d)\.conv(?:\.0)?", r"project\2"),
+            (r"proj_(\d)\.offset", r"project\2/offset"),
+            (r"proj_(\d)\.(?:actf\.0|conv\.1)", r"project\2/norm"),
+            (r"node_(\d)\.conv(?:\.0)?", r"node\2"),
+            (r"node_(\d)\.offset", r"node\2/offset"),
+            (r"node_(\d)\.(?:actf\.0|conv\.1)", r"node\2/norm"),
+        )
+    ]
+
+
+BOTTOM_UP = r"backbone\.(?:bottom_up\.)?"
 TRUNK = (
     # backbone, below a pyramid or alone
     (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.conv2_offset", r"backbone/\1_\2/conv2/offset"),
+    # Res2Net
+    *deep_stem_names(BOTTOM_UP + r"stem\.conv1\.", BOTTOM_UP + r"stem\.bn1"),
+    (BOTTOM_UP + r"(res\d)\.(\d+)\.convs\.(\d)", r"backbone/\1_\2/split\3"),
+    (BOTTOM_UP + r"(res\d)\.(\d+)\.bns\.(\d)", r"backbone/\1_\2/split\3/norm"),
+    (BOTTOM_UP + r"(res\d)\.(\d+)\.conv2_offsets\.(\d)", r"backbone/\1_\2/split\3/offset"),
+    (BOTTOM_UP + r"(res\d)\.(\d+)\.shortcut\.1", r"backbone/\1_\2/shortcut"),
+    # DLA
+    *dla_names(r"backbone\.(?:bottom_up\.(?:backbone\.)?|base\.)"),
+    *_bifpn_names(),
+    *_fcos_bifpn_names(),
+    *_dla_up_names(),
     # neck
     (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
     (r"backbone\.top_block\.(p\d)", r"neck/\1"),
@@ -66,6 +134,9 @@ TABLE = (
 )
 
 IGNORE = (
+    r".*\.num_batches_tracked",
+    r"backbone\.(bottom_up\.(backbone\.)?|base\.)level[34]\.project\..*",  # of outer trees: nothing reads it
+    r"backbone\.base\.fc\..*",
     r"pixel_(mean|std)",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d",
     r"roi_heads\.box_predictor\.\d\.freq_weight",

@@ -1,6 +1,7 @@
 """Loading of PyTorch state dicts through a table of names."""
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -28,16 +29,26 @@ def our_name(name, table):
 
     Args:
         name:  such as "backbone.fpn_lateral3.weight".
-        table: pairs (regular expression of a module's name, replacement), the first that fits counts.
+        table: pairs (regular expression of a module's name, replacement), the first that fits counts. A
+               parameter that is no module's has a whole name instead: (r"net\\.w_1", "net/w.kernel").
     Returns:
         "neck/lateral3.weight": our module and, behind the dot, the reference's suffix.
     """
     for pattern, replacement in table:
-        match = re.fullmatch(pattern + r"((?:\.norm)?\.[a-z_]+)", name)
+        whole, with_suffix = _compiled(pattern)
+        match = whole.fullmatch(name)
+        if match:
+            return match.expand(replacement)
+        match = with_suffix.fullmatch(name)
         if match:
             module = match.expand(replacement)
             return module + match.group(match.lastindex).replace(".norm.", "/norm.")
     return None
+
+
+@functools.cache  # a table may have more patterns than `re` remembers
+def _compiled(pattern):
+    return re.compile(pattern), re.compile(pattern + r"((?:\.norm)?\.[a-z_]+)")
 
 
 def to_our_layout(array, pool_size=None):

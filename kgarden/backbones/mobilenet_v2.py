@@ -1,0 +1,96 @@
+"""MobileNetV2: inverted residual blocks with linear bottlenecks.
+
+Sandler et al. 2018, arXiv:1801.04381, Table 2; torchvision's layout of weights.
+"""
+
+import keras
+
+from kgarden.backbones.staged import StagedBackbone
+from kgarden.layers.conv import Conv
+from kgarden.layers.residual import first_gamma
+
+# For each stage (C2..C5), rows of Table 2: expansion t, channels c, repeats n, stride of the first block.
+STAGES = (
+    ((1, 16, 1, 1), (6, 24, 2, 2)),
+    ((6, 32, 3, 2),),
+    ((6, 64, 4, 2), (6, 96, 3, 1)),
+    ((6, 160, 3, 2), (6, 320, 1, 1)),
+)
+
+
+class InvertedResidual(keras.layers.Layer):
+    """1x1 that expands, depthwise 3x3, 1x1 that is linear; plus its input where the shapes agree.
+
+    Args:
+        before, filters: input and output channels.
+        expansion: the depthwise convolution has so many times the input's channels; 1: no first 1x1.
+        strides:   of the depthwise convolution.
+        norm:      see kgarden/layers/norm.py.
+    """
+
+    def __init__(self, before, filters, expansion, strides, norm, **kwargs):
+        super().__init__(**kwargs)
+        width = before * expansion
+        self.residual = strides == 1 and before == filters
+        shared = dict(norm=norm, activation="relu6")
+        self.expand = Conv(width, 1, **shared, name="expand") if expansion > 1 else None
+        self.depthwise = Conv(width, 3, strides, groups=width, **shared, name="depthwise")
+        gamma = first_gamma(norm, 0.2) if self.residual else 1.0
+        self.project = Conv(filters, 1, norm=norm, norm_gamma=gamma, name="project")
+
+    @property
+    def convs(self):
+        return [conv for conv in (self.expand, self.depthwise, self.project) if conv is not None]
+
+    def build(self, input_shape):
+        for conv in self.convs:
+            conv.build(input_shape)
+            input_shape = conv.compute_output_shape(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        for conv in self.convs:
+            input_shape = conv.compute_output_shape(input_shape)
+        return input_shape
+
+    def call(self, x, training=False):
+        y = x
+        for conv in self.convs:
+            y = conv(y, training=training)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(StagedBackbone):
+    """MobileNetV2 of width 1; see StagedBackbone.
+
+    Args:
+        norm:      "frozen_bn", "bn" or "sync_bn".
+        freeze_at: 0 nothing, 1 the stem, 2 the blocks up to C2 as well, ...
+        width:     factor of all channels, rounded to multiples of 8.
+        last_conv: C5 is the 1x1 of 1280 channels in front of the classifier, instead of the last block.
+    """
+
+    def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, before, stages = norm, divisible_by_8(32 * width), []
+        gamma = first_gamma(norm, 0.02)
+        stem = Conv(before, 3, 2, norm=norm, norm_gamma=gamma, activation="relu6", name="stem")
+        for rows in STAGES:
+            stages.append([])
+            for expansion, filters, repeats, strides in rows:
+                filters = divisible_by_8(filters * width)
+                for number in range(repeats):
+                    settings = dict(expansion=expansion, strides=strides if number == 0 else 1, norm=norm)
+                    name = f"block{sum(map(len, stages)) + 1}"
+                    stages[-1].append(InvertedResidual(before, filters, **settings, name=name))
+                    before = filters
+        channels = [stage[-1].project.filters for stage in stages]
+        if last_conv:
+            channels[-1] = max(1280, divisible_by_8(1280 * width))
+            stages[-1].append(Conv(channels[-1], 1, norm=norm, activation="relu6", name="last_conv"))
+        self._assemble(stem, stages, channels, freeze_at)
+
+
+def divisible_by_8(channels):
+    """The nearest multiple of 8 that is no more than a tenth smaller, and at least 8."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
