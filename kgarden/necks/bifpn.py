@@ -182,7 +182,7 @@ class BiFPN(keras.layers.Layer):
             raise UserError(f"model.neck.style {style!r}: one of {', '.join(STYLES)}")
         if repeats < 1:
             raise UserError(f"model.neck.repeats is {repeats}: at least 1")
-        self.channels, self.style = channels, style
+        self.channels, self.style, self.separable = channels, style, separable
         self.levels = list(range(first, last + 1))
         self.strides = [2**level for level in self.levels]
         self.divisor = self.divisor_of(levels=levels, style=style)

@@ -1,6 +1,9 @@
 """Weight names of detectron2 and of the CenterNet2 release."""
 
-from kgarden.necks.bifpn import node_graph
+from kgarden.backbones.dla import DLA
+from kgarden.backbones.res2net import Res2Net
+from kgarden.necks.bifpn import BiFPN, node_graph
+from kgarden.necks.dla_up import DLAUp
 from kgarden.weights.timm import deep_stem_names, dla_names
 
 HEAD = r"proposal_generator\.centernet_head\."
@@ -26,8 +29,8 @@ def tower_names(theirs, ours, layers=3):
     return (*convolutions, *(norms if layers == 3 else ()))
 
 
-def _bifpn_names():
-    """BiFPN in the style of EfficientDet on five levels."""
+def bifpn_names(separable=False):
+    """Entries for a BiFPN in the style of EfficientDet on five levels."""
     cell, ours = r"backbone\.cell\.(\d+)\.fnode\.", r"neck/cell\1/"
     entries = [(r"backbone\.resample\.3\.conv\.conv", "neck/p6")]
     entries += [(r"backbone\.resample\.3\.conv\.bn", "neck/p6/norm")]
@@ -39,63 +42,68 @@ def _bifpn_names():
             (edge + "conv", rf"{ours}edge\2_{node}"),
             (edge + "bn", rf"{ours}edge\2_{node}/norm"),
             (after + "conv_dw", f"{ours}node{node}/depthwise"),
-            (after + "conv(?:_pw)?", f"{ours}node{node}/conv"),
+            (after + ("conv_pw" if separable else "conv"), f"{ours}node{node}/conv"),
             (after + "bn", f"{ours}node{node}/conv/norm"),
         ]
     return entries
 
 
-def _fcos_bifpn_names():
-    """BiFPN in the style of FCOS on three and on five levels; names hold level and inputs of a node."""
+def fcos_bifpn_names(levels):
+    """Entries for a BiFPN in the style of FCOS; names hold the level and the inputs of a node."""
     layer, ours = r"backbone\.repeated_bifpn\.(\d+)\.", r"neck/cell\1/"
     entries = [
         (r"backbone\.bottom_up\.dla6\.reduction", "neck/p6"),
         (layer + r"lateral_(\d)_f(\d)", ours + r"lateral\2_\3"),
     ]
-    for levels in (3, 5):
-        for node, (level, inputs) in enumerate(node_graph(levels), start=levels):
-            name = "_".join(map(str, (level, *inputs)))
-            entries += [
-                (f"{layer}weights_f{name}", f"{ours}node{node}.edge_weights"),
-                (f"{layer}outputs_f{name}", f"{ours}node{node}/conv"),
-            ]
+    for node, (level, inputs) in enumerate(node_graph(levels), start=levels):
+        name = "_".join(map(str, (level, *inputs)))
+        entries += [
+            (f"{layer}weights_f{name}", f"{ours}node{node}.edge_weights"),
+            (f"{layer}outputs_f{name}", f"{ours}node{node}/conv"),
+        ]
     return entries
 
 
-def _dla_up_names():
-    """Iterative aggregation to stride 4, with deformable or plain convolutions."""
+def dla_up_names(deformable=True):
+    """Entries for iterative aggregation to stride 4, with deformable or plain convolutions."""
+    conv, norm = (r"\.conv", r"\.actf\.0") if deformable else (r"\.conv\.0", r"\.conv\.1")
     return [
-        (theirs + part, f"neck/{ours}/{path}")
-        for theirs, ours in ((r"backbone\.dla_up\.ida_(\d)\.", r"join\1"), (r"backbone\.(ida_up)\.", "last"))
-        for part, path in (
-            (r"up_(\d)", r"up\2"),
-            (r"proj_(\d)\.conv(?:\.0)?", r"project\2"),
-            (r"proj_(\d)\.offset", r"project\2/offset"),
-            (r"proj_(\d)\.(?:actf\.0|conv\.1)", r"project\2/norm"),
-            (r"node_(\d)\.conv(?:\.0)?", r"node\2"),
-            (r"node_(\d)\.offset", r"node\2/offset"),
-            (r"node_(\d)\.(?:actf\.0|conv\.1)", r"node\2/norm"),
+        (theirs + part + r"_(\d)" + of_part, f"neck/{ours}{last}")
+        for theirs, join, number in (
+            (r"backbone\.dla_up\.ida_(\d)\.", r"join\1", 2),
+            (r"backbone\.ida_up\.", "last", 1),
+        )
+        for part, ours in (("up", f"{join}/up"), ("proj", f"{join}/project"), ("node", f"{join}/node"))
+        for of_part, last in (
+            (("", rf"\{number}"),)
+            if part == "up"
+            else (
+                (conv, rf"\{number}"),
+                (r"\.offset", rf"\{number}/offset"),
+                (norm, rf"\{number}/norm"),
+            )
         )
     ]
 
 
-BOTTOM_UP = r"backbone\.(?:bottom_up\.)?"
+RES2NET = (
+    *deep_stem_names(r"backbone\.(?:bottom_up\.)?stem\.conv1\.", r"backbone\.(?:bottom_up\.)?stem\.bn1"),
+    *[
+        (rf"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.{theirs}", rf"backbone/\1_\2/{ours}")
+        for theirs, ours in (
+            (r"convs\.(\d)", r"split\3"),
+            (r"bns\.(\d)", r"split\3/norm"),
+            (r"conv2_offsets\.(\d)", r"split\3/offset"),
+            (r"shortcut\.1", "shortcut"),
+        )
+    ],
+)
+
 TRUNK = (
     # backbone, below a pyramid or alone
     (r"backbone\.(?:bottom_up\.)?stem\.conv1", "backbone/stem"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/\1_\2/\3"),
     (r"backbone\.(?:bottom_up\.)?(res\d)\.(\d+)\.conv2_offset", r"backbone/\1_\2/conv2/offset"),
-    # Res2Net
-    *deep_stem_names(BOTTOM_UP + r"stem\.conv1\.", BOTTOM_UP + r"stem\.bn1"),
-    (BOTTOM_UP + r"(res\d)\.(\d+)\.convs\.(\d)", r"backbone/\1_\2/split\3"),
-    (BOTTOM_UP + r"(res\d)\.(\d+)\.bns\.(\d)", r"backbone/\1_\2/split\3/norm"),
-    (BOTTOM_UP + r"(res\d)\.(\d+)\.conv2_offsets\.(\d)", r"backbone/\1_\2/split\3/offset"),
-    (BOTTOM_UP + r"(res\d)\.(\d+)\.shortcut\.1", r"backbone/\1_\2/shortcut"),
-    # DLA
-    *dla_names(r"backbone\.(?:bottom_up\.(?:backbone\.)?|base\.)"),
-    *_bifpn_names(),
-    *_fcos_bifpn_names(),
-    *_dla_up_names(),
     # neck
     (r"backbone\.fpn_(lateral|output)(\d)", r"neck/\1\2"),
     (r"backbone\.top_block\.(p\d)", r"neck/\1"),
@@ -141,3 +149,25 @@ IGNORE = (
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d",
     r"roi_heads\.box_predictor\.\d\.freq_weight",
 )
+
+
+def table_for(backbone, neck):
+    """The table of a model with this backbone and neck: modules of one name here have several there.
+
+    Args:
+        backbone, neck: layers of kgarden/backbones and kgarden/necks.
+    """
+    entries = []
+    if isinstance(backbone, Res2Net):
+        entries += RES2NET
+    if isinstance(backbone, DLA):
+        inside = "base" if isinstance(neck, DLAUp) else "bottom_up"
+        is_of_fcos = isinstance(neck, BiFPN) and neck.style == "fcos"
+        entries += dla_names(rf"backbone\.{inside}\." + (r"backbone\." if is_of_fcos else ""))
+    if isinstance(neck, DLAUp):
+        entries += dla_up_names(neck.settings["deformable"])
+    if isinstance(neck, BiFPN) and neck.style == "fcos":
+        entries += fcos_bifpn_names(len(neck.levels))
+    elif isinstance(neck, BiFPN):
+        entries += bifpn_names(neck.separable)
+    return (*entries, *TABLE)

@@ -70,7 +70,7 @@ PROJECTS = {
     "detectron2": Project(
         "detectron2's model zoo and the CenterNet2 release",
         r"backbone\.(bottom_up|stem|res2|base)\..*|proposal_generator\..*",
-        table=detectron2.TABLE,
+        table=lambda detector: detectron2.table_for(detector.backbone, detector.neck),
         ignore=(*detectron2.IGNORE, NUM_BATCHES),
     ),
     "maskrcnn-benchmark": Project(

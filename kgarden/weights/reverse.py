@@ -101,6 +101,9 @@ def state_dict_of(layer, table, pool_size=7, conversions=(), with_optional=True)
 
 def _name_of(path, table, with_optional):
     module, leaf = path.rsplit("/", 1)
+    whole = their_name(f"{module}.{leaf}", table, with_optional)
+    if whole is not None:  # a parameter that is no module's
+        return whole
     name, suffix = their_name(module, table, with_optional), SUFFIXES.get(leaf, leaf)
     if name is None and module.endswith("/norm"):  # detectron2 has norms inside their convolutions
         name, suffix = their_name(module.removesuffix("/norm"), table, with_optional), f"norm.{suffix}"

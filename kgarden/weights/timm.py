@@ -11,9 +11,8 @@ def deep_stem_names(prefix, last_norm):
         last_norm: of the norm behind it.
     """
     sequence = [
-        (f"{prefix}{3 * number + offset}", f"backbone/stem/conv{number + 1}{ours}")
-        for number in range(3)
-        for offset, ours in ((0, ""), (1, "/norm"))
+        (f"{prefix}{position}", f"backbone/stem/{ours}")
+        for position, ours in ((0, "conv1"), (1, "conv1/norm"), (3, "conv2"), (4, "conv2/norm"), (6, "conv3"))
     ]
     return (*sequence, (last_norm, "backbone/stem/conv3/norm"))
 

@@ -5,10 +5,8 @@ from support.golden import assert_agrees, goldens, params
 
 from kgarden.backbones import make_backbone
 from kgarden.backbones.dla import DEPTHS, DLA, Tree
-from kgarden.weights import detectron2
 from kgarden.weights.state_dict import load_state_dict
-
-PREFIX = "backbone.bottom_up."
+from kgarden.weights.timm import IGNORE, dla_names
 
 
 @pytest.mark.parametrize("golden", goldens("cn2_dla_tree"), ids=str)
@@ -18,9 +16,8 @@ def test_trees_agree_with_the_release(golden):
     of_tree = dict(depth=s["levels"], strides=s["stride"], before=s["in_channels"])
     tree = Tree(s["out_channels"], **of_tree, norm="bn", level_root=s["level_root"], name="level3")
     tree.build(golden["x"].shape)
-    prefix = PREFIX + "level3."
-    ignore = detectron2.IGNORE if s["levels"] > 1 else ()
-    load_state_dict(tree, golden.state_dict(), detectron2.TABLE, prefix=prefix, ignore=ignore)
+    ignore = IGNORE if s["levels"] > 1 else ()
+    load_state_dict(tree, golden.state_dict(), dla_names(""), prefix="level3.", ignore=ignore)
     y = ops.convert_to_numpy(tree(golden["x"]))
     assert tree.compute_output_shape(golden["x"].shape) == y.shape
     assert_agrees(golden, {"y": y})
@@ -33,7 +30,7 @@ def test_backbone_agrees_with_the_release(golden):
     backbone = DLA(widths=s["channels"], name="backbone")
     backbone.build((None, None, None, 3))
     state = golden.state_dict()
-    load_state_dict(backbone, state, detectron2.TABLE, prefix=PREFIX, ignore=detectron2.IGNORE)
+    load_state_dict(backbone, state, dla_names(""), ignore=IGNORE)
     [image] = [name for name in golden.files if name not in golden.outputs() and "param/" not in name]
     features = dict(enumerate(backbone(golden[image]), start=2))
     names = [name for name in golden.outputs() if int(name[-1]) >= 2]

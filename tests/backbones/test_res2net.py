@@ -20,7 +20,7 @@ def test_stem_agrees_with_the_release(golden):
     state = golden.state_dict()
     stem = deep_stem(len(state["conv1.0.weight"]), params(golden)["out_channels"], "bn")
     stem.build(golden["x"].shape)
-    table, prefix = detectron2.TABLE, "backbone.bottom_up.stem."
+    table, prefix = detectron2.RES2NET + detectron2.TABLE, "backbone.bottom_up.stem."
     load_state_dict(stem, state, table, prefix=prefix, ignore=detectron2.IGNORE)
     assert_agrees(golden, {"y": ops.convert_to_numpy(max_pool_3x3(stem(golden["x"])))})
 
@@ -40,7 +40,7 @@ def test_blocks_agree_with_the_release(golden):
         name="res2_0",
     )
     block.build(golden["x"].shape)
-    table, prefix = detectron2.TABLE, "backbone.bottom_up.res2.0."
+    table, prefix = detectron2.RES2NET + detectron2.TABLE, "backbone.bottom_up.res2.0."
     load_state_dict(block, golden.state_dict(), table, prefix=prefix, ignore=detectron2.IGNORE)
     y = ops.convert_to_numpy(block(golden["x"]))
     assert block.compute_output_shape(golden["x"].shape) == y.shape

@@ -5,7 +5,7 @@ from support.golden import assert_agrees, goldens, params
 
 from kgarden.errors import UserError
 from kgarden.necks.bifpn import FUSION_EPSILON, BiFPN, node_graph
-from kgarden.weights.detectron2 import IGNORE, TABLE
+from kgarden.weights.detectron2 import IGNORE, bifpn_names
 from kgarden.weights.state_dict import load_state_dict
 
 
@@ -24,7 +24,8 @@ def test_bifpn_agrees_with_the_release(golden):
     )
     features = [None, *inputs]
     neck.build([None if feature is None else feature.shape for feature in features])
-    load_state_dict(neck, golden.state_dict(), TABLE, prefix="backbone.", ignore=IGNORE)
+    table = bifpn_names(s["separable"])
+    load_state_dict(neck, golden.state_dict(), table, prefix="backbone.", ignore=IGNORE)
     pyramid = [ops.convert_to_numpy(level) for level in neck.call(features)]
     got = {f"out_p{level}": out for level, out in zip(neck.levels, pyramid, strict=True)}
     for name, out in got.items():

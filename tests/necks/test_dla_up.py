@@ -17,7 +17,8 @@ def test_plain_aggregation_agrees_with_the_release(golden):
     layer = IterativeAggregation(s["out_channels"], s["up_factors"][1:], deformable=False, name="last")
     layer.build([x.shape for x in maps])
     prefix, ignore = "backbone.ida_up.", detectron2.IGNORE
-    load_state_dict(layer, golden.state_dict(), detectron2.TABLE, prefix=prefix, ignore=ignore)
+    table = detectron2.dla_up_names(deformable=False)
+    load_state_dict(layer, golden.state_dict(), table, prefix=prefix, ignore=ignore)
     found = layer.call(maps)
     assert_agrees(golden, {f"out{n}": ops.convert_to_numpy(x) for n, x in enumerate(found, start=1)})
 
@@ -33,7 +34,7 @@ def test_stride_4_agrees_with_the_release(golden):
     for part, own in ((backbone, lambda name: "base." in name), (neck, lambda name: "ida" in name)):
         of_part = {name: array for name, array in state.items() if own(name)}
         settings = dict(prefix="backbone.", ignore=detectron2.IGNORE)
-        load_state_dict(part, of_part, detectron2.TABLE, **settings)
+        load_state_dict(part, of_part, detectron2.table_for(backbone, neck), **settings)
     [image] = [name for name in golden.files if name not in golden.outputs() and "param/" not in name]
     [level] = neck(backbone(golden[image]))
     assert neck.strides == [4] and level.shape[-1] == neck.channels
