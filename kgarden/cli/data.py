@@ -78,7 +78,7 @@ def _draw_histograms(facts_of_folder, to):
         text = histograms_text(facts)
         output.write(f"{name}.png", histograms_figure(facts))
         output.write(f"{name}.txt", text.encode())
-        print(printable(text))
+        print(*map(printable, text.splitlines()), sep="\n")
 
 
 @data_app.command("show")
