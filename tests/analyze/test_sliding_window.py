@@ -142,6 +142,8 @@ def test_difficulties_are_thirds_of_the_classes_by_ap():
     categories = [{"id": n, "name": str(n)} for n in range(1, 82)]
     per_class = [{"id": n, "ap": float(100 - n)} for n in range(1, 81)] + [{"id": 81, "ap": None}]
     of_class = difficulties({"per_class": per_class}, categories)
+    limited = [{"id": one["id"], "ap_max300": one["ap"]} for one in per_class]
+    assert difficulties({"per_class": limited, "max_detections": 300}, categories) == of_class
     assert [list(of_class.values()).count(name) for name in ("easy", "medium", "hard")] == [27, 27, 26]
     assert of_class[1] == of_class[27] == "easy" and of_class[54] == "medium" and of_class[55] == "hard"
     names, groups_of = grouping("difficulty", categories, {"per_class": per_class})

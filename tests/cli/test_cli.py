@@ -96,6 +96,10 @@ def test_all_commands_from_images_to_predictions(world, call):
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == first["metrics"]
     code, out, _ = call("evaluate", run, "--metrics", "voc07", "--json", "voc.json")
     assert code == 0 and json.loads((world / "voc.json").read_text())["metrics"] == {"voc07_map": 100.0}
+    code, out, _ = call("evaluate", run, "--max-detections", "5", "--json", "five.json")
+    assert (
+        code == 0 and "AP@5" in out and json.loads((world / "five.json").read_text())["headline"] == "ap_max5"
+    )
     # what the run left is enough to score it again
     truth = next((world / "shards/val").glob("annotations.json"))
     code, _, _ = call("evaluate", run / "detections.json", "--annotations", truth, "--json", "file.json")

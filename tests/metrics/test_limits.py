@@ -13,7 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from support.metric_tables import table
 
 from kgarden import cli
+from kgarden.config.recipe import Evaluate
 from kgarden.metrics.analysis import analyse, limits_of
+from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.coco import coco_metrics_of
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.explain import explain_table
@@ -164,6 +166,11 @@ def test_numbers_under_another_limit_have_other_names():
     assert [*map(label_of, names)] == ["AP", "AP50@300", "AR 1", "AR 300", "AR small@300", "VOC07 mAP"]
     assert summary({**judged, "max_detections": 3}).startswith("AP@3 ")
     assert "AP50@3 " in summary({**judged, "max_detections": 3})
+
+
+def test_the_default_is_that_of_coco():
+    assert Evaluate().max_detections == COCO_MAX_DETECTIONS == 100
+    assert EvaluationTable(dataset(1), []).max_detections == 100 == table([], [], 1).max_detections
 
 
 def test_why_ap_is_0_says_the_limit_first():
