@@ -621,6 +621,25 @@ def test_learning_rate_that_does_not_fit_the_training_is_refused_before_anything
     assert not (tmp_path / "run").exists()
 
 
+def test_hdf5_never_meets_a_full_disk(tmp_path, monkeypatch):
+    """It would crash the process at its end: room is reserved first, of at least the file's size."""
+    detector, *_ = parts_of_a_training(2)
+    path, asked = tmp_path / "a.weights.h5", []
+    monkeypatch.setattr(os, "posix_fallocate", lambda file, start, size: asked.append(size))
+    trainer.save_weights(detector, path)
+    assert asked[0] >= path.stat().st_size
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(StandIn, "save_weights", None)
+    with pytest.raises(UserError, match="a.weights.h5: cannot be written .No space left on device"):
+        trainer.save_weights(detector, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 def test_run_is_extended(recipe_of, tmp_path):
     """The rate follows the longer schedule from there; all else goes on: as if it had been stopped at 12."""
     run = tmp_path / "run"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from kgarden.build import build_model, start_from
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
-from kgarden.utils.files import replacing
 from kgarden.weights.files import read_weights, write_weights
+from kgarden.weights.initial import save_all
 from kgarden.weights.projects import PROJECTS, match_weights, project_of, weights_as
 
 OURS = ".weights.h5"
@@ -50,9 +50,7 @@ def convert_weights(
         for line in take(detector, source):
             say(line)
     if is_ours:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            detector.save_weights(temporary)
+        save_all(detector, target)
     else:
         write_weights(target, weights_as(detector, names))
 

@@ -18,11 +18,10 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.utils.files import make_folder, replacing
-from kgarden.weights.initial import load_all
+from kgarden.weights.initial import load_all, save_all
 
 LATEST, PREVIOUS, DAMAGED = "latest.npz", "previous.npz", "damaged.npz"
 MEASURED = "gradient_norm"  # of the last step; the next step overwrites it
-HDF5_BYTES = 2**12  # more than HDF5 needs for the name and the shape of a variable
 
 
 @contextlib.contextmanager
@@ -41,20 +40,8 @@ def save_weights(detector, path):
     Raises:
         OutputError: the file cannot be written.
     """
-    with _without_optimizer(detector), replacing(path) as temporary:
-        _reserve(temporary, detector.weights)
-        detector.save_weights(temporary)
-
-
-def _reserve(path, variables):
-    """Raises OSError if the disk has no room for a file of these variables, where the system can tell.
-
-    HDF5 keeps data that it could not write, tries again when the process ends, and crashes it.
-    """
-    size = sum(ops.convert_to_numpy(one.value).nbytes + HDF5_BYTES for one in variables)
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+    with _without_optimizer(detector):
+        save_all(detector, path)
 
 
 def load_weights(detector, path):

@@ -10,6 +10,7 @@ import keras
 
 from kgarden.errors import UserError
 from kgarden.runs import load_categories
+from kgarden.utils.files import replacing
 
 NAMED = 4  # layers that a message names
 ANEW, MISFIT = ("starts anew", "start anew"), ("does not fit", "do not fit")  # one layer, several
@@ -29,6 +30,31 @@ def load_all(detector: keras.Model, path: str | os.PathLike) -> None:
         new, unused = _differences(_own_shapes(detector), stored)
         how = _misfits(detector, path, new=new, unused=unused, verbs=MISFIT) or "the file is damaged"
         raise UserError(f"{path}: the weights are not those of this model: {how}") from error
+
+
+HDF5_BYTES = 2**12  # more than HDF5 needs for the name and the shape of a variable
+
+
+def save_all(detector: keras.Model, path: str | os.PathLike) -> None:
+    """Writes all weights to a .weights.h5 file, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        _reserve(temporary, detector.weights)
+        detector.save_weights(temporary)
+
+
+def _reserve(path, variables):
+    """Raises OSError if the disk has no room for a file of these variables, where the system can tell.
+
+    HDF5 keeps data that it could not write, tries again when the process ends, and crashes it.
+    """
+    size = sum(keras.ops.convert_to_numpy(one.value).nbytes + HDF5_BYTES for one in variables)
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def load_what_fits(detector: keras.Model, path: str | os.PathLike) -> str | None:
