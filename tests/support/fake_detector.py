@@ -174,7 +174,6 @@ def ground_truth(boxes, labels, scale=1.0, size=(64, 96), outline=None):
 class StandInData:
     """In-memory counterpart of kgarden.build.Data."""
 
-    train = val = ()  # no files to be judged
     categories = CATEGORIES
     train = val = ()  # no data sets on disk to be judged
 
