@@ -1,13 +1,17 @@
 """Evaluation: ids, px of the original image, COCO metrics, images without detections."""
 
+import gc
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
 from support.fake_detector import CATEGORIES, ground_truth, pictures
+from support.fake_runs import make_run
 from support.metric_tables import METRICS
 
-from kgarden.evaluate import detect, first_images
+from kgarden.evaluate import detect, evaluate_run, first_images
 from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import coco_metrics
 from kgarden.utils.files import write_json
@@ -128,3 +132,16 @@ def test_json_files_are_written_atomically(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a" / "b.json", {"x": object()})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_memory_of_many_evaluations_in_one_process_is_flat(tmp_path):
+    """20 calls after 3 that fill caches; with the gradients of predictions registered, each took 24 MiB."""
+    run = make_run(tmp_path / "run")
+    used = []
+    for _ in range(23):
+        evaluate_run(run)
+        gc.collect()
+        used.append(int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert used[-1] - used[2] < 20 * 2**20, [one >> 20 for one in used]

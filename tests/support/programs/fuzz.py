@@ -175,6 +175,7 @@ def images(draw, folder):
 
 def annotations(draw, folder):
     """Cases of the COCO converter and of scoring, boxes and masks."""
+    import tensorflow  # noqa: F401, its import would count as the first case's time
     from PIL import Image
 
     from kgarden.errors import UserError
