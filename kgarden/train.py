@@ -44,7 +44,8 @@ def train(
     """
     run, reporter = pathlib.Path(run), reporter or Reporter()
     for stage in stage_recipes(recipe):
-        build.check_learning_rate(stage)
+        if remark := build.check_learning_rate(stage):
+            reporter.line(remark)
         build.check_init(stage)
         check_packages(stage.loggers)
     recipe = build.with_pixels_of_weights(recipe)

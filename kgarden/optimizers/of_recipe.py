@@ -12,9 +12,9 @@ def learning_rate_of(recipe: Recipe) -> keras.optimizers.schedules.LearningRateS
     return learning_rate(recipe.schedule.base_lr, **_plan(recipe))
 
 
-def check_learning_rate(recipe: Recipe) -> None:
-    """Raises UserError if the training is too short for its learning-rate schedule; see `check_plan`."""
-    check_plan(**_plan(recipe))
+def check_learning_rate(recipe: Recipe) -> str | None:
+    """Checks the learning-rate schedule against the length of the training; see `check_plan`."""
+    return check_plan(**_plan(recipe))
 
 
 def _plan(recipe):

@@ -91,13 +91,15 @@ def check_plan(
     factor: float | None = None,
     cosine: bool = False,
     warmup: tuple[int, float] | None = None,
-) -> None:
-    """Checks that a training of this length reaches every part of its learning-rate schedule.
+) -> str | None:
+    """Checks a learning-rate schedule against the length of the training.
 
     Args:
         steps, at, factor, cosine, warmup: as in `learning_rate`.
+    Returns:
+        a sentence on what lies beyond the end, as in a short trial of a long recipe; None if nothing does.
     Raises:
-        UserError: the warm-up, or a step at which the rate falls, is not within the training.
+        UserError: the schedule is of no use for a training of any length, or the rate would be 0.
     """
     length = f"the training has {steps} steps (schedule.steps)"
     warmup_steps, warmup_factor = warmup or (0, 0.0)
@@ -105,22 +107,14 @@ def check_plan(
         raise UserError(
             f"schedule.warmup.factor is {warmup_factor:g}; a warm-up begins below the full rate: 0..1"
         )
-    if warmup_steps > steps or (cosine and warmup_steps == steps):
-        end = (
-            "at the end of the warm-up the cosine is at 0" if warmup_steps == steps else "it would never end"
-        )
+    if cosine and warmup_steps >= steps:
         raise UserError(
-            f"schedule.warmup.steps is {warmup_steps}, {length}: {end}; shorten the warm-up, or remove it "
-            f"(schedule.warmup=null)"
+            f"schedule.warmup.steps is {warmup_steps}, {length}: the cosine is at 0 before the warm-up ends; "
+            f"shorten the warm-up, or remove it (schedule.warmup=null)"
         )
     at = list(at or ())
     if at and factor >= 1:
         raise UserError(f"schedule.decay.factor is {factor:g}, so the learning rate does not fall; use 0.1")
-    if late := [one for one in at if one >= steps]:
-        raise UserError(
-            f"schedule.decay.at has {late[0]}, {length}: the rate never falls there; use earlier steps, or "
-            f"remove the decay (schedule.decay=null)"
-        )
     if at != sorted(set(at)):
         raise UserError(f"schedule.decay.at is {at}; give each step once, in ascending order")
     if at and at[0] < warmup_steps:
@@ -128,3 +122,8 @@ def check_plan(
             f"schedule.decay.at has {at[0]}, inside the warm-up of {warmup_steps} steps "
             f"(schedule.warmup.steps); let the rate fall after it"
         )
+    if warmup_steps > steps:
+        return f"schedule.warmup.steps is {warmup_steps}, {length}: it ends within the warm-up"
+    if late := [one for one in at if one >= steps]:
+        return f"schedule.decay.at has {late[0]}, {length}: the learning rate does not fall there"
+    return None

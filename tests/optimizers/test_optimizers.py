@@ -287,11 +287,9 @@ def test_a_norm_below_the_limit_is_not_raised_to_it():
             "warmup.steps is 10, the training has 10 steps .* cosine is at 0",
         ),
         ({"cosine": True, "warmup": (9, 0.1)}, None),
-        ({"warmup": (11, 0.1)}, "warmup.steps is 11, .*never end; shorten the warm-up, or remove it"),
         ({"warmup": (10, 0.1)}, None),
         ({"warmup": (5, 2.0)}, "warmup.factor is 2"),
         ({"warmup": (5, 1.0)}, None),
-        ({"at": [5, 10], "factor": 0.1}, "decay.at has 10, the training has 10 steps .* never falls there"),
         ({"at": [5, 9], "factor": 0.1}, None),
         ({"at": [9, 5], "factor": 0.1}, "ascending order"),
         ({"at": [5, 5], "factor": 0.1}, "each step once"),
@@ -301,11 +299,17 @@ def test_a_norm_below_the_limit_is_not_raised_to_it():
         ({}, None),
     ],
 )
-def test_plans_that_a_training_does_not_reach_are_refused(plan, said):
+def test_plans_of_no_use_are_refused(plan, said):
     if said is None:
-        return check_plan(10, **plan)
-    with pytest.raises(UserError, match=said):
-        check_plan(10, **plan)
+        assert check_plan(10, **plan) is None
+    else:
+        with pytest.raises(UserError, match=said):
+            check_plan(10, **plan)
+
+
+def test_what_lies_beyond_a_short_trial_is_said():
+    assert "steps is 11, the training has 10 steps" in check_plan(10, warmup=(11, 0.1))
+    assert "decay.at has 10, the training has 10 steps" in check_plan(10, at=[5, 10], factor=0.1)
 
 
 def test_every_recipe_and_row_reaches_its_whole_plan():
@@ -313,4 +317,4 @@ def test_every_recipe_and_row_reaches_its_whole_plan():
         recipe = load_recipe(stem)
         for row in (None, *recipe.rows):
             for stage in stage_recipes(load_recipe(stem, row=row)):
-                check_learning_rate(stage)
+                assert check_learning_rate(stage) is None
