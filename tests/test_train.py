@@ -613,8 +613,9 @@ def test_training_continues_if_best_weights_cannot_be_written(recipe_of, tmp_pat
 
 
 def test_learning_rate_that_does_not_fit_the_training_is_refused_before_anything_runs(recipe_of, tmp_path):
+    cosine = {"schedule__steps": 2, "schedule__decay": {"name": "cosine"}}
     with pytest.raises(UserError, match=r"schedule\.warmup\.steps is 3, the training has 2 steps"):
-        train.train(recipe_of(schedule__steps=2), tmp_path / "run", reporter=Lines())
+        train.train(recipe_of(**cosine), tmp_path / "run", reporter=Lines())
     stages = [{"schedule": {"steps": 4}}, {"schedule": {"decay": {"at": [2], "factor": 0.1}}}]
     with pytest.raises(UserError, match=r"schedule\.decay\.at has 2, inside the warm-up of 3 steps"):
         train.train(recipe_of(stages=stages), tmp_path / "run", reporter=Lines())
