@@ -89,7 +89,7 @@ class Bottleneck(keras.layers.Layer):
         self.conv1 = conv(first_width or width, 1, first, "conv1", activation="relu")
         self.conv2 = conv(width, 3, middle, "conv2", groups=groups, activation="relu", **of_3x3)
         self.conv3 = conv(filters, 1, 1, "conv3", norm_gamma=first_gamma(norm, 0.2))
-        self.excite = SqueezeExcite(reduction, name="excite") if reduction else None
+        self.excite = SqueezeExcite(filters, reduction, name="excite") if reduction else None
         self.shortcut = conv(filters, shortcut_kernel, strides, "shortcut") if project else None
 
     def build(self, input_shape):
@@ -123,17 +123,16 @@ class SqueezeExcite(keras.layers.Layer):
     Hu et al. 2018, arXiv:1709.01507, Eq. 2 to 4.
 
     Args:
-        reduction: the hidden layer has so many times fewer channels.
+        filters:   channels.
+        reduction: the hidden layer has so many times fewer.
     """
 
-    def __init__(self, reduction=16, **kwargs):
+    def __init__(self, filters, reduction=16, **kwargs):
         super().__init__(**kwargs)
-        self.reduction = reduction
+        self.down = Conv(filters // reduction, 1, activation="relu", name="down")
+        self.up = Conv(filters, 1, activation="sigmoid", name="up")
 
     def build(self, input_shape):
-        width = input_shape[-1]
-        self.down = Conv(width // self.reduction, 1, activation="relu", name="down")
-        self.up = Conv(width, 1, activation="sigmoid", name="up")
         self.down.build(input_shape)
         self.up.build((*input_shape[:-1], self.down.filters))
 

@@ -9,6 +9,7 @@ from keras import ops
 from kgarden.errors import UserError
 from kgarden.layers.conv import Conv, max_pool_3x3
 from kgarden.layers.initializers import torch_uniform
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.layers.upsample import upsample_2x
 
 FUSION_EPSILON = 1e-4  # of the sum of weights
@@ -105,7 +106,9 @@ class BiFPNLayer(keras.layers.Layer):
                 name = f"edge{source}_{node}" if self.style == "efficientdet" else f"lateral{source}_{level}"
                 conv = next((conv for conv in self.convs if conv.name == name), None)
                 if conv is None:
-                    conv = _conv(self.channels, 1, norm=self.norm, use_bias=self.style == "fcos", name=name)
+                    with dtype_policy_scope(self.dtype_policy.name):
+                        biased = self.style == "fcos"
+                        conv = _conv(self.channels, 1, norm=self.norm, use_bias=biased, name=name)
                     conv.build(input_shape[source])
                     self.convs.append(conv)
                 self.by_edge[source, node] = self.convs.index(conv)

@@ -10,6 +10,7 @@ from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.deformable_conv import DeformConv
 from kgarden.layers.initializers import he_uniform
+from kgarden.layers.precision import dtype_policy_scope
 from kgarden.layers.upsample import DepthwiseUpsample
 
 
@@ -89,20 +90,23 @@ class DLAUp(keras.layers.Layer):
                 f"of the backbone, {widths[0]}"
             )
 
-        def shapes(widths):
-            return [(None, None, None, width) for width in widths]
+        with dtype_policy_scope(self.dtype_policy.name):
+            self._build_stages(widths)
 
-        # C5 joins C4, then both join C3, then all join C2 ...
+    def _build_stages(self, widths):
+        """C5 joins C4, then both join C3, then all join C2; then the results at strides 4, 8 and 16 join."""
+
+        def aggregation(filters, factors, inputs, name):
+            layer = IterativeAggregation(filters, factors, **self.settings, name=name)
+            layer.build([(None, None, None, width) for width in inputs])
+            return layer
+
         self.stages = []
         for number, level in enumerate((2, 1, 0)):
-            filters, joined = widths[level], len(widths) - level - 1
-            stage = IterativeAggregation(filters, [2] * joined, **self.settings, name=f"join{number}")
-            before = widths[level + 1]
-            stage.build(shapes([filters, *[before] * joined]))
-            self.stages.append(stage)
-        # ... and the results at strides 4, 8 and 16 are joined once more
-        self.last = IterativeAggregation(self.channels, [2, 4], **self.settings, name="last")
-        self.last.build(shapes(widths[:3]))
+            filters, joined = widths[level], 3 - level
+            inputs = [filters, *[widths[level + 1]] * joined]
+            self.stages.append(aggregation(filters, [2] * joined, inputs=inputs, name=f"join{number}"))
+        self.last = aggregation(self.channels, [2, 4], inputs=widths[:3], name="last")
 
     def call(self, features, training=False):
         *finer, last = features

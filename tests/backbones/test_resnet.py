@@ -67,12 +67,22 @@ def test_bottlenecks_agree_with_mmdetection(golden):
 
 
 @pytest.mark.parametrize(
-    "depth, count",
-    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160), (152, 58_143_808)],
+    "name, count",
+    [
+        ("resnet18", 11_176_512),
+        ("resnet34", 21_284_672),
+        ("resnet50", 23_508_032),
+        ("resnet101", 42_500_160),
+        ("resnet152", 58_143_808),
+        ("resnext50_32x4d", 22_979_904),
+        ("resnext101_32x4d", 42_128_704),
+        ("resnext101_64x4d", 81_406_272),
+        ("resnext101_32x8d", 86_742_336),
+    ],
 )
-def test_parameters_are_those_of_the_literature(depth, count):
-    # torchvision's trunks without the classifier, batch-norm scales and shifts counted.
-    backbone = make_backbone({"name": f"resnet{depth}", "norm": "bn"})
+def test_parameters_are_those_of_the_literature(name, count):
+    # torchvision's and timm's trunks without the classifier, batch-norm scales and shifts counted.
+    backbone = make_backbone({"name": name, "norm": "bn"})
     backbone.build((None, None, None, 3))
     assert sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables) == count
 
