@@ -3,6 +3,7 @@
 Dai et al. 2017, arXiv:1703.06211, Eq. 2 to 4 (v1); with masks: Zhu et al. 2018, arXiv:1811.11168, Eq. 1 (v2).
 """
 
+import keras
 from keras import ops
 
 from kgarden.ops.gradients import custom_gradient
@@ -51,7 +52,7 @@ def deformed_taps(x, offsets, masks=None, *, kernel_size=3, strides=1, dilation=
             cells.append(by_tap(((image * height + y_cell) * width + x_cell) * groups + group))
             weights.append(by_tap(y_weight * x_weight))
     table = ops.reshape(x, (-1, depth // groups))
-    found = _weighted_rows(cells)(table, ops.stack(weights))
+    found = _weighted_rows(table, ops.stack(weights), cells)
     return ops.reshape(found, (-1, rows, columns, taps, depth))
 
 
@@ -82,24 +83,23 @@ def _neighbours(position, length):
     return cells, weights
 
 
-def _weighted_rows(cells):
-    """A function (table, weights) -> weighted sums of rows of the table.
+def _weighted_rows(table, weights, cells):
+    """Weighted sums of rows of a table; gathered rows are not kept for the gradient but gathered again.
 
     Args:
-        cells: list of K arrays (N,) int32, rows of the table.
+        table:   (R, D).
+        weights: (K, N) float32.
+        cells:   list of K arrays (N,) int32, rows of the table.
     Returns:
-        function of table (R, D) and weights (K, N) float32, with result (N, D). Gathered rows are not kept
-        for its gradient but gathered again.
+        (N, D).
     """
+    if keras.backend.backend() == "jax":  # inside of `keras.remat`, a custom gradient would leak the cells
+        return keras.remat(_sum_of_rows)(table, weights, *cells)
 
     @custom_gradient
     def weighted(table, weights):
-        of_rows = ops.cast(weights, table.dtype)
-        total = sum(
-            ops.take(table, rows, axis=0) * of_rows[number][:, None] for number, rows in enumerate(cells)
-        )
-
         def gradient(upstream):
+            of_rows = ops.cast(weights, table.dtype)
             of_table = sum(
                 ops.segment_sum(upstream * of_rows[number][:, None], rows, num_segments=ops.shape(table)[0])
                 for number, rows in enumerate(cells)
@@ -110,6 +110,11 @@ def _weighted_rows(cells):
             ]
             return of_table, ops.stack(of_weights)
 
-        return total, gradient
+        return _sum_of_rows(table, weights, *cells), gradient
 
-    return weighted
+    return weighted(table, weights)
+
+
+def _sum_of_rows(table, weights, *cells):
+    weights = ops.cast(weights, table.dtype)
+    return sum(ops.take(table, rows, axis=0) * weights[number][:, None] for number, rows in enumerate(cells))
