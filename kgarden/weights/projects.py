@@ -9,8 +9,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from kgarden.backbones.dla import DLA
+from kgarden.backbones.mobilenet_v2 import MobileNetV2
+from kgarden.backbones.res2net import Res2Net
+from kgarden.backbones.senet import SENet154, SEResNet
 from kgarden.errors import UserError
-from kgarden.weights import adelaidet, cvpods, detectron2, maskrcnn_benchmark, mmdetection, torchvision
+from kgarden.weights import (
+    adelaidet,
+    cvpods,
+    detectron2,
+    maskrcnn_benchmark,
+    mmdetection,
+    timm,
+    torchvision,
+)
 from kgarden.weights.reverse import state_dict_of
 from kgarden.weights.state_dict import Matched, match_state_dict
 
@@ -26,7 +38,8 @@ class Project:
         about:       what it covers, for lists.
         known_by:    regular expression of names that no project before this one in PROJECTS has.
         table:       of `kgarden.weights.state_dict.our_name`, or a function of the detector that returns it.
-        ignore:      regular expressions of names without a counterpart here.
+        ignore:      regular expressions of names without a counterpart here, or a function of the detector
+                     that returns them.
         conversions: of `match_state_dict`: where an array means something else here.
         is_backbone: the file is a classifier: a detector's backbone alone.
     """
@@ -34,13 +47,17 @@ class Project:
     about: str
     known_by: str
     table: Table | Callable[[Any], Table]
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     conversions: tuple[tuple[str, Callable, Callable], ...] = ()
     is_backbone: bool = False
 
     def table_of(self, detector: keras.Model) -> Table:
         """The table of names for this detector."""
         return self.table(detector) if callable(self.table) else self.table
+
+    def ignored_by(self, detector: keras.Model) -> tuple[str, ...]:
+        """The names that this detector has no counterpart of."""
+        return self.ignore(detector) if callable(self.ignore) else self.ignore
 
 
 def _mmdetection(detector):
@@ -51,6 +68,42 @@ def _mmdetection(detector):
 def _maskrcnn_benchmark(detector):
     has_two_heads = any("/roi_head/conv/features/" in variable.path for variable in detector.weights)
     return maskrcnn_benchmark.DOUBLE_HEAD if has_two_heads else maskrcnn_benchmark.TABLE
+
+
+def _timm(detector):
+    """Names go by the family; what shapes cannot tell is checked."""
+    backbone = detector.backbone
+    families = {
+        SENet154: timm.senet_names,
+        SEResNet: timm.seresnext_names,
+        Res2Net: timm.res2net_names,
+        DLA: timm.dla_names,
+        MobileNetV2: timm.mobilenet_v2_names,
+    }
+    for family, names in families.items():
+        if isinstance(backbone, family):
+            if family is Res2Net and not backbone.pool_at_stride_1:
+                raise UserError("weights of timm's Res2Net: set model.backbone.pool_at_stride_1: true")
+            return names("")
+    return _torchvision(detector)
+
+
+def _torchvision(detector):
+    backbone = detector.backbone
+    if isinstance(backbone, MobileNetV2):
+        return torchvision.mobilenet_v2_names("")
+    if getattr(backbone, "stride_in_1x1", False) and backbone.kind == "bottleneck":
+        raise UserError(
+            "these weights have the stride of a stage in the 3x3 convolution: set "
+            "model.backbone.stride_in_1x1: false"
+        )
+    return torchvision.resnet_names("")
+
+
+def _last_conv(detector):
+    """Names of MobileNetV2's 1x1 before its classifier, where the backbone ends without it."""
+    without = isinstance(detector.backbone, MobileNetV2) and not detector.backbone.last_conv
+    return (r"(features\.18|conv_head|bn2)\..*",) if without else ()
 
 
 # In the order in which a file is tried.
@@ -86,11 +139,22 @@ PROJECTS = {
         table=_mmdetection,
         ignore=mmdetection.IGNORE,
     ),
+    "timm": Project(
+        "classifiers of timm: Res2Net v1b, SENet-154, SE-ResNeXt, DLA-34, MobileNetV2",
+        r"(layer1\.0\.convs\.0|layer0\.conv1|level0\.0|conv_stem)\.weight",
+        table=_timm,
+        ignore=lambda detector: (*timm.IGNORE, *_last_conv(detector)),
+        is_backbone=True,
+    ),
     "torchvision": Project(
-        "ResNet and ResNeXt classifiers of torchvision and timm",
-        r"layer1\.0\.conv1\.weight",
-        table=torchvision.resnet_names(""),
-        ignore=(NUM_BATCHES, r"fc\.(weight|bias)"),
+        "classifiers of torchvision: ResNet, ResNeXt (also timm's), MobileNetV2",
+        r"(layer1\.0\.conv1|features\.0\.0)\.weight",
+        table=_torchvision,
+        ignore=lambda detector: (
+            NUM_BATCHES,
+            r"(fc|classifier\.1)\.(weight|bias)",
+            *_last_conv(detector),
+        ),
         is_backbone=True,
     ),
 }
@@ -129,7 +193,7 @@ def match_weights(detector: keras.Model, weights: dict[str, np.ndarray], name: s
         detector.backbone if project.is_backbone else detector,
         weights,
         project.table_of(detector),
-        ignore=project.ignore,
+        ignore=project.ignored_by(detector),
         pool_size=_pool_size(detector),
         conversions=project.conversions,
     )

@@ -15,3 +15,11 @@ def folder(*names):
     if not path.exists():
         pytest.skip(f"no real data at {path}: set KGARDEN_DATA")
     return path
+
+
+def weights(name):
+    """A real file of ImageNet weights, beside the data; skips the test if it is not there."""
+    path = DATA.parent / "weights" / name
+    if not path.exists():
+        pytest.skip(f"no real weights at {path}: set KGARDEN_DATA")
+    return path

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 from keras import ops
+from support import real_data
 from support.golden import DIRECTORY
 from support.variants import CLASSES, VARIANTS
 
+from kgarden.backbones import make_backbone
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.models import build_detector
+from kgarden.weights.files import read_weights
 from kgarden.weights.projects import match_weights, project_of, weights_as
 
 
@@ -77,3 +81,44 @@ def test_a_round_trip_changes_nothing(project, model):
             np.testing.assert_array_equal(
                 matched.values[variable.path], ops.convert_to_numpy(variable), err_msg=variable.path
             )
+
+
+class Trunk:
+    """A detector as far as tables look at it: a backbone."""
+
+    def __init__(self, **backbone):
+        self.backbone = make_backbone(backbone)
+        self.backbone.build((None, None, None, 3))
+        self.weights = self.backbone.weights
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    return Trunk(name="mobilenet_v2", norm="bn")
+
+
+@pytest.mark.parametrize("project", ["torchvision", "timm"])
+def test_classifiers_are_backbones(mobilenet, project):
+    weights = weights_as(mobilenet, project)
+    assert project_of(weights) == project
+    matched = match_weights(mobilenet, weights, project)
+    assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
+
+
+def test_torchvisions_own_file_fits_whole(mobilenet):
+    path = real_data.weights("mobilenet_v2-b0353104.pth")
+    weights = read_weights(path)
+    assert project_of(weights) == "torchvision"
+    matched = match_weights(mobilenet, weights, "torchvision")
+    assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
+    left_out = {name.rsplit(".", 1)[0] for name in matched.ignored if not name.endswith("tracked")}
+    assert left_out == {"classifier.1", "features.18.0", "features.18.1"}
+
+
+def test_what_shapes_cannot_tell_is_checked():
+    narrow = {"stem_channels": 8, "res2_channels": 16, "width_per_group": 4}
+    with pytest.raises(UserError, match="stride of a stage in the 3x3 .*: set .*stride_in_1x1: false"):
+        match_weights(Trunk(name="resnet50", stride_in_1x1=True, **narrow), {}, "torchvision")
+    narrow = {"width_per_split": 2, "res2_channels": 16}
+    with pytest.raises(UserError, match="timm's Res2Net: set model.backbone.pool_at_stride_1: true"):
+        match_weights(Trunk(name="res2net50", **narrow), {}, "timm")
