@@ -109,8 +109,16 @@ def test_a_pattern_that_fits_nothing_is_refused():
 
 @pytest.fixture(scope="module")
 def untrained(request):
-    """A detector as it begins, for the tests that only let it predict."""
-    return compiled(request.param, selection={"score_threshold": 0.0, "total": 30})
+    """A detector as it begins, for the tests that only let it predict.
+
+    But for the class scores of RoI heads: features without statistics of their own are large, scores would all
+    be 1 and their order chance, which differs from processor to processor.
+    """
+    detector = compiled(request.param, selection={"score_threshold": 0.0, "total": 30})
+    for variable in detector.weights:
+        if re.search("/roi_head/.*classes/kernel$", variable.path):
+            variable.assign(variable * 0.01)
+    return detector
 
 
 @pytest.mark.parametrize("untrained", every_variant(), indirect=True)
