@@ -304,5 +304,6 @@ def test_odd_class_names_are_shown_as_they_are(tmp_path, name, capsys):
     found, annotations, to = (str(tmp_path / one) for one in ("found.json", "truth.json", "to"))
     assert cli.main(["evaluate", found, "--annotations", annotations, "--to", to]) == 0
     shown = capsys.readouterr().out
-    assert printable(name) in shown and not {"\x1b", "\ud800", "\u202e"} & set(shown)
+    expected = "?" if name == "\ud800" else printable(name)  # no character: replaced where it is read
+    assert expected in shown and not {"\x1b", "\ud800", "\u202e"} & set(shown)
     assert (tmp_path / "to/errors.png").is_file() and (tmp_path / "to/per_class.csv").read_bytes()
