@@ -63,9 +63,17 @@ def build_detector(settings, num_classes, seed=0):
     origin = {"settings": {"name": name, **settings}, "num_classes": num_classes, "seed": seed}
     origin["precision"] = keras.config.dtype_policy().name
     detector = instantiate(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
-    detector.origin = json.dumps(origin)
+    detector.origin = _as_json(origin)
     detector.build()
     return detector
+
+
+def _as_json(origin):
+    """The builder's arguments as a .keras file holds them; None if a part was given as a layer."""
+    try:
+        return json.dumps(origin)
+    except TypeError:
+        return None
 
 
 Detector.builder = staticmethod(build_detector)

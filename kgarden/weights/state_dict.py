@@ -5,7 +5,6 @@ import functools
 import re
 
 import numpy as np
-from keras import ops
 
 from kgarden.errors import UserError
 
@@ -182,7 +181,7 @@ def _place_element(matched, places, element, full, array):
     if path is None or number >= variables[path].shape[0]:
         matched.unknown[full] = f"fits nothing: this model has no {module}[{number}]"
         return
-    values = matched.values.setdefault(path, ops.convert_to_numpy(variables[path]).copy())
+    values = matched.values.setdefault(path, np.array(variables[path].numpy()))
     values[number] = array.reshape(())
     matched.sources.setdefault(path, []).append(full)
     if number == len(values) - 1:

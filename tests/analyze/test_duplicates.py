@@ -61,7 +61,9 @@ def test_duplicates_of_a_pss_run(tmp_path, monkeypatch, capsys):
     assert [row["way"] for row in rows] == ["all places", "NMS", "selected"]
     assert {row["images"] for row in rows} == {"3"}
     assert len(list((tmp_path / "look").glob("maps_*.png"))) == 2
-    assert not list((tmp_path / "look").glob(".*"))
+    assert [path.name for path in (tmp_path / "look").glob(".*")] == [
+        ".kgarden.jsonl"
+    ]  # nothing is left aside
 
 
 @pytest.mark.tensorflow

@@ -255,9 +255,9 @@ def test_rows_without_their_backbone_are_marked(world, call):
     text = recipe.read_text()
     rows = """
   n.none: {set: {schedule.steps: 5}}
-  n.whole: {set: {model: {name: fcos, backbone: resnext101_64x4d}}}
-  n.part: {set: {model.backbone: {name: resnext101_64x4d, freeze_at: 2}}}
-  n.name: {set: {model.backbone.name: resnext101_64x4d}}
+  n.whole: {set: {model: {name: fcos, backbone: swin_tiny}}}
+  n.part: {set: {model.backbone: {name: swin_tiny, freeze_at: 2}}}
+  n.name: {set: {model.backbone.name: swin_tiny}}
   n.there: {set: {model.backbone.name: resnet50}}
   n.other: {recipe: atss_pss, row: table1.atss_pss_x101_dcn}
   n.other_there: {recipe: atss_pss, row: table1.atss_pss_r50}
@@ -265,7 +265,7 @@ def test_rows_without_their_backbone_are_marked(world, call):
     recipe.write_text(text + rows.lstrip("\n"))
     lines = call("list", "rows", "standin.yaml")[1].splitlines()
     ends = {line.split()[0]: line.partition("  [needs ")[2] for line in lines}
-    mark = "resnext101_64x4d, not available yet]"
+    mark = "swin_tiny, not available yet]"
     assert {row: end for row, end in ends.items() if end} == {
         **dict.fromkeys(("n.whole", "n.part", "n.name"), mark),
         "n.other": "resnext101_32x4d_dcn, not available yet]",

@@ -1,6 +1,7 @@
 """soft-NMS by recipe keys, as the last step of every detector of the garden."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -51,6 +52,9 @@ def test_every_detector_ends_in_soft_nms_if_asked_to(name):
     selection |= {"score_threshold": 0.0, "total": TOTAL, "pool": TOTAL, "class_wise": False}
     keras.utils.set_random_seed(0)
     detector = build_detector({**VARIANTS[name], **NEAR.get(name, {}), "selection": selection}, CLASSES)
+    for variable in detector.weights:  # features without statistics are large: scores would all be 0 or 1
+        if re.search("/roi_head/.*classes/kernel$", variable.path):
+            variable.assign(variable * 0.01)
     x, _ = batch()
     raw = detector({key: x[key] for key in ("images", "size_hw")})
     candidates = detector.candidates(x, raw)

@@ -111,8 +111,8 @@ def test_a_pattern_that_fits_nothing_is_refused():
 def untrained(request):
     """A detector as it begins, for the tests that only let it predict.
 
-    But for the class scores of RoI heads: features without statistics of their own are large, scores would all
-    be 1 and their order chance, which differs from processor to processor.
+    But for the class scores of RoI heads: features without statistics of their own are large, scores would
+    all be 1 and their order chance, which differs from processor to processor.
     """
     detector = compiled(request.param, selection={"score_threshold": 0.0, "total": 30})
     for variable in detector.weights:
@@ -281,5 +281,5 @@ def test_keras_files_give_equal_predictions(name, tmp_path):
     with pytest.raises(UserError, match="detectors are saved as .keras; use save_weights.*kgarden export"):
         detector.save(tmp_path / "detector.h5")
     detector.origin = None
-    with pytest.raises(UserError, match="only detectors of build_model can be saved as .keras"):
+    with pytest.raises(UserError, match="built from settings alone can be saved as .keras"):
         detector.save(tmp_path / "detector.keras")

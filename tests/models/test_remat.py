@@ -8,7 +8,7 @@ from support.marks import slow_on_jax
 from support.programs import run
 from support.variants import CLASSES, VARIANTS, batch
 
-from kgarden.backbones import make_backbone, resnet
+from kgarden.backbones import make_backbone, staged
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -65,7 +65,7 @@ def trained_backbone(settings, remat, precision, steps=2):
 def test_weights_and_statistics_are_those_of_a_training_that_keeps_everything(
     settings, precision, blocks, monkeypatch
 ):
-    monkeypatch.setattr(resnet, "REMAT_BLOCKS", blocks)
+    monkeypatch.setattr(staged, "REMAT_BLOCKS", blocks)
     before, kept, loss = trained_backbone(settings, False, precision)
     _, again, loss_again = trained_backbone(settings, True, precision)
     assert loss_again == pytest.approx(loss, rel=1e-5 if precision == "float32" else 1e-2)

@@ -86,7 +86,7 @@ class Detector(StaticShapeModel):
 
     mask_head = None
     builder: Callable | None = None  # `kgarden.models.build_detector`, which sets it
-    origin: str | None = None  # the builder's arguments as JSON, for .keras files
+    origin: str | None = None  # the builder's arguments as JSON, for .keras files; None: some are layers
 
     def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=None, **kwargs):
         super().__init__(**kwargs)
@@ -214,8 +214,8 @@ class Detector(StaticShapeModel):
     def get_config(self):
         if self.origin is None:
             raise UserError(
-                "only detectors of build_model can be saved as .keras; use save_weights('NAME.weights.h5') "
-                "and load_weights on a detector that is built in the same way"
+                "only detectors that are built from settings alone can be saved as .keras; use "
+                "save_weights('NAME.weights.h5') and load_weights on a detector that is built in the same way"
             )
         return json.loads(self.origin)
 

@@ -214,7 +214,7 @@ def test_what_is_no_data_set(source, tree, message):
 
 def test_missing_files_are_the_first_faults(source, tmp_path):
     """Where a file is missing, that is said before boxes without area and images of other sizes."""
-    tree = tree_of([box([1, 1, 0, 5], image_id=1)], numbers=(1, 6))
+    tree = tree_of([box([1, 1, 0, 5], image_id=1), box([1, 1, 3, 5], image_id=1)], numbers=(1, 6))
     report = source(tree)
     assert [fault.where for fault in report.faults][0] == "6.jpg" and len(report.faults) == 2
     assert report.missing_files == 1
