@@ -12,10 +12,10 @@ from kgarden.errors import UserError
 from kgarden.utils.files import replacing
 from kgarden.weights import pickles, torch_files
 
-ENDINGS = (".pth", ".pt", ".bin", ".tar", ".pkl", ".safetensors", ".npz")
-
 # Where training programs put the weights within a checkpoint, in the order in which they are looked for.
 PLACES = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+
+UNFOLDED = 100  # times the size of a compressed .npz, at most
 
 # What damaged or hostile files raise on the way.
 DAMAGED = (
@@ -28,7 +28,7 @@ DAMAGED = (
     AttributeError,
     OverflowError,
     MemoryError,
-    NotImplementedError,
+    NotImplementedError,  # of zipfile: a compression that it does not know
     RecursionError,
     RuntimeError,
     struct.error,
@@ -70,8 +70,7 @@ def _read(path):
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+        return _read_npz(path)
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
             return pickles.tensors_of(torch_files.read_archive(file))
@@ -85,9 +84,19 @@ def _read_safetensors(path):
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
+    wide = {"bfloat16": "float32"}
+    return {name: array.astype(wide.get(array.dtype.name, array.dtype)) for name, array in tensors.items()}
+
+
+def _read_npz(path):
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > UNFOLDED * path.stat().st_size:
+            raise UserError(f"it unfolds to more than {UNFOLDED} times its size")
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _weights_in(tensors):
@@ -116,12 +125,10 @@ def write_weights(path: str | os.PathLike, weights: dict[str, np.ndarray]) -> No
     path = pathlib.Path(path)
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise UserError(f"{path}: weights of other projects are written as .pth, .pt or .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
-            if path.suffix == ".safetensors":
-                from safetensors.numpy import save
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save
 
-                file.write(save({name: np.array(array, order="C") for name, array in weights.items()}))
-            else:
-                torch_files.write_archive(file, weights)
+            file.write(save({name: np.array(array, order="C") for name, array in weights.items()}))
+        else:
+            torch_files.write_archive(file, weights)

@@ -1,5 +1,6 @@
 """Initial weights from files of other projects: what fits is taken, what does not is named."""
 
+import functools
 import os
 import pathlib
 import re
@@ -21,9 +22,34 @@ def is_foreign(path: str | os.PathLike) -> bool:
     return not pathlib.Path(path).name.endswith(".weights.h5")
 
 
-def check_foreign(path: str | os.PathLike) -> None:
-    """Raises UserError if the file cannot be read or belongs to no known project."""
-    project_of(read_weights(path), path)
+def take_all(detector: keras.Model, path: str | os.PathLike) -> list[str]:
+    """Gives a detector the weights of another project's file, all of which must have a place.
+
+    Args:
+        detector: built.
+        path:     .pth, .pkl, .safetensors or .npz.
+    Returns:
+        lines of a report: what was taken, what was left out, which layers keep their initial values.
+    Raises:
+        UserError: a tensor without a place in this model, or of another shape.
+    """
+    weights = read_weights(path)
+    name = project_of(weights, path)
+    matched = match_weights(detector, weights, name)
+    unfit = [f"{key} {reason}" for key, reason in matched.unknown.items()] + list(matched.misfits.values())
+    if unfit:
+        raise UserError(
+            f"{path}: {len(unfit)} of {len(weights)} tensors do not fit this model, first: {unfit[0]}"
+        )
+    matched.assign_to(detector)
+    lines = [
+        f"{path}: {len(weights) - len(matched.ignored)} of {len(weights)} tensors taken, names of {name}"
+    ]
+    if matched.ignored:
+        lines.append(f"left out, without a counterpart here: {_some(matched.ignored)}")
+    if matched.missing:
+        lines.append(f"keep their initial values: {_some(_layers(matched.missing))}")
+    return lines
 
 
 def load_foreign(
@@ -61,15 +87,25 @@ def load_foreign(
 def pixels_of(path: str | os.PathLike) -> str | dict[str, Any] | None:
     """Returns the pixel normalisation that a file's weights expect, as `model.pixels`; None if unknown.
 
-    Classifiers of torchvision have one in common; files of detectron2 may hold theirs.
+    Classifiers of torchvision and timm have one in common; files of detectron2 may hold theirs.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to no known project.
     """
+    state = os.stat(path) if os.path.exists(path) else None
+    return _pixels_of(path, state and (state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)  # a start asks several times, and files are large
+def _pixels_of(path, _state):
     weights = read_weights(path)
     if PROJECTS[project_of(weights, path)].is_backbone:
         return "torchvision"
-    if {"pixel_mean", "pixel_std"} <= weights.keys():
-        mean, std = (np.ravel(weights[f"pixel_{what}"]) for what in ("mean", "std"))
-        return {"mean": [float(v) for v in mean], "std": [float(v) for v in std], "order": "bgr"}
-    return None
+    mean, std = (np.ravel(weights.get(f"pixel_{what}", ())).tolist() for what in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or mean[0] == mean[2]:
+        return None
+    # The file does not name the order; photos are brighter in red than in blue.
+    return {"mean": mean, "std": std, "order": "rgb" if mean[0] > mean[2] else "bgr"}
 
 
 def _parts(detector, names):

@@ -9,7 +9,7 @@ from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.layers.pixels import pixel_settings
 from kgarden.runs import best_weights
-from kgarden.weights.foreign import check_foreign, is_foreign, pixels_of
+from kgarden.weights.foreign import is_foreign, pixels_of
 from kgarden.weights.imagenet import imagenet_file
 from kgarden.weights.initial import shapes_in
 
@@ -36,7 +36,7 @@ def check_init(recipe: Recipe) -> None:
     """Raises UserError if the recipe's initial weights do not exist or cannot be read; builds nothing."""
     if recipe.init:
         path = donor_weights(recipe)
-        (check_foreign if is_foreign(path) else shapes_in)(path)
+        (pixels_of if is_foreign(path) else shapes_in)(path)
 
 
 def with_pixels_of_weights(recipe: Recipe) -> Recipe:

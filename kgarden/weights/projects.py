@@ -215,6 +215,7 @@ def weights_as(detector: keras.Model, name: str) -> dict[str, np.ndarray]:
             project.table_of(detector),
             pool_size=_pool_size(detector),
             conversions=project.conversions,
+            with_optional=bool(detector.neck.weights),  # below a pyramid detectron2's backbone is `bottom_up`
         )
     except UserError as error:
         raise UserError(f"{name} has no counterpart of this model: {error}") from error

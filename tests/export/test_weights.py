@@ -47,7 +47,7 @@ def test_there_and_back_again(tmp_path, recipe, detector):
     assert "backbone.bottom_up.res2.0.conv1.weight" in read_weights(theirs) and report == []
     convert_weights(recipe, theirs, again, say=report.append)
     count = len(read_weights(theirs))
-    assert report == [f"{theirs}: {count} tensors in the names of detectron2, {count} taken"]
+    assert report == [f"{theirs}: {count} of {count} tensors taken, names of detectron2"]
     fresh = build_model(recipe)
     start_from(fresh, again)
     for variable, expected in zip(fresh.weights, detector.weights, strict=True):
@@ -63,8 +63,8 @@ def test_what_a_file_lacks_or_has_too_much_is_named(tmp_path, recipe, detector):
     write_weights(path, weights)
     convert_weights(recipe, path, target, say=report.append)
     assert report[1:] == [
-        "left out, without a counterpart here: 1: pixel_mean",
-        "keep their initial values: 1: neck/lateral4",
+        "left out, without a counterpart here: pixel_mean",
+        "keep their initial values: neck/lateral4",
     ]
     write_weights(path, {**weights, "backbone.fpn_lateral4.weight": lateral[:5]})
     with pytest.raises(
@@ -99,3 +99,12 @@ def test_other_targets_are_refused(tmp_path, recipe, detector, target, options, 
 def test_the_number_of_classes_is_asked_for(tmp_path):
     with pytest.raises(UserError, match="no model.num_classes; give --classes"):
         convert_weights(load_recipe("quickstart"), tmp_path / "a.pth", tmp_path / "a.weights.h5")
+
+
+def test_weights_of_ours_must_fit_whole(tmp_path, detector):
+    """No layer of the file that is written begins at random without a word."""
+    save_weights(detector, tmp_path / "a.weights.h5")
+    other = load_recipe("quickstart", {**TINY, "model.num_classes": 4})
+    with pytest.raises(UserError, match="not those of this model: .*box_head/classes does not fit"):
+        convert_weights(other, tmp_path / "a.weights.h5", tmp_path / "b.pth", names="detectron2")
+    assert not (tmp_path / "b.pth").exists()

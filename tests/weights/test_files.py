@@ -6,8 +6,10 @@ import pickle
 import random
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from kgarden.errors import UserError
 from kgarden.weights.files import read_weights, write_weights
@@ -57,6 +59,19 @@ def test_what_is_written_is_read_again(tmp_path, ending):
     for key, array in read_weights(path).items():
         np.testing.assert_array_equal(array, weights[key], strict=True)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_bfloat16_of_safetensors_is_float32(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a": np.array([1.5, -2], ml_dtypes.bfloat16)}, path)
+    np.testing.assert_array_equal(read_weights(path)["a"], np.float32([1.5, -2]), strict=True)
+
+
+def test_a_compressed_file_that_unfolds_to_much_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(10**6, "float32"))
+    with pytest.raises(UserError, match="refused: it unfolds to more than 100 times its size"):
+        read_weights(path)
 
 
 def test_pytorch_reads_what_is_written(tmp_path):

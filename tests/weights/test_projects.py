@@ -1,5 +1,6 @@
 """Other projects' names: released ones are matched whole, and what is written is what was read."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -56,7 +57,14 @@ def test_released_names_are_matched_whole_and_written_again(name):
 
 
 MODELS = {
-    "detectron2": ("centernet2", "centernet2_faster", "centernet", "faster_rcnn", "retinanet"),
+    "detectron2": (
+        "faster_rcnn_c4",
+        "centernet2",
+        "centernet2_faster",
+        "centernet",
+        "faster_rcnn",
+        "retinanet",
+    ),
     "maskrcnn-benchmark": ("faster_rcnn", "double_head"),
     "mmdetection": ("faster_rcnn", "cascade_rcnn", "fcos", "atss", "gfl", "retinanet"),
     "cvpods": ("defcn",),
@@ -83,13 +91,22 @@ def test_a_round_trip_changes_nothing(project, model):
             )
 
 
+def test_a_backbone_without_a_pyramid_has_detectron2s_name_for_it():
+    c4, fpn = (
+        weights_as(build_detector(VARIANTS[name], CLASSES), "detectron2")
+        for name in ("faster_rcnn_c4", "faster_rcnn")
+    )
+    assert "backbone.res2.0.conv1.weight" in c4 and "roi_heads.res5.0.conv1.weight" in c4
+    assert "backbone.bottom_up.res2.0.conv1.weight" in fpn
+
+
 class Trunk:
     """A detector as far as tables look at it: a backbone."""
 
     def __init__(self, **backbone):
         self.backbone = make_backbone(backbone)
         self.backbone.build((None, None, None, 3))
-        self.weights = self.backbone.weights
+        self.weights, self.neck = self.backbone.weights, keras.layers.Identity()
 
 
 @pytest.fixture(scope="module")
