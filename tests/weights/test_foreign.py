@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 from support.variants import CLASSES, VARIANTS
 
-from kgarden.config.loading import load_recipe
+from kgarden.config.loading import load_recipe, packaged_recipes
 from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.weights import imagenet
@@ -144,3 +144,15 @@ def test_without_a_network_one_line_says_what_to_fetch(tmp_path, monkeypatch):
         check_init(recipe)
     with pytest.raises(UserError, match="no file is known for dla34, only for resnet18"):
         imagenet.imagenet_file("dla34")
+
+
+def test_recipes_that_begin_with_imagenet_expect_torchvisions_weights():
+    """The command at the top of a recipe runs: pixels and the stride's place are those of the file."""
+    named = [
+        stem for stem, path in packaged_recipes().items() if "init.weights=imagenet\n" in path.read_text()
+    ]
+    assert {"atss", "cascade_rcnn", "gfl", "retinanet"} <= set(named)
+    for stem in named:
+        model = load_recipe(stem).model.model_extra
+        assert model["pixels"] == "torchvision" and not model["backbone"].get("stride_in_1x1"), stem
+        assert model["backbone"]["name"] in imagenet.FILES
