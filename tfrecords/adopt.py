@@ -151,13 +151,11 @@ def _result(row, classes, file_name):
     where = f"{where} ({row.file_name})" if row.file_name else where
     annotations, faults, remarks, clipped = [], [], [], 0
     if row.says_another_size:
-        remarks.append([where, "image/height and image/width are not those of the picture: kept"])
+        remarks.append([where, "image/height and image/width are not those of the image: kept"])
     usable = row.usable
     for n, category in enumerate(row.category_ids):
         if not usable[n]:
-            faults.append(
-                [f"object {n + 1} of {where}", "box without area, outside the picture or not finite"]
-            )
+            faults.append([f"object {n + 1} of {where}", "box without area, outside the image or not finite"])
         elif not classes.add(category, row.names[n] if n < len(row.names) else ""):
             faults.append([f"object {n + 1} of {where}", "class/label is not in the list of classes"])
         else:
@@ -193,6 +191,6 @@ def _run_lengths(png, height, width):
     except DataError as error:
         raise DataError(f"the mask is no PNG: {error}") from None
     if mask.shape != (height, width):
-        raise DataError("the mask is of another size than the picture")
+        raise DataError("the mask is of another size than the image")
     code = coco_mask.encode(np.asfortranarray(mask.astype("uint8")))
     return {"size": [height, width], "counts": code["counts"].decode()}

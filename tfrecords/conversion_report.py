@@ -8,11 +8,11 @@ import dataclasses
 import pathlib
 
 from tfrecords.data_statistics import Facts, Statistics, from_json
-from tfrecords.image_names import MISSING
+from tfrecords.images import MISSING
 from tfrecords.schema import DataError
 
 NAMED_FAULTS = 200  # at most so many are listed in the manifest; all are counted
-IMAGE_LEFT_OUT = "its picture is left out"  # the reason of boxes that are dropped with their image
+IMAGE_LEFT_OUT = "its image is left out"  # the reason of boxes that are dropped with their image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fault:
     @property
     def is_missing_file(self):
         """Whether the image was left out because its file does not exist."""
-        return self.reason.startswith(MISSING)
+        return self.reason.endswith(MISSING)
 
     def __str__(self):
         return f"{self.where}: {self.reason}"

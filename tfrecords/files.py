@@ -1,4 +1,4 @@
-"""Atomic writes (temporary path, then rename), and the error for a write that failed."""
+"""Reading of text, atomic writes (temporary path, then rename), and the errors of both."""
 
 import contextlib
 import os
@@ -8,6 +8,22 @@ from tfrecords.schema import DataError
 
 class Unfinished(DataError):
     """The work was interrupted; the same call continues from here."""
+
+
+def read_text(path):
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: pathlib.Path.
+    Raises:
+        DataError: it does not exist, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 @contextlib.contextmanager

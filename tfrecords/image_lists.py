@@ -5,7 +5,8 @@ import os
 import pathlib
 
 from tfrecords.conversion_report import Fault
-from tfrecords.image_names import ImageFolder, is_safe
+from tfrecords.files import read_text
+from tfrecords.image_names import ImageFolder, is_safe, slashed
 from tfrecords.schema import DataError
 
 OUTSIDE_ROOT = "outside of the folder of the data set: read as listed"
@@ -40,10 +41,7 @@ def listed_images(path, root, faults):
     Raises:
         DataError: the list cannot be read or is empty.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    lines = read_text(path).splitlines()
     folder = ImageFolder(root)
     bases = [os.path.abspath(path.parent), os.path.abspath(root)]
     images = [
@@ -71,8 +69,3 @@ def _listed(line, bases, folder, *, where, faults):
     if found.remark:
         faults.remarks.append(Fault(f"{where}: {line} -> {found.name}", found.remark))
     return Image(os.path.join(bases[-1], found.name))
-
-
-def slashed(path):
-    """A path with the separators of Windows replaced."""
-    return path.replace("\\", "/")

@@ -15,11 +15,10 @@ import re
 import unicodedata
 import urllib.parse
 
-from tfrecords.images import UNREAD_SUFFIXES, suffixes
+from tfrecords.images import MISSING, UNREAD_SUFFIXES, suffixes
 from tfrecords.schema import DataError
 
 OUTSIDE = "file_name must be a relative path that stays in the folder"
-MISSING = "no such file"
 ELSEWHERE = "not at this path: the one file of its name in the folder is taken"
 LINKED = "a symbolic link that leaves the folder: followed"
 SHOWN = 3  # images that the message about an ambiguous name lists
@@ -222,9 +221,14 @@ class Names:
         return spelling(stem) + (spelling(ending) if ending else "")
 
 
+def slashed(path):
+    """A path with the separators of Windows replaced."""
+    return path.replace("\\", "/")
+
+
 def is_safe(name):
     """Whether a name is a valid relative path that stays inside its folder, on every system."""
-    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    path = pathlib.PurePosixPath(slashed(name))
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     return inside and is_valid(name) and ":" not in path.parts[0]
 
@@ -236,9 +240,9 @@ def is_valid(name):
 
 def _readings(name):
     """What a name may mean: (folders and base name, whether relative), the likeliest first."""
-    plain = name.replace("\\", "/")
+    plain = slashed(name)
     inner, seen = _unwrapped(plain), set()
-    for text in (inner, urllib.parse.unquote(inner).replace("\\", "/"), plain, name):
+    for text in (inner, slashed(urllib.parse.unquote(inner)), plain, name):
         local = DRIVE.sub("", text)
         parts = tuple(part for part in local.split("/") if part not in ("", "."))
         if parts and parts not in seen and is_valid(text):
@@ -248,7 +252,7 @@ def _readings(name):
 
 def _parts(path):
     """Folders and base name of a known path."""
-    return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", ".")) or (path,)
+    return tuple(part for part in slashed(path).split("/") if part not in ("", ".")) or (path,)
 
 
 def _unwrapped(name):

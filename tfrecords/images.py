@@ -17,6 +17,7 @@ from PIL import Image
 
 from tfrecords.schema import DataError
 
+MISSING = "no such file"  # the reason of an image whose file does not exist
 # What is opened, MPO as JPEG. Pillow knows more; for PostScript it would start an interpreter.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "JPEG2000", "AVIF", "PPM", "HEIF")
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener")}  # formats of other packages: used if installed
@@ -130,7 +131,7 @@ def read_bytes(path):
             raise DataError(f"the file has more than {MAX_BYTES:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError("no such file") from None
+        raise DataError(MISSING) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -177,10 +178,11 @@ def _decoding(stored=b"", formats=FORMATS):
         raise DataError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
+@functools.cache
 def suffixes():
-    """Endings of the files that `opened` accepts: {".jpg", ".png", ...}."""
+    """Endings of the files that `opened` accepts: frozenset of ".jpg", ".png", ..."""
     formats = {*_installed(FORMATS), "MPO"}
-    return {ending for ending, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
 
 
 @functools.cache

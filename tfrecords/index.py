@@ -14,6 +14,7 @@ import numpy as np
 from tfrecords.raw_data import recognise
 from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
+from tfrecords.values import as_int
 
 COLUMNS = {
     "shard": "int32",
@@ -161,11 +162,11 @@ def record_bytes(serialized):
 def numbered(source_ids):
     """Source ids -> integer image ids.
 
-    Decimal ids are kept. If one is not decimal, or two are equal, all images are numbered from 1.
+    Decimal ids of int64 are kept. If one is none, or two are equal, all images are numbered from 1.
     """
-    decimal = all(one.isascii() and one.isdecimal() and len(one) < 19 for one in source_ids)
-    numbers = [int(one) for one in source_ids] if decimal else []
-    return numbers if len(set(numbers)) == len(source_ids) else list(range(1, len(source_ids) + 1))
+    numbers = [as_int(one) if one.isascii() and one.isdecimal() else None for one in source_ids]
+    plain = None not in numbers and len(set(numbers)) == len(numbers)
+    return numbers if plain else list(range(1, len(numbers) + 1))
 
 
 def _read(files):

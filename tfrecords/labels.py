@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+from tfrecords.files import read_text
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, text
 
@@ -25,12 +26,7 @@ def read_labels(path):
         DataError: it cannot be read, an id is not an integer, or an id is duplicated.
     """
     path = pathlib.Path(path)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    content = read_text(path)
     reader = {".pbtxt": _from_pbtxt, ".json": _from_json, ".csv": _from_csv}.get(
         path.suffix.lower(), _from_lines
     )

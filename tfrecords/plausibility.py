@@ -60,23 +60,15 @@ def findings(facts, limits=None):
         [Finding, ...]
     """
     limits = limits or Limits()
-    found = [
+    return [
         Finding(kind, sentence)
         for kind, functions in KINDS.items()
         for function in functions
         if (sentence := function(facts, limits))
     ]
-    return found
 
 
 # --- mistakes -------------------------------------------------------------------------------------
-
-
-def no_objects(facts, _):
-    statistics = facts.statistics
-    if statistics.images and not statistics.objects:
-        return f"None of the {statistics.images} images has an object."
-    return None
 
 
 def fractions(facts, _):
@@ -171,6 +163,13 @@ def _rounded(value):
 
 
 # --- remarks --------------------------------------------------------------------------------------
+
+
+def no_objects(facts, _):
+    statistics = facts.statistics
+    if statistics.images and not statistics.objects:
+        return f"None of the {statistics.images} images has an object."
+    return None
 
 
 def some_cut(facts, limits):

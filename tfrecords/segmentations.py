@@ -79,8 +79,9 @@ def run_lengths(code, size=None):
     ):
         raise DataError("the size of the mask is not two positive integers")
     if size is not None and found != size:
-        raise DataError("the mask is of another size than the picture")
-    if found[0] * found[1] > MAX_PIXELS:
+        raise DataError("the mask is of another size than the image")
+    pixels = found[0] * found[1]
+    if pixels > MAX_PIXELS:
         raise DataError(f"the mask has more than {MAX_PIXELS} px")
     if isinstance(counts, str):
         counts = _unpacked(counts)
@@ -90,8 +91,8 @@ def run_lengths(code, size=None):
         raise DataError("the counts of the mask are no run lengths")
     if (counts < 0).any():
         raise DataError("the counts of the mask are no run lengths")
-    if counts.sum() != found[0] * found[1]:
-        raise DataError("the counts of the mask do not sum up to the picture")
+    if (counts > pixels).any() or counts.sum() != pixels:  # runs of any length might wrap to this sum
+        raise DataError("the counts of the mask do not sum up to the image")
     return counts
 
 

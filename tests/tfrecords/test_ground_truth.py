@@ -122,7 +122,7 @@ def test_conversion_and_scoring_read_the_same_objects(tmp_path, name):
         (changed("annotations", bbox=[1, 2, 3], segmentation=POLYGON), "bbox is not four finite numbers"),
         (changed("annotations", bbox=None, segmentation=[[1, 1, 5, 5]]), "it has no bbox, and a polygon of"),
         (changed("annotations", bbox=[1, 1, 1e6, 5]), "bbox is larger than any image"),
-        (changed("images", width=10**6), "its picture is left out"),
+        (changed("images", width=10**6), "its image is left out"),
     ],
 )
 def test_an_annotation_without_a_box_is_left_out_with_the_reason(tree, reason):

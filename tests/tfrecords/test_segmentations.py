@@ -198,3 +198,23 @@ def test_a_mask_of_another_size_is_refused_where_the_size_is_known():
     assert segmentations.checked(code) == code
     with pytest.raises(DataError, match="another size"):
         segmentations.checked(code, 30, 40)
+
+
+def characters(number):
+    """A number as COCO's compressed run lengths have it: 5 bits a character, the lowest first."""
+    low, rest = number & 31, number >> 5
+    if rest == (-1 if low & 16 else 0):
+        return chr(low + 48)
+    return chr((low | 32) + 48) + characters(rest)
+
+
+def test_runs_whose_sum_wraps_to_the_size():
+    """70,000 runs of growing length that sum up to 2^64 + 1200: in int64 this is 1200."""
+    count, left, differences = 70_000, 2**64 + 1200, [0]
+    for place in range(1, count):
+        following = (count + 1 - place) // 2  # a run is its difference and the last run but one
+        differences.append(min(2**34 - 1, left // following))
+        left -= differences[-1] * following
+    assert not left
+    with pytest.raises(DataError, match="do not sum up to the image"):
+        segmentations.checked({"size": [30, 40], "counts": "".join(map(characters, differences))})

@@ -14,13 +14,13 @@ import functools
 
 import numpy as np
 
-from tfrecords import images, schema, segmentations
+from tfrecords import images, index, schema, segmentations
 from tfrecords.conversion_report import Fault, Faults, Record
 from tfrecords.data_statistics import STORED_SIZE, signs_of
 from tfrecords.ground_truth import SWAPPED
 from tfrecords.image_names import ELSEWHERE, ImageFolder, is_safe
 from tfrecords.schema import DataError
-from tfrecords.values import as_int, ordered
+from tfrecords.values import ordered
 from tfrecords.write import write
 
 
@@ -190,7 +190,7 @@ def clip(bbox, height, width):
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     left, top, right, bottom = np.float32([x0 / width, y0 / height, x1 / width, y1 / height])
     if not (x1 > x0 and y1 > y0):
-        raise DataError("box outside the picture")
+        raise DataError("box outside the image")
     if not (right > left and bottom > top):
         raise DataError("box without area")
     return bbox if (x0, y0, x1, y1) == (x, y, x + w, y + h) else [x0, y0, x1 - x0, y1 - y0]
@@ -205,13 +205,11 @@ def _state(job, folder):
 
 
 def numbered(names):
-    """Image ids: the names if all are different numbers, else 1, 2, ...
+    """Image ids by `tfrecords.index.numbered`: the names if all are different numbers, else 1, 2, ...
 
     Args:
         names: {image: its name}.
     Returns:
         [(image, id), ...]
     """
-    numbers = [as_int(name) if name.isdecimal() else None for name in names.values()]
-    plain = None not in numbers and len(set(numbers)) == len(numbers)
-    return list(zip(names, numbers if plain else range(1, len(numbers) + 1), strict=True))
+    return list(zip(names, index.numbered(list(names.values())), strict=True))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
+from tfrecords.files import read_text
 from tfrecords.schema import DataError
 from tfrecords.values import as_hw, as_numbers, text
 
@@ -103,12 +104,7 @@ def read_table(path):
     Raises:
         DataError: it cannot be read, or has not the columns.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    content = read_text(path)
     for delimiter in DELIMITERS:
         rows = _rows(path, content, delimiter)
         columns = _columns(rows[0][1]) if rows else []
@@ -160,10 +156,10 @@ def _by_file(columns, rows, faults):
 def _job_of(values, of_file):
     hw = as_hw(values.get("height"), values.get("width"))
     if not values["file"]:
-        raise DataError("the line names no picture")
+        raise DataError("the line names no image")
     job = of_file.setdefault(values["file"], {"file_name": values["file"], "hw": hw, "objects": []})
     if job["hw"] != hw:
-        raise DataError("the line gives the picture another size than a line before")
+        raise DataError("the line gives the image another size than a line before")
     return job
 
 

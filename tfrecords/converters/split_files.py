@@ -11,7 +11,7 @@ import yaml
 
 from tfrecords.conversion_report import Faults
 from tfrecords.converters import csv_table, voc, yolo
-from tfrecords.converters.yolo_files import YAML, load
+from tfrecords.converters.yolo_files import YAML, label_of, load
 from tfrecords.files import replacing, writing
 from tfrecords.raw_data import recognise
 from tfrecords.schema import DataError
@@ -164,7 +164,7 @@ def _yolo(arguments, to, images, part):
     description, found, folder, labels = yolo.places(annotations, images, chosen, Faults())
     classes_of = {}
     for image in found:
-        label = None if image.fault else labels.of(image.path, Faults())
+        label = label_of(image, labels, Faults())
         classes_of[os.path.relpath(image.path, folder)] = _classes_in(label, description.names or {})
 
     def contents(part_of):

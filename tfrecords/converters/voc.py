@@ -9,10 +9,11 @@ from xml.parsers import expat
 from tfrecords.conversion_report import Fault, Faults
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
+from tfrecords.files import read_text
 from tfrecords.image_names import ELSEWHERE, ImageFolder, Names, NotFound, is_safe
 from tfrecords.images import UNREAD_SUFFIXES, suffixes
 from tfrecords.schema import DataError
-from tfrecords.values import as_hw, as_int, as_numbers, text
+from tfrecords.values import as_flag, as_hw, as_numbers, text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTS = pathlib.PurePath("ImageSets", "Main")
@@ -166,10 +167,7 @@ def xml_files(folder):
 
 def listed(split, files, faults):
     """The paths without ending that a list names, each once."""
-    try:
-        lines = split.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{split}: cannot be read: {error}") from None
+    lines = read_text(split).splitlines()
     known, names = Names(files.values(), ending=False), {}
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -188,7 +186,7 @@ def _of_line(line, files, known, where):
     """(path without ending that a line of a list means, remark), also where no such XML file exists."""
     *words, last = line.split()
     texts = [line] if not words or last not in MARKS else [line, line[: -len(last)].rstrip()]
-    stems = [os.path.splitext(text)[0] if _has_ending(text) else text for text in texts]
+    stems = [*texts, *(os.path.splitext(text)[0] for text in texts if _has_ending(text))]
     for stem in stems:
         if stem in files:
             return stem, None
@@ -251,7 +249,7 @@ def _objects(name, tree, number_of, one_based, ignore_difficult, faults):
         else:
             x0, y0, x1, y1 = corners
             x0, y0 = x0 - one_based, y0 - one_based
-            difficult = int(bool(as_int(thing.findtext("difficult"))))
+            difficult = as_flag(thing.findtext("difficult"))
             objects.append(
                 {
                     "where": where,

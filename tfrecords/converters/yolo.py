@@ -13,6 +13,7 @@ from tfrecords.converters.yolo_files import (
     Labels,
     description_near,
     images_of,
+    label_of,
     read_description,
 )
 from tfrecords.image_lists import images_in, listed_images
@@ -86,7 +87,7 @@ def inputs(*, annotations, images=None, split=None, **_):
     """What a conversion with these arguments reads -> [(path of an image, of its label file or None)]."""
     faults = Faults()
     _, found, _, labels = places(annotations, images, split, faults)
-    return [(image.path, None if image.fault else labels.of(image.path, faults)) for image in found]
+    return [(image.path, label_of(image, labels, faults)) for image in found]
 
 
 def categories_of(*, annotations, images=None, classes=None, rename=None, **_):

@@ -9,8 +9,9 @@ import yaml
 
 from tfrecords import bounded_yaml
 from tfrecords.conversion_report import Fault
-from tfrecords.image_lists import OUTSIDE_ROOT, images_in, listed_images, slashed
-from tfrecords.image_names import ImageFolder, Names, NotFound, folded
+from tfrecords.files import read_text
+from tfrecords.image_lists import OUTSIDE_ROOT, images_in, listed_images
+from tfrecords.image_names import ImageFolder, Names, NotFound, folded, slashed
 from tfrecords.schema import DataError
 from tfrecords.values import as_int, text
 
@@ -69,11 +70,7 @@ def load(path):
         DataError: it cannot be read, or is not YAML of a dictionary.
     """
     try:
-        tree = bounded_yaml.load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        tree = bounded_yaml.load(read_text(path))
     except yaml.YAMLError as error:
         line = bounded_yaml.line_of(error)
         where = f"{path}:{line}" if line else f"{path}"
@@ -106,6 +103,8 @@ def _entries(path, split, value):
 def _names(path, tree):
     """{class id: name} of the key names, a list or a dictionary; of nc alone class_0, class_1, ..."""
     names, count = tree.get("names"), as_int(tree.get("nc"))
+    if count is not None and not 0 <= count <= bounded_yaml.MAX_NODES:
+        raise DataError(f"{path}: nc is {count}, which is no number of classes")
     if names is None:
         return {number: f"class_{number}" for number in range(count)} if count else None
     if not isinstance(names, list | dict):
@@ -201,6 +200,14 @@ def _existing_end(root, written, exists):
 
 
 # --- labels ---------------------------------------------------------------------------------------
+
+
+def label_of(image, labels, faults):
+    """Path of the label file of an Image; None without one, or where the conversion leaves the image out."""
+    try:
+        return None if image.fault else labels.of(image.path, faults)
+    except DataError:
+        return None
 
 
 class Labels:

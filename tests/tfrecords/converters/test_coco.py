@@ -110,7 +110,7 @@ def test_boxes_are_clipped_to_the_image(source, tmp_path, bbox, expected):
     "fault,reason",
     [
         (box([5, 5, 0, 5]), "box without area"),
-        (box([40, 0, 5, 5]), "box outside the picture"),
+        (box([40, 0, 5, 5]), "box outside the image"),
         (box([5, 5, float("nan"), 5]), "bbox is not four finite numbers"),
         (box([5, 5, 5]), "bbox is not four finite numbers"),
         (box(None), "bbox is not four finite numbers"),
@@ -169,7 +169,7 @@ def test_names_that_other_systems_write(source, tmp_path):
     report = source(tree)
     truth = json.loads((tmp_path / "to/annotations.json").read_text())
     assert {i["id"]: i["file_name"] for i in truth["images"]} == {1: "1.jpg", 3: "2.jpg", 4: "3.jpg"}
-    assert (report.images, report.faulty_pictures, report.dropped) == (3, 1, {"its picture is left out": 1})
+    assert (report.images, report.faulty_pictures, report.dropped) == (3, 1, {"its image is left out": 1})
     taken = "not at this path: the one file of its name in the folder is taken"
     assert report.remarks == {taken: 1}
     named = "\n".join(map(str, report.faults))
@@ -307,7 +307,7 @@ def test_every_image_and_box_is_accounted_for(source, tmp_path):
     assert (report.boxes_total, report.boxes, report.clipped) == (11, 3, 1)
     assert report.dropped == {
         "box without area": 1,
-        "its picture is left out": 3,
+        "its image is left out": 3,
         "image_id is not among the images": 1,
         "category_id is not among the categories": 1,
         "the annotation is listed twice": 1,

@@ -83,10 +83,10 @@ def test_faulty_lines_are_counted_by_reason(build):
         "the line has 7 columns, not 8": 1,
         "its box is not four finite numbers": 2,
         "the line names no class": 1,
-        "the line gives the picture another size than a line before": 1,
+        "the line gives the image another size than a line before": 1,
         "box without area": 1,
-        "the line names no picture": 1,
-        "its picture is left out": 2,
+        "the line names no image": 1,
+        "its image is left out": 2,
     }
     named = [str(fault) for fault in report.faults]
     assert named[0] == "none.jpg: no such file" and named[1].startswith("line 3: ")  # missing files first

@@ -54,6 +54,15 @@ def voc(root):
     return root / "xml", lambda to, part: {**folders, "split": to / f"{part}.txt"}
 
 
+def voc_full_names(root):
+    """The XML files are named after the images, endings included."""
+    annotations, arguments = voc(root)
+    for name in NAMES:
+        path = (root / f"xml/{name}.xml").rename(root / f"xml/{name}.jpg.xml")
+        path.write_text(path.read_text().replace("<object>", f"<filename>{name}.jpg</filename><object>"))
+    return annotations, arguments
+
+
 def yolo(root):
     write(root, {f"labels/{name}.txt": f"{int(class_of(name) == 'plate')} 0.5 0.5 0.2 0.2" for name in NAMES})
     write(root, {"data.yaml": "train: images\nnames: [cup, plate]\n"})
@@ -74,7 +83,7 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("form", [coco, csv, voc, yolo, yolo_folders])
+@pytest.mark.parametrize("form", [coco, csv, voc, voc_full_names, yolo, yolo_folders])
 def test_every_image_is_in_one_part(root, form):
     annotations, arguments = form(root)
     options = {"images": root / "images"} if form is yolo_folders else {}
@@ -104,7 +113,6 @@ def test_a_json_keeps_what_it_has(root):
 
 
 def test_groups_are_found_in_names_not_in_folders_above(root):
-    (root / "set 1").mkdir()
     annotations, _ = yolo(root)
     parts, _ = split_data(annotations, root / "to", group=r"[0-9]")
     assert parts.images("val") == 2 and parts.ungrouped == 0

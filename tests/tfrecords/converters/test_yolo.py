@@ -9,6 +9,7 @@ from PIL import Image
 tf = pytest.importorskip("tensorflow")
 
 from tfrecords.converters import yolo  # noqa: E402
+from tfrecords.converters.split_files import split_data  # noqa: E402
 from tfrecords.schema import DataError, parse  # noqa: E402
 
 BOX = "0 0.25 0.5 0.5 0.2"  # x 0 to 20, y 12 to 18
@@ -122,7 +123,7 @@ def test_faulty_lines_are_counted_by_reason(place):
         "its values are not finite numbers": 1,
         "the annotation is listed twice": 1,
         "box without area": 1,
-        "box outside the picture": 1,
+        "box outside the image": 1,
     }
     assert report.remarks == {"its corners were swapped: put in order": 1}
     assert truth(root / "to")["a.jpg"][2] == ("cup", [0, 9, 20, 12])
@@ -199,8 +200,9 @@ def test_lists_with_faults(place):
     assert (report.faulty_pictures, report.boxes_total, report.dropped) == (
         3,
         2,
-        {"its picture is left out": 1},
+        {"its image is left out": 1},
     )
+    assert report.missing_files == 1 and "no.jpg" in str(report.faults[0])
     named = "\n".join(map(str, report.faults))
     for part in (
         "train.txt:2: images/no.jpg: no such file",
@@ -226,7 +228,7 @@ def test_a_label_file_of_another_folder_is_not_taken(place):
 
 
 def test_keypoints_are_skipped(place):
-    """kpt_shape: 2 points of 3 numbers follow the box; nine fields would be a polygon otherwise."""
+    """kpt_shape: 2 points of 2 numbers follow the box; nine fields would be a polygon otherwise."""
     root = place(
         {
             "a.jpg": None,
@@ -239,9 +241,38 @@ def test_keypoints_are_skipped(place):
 
 
 def test_image_ids_are_names_that_are_numbers(place):
-    root = place({"0007.jpg": None, "0012.jpg": None, "0007.txt": BOX, "data.yaml": "val: .\nnames: [cup]"})
-    yolo.build(root / "to", annotations=root / "data.yaml", split="val")
-    assert [i["id"] for i in json.loads((root / "to/annotations.json").read_text())["images"]] == [7, 12]
+    """Also nanoseconds, of 19 digits; 2^63 is no int64, and all images are numbered."""
+    root = place({"0007.jpg": None, "1305031102175304000.jpg": None, "0007.txt": BOX})
+    place({"data.yaml": "val: .\nnames: [cup]"})
+    for name, ids in (("to", [7, 1305031102175304000]), ("more", [1, 2, 3])):
+        yolo.build(root / name, annotations=root / "data.yaml", split="val")
+        images = json.loads((root / name / "annotations.json").read_text())["images"]
+        assert [image["id"] for image in images] == ids
+        place({f"{2**63}.jpg": None})
+
+
+def test_a_label_file_that_may_be_one_of_two(place):
+    """The image is left out; what a conversion reads is told all the same."""
+    root = place(
+        {
+            "images/a.jpg": None,
+            "images/b.jpg": None,
+            "labels/a.txt": BOX,
+            "labels/one/b.txt": BOX,
+            "labels/two/b.txt": BOX,
+            "labels/classes.txt": "cup",
+        }
+    )
+    arguments = {"annotations": root / "labels", "images": root / "images"}
+    report = yolo.build(root / "to", **arguments)
+    assert list(truth(root / "to")) == ["a.jpg"]
+    assert str(report.faults[0]).startswith("b.jpg: ambiguous: 2 files")
+    assert yolo.inputs(**arguments) == [
+        (str(root / "images/a.jpg"), str(root / "labels/a.txt")),
+        (str(root / "images/b.jpg"), None),
+    ]
+    parts, _ = split_data(root / "labels", root / "lists", images=root / "images", val=0.5)
+    assert parts.part_of.keys() == {"a.jpg", "b.jpg"} and parts.classes[""] != parts.classes["cup"]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +282,8 @@ def test_image_ids_are_names_that_are_numbers(place):
         ("- a", "not a data.yaml"),
         ("train: .\nnames: [cup]\nnc: 2", "nc is 2, but names has 1 classes"),
         ("train: .\nnames: {0: cup, a: plate}", "needs an id from 0 on and a name"),
+        ("train: .\nnc: 100001", "nc is 100001, which is no number of classes"),
+        ("train: .\nnc: -1", "nc is -1, which is no number of classes"),
         ("train: .\nnames: cup", "names must be a list or a dictionary"),
         ("train: .\nnames: [yes, no]", "names: True is no text: put the name in quotes"),
         ("train: .", "names the classes: give a list"),
