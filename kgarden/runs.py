@@ -28,7 +28,12 @@ MAY_CHANGE = {
 LOCK = "lock"
 HEADER = "# The resolved recipe of this run, written by kgarden.\n"
 CACHED = re.compile(r"\.?\w+-[0-9a-f]{16}(\.partial)?")  # names of converted data sets
-BEFORE_A_STEP = "recipe.yaml labels.json data.json metrics.jsonl metrics.csv tensorboard stages".split()
+# What a start writes before its first step, with the loggers' own; the recipe last, since it tells whose
+# the rest is.
+BEFORE_A_STEP = (
+    "labels.json data.json metrics.jsonl metrics.csv tensorboard mlflow_run.txt wandb_run.txt wandb stages "
+    "recipe.yaml"
+).split()
 
 
 def default_run(name: str, row: str | None = None) -> pathlib.Path:
@@ -219,5 +224,7 @@ def load_categories(run: str | os.PathLike) -> list[dict]:
     except (TypeError, KeyError, ValueError):
         classes = []
     if not classes:
-        raise UserError(f"{path}: not a list of classes with id and name; resume the run to write it anew")
+        raise UserError(
+            f"{path}: not a list of classes with id and name; remove it and resume the run to write it anew"
+        )
     return classes

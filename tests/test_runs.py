@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -42,12 +43,29 @@ def test_a_start_that_fails_before_a_step_claims_no_directory(tmp_path, recipe, 
         (run / "data/coco-0123456789abcdef").mkdir(parents=True)  # converted data are for the next start
         raise RuntimeError
     assert [path.name for path in run.iterdir()] == ["data"]
+    with claimed(run, recipe, False, reporter):  # no step
+        for name in ("mlflow_run.txt", "wandb_run.txt", "wandb/offline-run-1/run.wandb"):
+            (run / name).parent.mkdir(exist_ok=True, parents=True)
+            (run / name).touch()
+    assert [path.name for path in run.iterdir()] == ["data"]
     with claimed(run, other(recipe), False, reporter):
         (run / "metrics.jsonl").write_text("{}")
     with pytest.raises(UserError, match="holds another recipe .differs in seed"):
         with claimed(run, recipe, False, reporter):
             pass
     assert not (run / LOCK).exists() and load_recipe(run).seed == recipe.seed + 1
+
+
+def test_a_start_that_is_killed_while_it_clears_claims_no_directory(tmp_path, recipe, reporter, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path, recipe, False, reporter):
+        (tmp_path / "tensorboard").mkdir()
+        monkeypatch.setattr(shutil, "rmtree", killed)
+    monkeypatch.undo()
+    with claimed(tmp_path, other(recipe), False, reporter):
+        assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("left", ["", HEADER + "name: qui", "\0\0\0"])

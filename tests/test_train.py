@@ -440,7 +440,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     detector.dense.kernel.assign(flat * np.nan)
     save_checkpoint(tmp_path / "nan", detector, optimizer, none, {"step": 5})
     nan = (tmp_path / "nan/latest.npz").read_bytes()
-    for damaged in (whole[:500], b"", b"{}", bytes(flipped), nan):
+    odd = io.BytesIO()
+    np.savez(odd, words=np.array('{"shapes": [], "state": {"step": 5}}'))
+    for damaged in (whole[:500], b"", b"{}", bytes(flipped), nan, odd.getvalue()):
         lines = []
         (tmp_path / "latest.npz").write_bytes(damaged)
         detector.dense.kernel.assign(0 * flat)

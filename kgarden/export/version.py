@@ -36,6 +36,21 @@ def new_version(to, form: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
                    disk is full or read-only.
     """
     to = make_folder(to)
+    with locked(to / f"{ASIDE}lock", str(to), say=lambda line: None):
+        version = _next_version(to, form)
+        for leftover in to.glob(f"{ASIDE}*[0-9]"):  # of an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside = to / f"{ASIDE}{os.getpid()}"
+        try:
+            with _writing(version):
+                aside.mkdir()
+                yield aside, version
+                os.rename(aside, version)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _next_version(to, form):
     versions = sorted(path for path in to.iterdir() if path.name.isdigit())
     for version in versions:
         if (other := _form_of(version)) != form:
@@ -43,17 +58,7 @@ def new_version(to, form: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
                 f"{version} is {other}; versions in a folder must have one format: give another folder "
                 f"for {form}"
             )
-    version = to / str(1 + max((int(path.name) for path in versions), default=0))
-    with locked(to / f"{ASIDE}lock", str(to), say=lambda line: None), _writing(version):
-        for leftover in to.glob(f"{ASIDE}*[0-9]"):  # of an export that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        aside = to / f"{ASIDE}{os.getpid()}"
-        try:
-            aside.mkdir()
-            yield aside, version
-            os.rename(aside, version)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    return to / str(1 + max((int(path.name) for path in versions), default=0))
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ import json
 import os
 import pathlib
 import warnings
-import zipfile
 
 import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.utils.files import make_folder, replacing
+from kgarden.weights.files import READING_ERRORS
 from kgarden.weights.initial import load_all, save_all
 
 LATEST, PREVIOUS, DAMAGED = "latest.npz", "previous.npz", "damaged.npz"
@@ -127,7 +127,7 @@ def load_checkpoint(folder, detector, optimizer, ema, say=warnings.warn):
             continue
         try:
             words, stored = _read(path)
-        except READING as error:
+        except READING_ERRORS as error:
             damaged.append(f"{path}: the checkpoint is damaged ({error})")
             continue
         groups = _groups(detector, optimizer, ema)
@@ -144,10 +144,6 @@ def load_checkpoint(folder, detector, optimizer, ema, say=warnings.warn):
                 os.replace(folder / LATEST, folder / DAMAGED)
         return words["state"]
     raise UserError(f"{damaged[0]}; use --fresh to start over")
-
-
-# What NumPy, zipfile and json raise for files that were cut, overwritten, or never were checkpoints.
-READING = (OSError, LookupError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
 
 
 def _read(path):

@@ -17,7 +17,7 @@ from typing import Any
 
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
-from kgarden.utils.files import replace_file, replacing
+from kgarden.utils.files import append, replace_file, replacing
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}  # logger -> package, also the name of the extra
 
@@ -165,7 +165,7 @@ class JsonLines:
             temporary.write_text("".join(f"{json.dumps(report)}\n" for report in self.reports))
 
     def add(self, step: int, values: dict[str, Any]) -> None:
-        _append(self.path, json.dumps({"step": step, **values}) + "\n")
+        append(self.path, (json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self):
         pass
@@ -181,18 +181,6 @@ def _report_of(line):
         isinstance(report.get(key, 0), int | float) for key in ("loss", "gradient_norm", "traces")
     )
     return report if numbers and type(report.get("step")) is int else None
-
-
-def _append(path, text):
-    """Appends to a file all of the text, or nothing if the disk is full."""
-    with open(path, "ab") as file:
-        end = file.seek(0, os.SEEK_END)
-        try:
-            file.write(text.encode())
-            file.flush()
-        except OSError:
-            os.truncate(path, end)
-            raise
 
 
 class TensorBoard:
@@ -241,7 +229,7 @@ class Table:
             return self._rewrite()
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns).writerow(row)
-        _append(self.path, line.getvalue())
+        append(self.path, line.getvalue().encode())
 
     def _rewrite(self):
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:

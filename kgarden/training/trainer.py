@@ -221,8 +221,8 @@ class Trainer(keras.callbacks.Callback):
         names = ("loss", *(name for name in logs if name not in ("loss", "first_bad_step")))
         terms = {name: float(logs[name]) for name in names}
         self.detector.reset_metrics()
-        if not_finite := [name for name, value in terms.items() if not math.isfinite(value)]:
-            self._fail(bad_step, not_finite)
+        if bad_terms := [name for name, value in terms.items() if not math.isfinite(value)]:
+            self._fail(bad_step, bad_terms)
         if self.cluster.is_chief:
             self._log_report(terms, now)
         self.reported_step, self.reported_at = self.step, time.perf_counter()
@@ -265,7 +265,7 @@ class Trainer(keras.callbacks.Callback):
         optimizer = getattr(self.detector.optimizer, "inner_optimizer", self.detector.optimizer)
         return float(ops.convert_to_numpy(optimizer.gradient_norm.value))
 
-    def _fail(self, step, not_finite):
+    def _fail(self, step, bad_terms):
         """Raises TrainingFailed for a non-finite loss, after saving the batch in which it first occurred."""
         x, y = next(iter(self.data.train_batches(start_step=step - 1)))  # the same batch again
         batch = {name: np.asarray(value) for name, value in {**x, **y}.items()}
@@ -276,7 +276,7 @@ class Trainer(keras.callbacks.Callback):
                     np.savez(temporary, **batch)
         ids = ", ".join(map(str, batch[IMAGE_ID].tolist()))
         raise TrainingFailed(
-            f"step {step}: {', '.join(not_finite)} no longer finite, on the images {ids} (batch in {path}); "
+            f"step {step}: {', '.join(bad_terms)} no longer finite, on the images {ids} (batch in {path}); "
             f"{self._kept()}; lower schedule.base_lr, lengthen "
             f"schedule.warmup or set schedule.optimizer.clip_norm"
         )

@@ -106,6 +106,25 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def append(path: str | os.PathLike, content: bytes) -> None:
+    """Appends all of the content to a file, or nothing if the disk is full; links are not followed.
+
+    Raises:
+        OutputError: the file cannot be written, or is a link.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    with writing(path):
+        # Unbuffered: a buffer is flushed once more on closing, and would put back what was cut off.
+        with open(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+
 def json_bytes(content: Any) -> bytes:
     """Returns the content of a JSON file."""
     return (json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n").encode()

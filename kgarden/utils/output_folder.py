@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kgarden.errors import OutputError, UserError
-from kgarden.utils.files import ASIDE, check_writable, json_bytes, make_folder, replacing, writing
+from kgarden.utils.files import ASIDE, append, check_writable, json_bytes, make_folder, replacing
 
 LIST = ".kgarden.jsonl"
 
@@ -98,11 +98,7 @@ class OutputFolder:
         if digest in known:
             return
         line = json.dumps({"file": name, "sha256": digest}) + "\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        with writing(self.path / LIST):
-            descriptor = os.open(make_folder(self.path) / LIST, flags, 0o666)
-            with open(descriptor, "ab") as file:
-                file.write(line.encode())
+        append(make_folder(self.path) / LIST, line.encode())
         known.add(digest)
 
 

@@ -40,12 +40,13 @@ def locked(
     file = _acquired(path, what, remedy)
     try:
         with writing(path):
-            if earlier := file.read().strip():
-                say(f"{what}: taking over from {_described(earlier)}, which has ended")
+            earlier = file.read().strip()
             file.seek(0)
             file.truncate()
             file.write(json.dumps(_this_process()) + "\n")
             file.flush()
+        if earlier:
+            say(f"{what}: taking over from {_described(earlier)}, which has ended")
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -58,9 +59,8 @@ def _acquired(path, what, remedy):
     """The open and locked file; another process may remove it between opening and locking."""
     while True:
         with writing(path):
-            file = os.fdopen(
-                os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+"
-            )
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = open(descriptor, "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -68,9 +68,11 @@ def _acquired(path, what, remedy):
             if error.errno in UNSUPPORTED and not _runs(holder):
                 file.seek(0)
                 return file
-            file.close()
-            if error.errno not in UNSUPPORTED and _has_ended(holder):
-                path.unlink(missing_ok=True)  # only children of the process that has ended still hold it
+            with file:
+                orphaned = error.errno not in UNSUPPORTED and _has_ended(holder)
+                if orphaned and _is_current(file, path):
+                    path.unlink(missing_ok=True)  # only children of the process that has ended still hold it
+            if orphaned:
                 continue
             raise UserError(f"{what} is in use by {_described(holder)}; {remedy}") from None
         if _is_current(file, path):

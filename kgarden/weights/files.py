@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -18,7 +19,7 @@ PLACES = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 UNFOLDED = 100  # times the size of a compressed .npz, at most
 
 # What damaged or hostile files raise on the way.
-DAMAGED = (
+READING_ERRORS = (
     EOFError,
     OSError,
     ValueError,
@@ -34,6 +35,7 @@ DAMAGED = (
     struct.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -57,7 +59,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         tensors = _read(path)
     except UserError as error:
         raise UserError(f"{path}: refused: {error}") from error
-    except DAMAGED as error:
+    except READING_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or no file of weights ({reason})") from error
     weights = _weights_in(tensors)

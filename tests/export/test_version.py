@@ -1,5 +1,6 @@
 """Version directories of exports: complete, numbered, and not in the way of each other."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -12,14 +13,15 @@ tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
 from kgarden.errors import OutputError, UserError  # noqa: E402
+from kgarden.export import version  # noqa: E402
 from kgarden.export.version import new_version  # noqa: E402
 
 
 def export(to, content="x"):
-    with new_version(to, "onnx") as (aside, version):
+    with new_version(to, "onnx") as (aside, path):
         (aside / "metadata.json").write_text('{"format": "onnx"}')
         (aside / "model.onnx").write_text(content)
-    return version
+    return path
 
 
 def test_a_killed_export_leaves_nothing_that_stops_the_next(tmp_path):
@@ -42,6 +44,19 @@ def test_two_exports_at_once(tmp_path):
             export(tmp_path)
         assert aside.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_versions_are_counted_under_the_lock(tmp_path, monkeypatch):
+    """Another export may end between the first look at the folder and the lock."""
+
+    @contextlib.contextmanager
+    def after_another(*args, **kwargs):
+        monkeypatch.undo()
+        export(tmp_path)
+        yield
+
+    monkeypatch.setattr(version, "locked", after_another)
+    assert export(tmp_path) == tmp_path / "2"
 
 
 @pytest.mark.parametrize(

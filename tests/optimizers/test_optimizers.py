@@ -279,6 +279,23 @@ def test_a_norm_below_the_limit_is_not_raised_to_it():
     np.testing.assert_allclose(ops.convert_to_numpy(weight), [-3, -4])
 
 
+@pytest.mark.tensorflow
+def test_the_norm_of_many_gradients_is_the_same_in_a_graph():
+    """To the bit. A chain of additions would be 1 step by step, and more where a graph adds groups first."""
+    import tensorflow as tf
+
+    squares = np.float32([1] + 19 * [2**-24 * 0.94])
+    gradients, norms = [tf.constant([one]) for one in np.sqrt(squares)], []
+    for wrap in (lambda apply: apply, tf.function):
+        weights = [keras.Variable(np.zeros(1, "float32"), name="kernel") for _ in gradients]
+        optimizer = SGD(1.0, momentum=0.0)
+        optimizer.build(weights)
+        wrap(lambda *grads, optimizer=optimizer: optimizer.apply(list(grads)))(*gradients)
+        norms.append(ops.convert_to_numpy(optimizer.gradient_norm.value))
+    assert norms[0] == norms[1]
+    np.testing.assert_allclose(norms[0], np.sqrt(squares.sum(dtype="float64")), rtol=2e-7)
+
+
 @pytest.mark.parametrize(
     "plan,said",
     [

@@ -1,7 +1,6 @@
 """Metric loggers: rows, columns, resuming, and packages that are not installed."""
 
 import csv
-import errno
 import importlib.util
 import json
 import os
@@ -9,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from support.size_limit import size_limit
 
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -73,44 +73,20 @@ def test_damaged_csv_is_read_as_far_as_it_goes(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows_of(tmp_path / "metrics.csv")] == rows
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
-    """What reached the file before the disk was full is cut off again, and later lines are whole."""
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    """At a limit of their size: what still fits is cut off again, and later lines are whole."""
     lines = []
-    JsonLines(tmp_path / "m.jsonl").add(1, {"loss": 1.0})
-    real = open
-
-    def short(path, mode):
-        stream = real(path, mode)
-        if mode == "ab":
-            write, flush = stream.raw.write, iter([OSError(errno.ENOSPC, "No space left on device")])
-
-            class Full:
-                seek = staticmethod(stream.seek)
-
-                def write(self, text):
-                    write(text[:5])
-
-                def flush(self):
-                    raise next(flush)
-
-                def __enter__(self):
-                    return self
-
-                def __exit__(self, *_):
-                    stream.close()
-
-            return Full()
-        return stream
-
-    monkeypatch.setattr(loggers, "open", short, raising=False)
-    full = Tolerant("a file", lambda: JsonLines(tmp_path / "m.jsonl", after=9), lines.append, lasting=True)
-    full.add(2, {"loss": 1.0})
-    full.add(3, {"loss": 1.0})
-    monkeypatch.undo()
-    full.add(4, {"loss": 2.0})
-    assert lines == ["a file failed at step 2 (No space left on device); training continues without it"]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
-    assert steps == [1, 4]
+    files = [JsonLines(tmp_path / "metrics.jsonl"), Table(tmp_path, None, after=0)]
+    for file in files:
+        file.add(1, {"loss": 1.0})
+        tolerant = Tolerant("a file", lambda file=file: file, lines.append, lasting=True)
+        with size_limit(file.path.stat().st_size + 5):
+            tolerant.add(2, {"loss": 1.0})
+            tolerant.add(3, {"loss": 1.0})
+        tolerant.add(4, {"loss": 2.0})
+    assert lines == ["a file failed at step 2 (File too large); training continues without it"] * 2
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 4] and [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "4"]
 
 
 class Fails:

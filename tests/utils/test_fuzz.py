@@ -16,6 +16,6 @@ def test_mutated_files_are_read_or_refused(kind):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["annotations", "recipes"])
-def test_a_few_of_each_kind(kind):
+def test_a_few_annotations_and_recipes(kind):
     outcome = fuzz.run(kind, 12, seed=1)
     assert not outcome["failures"] and outcome["read"] + outcome["refused"] == 12

@@ -1,5 +1,7 @@
 """Locks that name their process."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -81,9 +83,30 @@ def test_children_of_a_dead_process_do_not_hold_its_lock(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_damaged_lock_file_is_taken_over(tmp_path):
+def test_file_systems_without_locks_are_judged_by_the_process_that_the_file_names(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    lock, lines = tmp_path / "lock", []
+    with locked(lock, "the run", lines.append):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} "):
+            with locked(lock, "the run", lines.append):
+                pass
+    assert not lines and not lock.exists()
+    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026"}))
+    with locked(lock, "the run", lines.append):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert lines == [
+        f"the run: taking over from process {2**22 + 1} on {socket.gethostname()}, started 2026, "
+        f"which has ended"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\0\0{", b"\xff\xfe", b"[1]"])
+def test_a_damaged_lock_file_is_taken_over(tmp_path, content):
     lines = []
-    (tmp_path / "lock").write_text("\0\0{")
+    (tmp_path / "lock").write_bytes(content)
     with locked(tmp_path / "lock", "the run", lines.append):
         pass
     assert lines == ["the run: taking over from another process, which has ended"]

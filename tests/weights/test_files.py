@@ -74,6 +74,16 @@ def test_a_compressed_file_that_unfolds_to_much_is_refused(tmp_path):
         read_weights(path)
 
 
+def test_a_damaged_compressed_archive_is_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.arange(5000, dtype="float32"))
+    content = bytearray(path.read_bytes())
+    content[200:260] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: damaged, or no file of weights .Error -3"):
+        read_weights(path)
+
+
 def test_pytorch_reads_what_is_written(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     weights = {"a.weight": np.arange(24, dtype="float32").reshape(2, 3, 4), "b": np.float32(3)}
