@@ -169,10 +169,9 @@ def _yolo(arguments, to, images, part):
 
     def contents(part_of):
         top = to.absolute()
-        # "./" is relative to the list, for Ultralytics as well
         files = {
             f"{part}.txt": _lines(
-                "./" + pathlib.PurePath(os.path.relpath(folder / image, top)).as_posix()
+                _from_list(os.path.abspath(folder / image), top)
                 for image in part_of
                 if part_of[image] == part
             )
@@ -189,6 +188,16 @@ def _yolo(arguments, to, images, part):
         return files
 
     return classes_of, contents
+
+
+def _from_list(image, top):
+    """The path of an image as a line of a list in the folder `top`: relative to it, else absolute.
+
+    "./" is relative to the list for Ultralytics as well, which takes every "./" of the line for that folder:
+    "./../images/a.jpg" would lead nowhere.
+    """
+    relative = pathlib.PurePath(os.path.relpath(image, top)).as_posix()
+    return pathlib.PurePath(image).as_posix() if "./" in relative else f"./{relative}"
 
 
 def _classes_in(label, names):

@@ -100,6 +100,18 @@ def test_every_image_is_in_one_part(root, form):
     assert sorted(found) == NAMES
 
 
+@pytest.mark.parametrize("to", [".", "to"])
+def test_lists_of_yolo_are_read_by_ultralytics_too(root, to):
+    """Its rule: in a line that starts with "./", every "./" is the folder of the list."""
+    annotations, _ = yolo_folders(root)
+    _, paths = split_data(annotations, root / to, images=root / "images")
+    lines = [line for path in paths for line in path.read_text().splitlines()]
+    assert all(line.startswith("./images/") == (to == ".") for line in lines)
+    read = [line.replace("./", f"{root / to}/") if line.startswith("./") else line for line in lines]
+    assert sorted(pathlib.Path(line).stem for line in read) == NAMES
+    assert all(pathlib.Path(line).is_file() for line in read)
+
+
 def test_a_json_keeps_what_it_has(root):
     annotations, _ = coco(root)
     tree = json.loads(annotations.read_text())
