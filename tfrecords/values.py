@@ -16,7 +16,7 @@ def as_int(value):
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if isinstance(value, str):
             value = value.strip()
-            value = int(value) if value.lstrip("+-").isdecimal() else float(value)
+            value = int(value) if value.lstrip("+-").isdecimal() else _as_float(value)
         whole = int(value)
         return whole if not isinstance(value, bool) and whole == value and abs(whole) <= LARGEST_ID else None
     return None
@@ -36,9 +36,16 @@ def as_flag(value):
 def as_numbers(values, count):
     """Parse `count` finite numbers, perhaps as text -> [float, ...]; anything else -> None."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        numbers = [float(value) for value in (values if isinstance(values, list | tuple) else ())]
+        numbers = [_as_float(value) for value in (values if isinstance(values, list | tuple) else ())]
         return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
     return None
+
+
+def _as_float(value):
+    """float(value), but 2008_000123 is a name, not the number that Python reads in it."""
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(value)
+    return float(value)
 
 
 def as_hw(height, width):

@@ -155,6 +155,18 @@ def test_ids_of_words_and_numbers_can_be_sorted_and_joined():
     ]
 
 
+def test_underscores_make_a_name_not_a_number():
+    """2_1 and 21 are two images, although Python reads the same number in both."""
+    tree = as_text(PLAIN)
+    for one, key in zip((*tree["images"], *tree["annotations"]), ("2_1", "21") * 2, strict=True):
+        one["id" if "file_name" in one else "image_id"] = key
+    read = ground_truth.read(tree)
+    assert list(read.images) == ["2_1", 21] and not read.faults.images
+    assert [annotation["image_id"] for _, annotation in read.annotations] == ["2_1", 21]
+    [fault] = ground_truth.read(changed("annotations", bbox=["1_0", 2, 10, 20])).faults.boxes
+    assert fault.reason == "bbox is not four finite numbers"
+
+
 def test_detections_of_images_that_are_left_out_do_not_count():
     truth, _ = read_truth(SAME["an image under two ids"])
     found = [{"image_id": n, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5} for n in (1, 9)]
