@@ -156,11 +156,15 @@ def test_other_pickles_are_refused_in_one_line(tmp_path, pickled, message):
 
 
 def test_tensors_stay_within_what_is_stored(tmp_path):
-    """Shapes and strides of a file are its own claims: here of (6, 4), the transposed view of 24 elements."""
+    """Shape (6, 4) and strides (1, 6) of the transposed view of 24 elements are the file's own claims."""
     content, path = (FILES / "checkpoint_legacy.pth").read_bytes(), tmp_path / "a.pth"
-    for shape in (b"K\x07K\x04", b"K\x06K\xff"):
-        path.write_bytes(content.replace(b"K\x06K\x04", shape))
-        with pytest.raises(UserError, match=r"shape \((7, 4|6, 255)\) is larger than what is stored of it"):
+    shape, strides = b"K\x06K\x04", b"K\x01K\x06"
+    for stored, claim in ((shape, b"K\x07K\x04"), (shape, b"K\x06K\xff"), (strides, b"K\x01K\x07")):
+        assert content.count(stored) == 1
+        path.write_bytes(content.replace(stored, claim))
+        with pytest.raises(
+            UserError, match=r"shape \((7, 4|6, 255|6, 4)\) is larger than what is stored of it"
+        ):
             read_weights(path)
 
 
