@@ -2,6 +2,7 @@
 
 import collections
 import glob
+import itertools
 import os
 import pathlib
 import warnings
@@ -73,7 +74,10 @@ def _in_folder(folder, skip, say):
     """The images of a folder and its subfolders, in order."""
     endings, skip = suffixes() | UNREAD_SUFFIXES, skip and pathlib.Path(skip).resolve()
     images, others = [], collections.Counter()
-    unread = lambda error: others.update([f"folder that cannot be read ({error.filename})"])  # noqa: E731
+
+    def unread(error):
+        others[f"folder that cannot be read ({error.filename})"] += 1
+
     for root, folders, files in os.walk(folder, onerror=unread):
         here = pathlib.Path(root)
         linked = [name for name in folders if (here / name).is_symlink()]
@@ -163,12 +167,15 @@ def drawings_folder(to: str | os.PathLike | OutputFolder, paths: Iterable[pathli
 
 def drawing_names(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Returns a file name for the drawing of each image, unique among them."""
-    names, taken = {}, set()
+    names, taken, numbers = {}, set(), {}
     for path in dict.fromkeys(paths):
         suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
-        numbered = (f"{path.stem}{n}{suffix}" for n in ("", *(f"_{n}" for n in range(2, len(taken) + 3))))
-        names[path] = next(name for name in numbered if name.lower() not in taken)
-        taken.add(names[path].lower())  # file systems that ignore case exist
+        name = f"{path.stem}{suffix}"
+        count = numbers.setdefault(name.lower(), itertools.count(2))
+        while name.lower() in taken:  # file systems that ignore case exist
+            name = f"{path.stem}_{next(count)}{suffix}"
+        taken.add(name.lower())
+        names[path] = name
     return names
 
 

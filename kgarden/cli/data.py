@@ -76,6 +76,7 @@ def _draw_histograms(facts_of_folder, to):
         name = folder.resolve().name
         name = f"{number + 1}-{name}" if names.count(name) > 1 else name
         text = histograms_text(facts)
+        say_missing_glyphs(facts.categories)
         output.write(f"{name}.png", histograms_figure(facts))
         output.write(f"{name}.txt", text.encode())
         print(*map(printable, text.splitlines()), sep="\n")

@@ -44,19 +44,19 @@ def check_before(
     ]
     for source, name in sources:
         _check_files(source, name.split(" ")[0])
-    known = []
+    first = None
     for source, name in sources:
         try:
             categories = _classes_of(source, cache)
         except DataError as error:
             raise UserError(str(error)) from error
         if categories is not None:
-            known.append((categories, name))
-            check_classes(*known[0], categories, name)
-    if not known:
+            first = first or (categories, name)
+            check_classes(*first, categories, name)
+    if first is None:
         return None
-    check_number(recipe, known[0][0])
-    return known[0][0]
+    check_number(recipe, first[0])
+    return first[0]
 
 
 def check_number(recipe, categories: list[dict]) -> None:
@@ -101,10 +101,9 @@ def _classes_of(source, cache):
     if form == "shapes":
         return shapes.CATEGORIES
     if form == "coco":
+        files = (source["annotations"], source.get("classes"))
         rename = tuple(sorted(source.get("rename", {}).items()))
-        return _coco_classes(
-            source["annotations"], _state(source["annotations"]), source.get("classes"), rename
-        )
+        return _coco_classes(*files, tuple(_state(file) for file in files if file), rename)
     if form == "yolo":
         return yolo.categories_of(**{key: value for key, value in source.items() if key != "format"})
     return read_labels(source["classes"]) if form in ("csv", "voc") and "classes" in source else None
@@ -116,5 +115,6 @@ def _state(path):
 
 
 @functools.lru_cache(maxsize=8)
-def _coco_classes(annotations, state, classes, rename):
+def _coco_classes(annotations, classes, state, rename):
+    """Kept in memory as long as the files are the same: `state` is part of the key alone."""
     return coco.categories_of(annotations, classes, dict(rename))

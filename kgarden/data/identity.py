@@ -23,13 +23,21 @@ def identity_of(dataset) -> dict:
     Returns:
         {"images", "objects", "masks": counts, "shards": {name: digest}, "ground_truth": digest}
     """
-    manifests = [read_manifest(pathlib.Path(path).parent) for path in dataset.annotations]
-    listed = {pathlib.Path(one["file"]).name: one for manifest in manifests for one in manifest["shards"]}
+    folders = [pathlib.Path(path).parent for path in dataset.annotations]
+    manifests = [read_manifest(folder) for folder in folders]
+    listed = {
+        _path_of(one["file"], folder): one
+        for folder, manifest in zip(folders, manifests, strict=True)
+        for one in manifest["shards"]
+    }
+    files = [pathlib.Path(file) for file in dataset.index.files]
     return {
         "images": len(dataset.index),
         "objects": int(dataset.index.objects.sum()),
         "masks": sum(masks_in(manifest) for manifest in manifests),
-        "shards": {_name(file, dataset.index.files): _digest(file, listed) for file in dataset.index.files},
+        "shards": {
+            name: _digest(file, listed.get(file, {})) for name, file in zip(_names(files), files, strict=True)
+        },
         "ground_truth": _digest_of_files(dataset.annotations),
     }
 
@@ -43,19 +51,27 @@ def masks_in(manifest: dict) -> int:
     return manifest.get("masks", 0) if manifest.get("source", {}).get("masks", True) else 0
 
 
-def _name(file, files):
-    """Returns the name of a shard; with its folder if two have the same name."""
-    path = pathlib.Path(file)
-    twice = sum(pathlib.Path(other).name == path.name for other in files) > 1
-    return f"{path.parent.name}/{path.name}" if twice else path.name
+def _path_of(listed, folder):
+    """Path of a shard that a manifest lists: by its name in the folder, or by its path (of other tools)."""
+    path = pathlib.Path(listed)
+    return folder / path if path.name == listed else path
 
 
-def _digest(file, listed):
-    path = pathlib.Path(file)
-    size, entry = path.stat().st_size, listed.get(path.name, {})
+def _names(files):
+    """Names of shards, with as many of their folders as it takes to tell them apart."""
+    names = []
+    for count in range(1, max((len(file.parts) for file in files), default=0) + 1):
+        names = ["/".join(file.parts[-count:]) for file in files]
+        if len(set(names)) == len(set(files)):
+            break
+    return names
+
+
+def _digest(file, entry):
+    size = file.stat().st_size
     if entry.get("bytes") == size and "sha256" in entry:
         return entry["sha256"]
-    return f"{path.name}, {entry.get('records')} records, {size} bytes"
+    return f"{file.name}, {entry.get('records')} records, {size} bytes"
 
 
 def _digest_of_files(paths):

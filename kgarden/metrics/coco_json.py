@@ -68,7 +68,8 @@ def _with_valid_mask(where, annotation, images, faults):
 
 def _id_of_key(keys):
     """{id of the reader: id that can be sorted among the others}."""
-    return {key: key if all(isinstance(one, int) for one in keys) else str(key) for key in keys}
+    numbers = all(isinstance(key, int) for key in keys)
+    return {key: key if numbers else str(key) for key in keys}
 
 
 def _notes(faults):
@@ -80,9 +81,12 @@ def _notes(faults):
     )
     notes = []
     for what, of_kind in kinds:
-        for reason, count in Counter(fault.reason for fault in of_kind).items():
-            first = next(fault.where for fault in of_kind if fault.reason == reason)
-            notes.append(f"{count} {what}: {reason} (the first: {first})")
+        counts, first = Counter(fault.reason for fault in of_kind), {}
+        for fault in of_kind:
+            first.setdefault(fault.reason, fault.where)
+        notes += [
+            f"{count} {what}: {reason} (the first: {first[reason]})" for reason, count in counts.items()
+        ]
     return notes
 
 

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from kgarden.metrics.tables import shown
 from kgarden.metrics.tide import BEYOND, KINDS
 from kgarden.utils.fonts import families_of, shown_name
-from kgarden.utils.text import printable
+from kgarden.utils.text import in_one_line
 
 NAMED_CURVES = 8  # classes with a colour of their own; the others are thin and grey
 NAMED_CLASSES = 24  # rows of the confusion matrix; the others are merged
@@ -81,7 +81,7 @@ def _until_last_recall(line):
 
 
 def _label(name, line):
-    return f"{_short(name, 18)}  {np.mean(line):.1f}"
+    return f"{short(name, 18)}  {np.mean(line):.1f}"
 
 
 # --- confusion matrix -----------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _merge_rare(matrix, names):
     rest = np.setdiff1d(present, chosen)
     groups = [[one] for one in chosen] + ([rest] if len(rest) else []) + [[len(names)]]
     merged = np.array([[matrix[np.ix_(a, b)].sum() for b in groups] for a in groups])
-    shown = [_short(names[one], 16) for one in chosen]
+    shown = [short(names[one], 16) for one in chosen]
     return merged, shown + ([f"{len(rest)} other classes"] if len(rest) else [])
 
 
@@ -224,11 +224,9 @@ def _center_text(ax, text):
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=GRAY)
 
 
-def _short(name, most):
+def short(name: str, most: int) -> str:
     """Shortens a name to one line and escapes dollar signs, which would start a formula."""
-    name = printable(" ".join(name.split()))
-    name = name[: most - 1].rstrip() + "…" if len(name) > most else name
-    return name.replace("$", r"\$")
+    return in_one_line(name, most).replace("$", r"\$")
 
 
 def png_of(figure: Figure) -> bytes:

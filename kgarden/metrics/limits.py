@@ -85,15 +85,12 @@ def exceeds_limits(table) -> bool:
 
 def most_matched(table) -> int:
     """Returns how many objects could be matched under the limits, whatever the detections."""
-    objects = table.objects
-    real = np.flatnonzero(~objects.crowd)
-    if not len(real):
-        return 0
-    of_class = np.stack([objects.image[real], objects.label[real]])
-    groups, counts = np.unique(of_class, axis=1, return_counts=True)
+    objects, num_classes = table.objects, len(table.categories)
+    of_class = (objects.image * num_classes + objects.label)[~objects.crowd]
+    groups, counts = np.unique(of_class, return_counts=True)
     counts = np.minimum(counts, table.max_detections)
     if table.per_image is not None:
-        counts = np.minimum(np.bincount(groups[0], counts), table.per_image)
+        counts = np.minimum(np.bincount(groups // max(num_classes, 1), counts), table.per_image)
     return int(counts.sum())
 
 
@@ -113,15 +110,16 @@ def positions(detections, rank):
 
 def _too_many(group, limit, *, objects, unmatched, beyond):
     """Adds to `beyond` the objects that a group has more than the limit; the largest such group's size."""
-    real, largest = np.flatnonzero(~objects.crowd), None
-    groups, counts = np.unique(group[real], return_counts=True)
-    for one, count in zip(groups[counts > limit], counts[counts > limit], strict=True):
-        rows = real[group[real] == one]
+    real = np.flatnonzero(~objects.crowd)
+    real, largest = real[np.argsort(group[real], kind="stable")], None
+    for rows in np.split(real, np.flatnonzero(np.diff(group[real])) + 1):
+        if len(rows) <= limit:
+            continue
         free = rows[unmatched[rows] & ~beyond[rows]]
-        more = max(count - limit - int(beyond[rows].sum()), 0)
+        more = max(len(rows) - limit - int(beyond[rows].sum()), 0)
         beyond[free[max(len(free) - more, 0) :]] = True
         if beyond[rows].any():
-            largest = max(largest or 0, int(count))
+            largest = max(largest or 0, len(rows))
     return largest
 
 

@@ -15,8 +15,12 @@ def is_prediction(content) -> bool:
     return (
         isinstance(content, list)
         and bool(content)
-        and all(isinstance(one, dict) and {"file", "detections"} <= one.keys() for one in content)
+        and all(isinstance(one, dict) and _is_entry(one) for one in content)
     )
+
+
+def _is_entry(one):
+    return isinstance(one.get("file"), str) and isinstance(one.get("detections"), list)
 
 
 def as_data_set(content: list[dict], truth: dict) -> tuple[dict, list[str]]:
@@ -44,8 +48,9 @@ def as_data_set(content: list[dict], truth: dict) -> tuple[dict, list[str]]:
         images.append({"id": image["id"], "file_name": image["file_name"]})
         for row in entry["detections"]:
             annotations.append({"image_id": image["id"], **_annotation(row, entry["file"])})
-            names[row["category_id"]] = row.get("name")
-    categories = [{"id": one, "name": name} for one, name in names.items() if isinstance(name, str)]
+            if isinstance(row["category_id"], int | str) and isinstance(row.get("name"), str):
+                names[row["category_id"]] = row["name"]
+    categories = [{"id": one, "name": name} for one, name in names.items()]
     missing = [one.get("file_name", one["id"]) for one in truth["images"] if one["id"] not in file_of]
     notes = []
     if missing:

@@ -32,7 +32,8 @@ def score_file(
     """Evaluates a file of detections: metrics and error analysis.
 
     Args:
-        detections:     path; a list in COCO results form, or a data set in COCO form with scores.
+        detections:     path; a list in COCO results form, a data set in COCO form with scores, or what
+                        `kgarden predict` writes.
         annotations:    path of the ground truth in COCO form.
         metrics:        names, see `kgarden.metrics.registry.HEADLINES`.
         iou_type:       "bbox" or "segm".

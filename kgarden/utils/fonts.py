@@ -7,7 +7,7 @@ import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from kgarden.utils.text import printable
+from kgarden.utils.text import in_one_line
 
 WITHOUT_GLYPHS = {0x200C, 0x200D, *range(0xFE00, 0xFE10)}  # joiners and variation selectors
 STAND_INS = ("last resort", "blank")  # fonts that map every character to the same glyph
@@ -56,13 +56,13 @@ def _codes_of(path):
 
 def shown_name(category: dict) -> str:
     """Returns the name of a class in one line, or its id if no font has the glyphs of the name."""
-    name = _in_one_line(category)
+    name = in_one_line(category["name"])
     return name if name and font_of(name) else str(category["id"])
 
 
 def missing_glyphs(categories: Iterable[dict]) -> str | None:
     """States in one line which classes are drawn as their ids, and why; None if there are none."""
-    ids = [f"{one['id']}: {one['name']!r}" for one in categories if not font_of(_in_one_line(one))]
+    ids = [f"{one['id']}: {one['name']!r}" for one in categories if not font_of(in_one_line(one["name"]))]
     if not ids:
         return None
     listed = ", ".join(ids[:8]) + (", …" if len(ids) > 8 else "")
@@ -70,10 +70,6 @@ def missing_glyphs(categories: Iterable[dict]) -> str | None:
         f"{len(ids)} class names are drawn as their ids, because no font of this system has their glyphs "
         f"({listed}); install one that has, for example Noto Sans CJK"
     )
-
-
-def _in_one_line(category):
-    return printable(" ".join(str(category["name"]).split()))
 
 
 def families_of(texts: Sequence[str]) -> list[str]:

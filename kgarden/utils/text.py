@@ -18,5 +18,11 @@ def printable(text: object, newlines: bool = False) -> str:
     )
 
 
+def in_one_line(text: object, most: int | None = None) -> str:
+    """Returns a text as one printable line; beyond `most` characters it is cut off with an ellipsis."""
+    line = printable(" ".join(str(text).split()))
+    return line if most is None or len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
 def _is_control(character):
     return character not in KEPT and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

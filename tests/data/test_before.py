@@ -52,6 +52,9 @@ def test_classes_are_known_without_a_conversion(world, tmp_path):
     listed = f"{tmp_path}/names.txt"
     found = check_before(world(data__train__classes=listed, data__val__classes=listed), tmp_path)
     assert [one["name"] for one in found] == ["plate"]
+    (tmp_path / "names.txt").write_text("plate\ncup\n")  # read again
+    found = check_before(world(data__train__classes=listed, data__val__classes=listed), tmp_path)
+    assert [one["name"] for one in found] == ["plate", "cup"]
     shapes = {"format": "shapes", "count": 4, "seed": 0}
     assert len(check_before(world(data__train=shapes, data__val=shapes), tmp_path)) == 6
     table = {"format": "csv", "images": f"{tmp_path}/train", "annotations": f"{tmp_path}/train.json"}

@@ -86,6 +86,23 @@ def test_a_missing_and_an_added_shard(built, tmp_path):
     ]
 
 
+def test_shards_of_the_same_name_are_told_apart(built, tmp_path):
+    """Two folders of a list with the same names of shards, in folders of the same name too."""
+    for place, source in (("x", built("a")), ("y", built("b", colour="blue", first=10))):
+        (tmp_path / place / "val").mkdir(parents=True)
+        for file in source.iterdir():
+            shutil.copy(file, tmp_path / place / "val" / file.name.replace("b-0", "a-0"))
+    for name in ("manifest.json", "index.json"):
+        file = tmp_path / "y" / "val" / name
+        file.write_text(file.read_text().replace('"b-0', '"a-0'))
+    both = identity(f"{tmp_path}/x/val,{tmp_path}/y/val")["shards"]
+    alone = [identity(tmp_path / place / "val")["shards"] for place in "xy"]
+    shard = "a-00000-of-00002.tfrecord"
+    assert len(both) == 4 and alone[0][shard] != alone[1][shard]
+    for place, of_one in zip("xy", alone, strict=True):
+        assert {both[f"{place}/val/{name}"] for name in of_one} == set(of_one.values())
+
+
 def test_shards_without_masks_are_other_masks(built):
     before, folder = identity(built("a")), built("b", with_masks=False)
     found = lines(before, identity(folder))

@@ -4,6 +4,7 @@ import io
 
 from PIL import Image
 
+from kgarden.metrics import histograms as module
 from kgarden.metrics.histograms import histograms, histograms_figure, histograms_text
 from tfrecords.data_statistics import facts_of
 
@@ -58,8 +59,17 @@ def test_text_and_figure():
         and second.endswith("#" * 14)
         and third.split() == ["<b>", "0"]
     )
+    assert "a $name$ that is far to…" in second
     image = Image.open(io.BytesIO(histograms_figure(facts())))
     assert image.format == "PNG" and image.width > 1000
+
+
+def test_a_name_without_glyphs_is_drawn_as_its_id(monkeypatch):
+    monkeypatch.setattr(module, "png_of", lambda figure: figure)
+    lacking = facts(names=["\U0010fffd", *NAMES[1:]])
+    ticks = histograms_figure(lacking).axes[0].get_yticklabels()
+    assert [one.get_text() for one in ticks] == ["1", r"a \$name\$ that is far to…", "<b>"]
+    assert "\U0010fffd" in histograms_text(lacking)
 
 
 def test_a_data_set_without_objects():

@@ -85,6 +85,9 @@ def test_masks_are_kept():
     ([entry("a.jpg", {**LID, "box": [1, 2, 3]})], "a detection of a.jpg has no box of four numbers"),
     ([entry("a.jpg", {**LID, "box": [9, 9, 5, 5]})], "detection 0 has a negative width or height"),
     ([entry("a.jpg", LID, {**LID, "score": None})], "detection 1 has no score"),
+    ([entry("a.jpg", {**LID, "category_id": [9]})], "category_id [9] is not an integer or string"),
+    ([{"file": ["a.jpg"], "detections": []}], "detection 0 has no image_id"),
+    ([{"file": "a.jpg", "detections": None}], "detection 0 has no image_id"),
 ])  # fmt: skip
 def test_what_cannot_be_matched_is_one_line(entries, words):
     with pytest.raises(UserError) as caught:
