@@ -119,6 +119,27 @@ def test_names_that_would_be_one_image_are_left_apart():
     assert read_results(content, TRUTH) == ([ONE], [])
 
 
+def test_detections_of_images_that_were_left_out_are_left_out():
+    huge = {"id": 3, "file_name": "c.jpg", "height": 2_000_000, "width": 5}
+    truth, (note,) = read_truth({**TRUTH, "images": [*TRUTH["images"], huge]})
+    assert truth["images"] == TRUTH["images"] and truth["left_out"] == [3] and "c.jpg" in note
+    results, notes = read_results([ONE, {**ONE, "image_id": 3}], truth)
+    assert results == [ONE]
+    assert notes == ["1 detections left out: the ground truth leaves their images out"]
+
+
+def test_ids_of_images_are_text_if_one_is_a_word():
+    """Numbers and words could not be sorted together."""
+    images = [{"id": 2, "file_name": "a.jpg"}, {"id": "x", "file_name": "b.jpg"}]
+    truth, _ = read_truth(
+        {**TRUTH, "images": images, "annotations": [{**TRUTH["annotations"][0], "image_id": 2}]}
+    )
+    assert [one["id"] for one in truth["images"]] == ["2", "x"]
+    assert truth["annotations"][0]["image_id"] == "2"
+    results, _ = read_results([{**ONE, "image_id": 2}, {**ONE, "image_id": "x"}], truth)
+    assert [one["image_id"] for one in results] == ["2", "x"]
+
+
 def test_a_data_set_of_detections_is_joined_by_name():
     """The names agree, the numbers do not; a data set whose names say nothing goes by its numbers."""
     said = {

@@ -20,7 +20,7 @@ from kgarden.metrics.coco import coco_metrics_of
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.explain import explain_table
 from kgarden.metrics.figures import all_figures
-from kgarden.metrics.limits import limit_of, limited
+from kgarden.metrics.limits import limit_of, limited, most_matched
 from kgarden.metrics.registry import compute_metrics
 from kgarden.metrics.report import evaluate_boxes
 from kgarden.metrics.tables import label_of, summary
@@ -58,6 +58,10 @@ def counts(objects, detections, **limits):
     (cats(0, 1), found(7, 8, 9, 0), {"max_detections": 3}, (1, 1, 4, None)),
     # a detection far behind asks for more than the number of objects
     (cats(0, 1, 2), found(7, 8, 9, 0), {"max_detections": 2}, (2, 1, 4, None)),
+    # the one of the late detection is one of the two that are too many
+    (cats(*range(5)), found(7, 8, 9, 4), {"max_detections": 3}, (3, 2, 5, None)),
+    # the order of the ground truth is no matter
+    ([(n % 2, *box(n), CAT) for n in range(5)], [], {"max_detections": 2}, (4, 1, 3, None)),
     # a limit of each class and of each image of its own
     (cats(0, 1) + cats(2, 3, label=DOG) + cats(0, 1, image=1), [], {"max_detections": 2}, (6, 0, None, None)),
     # the model keeps three of an image, of all classes
@@ -71,6 +75,14 @@ def test_objects_beyond_a_limit_by_hand(objects, detections, limits, wanted):
     data = dataclasses.replace(table(objects, detections, 2), **limits)
     assert bool(limits_of(data)) == bool(beyond)
     assert limits_of(data) == analyse(data)["limits"]["sentences"]
+
+
+def test_how_many_objects_could_be_matched_by_hand():
+    """Three cats and two dogs in an image, a cat in the next; the crowd is none."""
+    objects = [*cats(0, 1, 2), *cats(3, 4, label=DOG), *cats(0, image=1), (1, *box(2), CAT, 0, 0, 1)]
+    for limits, wanted in (({}, 6), ({"max_detections": 2}, 5), ({"max_detections": 2, "per_image": 3}, 4)):
+        assert most_matched(dataclasses.replace(table(objects, [], 2), **limits)) == wanted
+    assert most_matched(dataclasses.replace(table([], [], 2), per_image=3)) == 0
 
 
 def crowded(objects=5, **limits):
