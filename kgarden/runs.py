@@ -65,11 +65,12 @@ def claimed(run: pathlib.Path, recipe: Recipe, fresh: bool, reporter) -> Iterato
         UserError: the directory holds another recipe or other files, or another process trains in it.
     """
     _check_place(run)
+    remedy = "wait for it to end, or use another --run"
     if fresh and (run / "recipe.yaml").exists():
-        with writer_of(run, reporter.line, "wait for it to end, or use another --run"):
+        with writer_of(run, reporter.line, remedy):
             _move_aside(run, reporter)
     try:
-        with writer_of(run, reporter.line, "wait for it to end, or use another --run"):
+        with writer_of(run, reporter.line, remedy):
             if has_begun(run):
                 _check_same(run, recipe)
             else:

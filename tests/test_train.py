@@ -22,8 +22,9 @@ from kgarden.errors import TrainingFailed, UserError
 from kgarden.inference.predictor import compiled_inference
 from kgarden.metrics.registry import is_better
 from kgarden.ops.jit import compiled
+from kgarden.optimizers.optimizers import SGD
 from kgarden.training import trainer
-from kgarden.training.checkpoint import load_checkpoint, save_checkpoint
+from kgarden.training.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from kgarden.training.loggers import JsonLines
 from kgarden.training.reporter import Reporter
 from kgarden.training.weight_averaging import ExponentialMovingAverage
@@ -457,6 +458,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     with pytest.raises(UserError, match=r"previous.npz: the checkpoint is damaged .* use --fresh") as raised:
         load_checkpoint(tmp_path, detector, optimizer, none)
     assert "\n" not in str(raised.value)
+
+
+def test_the_norm_of_a_skipped_step_damages_no_checkpoint(tmp_path):
+    """Loss scaling skips a step whose gradient overflows; nothing but the norm of it is infinite."""
+    detector, _, none = parts_of_a_training(2)
+    optimizer = SGD(0.1)
+    optimizer.build(detector.trainable_variables)
+    optimizer.gradient_norm.assign(np.inf)
+    assert not_finite(detector, optimizer, none) is None
+    save_checkpoint(tmp_path, detector, optimizer, none, {"step": 3})
+    assert load_checkpoint(tmp_path, detector, optimizer, none) == {"step": 3}
+    momentum = optimizer.momenta[0]
+    momentum.assign(np.full(momentum.shape, np.inf))
+    assert not_finite(detector, optimizer, none) == momentum.path
 
 
 def test_no_checkpoint_holds_what_is_not_finite(recipe_of, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from keras import ops
 from kgarden.errors import UserError
 from kgarden.ops.replicas import num_replicas, sum_over_replicas
 
+GRADIENT_NORM = "gradient_norm"  # name of the variable with the norm of the last step
 KINDS = {"bias": "bias", "gamma": "norm_scale", "beta": "norm_shift"}  # by name; all others are kernels
 
 
@@ -88,7 +89,7 @@ class _PerVariable(keras.optimizers.Optimizer):
         self.lr_factors = [rule.lr_factor for rule in rules]
         # Norm of the whole batch's gradient in the last step, before clipping.
         self.gradient_norm = self.add_variable(
-            (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
+            (), dtype="float32", aggregation="only_first_replica", name=GRADIENT_NORM
         )
 
     def _clip_gradients(self, grads):

@@ -16,12 +16,12 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
+from kgarden.optimizers.optimizers import GRADIENT_NORM
 from kgarden.utils.files import make_folder, replacing
 from kgarden.weights.files import READING_ERRORS
 from kgarden.weights.initial import load_all, save_all
 
 LATEST, PREVIOUS, DAMAGED = "latest.npz", "previous.npz", "damaged.npz"
-MEASURED = "gradient_norm"  # of the last step; the next step overwrites it
 
 
 @contextlib.contextmanager
@@ -76,7 +76,10 @@ def save_checkpoint(folder, detector, optimizer, ema, state):
     for group, variables in _groups(detector, optimizer, ema).items():
         for number, variable in enumerate(variables):
             array = ops.convert_to_numpy(variable.value)
-            arrays[f"{group}/{number:05d}"] = np.nan_to_num(array) if variable.name == MEASURED else array
+            # that of a step that loss scaling skipped is not finite; the next step overwrites it
+            arrays[f"{group}/{number:05d}"] = (
+                np.nan_to_num(array) if variable.name == GRADIENT_NORM else array
+            )
         shapes[group] = [[variable.path, list(variable.shape)] for variable in variables]
     folder = make_folder(folder)
     for leftover in folder.glob(f".*{LATEST}*"):  # of a process that was killed while writing
@@ -98,7 +101,7 @@ def not_finite(detector, optimizer, ema):
         detector, optimizer, ema: as in `save_checkpoint`.
     """
     every = [one for group in _groups(detector, optimizer, ema).values() for one in group]
-    floats = [one for one in every if "float" in str(one.dtype) and one.name != MEASURED]
+    floats = [one for one in every if "float" in str(one.dtype) and one.name != GRADIENT_NORM]
     finite = ops.convert_to_numpy(ops.stack([ops.all(ops.isfinite(one.value)) for one in floats]))
     return next((one.path for one, good in zip(floats, finite, strict=True) if not good), None)
 
