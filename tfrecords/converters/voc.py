@@ -224,12 +224,13 @@ def name_of(thing):
 def _image_of(name, tree, folder, faults):
     """{"file_name"} of the image of an XML file, and "fault" if several have its name."""
     annotated = text(tree.findtext("filename") or "")
+    written = annotated or (name if _has_ending(name) else f"{name}.jpg")
     try:
         found = folder.find_stem(name, preferred=annotated)
     except NotFound:
-        return {"file_name": annotated or f"{name}.jpg"}
+        return {"file_name": written}
     except DataError as error:
-        return {"file_name": annotated or f"{name}.jpg", "fault": str(error)}
+        return {"file_name": written, "fault": str(error)}
     if found.remark == ELSEWHERE:
         faults.remarks.append(Fault(f"{name}.xml -> {found.name}", found.remark))
     return {"file_name": found.name}

@@ -87,10 +87,10 @@ def _root(path, written, faults):
     if not isinstance(written, str):
         raise DataError(f"{path}: path must be a folder")
     for root in (here / slashed(written), pathlib.Path(slashed(written))):
-        if root.is_dir():
+        if os.path.isdir(root):
             return root
     faults.remarks.append(Fault(f"{path}: path: {written}", NOT_HERE))
-    return _existing_end(here, written, pathlib.Path.is_dir) or here
+    return _existing_end(here, written, os.path.isdir) or here
 
 
 def _entries(path, split, value):
@@ -181,19 +181,19 @@ def _place(description, split, entry, faults):
         places.append(description.root / written.removeprefix("../"))
     places.append(description.path.parent / written)
     for place in places:
-        if place.exists():
+        if os.path.exists(place):
             path, tops = os.path.abspath(place), (description.root, description.path.parent)
             if not any(pathlib.PurePath(path).is_relative_to(os.path.abspath(top)) for top in tops):
                 faults.remarks.append(Fault(f"{description.path}: {split}: {entry}", OUTSIDE_ROOT))
             return place
-    if place := _existing_end(description.root, entry, pathlib.Path.exists):
+    if place := _existing_end(description.root, entry, os.path.exists):
         faults.remarks.append(Fault(f"{description.path}: {split}: {entry}", NOT_HERE))
         return place
     raise DataError(f"{description.path}: {split}: no such folder or list of images: {places[0]}")
 
 
 def _existing_end(root, written, exists):
-    """The longest end of a path that exists in a folder, or None."""
+    """The longest end of a path that exists in a folder, or None; `exists` is of os.path: it never raises."""
     parts = [part for part in re.sub(r"^[A-Za-z]:", "", slashed(written)).split("/") if part]
     ends = [root.joinpath(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:]]
     return next((end for end in ends if exists(end)), None)

@@ -289,6 +289,7 @@ def test_a_label_file_that_may_be_one_of_two(place):
         ("train: .", "names the classes: give a list"),
         ("val: .\nnames: [cup]", "no split 'train'; it has: val"),
         ("train: none\nnames: [cup]", "train: no such folder or list of images: .*none"),
+        (f"train: {'a' * 300}\nnames: [cup]", "train: no such folder or list of images"),
         ("train: 5\nnames: [cup]", "train must be a folder"),
         ("train: empty.txt\nnames: [cup]", "empty.txt: the list is empty"),
         ("train: labels\nnames: [cup]", "no images in"),
