@@ -16,7 +16,7 @@ DEPTHS = (1, 2, 2, 1)  # of the trees at strides 4 to 32
 
 
 class Tree(keras.layers.Layer):
-    """Hierarchical aggregation: two blocks, or two trees, and a 1x1 over all that they and their kin give.
+    """Hierarchical aggregation: two blocks, or two trees, and a 1x1 over their outputs and inherited maps.
 
     Args:
         filters:    output channels.
@@ -79,7 +79,7 @@ class DLA(StagedBackbone):
     """DLA-34; see StagedBackbone.
 
     Args:
-        norm:      "frozen_bn", "bn", "sync_bn" or "gn". The published models train it: "bn".
+        norm:      "frozen_bn", "bn" or "sync_bn". The published models train it: "bn".
         freeze_at: 0 nothing, 1 all up to stride 2, 2 the tree at stride 4 as well, ...
         widths:    channels at strides 1, 2, 4, ... 32.
     """
@@ -87,6 +87,7 @@ class DLA(StagedBackbone):
     def __init__(self, norm="bn", freeze_at=0, widths=CHANNELS, **kwargs):
         super().__init__(**kwargs)
         first, second, *channels = widths
+        inputs = (second, *channels[:-1])
         shared = dict(norm=norm, activation="relu")
         stem = ConvStack(
             [
@@ -96,19 +97,8 @@ class DLA(StagedBackbone):
             ],
             name="stem",
         )
-        befores = [second, *channels]
         stages = [
-            [
-                Tree(
-                    channels[index],
-                    DEPTHS[index],
-                    2,
-                    befores[index],
-                    norm=norm,
-                    level_root=index > 0,
-                    name=f"level{index + 2}",
-                )
-            ]
-            for index in range(4)
+            [Tree(filters, depth, 2, before, norm=norm, level_root=level > 2, name=f"level{level}")]
+            for level, filters, depth, before in zip(range(2, 6), channels, DEPTHS, inputs, strict=True)
         ]
         self._assemble(stem, stages, channels, freeze_at)

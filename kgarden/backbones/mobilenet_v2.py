@@ -3,10 +3,8 @@
 Sandler et al. 2018, arXiv:1801.04381, Table 2; torchvision's layout of weights.
 """
 
-import keras
-
 from kgarden.backbones.staged import StagedBackbone
-from kgarden.layers.conv import Conv
+from kgarden.layers.conv import Conv, ConvStack
 from kgarden.layers.residual import first_gamma
 
 # For each stage (C2..C5), rows of Table 2: expansion t, channels c, repeats n, stride of the first block.
@@ -18,7 +16,7 @@ STAGES = (
 )
 
 
-class InvertedResidual(keras.layers.Layer):
+class InvertedResidual(ConvStack):
     """1x1 that expands, depthwise 3x3, 1x1 that is linear; plus its input where the shapes agree.
 
     Args:
@@ -29,33 +27,19 @@ class InvertedResidual(keras.layers.Layer):
     """
 
     def __init__(self, before, filters, expansion, strides, norm, **kwargs):
-        super().__init__(**kwargs)
-        width = before * expansion
-        self.residual = strides == 1 and before == filters
+        width, residual = before * expansion, strides == 1 and before == filters
         shared = dict(norm=norm, activation="relu6")
-        self.expand = Conv(width, 1, **shared, name="expand") if expansion > 1 else None
-        self.depthwise = Conv(width, 3, strides, groups=width, **shared, name="depthwise")
-        gamma = first_gamma(norm, 0.2) if self.residual else 1.0
-        self.project = Conv(filters, 1, norm=norm, norm_gamma=gamma, name="project")
-
-    @property
-    def convs(self):
-        return [conv for conv in (self.expand, self.depthwise, self.project) if conv is not None]
-
-    def build(self, input_shape):
-        for conv in self.convs:
-            conv.build(input_shape)
-            input_shape = conv.compute_output_shape(input_shape)
-
-    def compute_output_shape(self, input_shape):
-        for conv in self.convs:
-            input_shape = conv.compute_output_shape(input_shape)
-        return input_shape
+        gamma = first_gamma(norm, 0.2) if residual else 1.0
+        convs = [Conv(width, 1, **shared, name="expand")] if expansion > 1 else []
+        convs += [
+            Conv(width, 3, strides, groups=width, **shared, name="depthwise"),
+            Conv(filters, 1, norm=norm, norm_gamma=gamma, name="project"),
+        ]
+        super().__init__(convs, **kwargs)
+        self.residual = residual
 
     def call(self, x, training=False):
-        y = x
-        for conv in self.convs:
-            y = conv(y, training=training)
+        y = super().call(x, training=training)
         return x + y if self.residual else y
 
 
@@ -71,8 +55,7 @@ class MobileNetV2(StagedBackbone):
 
     def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, **kwargs):
         super().__init__(**kwargs)
-        self.norm, self.last_conv = norm, last_conv
-        before, stages = divisible_by_8(32 * width), []
+        before, stages, channels = divisible_by_8(32 * width), [], []
         gamma = first_gamma(norm, 0.02)
         stem = Conv(before, 3, 2, norm=norm, norm_gamma=gamma, activation="relu6", name="stem")
         for rows in STAGES:
@@ -84,7 +67,7 @@ class MobileNetV2(StagedBackbone):
                     name = f"block{sum(map(len, stages)) + 1}"
                     stages[-1].append(InvertedResidual(before, filters, **settings, name=name))
                     before = filters
-        channels = [stage[-1].project.filters for stage in stages]
+            channels.append(before)
         if last_conv:
             channels[-1] = max(1280, divisible_by_8(1280 * width))
             stages[-1].append(Conv(channels[-1], 1, norm=norm, activation="relu6", name="last_conv"))

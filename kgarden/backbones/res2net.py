@@ -39,7 +39,7 @@ class Bottle2neck(keras.layers.Layer):
         strides,
         norm,
         project,
-        scales=4,
+        scales,
         stride_in_1x1=False,
         deform=None,
         pool_at_stride_1=False,
@@ -49,12 +49,12 @@ class Bottle2neck(keras.layers.Layer):
         first, self.strides = (strides, 1) if stride_in_1x1 else (1, strides)
         self.project, self.shortcut_strides = project, strides
         self.pools_last = project and (self.strides > 1 or pool_at_stride_1)
-        kind = dict(norm=norm, activation="relu")
-        self.conv1 = Conv(width * scales, 1, first, **kind, name="conv1")
-        split, kind = (
-            (Conv, kind) if deform is None else (DeformConv, {**kind, **deform, "offset_bias": False})
-        )
-        self.splits = [split(width, 3, self.strides, **kind, name=f"split{n}") for n in range(scales - 1)]
+        shared = dict(norm=norm, activation="relu")
+        self.conv1 = Conv(width * scales, 1, first, **shared, name="conv1")
+        conv = Conv
+        if deform is not None:
+            conv, shared = DeformConv, {**shared, **deform, "offset_bias": False}
+        self.splits = [conv(width, 3, self.strides, **shared, name=f"split{n}") for n in range(scales - 1)]
         self.conv3 = Conv(filters, 1, norm=norm, norm_gamma=first_gamma(norm, 0.2), name="conv3")
         self.shortcut = Conv(filters, 1, norm=norm, name="shortcut") if project else None
 
@@ -67,10 +67,8 @@ class Bottle2neck(keras.layers.Layer):
             self.shortcut.build(input_shape)
 
     def compute_output_shape(self, input_shape):
-        rows_and_columns = (
-            None if side is None else -(-side // self.shortcut_strides) for side in input_shape[1:3]
-        )
-        return (input_shape[0], *rows_and_columns, self.conv3.filters)
+        shape = self.splits[0].compute_output_shape(self.conv1.compute_output_shape(input_shape))
+        return self.conv3.compute_output_shape(shape)
 
     def call(self, x, training=False):
         *splits, last = ops.split(self.conv1(x, training=training), len(self.splits) + 1, axis=-1)

@@ -16,9 +16,9 @@ class SEResNet(ResNet):
         kwargs:    of ResNet; depth 50, 101 or 152.
     """
 
-    def __init__(self, depth=101, groups=32, width_per_group=4, reduction=16, **kwargs):
+    def __init__(self, reduction=16, **kwargs):
         self.reduction = reduction
-        super().__init__(depth=depth, groups=groups, width_per_group=width_per_group, **kwargs)
+        super().__init__(**kwargs)
 
     def _further(self, number):
         return {"reduction": self.reduction}
@@ -36,9 +36,9 @@ class SENet154(SEResNet):
         kwargs:        of SEResNet; see there.
     """
 
-    def __init__(self, groups=64, width_per_group=4, stem_channels=128, reduction=16, **kwargs):
+    def __init__(self, groups=64, width_per_group=4, stem_channels=128, **kwargs):
         settings = dict(groups=groups, width_per_group=width_per_group, stem_channels=stem_channels)
-        super().__init__(depth=152, reduction=reduction, **settings, **kwargs)
+        super().__init__(depth=152, **settings, **kwargs)
 
     def _stem(self):
         return deep_stem(self.widths[0] // 2, self.widths[0], self.norm)

@@ -225,8 +225,8 @@ def _best_of_images(found, images):
     scores = ops.where(found[VALID], found[SCORES], -1.0)
     scores = ops.pad(scores, ((0, -batch % images), (0, 0)), constant_values=-1.0)  # a last, smaller group
     groups = ops.reshape(scores, (-1, images * rows))
-    place = ops.argsort(ops.argsort(-groups))  # of each row in the order of its group, 0 the best
-    return ops.reshape(place < rows, (-1, rows))[:batch] & found[VALID]
+    rank = ops.argsort(ops.argsort(-groups))  # of each row in its group, 0 the best
+    return ops.reshape(rank < rows, (-1, rows))[:batch] & found[VALID]
 
 
 def _is_peak(scores, levels):

@@ -103,7 +103,7 @@ class Conv(keras.layers.Layer):
         if half:
             x = ops.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
         elif x.shape[-1] < NARROW:
-            return ops.conv(x[:, :: self.strides, :: self.strides], kernel, padding="valid")
+            return convolve(x[:, :: self.strides, :: self.strides], kernel, padding="valid")
         return convolve(x, kernel, strides=self.strides, padding="valid")
 
 
@@ -111,7 +111,9 @@ class ConvStack(keras.layers.Layer):
     """Layers such as Conv, one after the other.
 
     Args:
-        convs: list of layers.
+        convs: list of layers with `build`, `compute_output_shape` and `call(x, training)`.
+    Call:
+        x: (B, H, W, D).
     """
 
     def __init__(self, convs, **kwargs):
@@ -135,6 +137,6 @@ class ConvStack(keras.layers.Layer):
 
 
 def max_pool_3x3(x):
-    """3x3 max pooling, stride 2, padded by one on both sides with what no feature is less than."""
+    """3x3 max pooling, stride 2, padded with -inf by one on both sides."""
     x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-float("inf"))
     return ops.max_pool(x, 3, strides=2, padding="valid")

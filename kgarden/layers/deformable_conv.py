@@ -5,6 +5,7 @@ Dai et al. 2017, arXiv:1703.06211 (v1, offsets alone); Zhu et al. 2018, arXiv:18
 
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.ops.deform_conv import deformed_taps
 
@@ -43,6 +44,8 @@ class DeformConv(Conv):
         offset_groups:      parts of the channels with offsets of their own ("deformable groups").
         offset_bias:        whether the offset convolution has a bias.
         offset_initializer: of its kernel.
+    Raises:
+        UserError: when it is built on channels that `offset_groups` does not divide.
     Call:
         as Conv. Offsets are float32 under mixed precision.
     """
@@ -59,6 +62,7 @@ class DeformConv(Conv):
         **kwargs,
     ):
         super().__init__(filters, kernel_size, strides, **kwargs)
+        self.offset_groups = offset_groups
         self.offsets = 2 * offset_groups * kernel_size**2
         self.offset = Conv(
             self.offsets + (offset_groups * kernel_size**2 if modulated else 0),
@@ -71,6 +75,11 @@ class DeformConv(Conv):
         )
 
     def build(self, input_shape):
+        if input_shape[-1] % self.offset_groups:
+            raise UserError(
+                f"offset_groups is {self.offset_groups}: {input_shape[-1]} channels of a deformable "
+                "convolution are not divisible by it"
+            )
         super().build(input_shape)
         self.offset.build(input_shape)
 

@@ -118,16 +118,18 @@ class Bottleneck(keras.layers.Layer):
 
 
 class SqueezeExcite(keras.layers.Layer):
-    """Channels scaled by what the mean over the map says of them.
+    """Squeeze-and-excitation: each channel is scaled by a gate computed from the means of all channels.
 
     Hu et al. 2018, arXiv:1709.01507, Eq. 2 to 4.
 
     Args:
         filters:   channels.
         reduction: the hidden layer has so many times fewer.
+    Call:
+        x: (B, H, W, filters).
     """
 
-    def __init__(self, filters, reduction=16, **kwargs):
+    def __init__(self, filters, reduction, **kwargs):
         super().__init__(**kwargs)
         self.down = Conv(filters // reduction, 1, activation="relu", name="down")
         self.up = Conv(filters, 1, activation="sigmoid", name="up")

@@ -60,8 +60,12 @@ def build_detector(settings, num_classes, seed=0):
         near = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
         raise UserError(f"model.name: no model {name!r}; {hint}")
-    origin = {"settings": {"name": name, **settings}, "num_classes": num_classes, "seed": seed}
-    origin["precision"] = keras.config.dtype_policy().name
+    origin = {
+        "settings": {"name": name, **settings},
+        "num_classes": num_classes,
+        "seed": seed,
+        "precision": keras.config.dtype_policy().name,
+    }
     detector = instantiate(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
     detector.origin = _as_json(origin)
     detector.build()

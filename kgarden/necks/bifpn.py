@@ -14,6 +14,7 @@ from kgarden.layers.upsample import upsample_2x
 
 FUSION_EPSILON = 1e-4  # of the sum of weights
 STYLES = ("efficientdet", "fcos")
+LEVELS, STYLE = (3, 7), "efficientdet"  # defaults
 
 
 def node_graph(levels):
@@ -44,7 +45,7 @@ class FusionNode(keras.layers.Layer):
         separable: the convolution is a depthwise one and a 1x1.
     """
 
-    def __init__(self, channels, inputs, norm="gn", separable=False, **kwargs):
+    def __init__(self, channels, inputs, norm, separable, **kwargs):
         super().__init__(**kwargs)
         self.inputs, self.channels = inputs, channels
         self.depthwise = None
@@ -83,7 +84,7 @@ class BiFPNLayer(keras.layers.Layer):
         [(B, H, W, channels), ...] of the same sizes.
     """
 
-    def __init__(self, channels, levels, norm="gn", separable=False, style="efficientdet", **kwargs):
+    def __init__(self, channels, levels, norm, separable, style, **kwargs):
         super().__init__(**kwargs)
         self.channels, self.levels, self.norm, self.style = channels, levels, norm, style
         self.graph = node_graph(levels)
@@ -171,9 +172,9 @@ class BiFPN(keras.layers.Layer):
         self,
         channels=160,
         repeats=3,
-        levels=(3, 7),
+        levels=LEVELS,
         norm="gn",
-        style="efficientdet",
+        style=STYLE,
         separable=False,
         **kwargs,
     ):
@@ -197,7 +198,7 @@ class BiFPN(keras.layers.Layer):
         ]
 
     @staticmethod
-    def divisor_of(levels=(3, 7), style="efficientdet", **_):
+    def divisor_of(levels=LEVELS, style=STYLE, **_):
         """What canvases must be divisible by: 2x2 pooling needs even sizes up to the last level."""
         return 2 ** levels[-1] if style == "efficientdet" else 32
 

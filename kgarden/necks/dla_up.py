@@ -28,7 +28,7 @@ class IterativeAggregation(keras.layers.Layer):
         [(B, H, W, filters), ...], one for each map but the first.
     """
 
-    def __init__(self, filters, factors, norm="bn", deformable=True, **kwargs):
+    def __init__(self, filters, factors, norm, deformable, **kwargs):
         super().__init__(**kwargs)
 
         def conv(name):

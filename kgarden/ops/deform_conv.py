@@ -32,7 +32,7 @@ def deformed_taps(x, offsets, masks=None, *, kernel_size=3, strides=1, dilation=
     taps = kernel_size**2
     groups = offsets.shape[-1] // (2 * taps)
     moved = ops.reshape(ops.cast(offsets, "float32"), (-1, rows, columns, groups, taps, 2))
-    down, right = _resting(rows, columns, kernel_size=kernel_size, strides=strides, dilation=dilation)
+    down, right = _regular_grid(rows, columns, kernel_size=kernel_size, strides=strides, dilation=dilation)
     y_cells, y_weights = _neighbours(moved[..., 0] + down, height)
     x_cells, x_weights = _neighbours(moved[..., 1] + right, width)
     if masks is not None:
@@ -56,8 +56,8 @@ def deformed_taps(x, offsets, masks=None, *, kernel_size=3, strides=1, dilation=
     return ops.reshape(found, (-1, rows, columns, taps, depth))
 
 
-def _resting(rows, columns, kernel_size, strides, dilation):
-    """Where the taps lie without offsets: rows (H', 1, 1, T), columns (W', 1, T), in cells of the input."""
+def _regular_grid(rows, columns, kernel_size, strides, dilation):
+    """Positions of the taps without offsets, cells of the input: rows (H', 1, 1, T), columns (W', 1, T)."""
     tap = (ops.arange(kernel_size, dtype="float32") - kernel_size // 2) * dilation
     tap_row = ops.reshape(ops.repeat(tap, kernel_size), (1, -1))
     tap_column = ops.reshape(ops.tile(tap, kernel_size), (1, -1))
@@ -78,7 +78,7 @@ def _neighbours(position, length):
     cells, weights = [], []
     for cell, weight in ((before, 1.0 - part), (before + 1.0, part)):
         inside = ops.logical_and(cell >= 0, cell <= length - 1)
-        cells.append(ops.clip(ops.cast(cell, "int32"), 0, length - 1))  # as integers: NaN has no cell
+        cells.append(ops.clip(ops.cast(cell, "int32"), 0, length - 1))  # as integers: clipped NaN stays NaN
         weights.append(weight * ops.cast(inside, "float32"))
     return cells, weights
 

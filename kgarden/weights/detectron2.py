@@ -29,7 +29,7 @@ def tower_names(theirs, ours, layers=3):
     return (*convolutions, *(norms if layers == 3 else ()))
 
 
-def bifpn_names(separable=False):
+def bifpn_names(separable):
     """Entries for a BiFPN in the style of EfficientDet on five levels."""
     cell, ours = r"backbone\.cell\.(\d+)\.fnode\.", r"neck/cell\1/"
     entries = [(r"backbone\.resample\.3\.conv\.conv", "neck/p6")]
@@ -64,26 +64,23 @@ def fcos_bifpn_names(levels):
     return entries
 
 
-def dla_up_names(deformable=True):
+def dla_up_names(deformable):
     """Entries for iterative aggregation to stride 4, with deformable or plain convolutions."""
     conv, norm = (r"\.conv", r"\.actf\.0") if deformable else (r"\.conv\.0", r"\.conv\.1")
-    return [
-        (theirs + part + r"_(\d)" + of_part, f"neck/{ours}{last}")
-        for theirs, join, number in (
-            (r"backbone\.dla_up\.ida_(\d)\.", r"join\1", 2),
-            (r"backbone\.ida_up\.", "last", 1),
-        )
-        for part, ours in (("up", f"{join}/up"), ("proj", f"{join}/project"), ("node", f"{join}/node"))
-        for of_part, last in (
-            (("", rf"\{number}"),)
-            if part == "up"
-            else (
-                (conv, rf"\{number}"),
-                (r"\.offset", rf"\{number}/offset"),
-                (norm, rf"\{number}/norm"),
-            )
-        )
-    ]
+    entries = []
+    for theirs, ours, number in (
+        (r"backbone\.dla_up\.ida_(\d)\.", r"neck/join\1/", r"\2"),
+        (r"backbone\.ida_up\.", "neck/last/", r"\1"),
+    ):
+        entries.append((theirs + r"up_(\d)", f"{ours}up{number}"))
+        for their_part, our_part in (("proj", "project"), ("node", "node")):
+            module, layer = theirs + their_part + r"_(\d)", ours + our_part + number
+            entries += [
+                (module + conv, layer),
+                (module + r"\.offset", f"{layer}/offset"),
+                (module + norm, f"{layer}/norm"),
+            ]
+    return entries
 
 
 RES2NET = (

@@ -1,5 +1,7 @@
 """Weight names of timm: SENet, Res2Net, MobileNetV2, DLA; its ResNet and ResNeXt have torchvision's names."""
 
+import itertools
+
 from kgarden.weights.torchvision import resnet_names
 
 
@@ -61,9 +63,8 @@ def dla_names(prefix):
         for theirs, ours in (("base_layer", "base"), ("level0", "level0"), ("level1", "level1"))
         for offset, part in ((0, ""), (1, "/norm"))
     ]
-    trees = [""]
-    for _ in range(2):
-        trees += [f"{tree}tree{half}." for tree in trees for half in (1, 2)]
+    halves = ("tree1.", "tree2.")
+    trees = ["".join(path) for depth in range(3) for path in itertools.product(halves, repeat=depth)]
     return (
         *stem,
         *[
@@ -71,7 +72,7 @@ def dla_names(prefix):
                 prefix + r"level([2-5])\." + tree.replace(".", r"\.") + theirs,
                 r"backbone/level\1/" + tree.replace(".", "/") + ours,
             )
-            for tree in dict.fromkeys(trees)
+            for tree in trees
             for theirs, ours in (
                 (r"conv(\d)", r"conv\2"),
                 (r"bn(\d)", r"conv\2/norm"),

@@ -17,7 +17,7 @@ from kgarden.layers.residual import Bottleneck
 BLOCKS = {
     "inverted": lambda: InvertedResidual(8, 8, expansion=2, strides=1, norm="bn"),
     "tree": lambda: Tree(8, 2, 2, 8, norm="bn", level_root=True),
-    "res2net": lambda: Bottle2neck(8, 2, 2, norm="bn", project=True, deform={"offset_groups": 2}),
+    "res2net": lambda: Bottle2neck(8, 2, 2, norm="bn", project=True, scales=4, deform={"offset_groups": 2}),
     "excited": lambda: Bottleneck(
         8, 4, 1, norm="bn", project=False, reduction=4, deform={"modulated": False}
     ),
@@ -50,4 +50,5 @@ def test_blocks_in_half_precision(name):
         ours.assign(theirs)
     expected, got = ops.convert_to_numpy(full(x)), half(x)
     assert keras.backend.standardize_dtype(got.dtype) == "bfloat16"
-    np.testing.assert_allclose(ops.convert_to_numpy(ops.cast(got, "float32")), expected, atol=0.1, rtol=0.1)
+    got = ops.convert_to_numpy(ops.cast(got, "float32"))
+    np.testing.assert_allclose(got, expected, atol=0.1 * expected.std(), rtol=0.02)

@@ -1,9 +1,8 @@
-import numpy as np
 import pytest
 from keras import ops
+from support.backbones import trained_parameters
 from support.golden import assert_agrees, goldens, params
 
-from kgarden.backbones import make_backbone
 from kgarden.backbones.dla import DEPTHS, DLA, Tree
 from kgarden.weights.state_dict import load_state_dict
 from kgarden.weights.timm import IGNORE, dla_names
@@ -39,8 +38,4 @@ def test_backbone_agrees_with_the_release(golden):
 
 
 def test_parameters_are_those_of_the_literature():
-    # timm's dla34 without its classifier
-    backbone = make_backbone("dla34")
-    backbone.build((None, None, None, 3))
-    count = sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables)
-    assert count == 15_229_104
+    assert trained_parameters("dla34") == 15_229_104  # timm's dla34 without its classifier

@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
-from keras import ops
-from support.golden import assert_agrees, goldens, params
+from support.backbones import assert_blocks_agree, trained_parameters
+from support.golden import goldens
 
 from kgarden.backbones import make_backbone
 from kgarden.backbones.mobilenet_v2 import InvertedResidual, divisible_by_8
-from kgarden.layers.norm import EPSILON
-from kgarden.weights.state_dict import load_state_dict
 
 TABLE = [
     (rf"{theirs}_conv\.{part}", f"{ours}{norm}")
@@ -17,9 +15,7 @@ TABLE = [
 
 @pytest.mark.parametrize("golden", goldens("mmdet_mobilenetv2_blocks"), ids=str)
 def test_blocks_agree_with_mmdetection(golden):
-    s, got = params(golden), {}
-    assert s["bn_eps"] == EPSILON
-    for case, settings in s["cases"].items():
+    def block_of(settings):
         before = settings["in_channels"]
         block = InvertedResidual(
             before,
@@ -30,20 +26,16 @@ def test_blocks_agree_with_mmdetection(golden):
             name="block",
         )
         assert block.residual == settings["residual"]
-        x = golden[f"{case}/x"]
-        block.build(x.shape)
-        load_state_dict(block, golden.state_dict(f"{case}/param/"), TABLE)
-        got[f"{case}/y"] = ops.convert_to_numpy(block(x))
-        got[f"{case}/y_train"] = ops.convert_to_numpy(block(x, training=True))
-    assert_agrees(golden, got)
+        return block
+
+    assert_blocks_agree(golden, block_of, lambda settings: TABLE)
 
 
 @pytest.mark.parametrize("last_conv, count", [(True, 2_223_872), (False, 2_223_872 - 1280 * (320 + 2))])
 def test_parameters_are_those_of_the_literature(last_conv, count):
-    backbone = make_backbone({"name": "mobilenet_v2", "norm": "bn", "last_conv": last_conv})
-    backbone.build((None, None, None, 3))
-    assert sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables) == count
-    assert backbone.channels == [24, 32, 96, 1280 if last_conv else 320]
+    settings = {"name": "mobilenet_v2", "norm": "bn", "last_conv": last_conv}
+    assert trained_parameters(settings) == count
+    assert make_backbone(settings).channels == [24, 32, 96, 1280 if last_conv else 320]
 
 
 def test_strides_and_frozen_stages():

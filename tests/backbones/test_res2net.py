@@ -1,13 +1,11 @@
-import numpy as np
 import pytest
 from keras import ops
+from support.backbones import assert_blocks_agree, trained_parameters
 from support.golden import assert_agrees, goldens, params
 
-from kgarden.backbones import make_backbone
 from kgarden.backbones.res2net import Bottle2neck
 from kgarden.backbones.resnet import deep_stem
 from kgarden.layers.conv import max_pool_3x3
-from kgarden.layers.norm import EPSILON
 from kgarden.weights import detectron2
 from kgarden.weights.state_dict import load_state_dict
 
@@ -49,10 +47,8 @@ def test_blocks_agree_with_the_release(golden):
 
 @pytest.mark.parametrize("golden", goldens("mmdet_res2net_blocks"), ids=str)
 def test_blocks_agree_with_mmdetection(golden):
-    s, got = params(golden), {}
-    assert s["bn_eps"] == EPSILON
-    for case, settings in s["cases"].items():
-        block = Bottle2neck(
+    def block_of(settings):
+        return Bottle2neck(
             4 * settings["planes"],
             settings["width"],
             settings["stride"],
@@ -61,9 +57,10 @@ def test_blocks_agree_with_mmdetection(golden):
             scales=settings["scales"],
             name="block",
         )
-        state = golden.state_dict(f"{case}/param/")
-        first = 1 if "downsample.2.weight" in state else 0  # behind an average pool, where there is one
-        table = [
+
+    def table_of(settings):
+        first = int("average pool" in (settings["downsample"] or ""))  # number of the 1x1
+        return [
             (r"(conv\d)", r"\1"),
             (r"bn(\d)", r"conv\1/norm"),
             (r"convs\.(\d)", r"split\1"),
@@ -71,17 +68,11 @@ def test_blocks_agree_with_mmdetection(golden):
             (rf"downsample\.{first}", "shortcut"),
             (rf"downsample\.{first + 1}", "shortcut/norm"),
         ]
-        x = golden[f"{case}/x"]
-        block.build(x.shape)
-        load_state_dict(block, state, table)
-        got[f"{case}/y"] = ops.convert_to_numpy(block(x))
-        got[f"{case}/y_train"] = ops.convert_to_numpy(block(x, training=True))
-    assert_agrees(golden, got)
+
+    assert_blocks_agree(golden, block_of, table_of)
 
 
 @pytest.mark.parametrize("depth, count", [(50, 23_669_352), (101, 43_176_920)])
 def test_parameters_are_those_of_the_literature(depth, count):
     # timm's res2net50d and res2net101d, mmdetection's "v1d", without classifiers
-    backbone = make_backbone({"name": f"res2net{depth}", "norm": "bn"})
-    backbone.build((None, None, None, 3))
-    assert sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables) == count
+    assert trained_parameters({"name": f"res2net{depth}", "norm": "bn"}) == count

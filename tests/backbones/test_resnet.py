@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from keras import ops
+from support.backbones import assert_blocks_agree, trained_parameters
 from support.golden import assert_agrees, goldens, params
 from support.marks import slow_on_jax
 
 from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
-from kgarden.layers.norm import EPSILON
 from kgarden.layers.residual import Bottleneck
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict
@@ -44,11 +44,8 @@ TORCHVISION = [
 
 @pytest.mark.parametrize("golden", goldens("mmdet_resnet_blocks"), ids=str)
 def test_bottlenecks_agree_with_mmdetection(golden):
-    s = params(golden)
-    assert s["bn_eps"] == EPSILON
-    got = {}
-    for case, settings in s["cases"].items():
-        block = Bottleneck(
+    def block_of(settings):
+        return Bottleneck(
             settings["planes"] * settings["expansion"],
             settings["width"],
             settings["stride"],
@@ -58,12 +55,8 @@ def test_bottlenecks_agree_with_mmdetection(golden):
             groups=settings["groups"],
             name="block",
         )
-        x = golden[f"{case}/x"]
-        block.build(x.shape)
-        load_state_dict(block, golden.state_dict(f"{case}/param/"), TORCHVISION)
-        got[f"{case}/y"] = ops.convert_to_numpy(block(x))
-        got[f"{case}/y_train"] = ops.convert_to_numpy(block(x, training=True))
-    assert_agrees(golden, got)
+
+    assert_blocks_agree(golden, block_of, lambda settings: TORCHVISION)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +75,7 @@ def test_bottlenecks_agree_with_mmdetection(golden):
 )
 def test_parameters_are_those_of_the_literature(name, count):
     # torchvision's and timm's trunks without the classifier, batch-norm scales and shifts counted.
-    backbone = make_backbone({"name": name, "norm": "bn"})
-    backbone.build((None, None, None, 3))
-    assert sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables) == count
+    assert trained_parameters({"name": name, "norm": "bn"}) == count
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -130,3 +121,5 @@ def test_unknown_settings_are_named():
         make_backbone("resnet51")
     with pytest.raises(UserError, match="did you mean 'freeze_at'"):
         make_backbone({"name": "resnet18", "freez_at": 2})
+    with pytest.raises(UserError, match="freeze_at is 6: 0 freezes nothing"):
+        make_backbone({"name": "resnet18", "freeze_at": 6})

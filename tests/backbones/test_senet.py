@@ -1,12 +1,8 @@
-import numpy as np
 import pytest
-from keras import ops
-from support.golden import assert_agrees, goldens, params
+from support.backbones import assert_blocks_agree, trained_parameters
+from support.golden import goldens
 
-from kgarden.backbones import make_backbone
-from kgarden.layers.norm import EPSILON
 from kgarden.layers.residual import Bottleneck
-from kgarden.weights.state_dict import load_state_dict
 
 # The blocks of the references, without what stands before a block's own name.
 TABLE = [
@@ -21,13 +17,10 @@ TABLE = [
 
 @pytest.mark.parametrize("golden", goldens("mmdet_se_blocks"), ids=str)
 def test_blocks_agree_with_the_reference(golden):
-    s, got = params(golden), {}
-    assert s["bn_eps"] == EPSILON
-    for case, settings in s["cases"].items():
-        width = settings.get("conv2_out") or settings.get("width") or settings["planes"]
-        block = Bottleneck(
+    def block_of(settings):
+        return Bottleneck(
             4 * settings["planes"],
-            width,
+            settings.get("conv2_out") or settings.get("width") or settings["planes"],
             settings["stride"],
             norm="bn",
             project=settings["downsample"] is not None,
@@ -38,12 +31,8 @@ def test_blocks_agree_with_the_reference(golden):
             reduction=settings["reduction"],
             name="block",
         )
-        x = golden[f"{case}/x"]
-        block.build(x.shape)
-        load_state_dict(block, golden.state_dict(f"{case}/param/"), TABLE)
-        got[f"{case}/y"] = ops.convert_to_numpy(block(x))
-        got[f"{case}/y_train"] = ops.convert_to_numpy(block(x, training=True))
-    assert_agrees(golden, got)
+
+    assert_blocks_agree(golden, block_of, lambda settings: TABLE)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +40,4 @@ def test_blocks_agree_with_the_reference(golden):
     [("senet154", 113_039_984), ("seresnext50_32x4d", 25_510_896), ("seresnext101_32x4d", 46_906_416)],
 )
 def test_parameters_are_those_of_the_literature(name, count):
-    backbone = make_backbone({"name": name, "norm": "bn"})
-    backbone.build((None, None, None, 3))
-    assert sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables) == count
+    assert trained_parameters({"name": name, "norm": "bn"}) == count

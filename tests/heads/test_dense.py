@@ -376,6 +376,10 @@ def test_unknown_words_are_named():
         FCOSHead(STRIDES[:4], 3)
     with pytest.raises(UserError, match=r"reg_max 0"):
         GFLHead(STRIDES, 3, reg_max=0)
+    with pytest.raises(UserError, match="none to be deformable: raise num_convs"):
+        FCOSHead(STRIDES, 3, num_convs=0, deformable=True)
+    with pytest.raises(UserError, match="shared_by 0: 1 or more"):
+        Selection(shared_by=0)
 
 
 def test_empty_boxes_are_marked():

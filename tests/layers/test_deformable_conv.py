@@ -7,6 +7,7 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv
 from kgarden.layers.deformable_conv import DeformConv, deform_conv
 from kgarden.layers.precision import dtype_policy_scope
@@ -50,6 +51,11 @@ def test_at_first_it_is_a_plain_convolution(modulated, strides, groups, norm):
     np.testing.assert_allclose(ops.convert_to_numpy(deformable(x)), expected, atol=1e-5)
     assert deformable.compute_output_shape(x.shape) == expected.shape
     assert deformable.offset.filters == 2 * 9 * (3 if modulated else 2)
+
+
+def test_offset_groups_must_divide_the_channels():
+    with pytest.raises(UserError, match="offset_groups is 3: 8 channels .* not divisible"):
+        DeformConv(4, offset_groups=3).build((None, 4, 4, 8))
 
 
 def test_positions_are_float32_under_mixed_precision():

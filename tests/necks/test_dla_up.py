@@ -14,7 +14,8 @@ from kgarden.weights.state_dict import load_state_dict
 def test_plain_aggregation_agrees_with_the_release(golden):
     s = params(golden)
     maps = list(golden.matching("in[0-9]").values())
-    layer = IterativeAggregation(s["out_channels"], s["up_factors"][1:], deformable=False, name="last")
+    settings = dict(norm="bn", deformable=False, name="last")
+    layer = IterativeAggregation(s["out_channels"], s["up_factors"][1:], **settings)
     layer.build([x.shape for x in maps])
     prefix, ignore = "backbone.ida_up.", detectron2.IGNORE
     table = detectron2.dla_up_names(deformable=False)
