@@ -73,8 +73,11 @@ def test_positions_are_float32_under_mixed_precision():
 
 
 def test_offsets_that_are_no_numbers_give_no_numbers():
-    """A training that diverges is reported as such; it does not read outside of the map."""
-    x, offsets = ops.ones((1, 4, 4, 2)), np.zeros((1, 4, 4, 18), "float32")
+    """A training that diverges is reported as such; it does not read outside of the map.
+
+    The width is odd: times an even one, the integer that a NaN becomes would overflow to 0.
+    """
+    x, offsets = ops.ones((1, 4, 5, 2)), np.zeros((1, 4, 5, 18), "float32")
     offsets[0, 1, 2, 0], offsets[0, 1, 2, 2] = np.nan, 1e30
     taps = ops.convert_to_numpy(deformed_taps(x, offsets))
     expected = ops.convert_to_numpy(deformed_taps(x, np.zeros_like(offsets)))
