@@ -180,7 +180,7 @@ def train(
         raise typer.Exit(1)
     print(f"saved to {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
     for note in reporter.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 @runs_app.command()

@@ -39,18 +39,20 @@ def check_(
     """
     start_tensorflow()
     from kgarden.utils.files import check_report, write_report
+    from kgarden.utils.output_folder import OutputFolder
     from kgarden.utils.progress import progress_of
     from tfrecords.check import check
     from tfrecords.plausibility import findings
 
     if json_ is not None:
         check_report(json_)
+    folder = None if figures is None else OutputFolder(figures)
     with progress_of("shards") as progress:
         report = check(shards, progress)
     if json_ is not None:
         write_report(json_, report.plain())
-    if figures is not None:
-        _draw_histograms(report.facts, figures)
+    if folder is not None:
+        _draw_histograms(report.facts, folder)
     print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
     for kind, locations in report.faults.items():
         print(f"{len(locations):8} x {kind}")
@@ -65,12 +67,10 @@ def check_(
     print("no faults found")
 
 
-def _draw_histograms(facts_of_folder, to):
+def _draw_histograms(facts_of_folder, output):
     """One figure and its numbers as text for each data set, and the text on the screen."""
     from kgarden.metrics.histograms import histograms_figure, histograms_text
-    from kgarden.utils.output_folder import OutputFolder
 
-    output = OutputFolder.of(to)
     names = [folder.resolve().name for folder in facts_of_folder]
     for number, (folder, facts) in enumerate(facts_of_folder.items()):
         name = folder.resolve().name
@@ -79,7 +79,7 @@ def _draw_histograms(facts_of_folder, to):
         say_missing_glyphs(facts.categories)
         output.write(f"{name}.png", histograms_figure(facts))
         output.write(f"{name}.txt", text.encode())
-        print(*map(printable, text.splitlines()), sep="\n")
+        print(text, end="")
 
 
 @data_app.command("show")

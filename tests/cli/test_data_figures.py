@@ -31,3 +31,6 @@ def test_findings_and_histograms(tmp_path, capsys):
     assert "1 of 1 boxes lie within 0..1" in out and "no faults found" not in out
     assert (figures / "to.txt").read_text() in out and "cup" in out
     assert (figures / "to.png").read_bytes().startswith(b"\x89PNG")
+    assert call("data", "check", tmp_path / "to", "--figures", tmp_path / "1.png") == 2
+    out, err = capsys.readouterr()
+    assert "1.png" in err and not out  # said before the shards are read
