@@ -1,6 +1,7 @@
 """Judging a data set as a whole: each finding where it belongs, and none on real data sets but true ones."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,15 @@ pytest.importorskip("tensorflow")
 
 from tfrecords.check import check  # noqa: E402
 from tfrecords.converters import coco, csv_table  # noqa: E402
-from tfrecords.data_statistics import Statistics, facts_in, facts_of, from_json  # noqa: E402
+from tfrecords.data_statistics import (  # noqa: E402
+    AS_CORNERS,
+    Statistics,
+    facts_in,
+    facts_of,
+    from_json,
+    signs_of,
+)
+from tfrecords.ground_truth import SWAPPED  # noqa: E402
 from tfrecords.images import ORIENTATION  # noqa: E402
 from tfrecords.plausibility import Limits, findings  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
@@ -92,6 +101,39 @@ def test_corners_where_x_y_width_height_belong(build):
     folder = build(tree_of(boxes))  # 40 + 60 > 80, 45 + 75 > 80, 40 + 52 > 60, 50 + 66 > 80
     [mistake] = [one for one in findings(facts_in(folder)) if one.kind == "mistake"]
     assert mistake.sentence.startswith("4 of 4 boxes reach out of their image, and 4 fit if read as corners")
+
+
+@pytest.mark.parametrize(
+    "box,fits",
+    [
+        ([10, 20, 81, 61], True),  # a px beyond the image: many tools count the last one in
+        ([10, 20, 81.5, 61], False),
+        ([10, 20, 81, 61.5], False),
+        ([10, 20, 10, 61], False),
+        ([10, 20, 81, 20], False),
+        ([-1, 20, 81, 61], False),
+        ([10, -1, 81, 61], False),
+    ],
+)
+def test_what_fits_into_80_x_60_px_as_corners(box, fits):
+    assert (AS_CORNERS in signs_of([box], *HW)) == fits
+
+
+def test_boxes_that_fit_both_ways_are_no_corners():
+    """Small ones at the top left do; a quarter of all must reach out of their image as xywh."""
+    both, over = [5, 5, 20, 20], [45, 10, 75, 50]
+    assert not sentences(tree_of([both] * 4), "mistake")
+    assert not sentences(tree_of([both] * 4 + [over]), "mistake")
+    [mistake] = sentences(tree_of([both] * 3 + [over]), "mistake")
+    assert mistake.startswith("1 of 4 boxes reach out of their image, and 4 fit if read as corners")
+
+
+def test_few_swapped_corners_are_no_mistake():
+    """Three of eleven are more than a quarter, three of twelve are not; two of two are too few to judge."""
+    for swapped, boxes, kind in ((3, 11, "mistake"), (3, 12, "remark"), (2, 2, "remark")):
+        facts = facts_of(tree_of((BOXES * 3)[:boxes]))
+        [finding] = findings(dataclasses.replace(facts, remarks={SWAPPED: swapped}))
+        assert finding.kind == kind and finding.sentence.startswith(f"{swapped} ")
 
 
 def test_boxes_of_larger_images_are_cut(build):
