@@ -36,6 +36,8 @@ class SENet154(SEResNet):
         kwargs:        of SEResNet; see there.
     """
 
+    fixed_arguments = ("depth",)
+
     def __init__(self, groups=64, width_per_group=4, stem_channels=128, **kwargs):
         settings = dict(groups=groups, width_per_group=width_per_group, stem_channels=stem_channels)
         super().__init__(depth=152, **settings, **kwargs)

@@ -2,6 +2,8 @@ import pytest
 from support.backbones import assert_blocks_agree, trained_parameters
 from support.golden import goldens
 
+from kgarden.backbones import make_backbone
+from kgarden.errors import UserError
 from kgarden.layers.residual import Bottleneck
 
 # The blocks of the references, without what stands before a block's own name.
@@ -41,3 +43,9 @@ def test_blocks_agree_with_the_reference(golden):
 )
 def test_parameters_are_those_of_the_literature(name, count):
     assert trained_parameters({"name": name, "norm": "bn"}) == count
+
+
+@pytest.mark.parametrize("name", ["senet154", "seresnext50_32x4d"])
+def test_depth_is_part_of_the_name(name):
+    with pytest.raises(UserError, match="model.backbone.depth: no such setting"):
+        make_backbone({"name": name, "depth": 101})
