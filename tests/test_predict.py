@@ -1,6 +1,7 @@
 """Reading of images and drawing of detections."""
 
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -318,6 +319,13 @@ class NothingFound:
         nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
         for image in images:
             yield image, {**nothing, "valid": np.zeros(0, bool)}
+
+
+def test_drawings_of_images_of_one_name_are_numbered():
+    paths = [
+        pathlib.Path(one) for one in ("a/x.jpg", "b/X.jpeg", "c/x_2.jpg", "d/x.tif", "e/x.png", "a/x.jpg")
+    ]
+    assert [*drawing_names(paths).values()] == ["x.jpg", "X_2.jpg", "x_2_2.jpg", "x_3.jpg", "x.png"]
 
 
 def test_drawings_never_replace_images(tmp_path):

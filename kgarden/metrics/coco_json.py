@@ -17,8 +17,6 @@ from tfrecords.schema import DataError
 from tfrecords.segmentations import checked
 from tfrecords.values import as_id, as_int
 
-MAX_PX = 1_000_000  # of a side; a mask of such a size would fill the memory
-
 
 def read_truth(content) -> tuple[dict, list[str]]:
     """Validates ground truth in COCO form by the rules of `tfrecords.ground_truth`, as the conversion does.
@@ -236,10 +234,6 @@ def _is_id(value):
     return isinstance(value, str) or as_int(value) is not None
 
 
-def _is_side(value):
-    return value is None or (isinstance(value, int) and 0 < value < MAX_PX)
-
-
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
@@ -263,7 +257,7 @@ def _has_region(one):
 
 
 def _is_coordinate(value):
-    return _is_number(value) and abs(value) < MAX_PX
+    return _is_number(value) and abs(value) < ground_truth.LARGEST_SIDE
 
 
 def _mask_of(one):
