@@ -81,7 +81,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     """Prints our own warnings, a line each; those of libraries speak of their sources and are not shown."""
     ours = {pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tfrecords"}
     if ours & set(pathlib.Path(filename).parents):
-        print(f"kgarden: {printable(str(message))}", file=sys.stderr)
+        print(f"kgarden: {printable(message)}", file=sys.stderr)
 
 
 # Reasons for which a file cannot be written or read that are no fault of the program.
