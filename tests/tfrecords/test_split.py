@@ -41,6 +41,12 @@ def test_the_rarest_class_is_distributed_first(seed):
     assert parts.classes["spoon"] == {"train": 2, "val": 2} and parts.images("val") == 22
 
 
+def test_a_class_that_two_parts_want_alike_goes_where_more_room_is():
+    """Each image has a class of its own; the two that share a plate are not both in train."""
+    data = {"1.jpg": ("a", "plate"), "2.jpg": ("b", "plate"), "3.jpg": ("c",), "4.jpg": ("d",)}
+    assert split(data, val=0.5).classes["plate"] == {"train": 1, "val": 1}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_large_groups_are_distributed_first(seed):
     """A group of six and six groups of one: the six fill the other half."""
