@@ -55,6 +55,7 @@ class MobileNetV2(StagedBackbone):
 
     def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, **kwargs):
         super().__init__(**kwargs)
+        self.last_conv = last_conv
         before, stages, channels = divisible_by_8(32 * width), [], []
         gamma = first_gamma(norm, 0.02)
         stem = Conv(before, 3, 2, norm=norm, norm_gamma=gamma, activation="relu6", name="stem")
