@@ -16,11 +16,12 @@ from kgarden.bench.inference import inference
 from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
 from kgarden.bench.roi_heads import heads_over_base
+from kgarden.bench.roi_pooling import pooling_over_roi_align
 from kgarden.bench.steps import training, training_settings
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
-KINDS = ("train", "settings", "infer", "nms", "heads", "deform", "data", "memory", "eval")
+KINDS = ("train", "settings", "infer", "nms", "heads", "deform", "pool", "data", "memory", "eval")
 REPEATS = 5
 
 
@@ -38,9 +39,9 @@ def bench(
         what:    some of "train" (a training step on synthetic images), "settings" (the same with other
                  settings of precision and memory), "infer" (the whole model and its parts), "nms" (PSS with
                  and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "deform" (deformable
-                 convolution over the plain one), "data" (the input pipeline over decoding alone), "memory"
-                 (of the input pipeline over 20,000 images), "eval" (COCO evaluation of the ground truth as
-                 detections).
+                 convolution over the plain one), "pool" (deformable RoI pooling over RoIAlign), "data" (the
+                 input pipeline over decoding alone), "memory" (of the input pipeline over 20,000 images),
+                 "eval" (COCO evaluation of the ground truth as detections).
         repeats: timed runs of each, after a warm-up run.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with a line of text for each number after each benchmark.
@@ -59,6 +60,7 @@ def bench(
         "nms": without_nms,
         "heads": heads_over_base,
         "deform": deformable_over_plain,
+        "pool": pooling_over_roi_align,
         "data": data_rates,
         "memory": data_memory,
         "eval": evaluation,

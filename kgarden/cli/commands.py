@@ -347,7 +347,9 @@ def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN")],
     what: Annotated[
         str,
-        typer.Option(help="Comma-separated: train, settings, infer, nms, heads, deform, data, memory, eval."),
+        typer.Option(
+            help="Comma-separated: train, settings, infer, nms, heads, deform, pool, data, memory, eval."
+        ),
     ] = "train,infer",
     set_: SetOption = None,
     row: RowOption = None,

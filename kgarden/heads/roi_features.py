@@ -1,10 +1,11 @@
-"""RoI features: multi-level RoIAlign on a feature pyramid, the input of every RoI head."""
+"""RoI features, the input of every RoI head: multi-level RoIAlign on a pyramid, plain or deformable."""
 
 from typing import NamedTuple
 
 import keras
 
 from kgarden.errors import UserError
+from kgarden.ops.deform_roi_pool import deform_roi_pool
 from kgarden.ops.roi_align import roi_align
 
 
@@ -60,3 +61,28 @@ class RoIFeatures(keras.layers.Layer):
     def call(self, pyramid, boxes):
         chosen = [pyramid[index] for index in self.chosen]
         return roi_align(chosen, self.strides, boxes, self.size, **self.settings)
+
+
+class DeformRoIFeatures(RoIFeatures):
+    """Multi-level deformable RoI pooling, from the levels of RoIAlign.   Dai et al. 2017, arXiv:1703.06211.
+
+    Args:
+        strides, pooling, plus_one: as in RoIFeatures; of `pooling`, levels and size alone.
+        samples, gamma, aligned: see kgarden/ops/deform_roi_pool.py.
+    Call:
+        pyramid: list of (B, H_l, W_l, D).
+        boxes:   (B, P, 4) px of the network input.
+        offsets: (B, P, S, S, 2) or (B, P, 1, 1, 2), in box sides over gamma.
+    Returns:
+        (B, P, S, S, D).
+    """
+
+    def __init__(self, strides, pooling=None, samples=4, gamma=0.1, aligned=False, plus_one=False, **kwargs):
+        super().__init__(strides, pooling, plus_one=plus_one, **kwargs)
+        self.deformation = dict(samples=samples, gamma=gamma, aligned=aligned, plus_one=plus_one)
+
+    def call(self, pyramid, boxes, offsets):
+        chosen = [pyramid[index] for index in self.chosen]
+        return deform_roi_pool(
+            chosen, self.strides, boxes, offsets, output_size=self.size, **self.deformation
+        )

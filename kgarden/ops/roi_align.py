@@ -214,14 +214,7 @@ class _Rois:
 
 def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned):
     """`_Rois` of boxes (B, P, 4) px on the levels (B, P) that they are pooled from."""
-    batch = ops.shape(boxes)[0]
-    flat = ops.reshape(level, (-1,))
-    height, width = (_lookup([size[i] for size in sizes], flat, "int32") for i in (0, 1))
-    scale = _lookup([1.0 / stride for stride in strides], flat, "float32")
-    before = [sum(h * w for h, w in sizes[:i]) for i in range(len(sizes))]
-    image = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(level))
-    base = batch * _lookup(before, flat, "int32") + ops.reshape(image, (-1,)) * height * width
-
+    base, height, width, scale = maps_of(sizes, strides, level)
     half = 0.5 if aligned else 0.0
     left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - half for i in range(4))
     if not aligned:
@@ -229,6 +222,26 @@ def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned):
     rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins=bins, ratio=ratio)
     columns = _Axis.between(left, right, ops.cast(width, "float32"), bins=bins, ratio=ratio)
     return _Rois(rows, columns, base[:, None], width[:, None])
+
+
+def maps_of(sizes, strides, level):
+    """The maps that boxes are pooled from, in a table of the cells of all levels and images.
+
+    Args:
+        sizes:   list of (H_l, W_l).
+        strides: px.
+        level:   (B, P) int32.
+    Returns:
+        base, height, width: (B * P,) int32, first row of the map in the table, and its sides.
+        scale: (B * P,) float32, cells of a px.
+    """
+    batch, flat = ops.shape(level)[0], ops.reshape(level, (-1,))
+    height, width = (_lookup([size[i] for size in sizes], flat, "int32") for i in (0, 1))
+    scale = _lookup([1.0 / stride for stride in strides], flat, "float32")
+    before = [sum(h * w for h, w in sizes[:i]) for i in range(len(sizes))]
+    image = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(level))
+    base = batch * _lookup(before, flat, "int32") + ops.reshape(image, (-1,)) * height * width
+    return base, height, width, scale
 
 
 def _lookup(values, index, dtype):

@@ -18,16 +18,12 @@ def pool(table, rois):
     Returns:
         (R * S * S, D) float32, differentiable with respect to `table`.
     """
-    indices, values = _entries(rois)
+    indices, values = entries(rois)
     bins = tf.size(rois.base, out_type=tf.int64) * rois.bins**2
-    shape = tf.stack([bins, tf.shape(table, out_type=tf.int64)[0]])
+    shape = (bins, tf.shape(table, out_type=tf.int64)[0])
 
     def matrix():  # rebuilt cheaply in the backward pass: a SavedModel cannot hold it
-        return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-            indices=tf.ensure_shape(indices, (None, 2)),
-            values=tf.ensure_shape(values, (None,)),
-            dense_shape=shape,
-        )
+        return csr_matrix(indices, values, shape)
 
     @custom_gradient
     def product(table):
@@ -40,14 +36,27 @@ def pool(table, rois):
     return product(table)
 
 
-def _entries(rois):
+def csr_matrix(indices, values, shape):
+    """A sparse matrix from `entries`; `shape` is (rows, columns), int64."""
+    return tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=tf.ensure_shape(indices, (None, 2)),
+        values=tf.ensure_shape(values, (None,)),
+        dense_shape=tf.stack(shape),
+    )
+
+
+def entries(rois, of_row=None, of_column=None):
     """Entries of the matrix: (E, 2) int64 bin and cell, ordered by bins; (E,) float32 weights.
 
     Each box has S x S bins of `tall` x `wide` cells, so that E depends on the boxes.
+
+    Args:
+        rois:              `_Rois` of `roi_align`, or `Bins` of `deform_roi_pool`.
+        of_row, of_column: functions of cells that give the factors of a weight; None: those of the axes.
     """
     bins = rois.bins
-    row_weights, rows, tall = _of_axis(rois.rows)
-    column_weights, columns, wide = _of_axis(rois.columns)
+    row_weights, rows, tall = _of_axis(rois.rows, of_row or rois.rows.weights)
+    column_weights, columns, wide = _of_axis(rois.columns, of_column or rois.columns.weights)
     rows = rois.base[:, :, None] + rows * rois.width[:, :, None]  # first cell of the row
 
     of_bin = tall * wide
@@ -68,7 +77,7 @@ def _entries(rois):
     return tf.cast(tf.stack([box * bins**2 + bin_, cell], axis=1), tf.int64), value
 
 
-def _of_axis(axis):
+def _of_axis(axis, weights_of):
     """Cells and weights of all bins along one axis, padded to the longest.
 
     Returns:
@@ -79,7 +88,7 @@ def _of_axis(axis):
     first, last = axis.bin_windows()
     count = tf.cast(tf.reduce_max(last - first, axis=1), tf.int32) + 1
     cells = first[:, :, None] + tf.range(tf.cast(tf.reduce_max(count), tf.float32))
-    weights = axis.weights(cells)
+    weights = weights_of(cells)
     return weights, tf.cast(tf.minimum(cells, axis.size[:, :, None] - 1.0), tf.int32), count
 
 

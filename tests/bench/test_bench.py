@@ -101,6 +101,15 @@ def test_deformable_convolution_is_timed_relative_to_the_plain_one():
         assert ratio * plain == pytest.approx(deformable, abs=rounding)
 
 
+def test_deformable_pooling_is_timed_relative_to_roi_align(monkeypatch):
+    monkeypatch.setattr("kgarden.bench.roi_pooling.BOXES", 8)
+    found = bench(recipe(), ["pool"], repeats=1)["pool"]
+    assert found["canvas"] == [64, 96]
+    for which in ("forward", "forward_and_gradients"):
+        align, deformable, (_, ratio, _) = found[which].values()
+        assert ratio * align == pytest.approx(deformable, abs=1e-4 * (1 + ratio))
+
+
 @pytest.mark.parametrize("base", slow_on_jax_but(["fcos", "gfl", "retinanet"], kept=["fcos"]))
 def test_synthetic_maps_exceed_the_score_threshold(base):
     """Many pairs for every object before NMS; after it, and by the branch, about one for each."""
