@@ -292,12 +292,18 @@ def test_all_but_a_few_modules_are_imported_without_tensorflow():
 
 
 FULL_SIZE = {"quickstart", "bccd_centernet2", "shapes_double_head"}  # small recipes as they are
+MOBILE = {"bccd_fcos", "bccd_faster_rcnn", "neu_det_fcos", "neu_det_faster_rcnn"}  # with a MobileNetV2
 
 
 @pytest.mark.parametrize("stem", sorted(packaged_recipes()))
 def test_every_recipe_builds(stem):
-    narrow = {"model.backbone.stem_channels": 8, "model.backbone.res2_channels": 16}
-    recipe = load_recipe(stem, overrides={"init": None, **({} if stem in FULL_SIZE else narrow)})
+    if stem in FULL_SIZE:
+        narrow = {}
+    elif stem in MOBILE:
+        narrow = {"model.backbone.width": 0.25}
+    else:
+        narrow = {"model.backbone.stem_channels": 8, "model.backbone.res2_channels": 16}
+    recipe = load_recipe(stem, overrides={"init": None, **narrow})
     detector = build_model(recipe, num_classes=recipe.model.num_classes or 6)
     assert detector.built and detector.count_params() > 1e5
 

@@ -156,3 +156,20 @@ def test_recipes_that_begin_with_imagenet_expect_torchvisions_weights():
         model = load_recipe(stem).model.model_extra
         assert model["pixels"] == "torchvision" and not model["backbone"].get("stride_in_1x1"), stem
         assert model["backbone"]["name"] in imagenet.FILES
+
+
+SMALL = ("quickstart", "shapes_", "bccd_", "neu_det_", "nuts_")  # for a CPU
+
+
+def test_every_small_recipe_has_a_row_from_imagenet():
+    """Its file fits: torchvision's pixels, a backbone of full width; and it trains as from random weights."""
+    stems = [stem for stem in packaged_recipes() if stem.startswith(SMALL)]
+    assert len(stems) >= 11
+    for stem in stems:
+        recipe = load_recipe(stem, row="from_imagenet")
+        model = recipe.model.model_extra
+        assert recipe.init.weights == "imagenet" and model["pixels"] == "torchvision", stem
+        assert model["backbone"].pop("name") in imagenet.FILES, stem
+        assert model["backbone"] == {"norm": "bn", "freeze_at": 2}, stem
+        changes = recipe.rows["from_imagenet"].set
+        assert all(key == "init" or key.startswith("model.backbone") for key in changes), stem
