@@ -13,6 +13,9 @@ from tfrecords.images import decode
 from tfrecords.schema import parse
 
 RATIOS = (1, 2, 4, 8)  # downsampling factors of the JPEG decoder
+# Decorator of functions that tf.data maps: their control flow is TensorFlow's own, and converting the source
+# of every function that they call takes longer than tracing them.
+without_autograph = tf.autograph.experimental.do_not_convert
 CACHED_BYTES = 2**30  # limit of caching images at all their sizes; above, at the stored size only
 
 
@@ -157,6 +160,7 @@ class Loader:
         """Decode all images into memory, resized to each of their sizes if `at_all_sizes`."""
         choices = self.sizes.shape[1] if at_all_sizes else 1
 
+        @without_autograph
         def pixels(number):
             row, choice = number // choices, number % choices
             image = self.image(row, choice, parse(self.records[row])["encoded"])
@@ -176,6 +180,7 @@ def reader(index):
     """Build a function: row of the index, () int64 -> serialised record, () string."""
     files, shard, offset = tf.constant(index.files), tf.constant(index.shard), tf.constant(index.offset)
 
+    @without_autograph
     def read(row):
         # The op can start at any byte; the Python class TFRecordDataset does not expose it.
         variant = tf.raw_ops.TFRecordDatasetV2(

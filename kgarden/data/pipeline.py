@@ -26,7 +26,7 @@ from kgarden.data.canvas import (
     resized,
 )
 from kgarden.data.examples import check_masks, objects_of
-from kgarden.data.loader import Loader, Resize, ratios
+from kgarden.data.loader import Loader, Resize, ratios, without_autograph
 from kgarden.data.padding import in_rows_of_one, pad_to_max_objects
 from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined
@@ -136,6 +136,7 @@ def train_batches(
 def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches under any augmentation. rows: dataset of (n, 2 + K): stream position, row, partners."""
 
+    @without_autograph
     def prepare(numbers):
         number, rows = numbers[0], numbers[1:]
         key = tf.stack([tf.constant(seed, tf.int64), number])
@@ -156,6 +157,7 @@ def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_si
 def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches of images that are only resized and flipped. rows: dataset of (n, 2): position, row."""
 
+    @without_autograph
     def planned(numbers):
         """Random choices and index entries of each image."""
         key = tf.stack([tf.fill(tf.shape(numbers)[:1], tf.constant(seed, tf.int64)), numbers[:, 0]], axis=1)
@@ -170,6 +172,7 @@ def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size
             IMAGE_ID: tf.gather(load.image_id, row),
         }
 
+    @without_autograph
     def prepared(plan):
         record = parse(load.record(plan["row"]))
         image = load.image(plan["row"], plan["choice"], record["encoded"])
@@ -180,6 +183,7 @@ def _plain(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size
         facts = {key: plan[key] for key in (SIZE_HW, "mirrors", IMAGE_ID)}
         return {IMAGES: _input_of(image, plan["canvas_hw"], static_hw)[IMAGES], **facts, **kept}
 
+    @without_autograph
     def whole(batch):
         boxes, labels, crowd = load.truth(batch["boxes"], batch["category_ids"], batch["crowd"])
         side = tf.cast(tf.gather(batch[SIZE_HW], [1, 0, 1, 0], axis=1), tf.float32)[:, None]
@@ -246,6 +250,7 @@ def val_batches(
         check_masks(one)
     load = sizes[0].load
 
+    @without_autograph
     def prepare(plan):
         row = plan["row"]
         record = parse(load.record(row), masks=masks)
@@ -305,6 +310,7 @@ def decode_only(datasets, *, batch_size, ratio=1, parallel=tf.data.AUTOTUNE):
         endless tf.data.Dataset of (B, 3) int32, the shapes of the decoded images.
     """
 
+    @without_autograph
     def shape(serialized):
         return tf.shape(decode(parse(serialized)["encoded"], ratio))
 

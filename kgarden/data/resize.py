@@ -51,7 +51,7 @@ def _compiled(antialias):
         tf.TensorSpec((2,), tf.float64),
     ]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def resampled(image, size_hw, scale, offset):
         with tf.device("/CPU:0"):
             return _resample(image, size_hw, scale, offset=offset, antialias=antialias)

@@ -75,9 +75,9 @@ class ServingGraph(tf.Module):
         pixels = tf.TensorSpec([None, None, None, 3], tf.uint8, name="inputs")
         networks = zip(self.canvases, self._on_canvas, strict=True)
         return {
-            "serving_default": tf.function(self._of_files).get_concrete_function(strings),
-            "image_tensor": tf.function(self._of_pixels).get_concrete_function(pixels),
-            "tf_example": tf.function(self._of_records).get_concrete_function(strings),
+            "serving_default": tf.function(self._of_files, autograph=False).get_concrete_function(strings),
+            "image_tensor": tf.function(self._of_pixels, autograph=False).get_concrete_function(pixels),
+            "tf_example": tf.function(self._of_records, autograph=False).get_concrete_function(strings),
             **{f"canvas_{high}x{wide}": network for (high, wide), network in networks},
         }
 
@@ -115,6 +115,7 @@ class ServingGraph(tf.Module):
         height = max(canvas[0] for canvas in self.canvases)
         width = max(canvas[1] for canvas in self.canvases)
 
+        @tf.autograph.experimental.do_not_convert
         def prepare(one, row):
             image = read(one)
             original_hw = tf.shape(image)[:2]

@@ -33,12 +33,17 @@ def measure_wait(dataset: tf.data.Dataset, wait: DataWait) -> tf.data.Dataset:
 
     `zip` pulls its inputs in order: the first input marks the request for a batch, the map its arrival.
     """
-    requests = tf.data.Dataset.counter().map(lambda _: tf.numpy_function(wait.start, [], tf.int64))
 
+    @tf.autograph.experimental.do_not_convert
+    def mark_request(_):
+        return tf.numpy_function(wait.start, [], tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
     def mark_arrival(_, batch):
         with tf.control_dependencies([tf.numpy_function(wait.stop, [], tf.int64)]):
             return tf.nest.map_structure(tf.identity, batch)
 
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False  # would request batches ahead of the step
+    requests = tf.data.Dataset.counter().map(mark_request)
     return tf.data.Dataset.zip(requests, dataset).map(mark_arrival).with_options(options)

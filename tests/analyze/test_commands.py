@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from support.fake_runs import make_run
+from support.small_backbone import RESNET10
 
 from kgarden import cli
 
@@ -109,7 +110,7 @@ def test_other_heads_and_runs_without_any(call, tmp_path):
         **{
             "model": {
                 "name": "centernet2",
-                "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+                "backbone": RESNET10,
                 "neck": {"channels": 32, "levels": [3, 5]},
                 "proposer": {**proposer, "size_ranges": [[0, 64], [48, 128], [96, 1000000]]},
                 "roi_head": {"name": "cascade", "width": 8},
@@ -127,7 +128,7 @@ def test_other_heads_and_runs_without_any(call, tmp_path):
     assert code == 2 and "evaluation.json: no such file" in err
     dense = {
         "name": "fcos",
-        "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+        "backbone": RESNET10,
         "neck": {"channels": 32},
     }
     dense = make_run(tmp_path / "dense", **{"model": dense})

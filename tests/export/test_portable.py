@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from support.small_backbone import RESNET10
 from support.tf_graphs import loops_and_nms, pairs_of_boxes
 
 from kgarden import build, cli
@@ -29,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]
 SIZES = {"data.short_side_px": 96, "data.long_side_px": 160, "data.canvases": [[96, 160], [160, 96]]}
 TINY = {
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
 }
 TOTAL = 37

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from support.fake_detector import CELL, DISC, MaskedStandIn, pictures
+from support.small_backbone import RESNET10
 
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.tensorflow
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "name": "spoon"}]
 MODEL = {
     "name": "centernet2",
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
     "proposer": {"num_convs": 1, "train": 50, "test": 30},
     "roi_head": {"name": "faster", "width": 16},

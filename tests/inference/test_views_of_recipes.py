@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from support.small_backbone import RESNET10
 
 from kgarden.build import build_model, view_sizes
 from kgarden.config.loading import load_recipe
@@ -16,7 +17,7 @@ from kgarden.inference.test_time_augmentation import TestTimeAugmentation
 
 TINY = {
     "name": "centernet",
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
     "dense_head": {"num_convs": 1},
     "selection": {"score_threshold": 0.0, "total": 12},

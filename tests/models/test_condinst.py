@@ -9,6 +9,7 @@ from keras import ops
 from support import reference_loops as loops
 from support.gradients import value_and_gradients
 from support.mask_scenes import mask_overlap, scenes
+from support.small_backbone import RESNET10
 
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -335,7 +336,7 @@ def test_masks_of_detections_agree_with_loops():
 
 TINY = {
     "name": "condinst",
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
     "base": {"name": "fcos", "num_convs": 1},
     "mask_head": {"branch": {"width": 16, "num_convs": 1}, "side": 28},

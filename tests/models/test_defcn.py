@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from support.dense_goldens import labels_of, maps_of, truth_of
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.small_backbone import RESNET10
 
 from kgarden.heads.selection import Selection
 from kgarden.layers.conv import Conv
@@ -132,7 +133,7 @@ def test_poto_agrees_with_the_reference(golden):
 
 def test_no_more_pairs_of_a_level_go_on_than_it_has_cells():
     """As in cvpods."""
-    small = {"backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8}}
+    small = {"backbone": RESNET10}
     small |= {"neck": {"channels": 32}, "dense_head": {"num_convs": 1}}
     assert build_detector({"name": "defcn", **small}, 3).selection.at_most_cells
     assert not build_detector({"name": "fcos", **small}, 3).selection.at_most_cells

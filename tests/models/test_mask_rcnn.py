@@ -7,6 +7,7 @@ from keras import ops
 from support import reference_loops as loops
 from support.gradients import value_and_gradients
 from support.mask_scenes import mask_overlap, scenes
+from support.small_backbone import RESNET10
 
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -307,7 +308,7 @@ def test_a_detection_s_mask_is_the_head_on_that_box_alone():
 
 TINY = {
     "name": "mask_rcnn",
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
     "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
     "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from support.marks import slow_on_jax
+from support.small_backbone import RESNET10
 
 from kgarden.config.loading import load_recipe, stage_recipes
 from kgarden.errors import UserError
@@ -34,7 +35,7 @@ AT_INFERENCE = {
     "model.roi_head.fusion",
 }
 TINY = {
-    "model.backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "model.backbone": RESNET10,
     "model.neck": {"channels": 32},
     "model.num_classes": 3,
 }

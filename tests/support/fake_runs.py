@@ -4,6 +4,7 @@ import json
 import types
 
 import numpy as np
+from support import small_backbone  # noqa: F401  resnet10 of the recipe
 
 from kgarden.analyze.loaded_runs import LoadedRun
 from kgarden.build import build_model
@@ -77,7 +78,7 @@ name: little
 model:
   name: double_head
   configuration: double_head_ext
-  backbone: {name: resnet18, norm: bn, stem_channels: 8, res2_channels: 8}
+  backbone: {name: resnet10, norm: bn, stem_channels: 8, res2_channels: 8}
   neck: {channels: 16}
   proposals: {train: {total: 32}, test: {total: 20}}
   roi_head:

@@ -1,11 +1,12 @@
 """Every model of the garden at its smallest, and a batch for it."""
 
 import numpy as np
+from support.small_backbone import RESNET10
 
 from kgarden.structures import MASK_SIDE
 
 TINY = {
-    "backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "backbone": RESNET10,
     "neck": {"channels": 32},
 }
 PROPOSER = {"num_convs": 1, "train": 50, "test": 20, "train_per_level": 60}

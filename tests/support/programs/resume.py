@@ -12,6 +12,7 @@ import signal
 import sys
 
 import numpy as np
+from support.small_backbone import RESNET10
 
 from kgarden.config.loading import load_recipe
 from kgarden.train import train
@@ -21,7 +22,7 @@ from kgarden.training.reporter import Reporter
 STEPS = 12
 OVERRIDES = {
     "deterministic": True,
-    "model.backbone": {"name": "resnet18", "norm": "bn", "stem_channels": 8, "res2_channels": 8},
+    "model.backbone": RESNET10,
     "model.neck.channels": 32,
     "model.proposer.num_convs": 1,
     "model.proposer.train": 50,
