@@ -2,7 +2,9 @@
 
 KERAS_BACKEND=jax runs the suite with TensorFlow impossible to import. Tests that need it carry the mark
 `tensorflow` and are left out then; a module that cannot even be imported without it stands in
-`collect_ignore` below or begins with `pytest.importorskip("tensorflow")`.
+`collect_ignore` below or begins with `pytest.importorskip("tensorflow")`. Of the others the core runs: tests
+of numerical packages, comparisons with reference numbers, and what carries the mark `both_backends`. The rest
+is slow on JAX, which compiles each operation for each shape, and shows nothing there that the core does not.
 """
 
 import atexit
@@ -42,6 +44,8 @@ if ON_JAX:
         "training/test_workers.py",
     ]
 
+NUMERICAL = {"backbones", "layers", "losses", "necks", "ops", "optimizers", "targets"}  # directories of tests
+
 
 def reads_goldens(function, visited):
     """Whether a function, or one of its module that it calls, opens reference files."""
@@ -64,12 +68,23 @@ def pytest_itemcollected(item):
         item.extra_keyword_matches.add("golden")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the selection by marks
 def pytest_collection_modifyitems(config, items):
     if not ON_JAX:
         return
     needs_tensorflow = [item for item in items if item.get_closest_marker("tensorflow")]
     config.hook.pytest_deselected(items=needs_tensorflow)
     items[:] = [item for item in items if not item.get_closest_marker("tensorflow")]
+    for item in items:
+        if not is_core(item):
+            item.add_marker("slow")
+
+
+def is_core(item):
+    """Whether a test runs on JAX without `-m slow`."""
+    directory = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    marked = item.get_closest_marker("both_backends")
+    return bool(marked or directory in NUMERICAL or "golden" in item.extra_keyword_matches)
 
 
 def is_whole_suite(config):

@@ -16,6 +16,8 @@ from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import coco_metrics
 from kgarden.utils.files import write_json
 
+pytestmark = pytest.mark.both_backends
+
 
 class Scripted:
     """An InferenceModel that returns given boxes for each image, identified by its pixel value."""

@@ -12,6 +12,8 @@ from kgarden.inference.predictor import read_image
 from kgarden.predict import draw_files, drawing_names, find_images
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
+pytestmark = pytest.mark.both_backends
+
 
 def painted():
     """A 40 x 60 image whose corners show its orientation: red top left, green top right."""

@@ -13,6 +13,8 @@ from kgarden.errors import UserError
 from kgarden.models import MODELS, build_detector
 from kgarden.models.centernet2 import fusion
 
+pytestmark = pytest.mark.both_backends
+
 
 def compiled(name, **changes):
     keras.utils.set_random_seed(0)

@@ -91,6 +91,7 @@ def in_both_policies(bfloat16=(), float16=()):
     return rows
 
 
+@pytest.mark.both_backends
 @pytest.mark.parametrize("variant, precision", in_both_policies())
 def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
     detector = built(variant, precision)

@@ -15,6 +15,8 @@ from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.optimizers.optimizers import SGD
 
+pytestmark = pytest.mark.both_backends
+
 ON_JAX = keras.backend.backend() == "jax"
 SMALL = {"stem_channels": 8, "res2_channels": 8}
 FROZEN = {"name": "resnet50", "norm": "frozen_bn", "res2_channels": 32, "freeze_at": 2}

@@ -11,6 +11,8 @@ from support import programs
 from kgarden.errors import UserError
 from kgarden.training.jax_data_parallel import DataParallel, data_parallel
 
+pytestmark = pytest.mark.both_backends
+
 ROOT = pathlib.Path(__file__).parents[2]
 ON_JAX = keras.backend.backend() == "jax"
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed here")

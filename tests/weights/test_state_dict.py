@@ -9,6 +9,8 @@ from kgarden.errors import UserError
 from kgarden.weights.detectron2 import TABLE
 from kgarden.weights.state_dict import load_state_dict, our_name, to_our_layout
 
+pytestmark = pytest.mark.both_backends
+
 SMALL = (
     (r"module\.conv", "small/conv"),
     (r"module\.fc", "small/fc"),
