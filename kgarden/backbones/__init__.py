@@ -2,6 +2,7 @@
 
 import keras
 
+from kgarden.backbones.adapted import is_adapted, load_preset
 from kgarden.backbones.dla import DLA
 from kgarden.backbones.mobilenet_v2 import MobileNetV2
 from kgarden.backbones.res2net import Res2Net
@@ -32,11 +33,15 @@ BACKBONES = {
 def make_backbone(settings):
     """Builds a backbone from its name or {name: ..., and arguments of its class}; returns a layer as it is.
 
+    A name of BACKBONES, or a preset of another library; see kgarden/backbones/adapted.py.
+
     Raises:
         UserError: unknown name or argument.
     """
     if isinstance(settings, keras.layers.Layer):
         return settings
-    name, settings = name_and_settings(settings, "model.backbone", BACKBONES)
+    name, settings = name_and_settings(settings, "model.backbone", BACKBONES, also=is_adapted)
+    if is_adapted(name):
+        return instantiate(load_preset, settings, "model.backbone", name=name)
     layer, fixed = BACKBONES[name]
     return instantiate(layer, settings, "model.backbone", **fixed, name="backbone")

@@ -80,10 +80,14 @@ def _rows(path_or_stem):
 
 def _needs(backbone):
     """Mark of a row whose backbone does not exist: "resnet50", {"name": "resnet50", ...} or None -> str."""
-    from kgarden.backbones import BACKBONES
+    from kgarden.backbones import BACKBONES, is_adapted
 
     name = backbone.get("name") if isinstance(backbone, dict) else backbone
-    return "" if name is None or name in BACKBONES else f"  [needs {name}, not available yet]"
+    return (
+        ""
+        if name is None or name in BACKBONES or is_adapted(name)
+        else f"  [needs {name}, not available yet]"
+    )
 
 
 def _transforms():
@@ -104,8 +108,10 @@ def _models():
 
 def _backbones():
     from kgarden.backbones import BACKBONES
+    from kgarden.backbones.adapted import LIBRARIES
 
-    return list(BACKBONES)
+    presets = [f"{prefix}:PRESET{'':8} with the extra {extra}" for prefix, (_, extra) in LIBRARIES.items()]
+    return [*BACKBONES, *presets]
 
 
 def _datasets():

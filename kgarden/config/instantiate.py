@@ -37,7 +37,7 @@ def merge_defaults(defaults: dict, settings: dict | None, where: str) -> dict:
 
 
 def name_and_settings(
-    value: str | dict | None, where: str, known, default: str | None = None
+    value: str | dict | None, where: str, known, default: str | None = None, also=None
 ) -> tuple[str, dict]:
     """Returns the name of a part and its settings, from "fpn" or {"name": "fpn", "channels": 256}.
 
@@ -46,6 +46,7 @@ def name_and_settings(
         where:   dotted key of the value in the recipe, for messages.
         known:   existing names.
         default: the name where the value has none.
+        also:    function of a name: whether it exists besides; None: no other does.
     Returns:
         (name, dict of the other settings).
     Raises:
@@ -53,7 +54,7 @@ def name_and_settings(
     """
     settings = {"name": value} if isinstance(value, str) else dict(value or {})
     name = settings.pop("name", default)
-    if name not in known:
+    if name not in known and not (also and also(name)):
         raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
     return name, settings
 

@@ -28,6 +28,35 @@ def pixel_settings(settings, default="msra"):
     return {**PIXELS[default], **(settings or {})}
 
 
+def pixels_of_preset(given, expected, source):
+    """The pixel settings of a backbone whose weights state their own: `given` by the recipe, or `expected`.
+
+    Args:
+        given, expected: {mean, std, order} or a name of PIXELS; None: not given, unknown.
+        source:          what states them, for messages.
+    Raises:
+        UserError: both differ, or there is neither.
+    """
+    if given is None and expected is None:
+        raise UserError(f"{source} does not say which pixels it expects; set model.pixels: mean, std, order")
+    if given is None or expected is None or same_pixels(given, expected):
+        return expected if given is None else given
+    raise UserError(
+        f"{source} expects pixels of {expected}, model.pixels is {given}; "
+        f"leave model.pixels out: it comes with the weights"
+    )
+
+
+def same_pixels(one, other):
+    """Whether two pixel settings agree to a thousandth of a gray level."""
+    return _rounded(one) == _rounded(other)
+
+
+def _rounded(pixels):
+    settings = pixel_settings(pixels)
+    return [settings["order"], *(round(float(v), 3) for v in (*settings["mean"], *settings["std"]))]
+
+
 class Normalize(keras.layers.Layer):
     """(pixel - mean) / std inside the image, zero in the padding around it.
 

@@ -3,11 +3,11 @@
 import json
 import pathlib
 
-from kgarden.backbones import BACKBONES
+from kgarden.backbones import BACKBONES, is_adapted
 from kgarden.config.instantiate import name_and_settings
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
-from kgarden.layers.pixels import pixel_settings
+from kgarden.layers.pixels import same_pixels
 from kgarden.runs import best_weights
 from kgarden.weights.foreign import is_foreign, pixels_of
 from kgarden.weights.imagenet import imagenet_file
@@ -27,7 +27,11 @@ def donor_weights(recipe: Recipe) -> pathlib.Path:
     init = recipe.init
     if init.weights == IMAGENET:
         backbone = (recipe.model.model_extra or {}).get("backbone")
-        name, _ = name_and_settings(backbone, "model.backbone", BACKBONES, default="resnet50")
+        name, _ = name_and_settings(
+            backbone, "model.backbone", BACKBONES, default="resnet50", also=is_adapted
+        )
+        if is_adapted(name):
+            raise UserError(f"init.weights: imagenet: {name} brings its own weights; remove init")
         return imagenet_file(name)
     return pathlib.Path(init.weights) if init.weights else best_weights(init.run)
 
@@ -52,14 +56,9 @@ def with_pixels_of_weights(recipe: Recipe) -> Recipe:
     held = (recipe.model.model_extra or {}).get("pixels")
     if held is None:
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pixels": expected})})
-    if _numbers(held) != _numbers(expected):
+    if not same_pixels(held, expected):
         raise UserError(
             f"init: {path} expects pixels of {expected}, model.pixels is {held}; "
             f"set model.pixels={json.dumps(expected)}, or leave it out: it comes with the weights"
         )
     return recipe
-
-
-def _numbers(pixels):
-    settings = pixel_settings(pixels)
-    return [settings["order"], *map(float, (*settings["mean"], *settings["std"]))]

@@ -40,8 +40,9 @@ import keras
 from keras import ops
 
 from kgarden.backbones import make_backbone
+from kgarden.backbones.adapted import AdaptedBackbone
 from kgarden.errors import UserError
-from kgarden.layers.pixels import Normalize, pixel_settings
+from kgarden.layers.pixels import Normalize, pixel_settings, pixels_of_preset
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models.base.static_shapes import StaticShapeModel
 from kgarden.ops import boxes as box_ops
@@ -292,4 +293,7 @@ def trunk(backbone, neck, pixels):
         neck:     a layer of kgarden/necks.
         pixels:   "msra", "torchvision", or {mean, std, order}; see kgarden/layers/pixels.py.
     """
-    return {"backbone": make_backbone(backbone), "neck": neck, "pixels": pixel_settings(pixels)}
+    backbone = make_backbone(backbone)
+    if isinstance(backbone, AdaptedBackbone):
+        pixels = pixels_of_preset(pixels, backbone.pixels, backbone.source)
+    return {"backbone": backbone, "neck": neck, "pixels": pixel_settings(pixels)}
