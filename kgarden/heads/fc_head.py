@@ -10,23 +10,28 @@ from kgarden.layers.initializers import by_name, msra_fan_out
 
 
 class FCHead(keras.layers.Layer):
-    """[3x3 conv -> ReLU] x num_convs -> flatten -> [dense -> ReLU] x num_fcs.   Girshick 2015, 1504.08083.
+    """[3x3 conv -> norm -> ReLU] x num_convs -> flatten -> [dense -> ReLU] x num_fcs.
+
+    Girshick 2015, arXiv:1504.08083.
 
     Args:
         width, num_fcs: of the dense layers.
-        num_convs:      convolutions with D channels and a bias; Mask R-CNN's "4conv1fc" has 4.
+        num_convs:      convolutions with D channels; Mask R-CNN's "4conv1fc" has 4.
+        norm:           of the convolutions, see kgarden/layers/norm.py; None: they have a bias instead.
         initializer:    of the dense layers: "c2_xavier" (detectron2, maskrcnn-benchmark) or "xavier"
                         (mmdetection); see kgarden/layers/initializers.py.
     Call:
         roi_features: (B, P, S, S, D), flattened in this order.
+        valid:        (B, P) bool, False on padding, which the statistics of a batch norm leave out; None: all
+                      are real.
     Returns:
         (B, P, width).
     """
 
-    def __init__(self, width=1024, num_fcs=2, num_convs=0, initializer="c2_xavier", **kwargs):
+    def __init__(self, width=1024, num_fcs=2, num_convs=0, initializer="c2_xavier", norm=None, **kwargs):
         super().__init__(**kwargs)
         self.width = width
-        self.num_convs = num_convs
+        self.num_convs, self.norm = num_convs, norm
         self.layers = [
             keras.layers.Dense(
                 width,
@@ -40,7 +45,14 @@ class FCHead(keras.layers.Layer):
     def build(self, input_shape):
         depth = input_shape[-1]
         self.convs = [
-            Conv(depth, 3, activation="relu", kernel_initializer=msra_fan_out(), name=f"conv{n}")
+            Conv(
+                depth,
+                3,
+                norm=self.norm,
+                activation="relu",
+                kernel_initializer=msra_fan_out(),
+                name=f"conv{n}",
+            )
             for n in range(1, self.num_convs + 1)
         ]
         for conv in self.convs:
@@ -50,8 +62,8 @@ class FCHead(keras.layers.Layer):
             layer.build((None, None, width))
             width = self.width
 
-    def call(self, roi_features):
-        x = self._convolved(roi_features)
+    def call(self, roi_features, training=False, valid=None):
+        x = self._convolved(roi_features, training=training, valid=valid)
         x = ops.reshape(x, (*ops.shape(x)[:2], math.prod(roi_features.shape[-3:])))
         for layer in self.layers:
             x = layer(x)
@@ -70,10 +82,11 @@ class FCHead(keras.layers.Layer):
         """The first dense kernel per cell.   (S, S, D) of the RoI features -> (S, S, D, width)."""
         return ops.reshape(self.layers[0].kernel, (*shape, self.width))
 
-    def _convolved(self, roi_features):
+    def _convolved(self, roi_features, training=False, valid=None):
         if not self.convs:
             return roi_features
+        valid = None if valid is None else ops.reshape(valid, (-1,))
         x = ops.reshape(roi_features, (-1, *roi_features.shape[-3:]))
         for conv in self.convs:
-            x = conv(x)
+            x = conv(x, training=training, valid=valid)
         return ops.reshape(x, (*ops.shape(roi_features)[:2], *roi_features.shape[-3:]))

@@ -74,7 +74,7 @@ class Branch(keras.layers.Layer):
         class_agnostic: one box for a RoI instead of one for each class.
     Call:
         roi_features: (B, P, S, S, D).
-        valid:        (B, P) bool, RoIs that are none of padding; see ConvHead.
+        valid:        (B, P) bool, RoIs that are none of padding; see FCHead and ConvHead.
     Returns:
         {"logits": (B, P, C + 1), "deltas": (B, P, 1 or C, 4)}, float32, those that there are.
     """
@@ -83,7 +83,6 @@ class Branch(keras.layers.Layer):
         super().__init__(**kwargs)
         layer = {"fc": FCHead, "conv": ConvHead}[kind]
         self.features = instantiate(layer, head, f"model.roi_head.{kind}_head", name="features")
-        self.has_norms = kind == "conv"
         self.groups = 1 if class_agnostic else num_classes
         self.classes = self.boxes = None
         if classifies:
@@ -102,8 +101,7 @@ class Branch(keras.layers.Layer):
                 output.build((None, None, self.features.width))
 
     def call(self, roi_features, training=False, valid=None):
-        how = dict(training=training, valid=valid) if self.has_norms else {}
-        x = self.features(roi_features, **how)
+        x = self.features(roi_features, training=training, valid=valid)
         raw = {}
         if self.classes is not None:
             raw["logits"] = ops.cast(self.classes(x), "float32")

@@ -39,10 +39,16 @@ FUSED = "own"  # among `branch_predictions` of a RoI head: the one that becomes 
 CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/rpn.py
     "detectron2": {},
     "mmdetection": {"clamp_below": True},
+    "torchvision": {"box_beta": 1 / 9, "sampling_ratio": 2, "aligned": False},
     "maskrcnn_benchmark": {"plus_one": True, "box_beta": 1.0, "sampling_ratio": 2, "aligned": False},
 }
 # Of the FPN, and of the fully connected layers where the head has such a setting.
-INITIALIZERS = {"detectron2": "c2_xavier", "mmdetection": "xavier", "maskrcnn_benchmark": "c2_xavier"}
+INITIALIZERS = {
+    "detectron2": "c2_xavier",
+    "mmdetection": "xavier",
+    "torchvision": "c2_xavier",
+    "maskrcnn_benchmark": "c2_xavier",
+}
 
 
 class BoxHead(keras.layers.Layer):
@@ -53,10 +59,11 @@ class BoxHead(keras.layers.Layer):
         width, num_fcs: of the fully connected layers.
         class_agnostic: one box for a RoI instead of one for each class.
         sigmoid:        classes are independent of each other; the class bias starts at a prior of 0.01.
-        num_convs, initializer: see FCHead.
+        num_convs, norm, initializer: see FCHead.
         features:       a layer (B, P, S, S, D) -> (B, P, `width` of it) in place of FCHead.
     Call:
         roi_features: (B, P, S, S, D).
+        valid:        (B, P) bool, RoIs that are none of padding; see FCHead.
     Returns:
         logits (B, P, C + 1), background last; deltas (B, P, 1 or C, 4); both float32.
     """
@@ -69,13 +76,16 @@ class BoxHead(keras.layers.Layer):
         class_agnostic=True,
         sigmoid=False,
         num_convs=0,
+        norm=None,
         initializer="c2_xavier",
         features=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.groups = 1 if class_agnostic else num_classes
-        self.features = features or FCHead(width, num_fcs, num_convs, initializer, name="features")
+        self.features = features or FCHead(
+            width, num_fcs, num_convs, initializer=initializer, norm=norm, name="features"
+        )
         bias = prior_bias(0.01) if sigmoid else "zeros"
         self.classes = keras.layers.Dense(
             num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
@@ -89,8 +99,9 @@ class BoxHead(keras.layers.Layer):
         for output in (self.classes, self.boxes):
             output.build((None, None, self.features.width))
 
-    def call(self, roi_features):
-        x = self.features(roi_features)  # Keras hands `training` on
+    def call(self, roi_features, valid=None):
+        how = {"valid": valid} if isinstance(self.features, FCHead) else {}
+        x = self.features(roi_features, **how)  # Keras hands `training` on
         logits, deltas = (ops.cast(output(x), "float32") for output in (self.classes, self.boxes))
         return logits, ops.reshape(deltas, (*ops.shape(deltas)[:2], self.groups, 4))
 
@@ -102,7 +113,7 @@ class FasterHead(keras.layers.Layer):
         strides:       of the pyramid.
         num_classes:   C.
         delta_weights: factors on the deltas, wx, wy, ww, wh.
-        width, num_fcs, class_agnostic, sigmoid, num_convs, initializer, features: see BoxHead.
+        width, num_fcs, class_agnostic, sigmoid, num_convs, norm, initializer, features: see BoxHead.
         box_loss:      "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
         box_beta:      of the box loss; smooth L1 with 0 is L1.
         clamp_below:   see `decode_deltas`.
@@ -124,6 +135,7 @@ class FasterHead(keras.layers.Layer):
         class_agnostic=False,
         sigmoid=False,
         num_convs=0,
+        norm=None,
         initializer="c2_xavier",
         box_loss="smooth_l1",
         box_beta=0.0,
@@ -147,6 +159,7 @@ class FasterHead(keras.layers.Layer):
             class_agnostic=class_agnostic,
             sigmoid=sigmoid,
             num_convs=num_convs,
+            norm=norm,
             initializer=initializer,
             features=features,
             name="box_head",
@@ -161,7 +174,7 @@ class FasterHead(keras.layers.Layer):
 
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"logits", "deltas"} of BoxHead, and the "boxes" and "valid" that they belong to."""
-        logits, deltas = self.box_head(self.pool(pyramid, proposals[BOXES]))
+        logits, deltas = self.box_head(self.pool(pyramid, proposals[BOXES]), valid=proposals[VALID])
         return {"logits": logits, "deltas": deltas, BOXES: proposals[BOXES], VALID: proposals[VALID]}
 
     def losses(self, raw, y):

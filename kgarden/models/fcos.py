@@ -25,6 +25,9 @@ sources have differently, as arguments:
     cvpods                 tower_bias=True, least_weight=1.0, sqrt_scores=True, clip=False;
                            selection: at_most_cells=True; neck: initializer="c2_xavier"
       wo_ctrness (DeFCN)   centerness=None, quality=None, sqrt_scores=False
+    torchvision            tower_bias=True, scaled=False, points="torchvision", sqrt_scores=True,
+                           rank_by="score", gate_by="score"; selection: score_threshold=0.04, 0.2 of the
+                           root; neck: initializer="c2_xavier"; its box loss weighs every box the same
     PSS' configurations    weights={"box": 2.0}
     PSS, Table 6           centerness=None: the target still weighs the box loss
 """
@@ -40,7 +43,7 @@ from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.box_masks import mass_centers
-from kgarden.ops.points import flatten, point_grid_of
+from kgarden.ops.points import FORMS, flatten, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, MASKS, truth_is_valid
 from kgarden.targets.assign_result import one_hot
@@ -62,6 +65,7 @@ class FCOSHead(DenseHead):
                        every box weighs the same.
         least_weight:  smallest sum of centre-nesses that the box loss is divided by.
         distance:      "relu": relu(s x) strides; "exp": exp(s x) px.
+        points:        where in their cells points lie: see `point_grid` in kgarden/ops/points.py.
         box_loss:      a kind of kgarden/losses/box_iou.py.
         smoothing:     added to intersection and union ("giou", "iou", "linear_iou"); None: nothing is.
         alpha, gamma:  of the focal loss.
@@ -69,7 +73,7 @@ class FCOSHead(DenseHead):
         kwargs:        width, num_convs, ..., see DenseHead.
     """
 
-    fixed_arguments = ("code_size", "anchors", "scaled")
+    fixed_arguments = ("code_size", "anchors")
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class FCOSHead(DenseHead):
         quality="centerness",
         least_weight=1e-6,
         distance="relu",
+        points="plain",
         box_loss="giou",
         smoothing=None,
         alpha=0.25,
@@ -95,6 +100,7 @@ class FCOSHead(DenseHead):
         one_of("dense_head.center_of", center_of, ("box", "mask"))
         one_of("dense_head.quality", quality, ("centerness", "iou", None))
         one_of("dense_head.distance", distance, ("relu", "exp"))
+        one_of("dense_head.points", points, FORMS)
         one_of("dense_head.box_loss", box_loss, KINDS)
         if len(size_ranges) != len(strides):
             given = f"{len(size_ranges)} ranges for {len(strides)} levels"
@@ -104,6 +110,7 @@ class FCOSHead(DenseHead):
             raise UserError(f"model.dense_head.quality: {given}; set centerness to null too")
         self.size_ranges, self.center_radius, self.center_of = size_ranges, center_radius, center_of
         self.quality, self.least_weight, self.distance = quality, least_weight, distance
+        self.points = points
         self.box_loss, self.smoothing = box_loss, smoothing
         self.focal = dict(alpha=alpha, gamma=gamma)
         self.weights_of_terms = merge_defaults(
@@ -121,7 +128,7 @@ class FCOSHead(DenseHead):
         return box_ops.from_ltrb(cells.points(), flatten(raw["code"], 4) * cells.stride[:, None])
 
     def _cells(self, raw):
-        return point_grid_of(raw["code"], self.strides)
+        return point_grid_of(raw["code"], self.strides, self.points)
 
     # Targets.
 

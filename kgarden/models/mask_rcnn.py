@@ -38,7 +38,12 @@ from kgarden.targets.roi import OBJECT
 
 OF_ROI_ALIGN = ("sampling_ratio", "aligned", "plus_one")  # settings of a convention that RoIAlign has
 INITIALIZERS = ("normal", "c2_msra")
-OF_LAST_LAYER = {"detectron2": "normal", "mmdetection": "c2_msra", "maskrcnn_benchmark": "c2_msra"}
+OF_LAST_LAYER = {
+    "detectron2": "normal",
+    "mmdetection": "c2_msra",
+    "torchvision": "c2_msra",
+    "maskrcnn_benchmark": "c2_msra",
+}
 HALF = 0.5 - 1e-4  # a cell that is half covered is set; rounding must not take it away
 
 

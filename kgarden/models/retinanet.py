@@ -15,15 +15,18 @@ Defaults are those of mmdetection (36.5 AP, ResNet-50, 1x); what the sources hav
 ("-": not given). detectron2's are those of its published configuration, which sets box_beta to 0 where the
 code's default is 0.1; the paper names smooth L1 without a beta.
 
-                         mmdetection      detectron2      paper
-    anchor_order         "ratio"          "size"          -
-    low_quality_matches  "all"            "own"           None
-    normalizer           "count_empty"    "ema"           "positives"
-    box_beta             0 (L1)           0 (L1)          -
-    clip                 True             False           -
-    pad_divisor          32               None            -
-    neck.relu_before_p7  False            True            True
-    neck.initializer     "xavier"         "c2_xavier"     -
+                         mmdetection      detectron2      torchvision     paper
+    anchor_order         "ratio"          "size"          "ratio"         -
+    anchor_form          "plain"          "plain"         "torchvision"   -
+    low_quality_matches  "all"            "own"           "own"           None
+    normalizer           "count_empty"    "ema"           "image"         "positives"
+    box_beta             0 (L1)           0 (L1)          0 (L1)          -
+    clip                 True             False           True            -
+    pad_divisor          32               None            None            -
+    selection.total      100              100             300             -
+    neck.top             "p6p7_of_c5"     "p6p7_of_c5"    "p6p7_of_p5"    "p6p7_of_c5"
+    neck.relu_before_p7  False            True            True            True
+    neck.initializer     "xavier"         "c2_xavier"     "c2_xavier"     -
 """
 
 import keras
@@ -37,14 +40,14 @@ from kgarden.losses.roi import smooth_l1
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
-from kgarden.ops.anchors import anchor_grid
+from kgarden.ops.anchors import FORMS, anchor_grid
 from kgarden.ops.points import flatten
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, truth_is_valid
 from kgarden.targets.assign_result import IGNORED, in_own_padding, one_hot
 from kgarden.targets.max_iou import LOW_QUALITY, MaxIoU, assign
 
-NORMALIZERS = ("count_empty", "positives", "ema")
+NORMALIZERS = ("count_empty", "positives", "ema", "image")
 
 
 class RetinaNetHead(DenseHead):
@@ -56,12 +59,14 @@ class RetinaNetHead(DenseHead):
         octaves:      sizes of a cell's anchors, each 2^(1/octaves) larger than the one before.
         ratios:       height over width.
         anchor_order: the channels of a cell hold all sizes of a "ratio" or all ratios of a "size" together.
+        anchor_form:  see kgarden/ops/anchors.py.
         anchor_offset: where in its cell an anchor sits, in strides: 0 top left, 0.5 middle.
         thresholds, low_quality_matches: see MaxIoU in kgarden/targets/max_iou.py.
         pad_divisor:  px; anchors in cells outside of their image, padded by itself to a multiple of it, take
                       no part (mmdetection); None: padding of the batch is background.
         normalizer:   what both terms are divided by. "positives" of the batch; "count_empty": an image
-                      without any counts as one; "ema": their average over the steps so far.
+                      without any counts as one; "ema": their average over the steps so far; "image": each
+                      image's terms by its own positives, 1 at least, before the mean over images.
         ema_momentum, ema_start: of "ema"; ema_start is a number of positives of one image (detectron2
                       starts at 100 for the two images of a device).
         deviations:   what deltas are divided by in training.
@@ -83,6 +88,7 @@ class RetinaNetHead(DenseHead):
         octaves=3,
         ratios=(0.5, 1.0, 2.0),
         anchor_order="ratio",
+        anchor_form="plain",
         anchor_offset=0.0,
         thresholds=(0.4, 0.5),
         low_quality_matches="all",
@@ -105,6 +111,7 @@ class RetinaNetHead(DenseHead):
             strides, num_classes, 4, anchors=of_cell, norm=norm, scaled=False, name=name, **kwargs
         )
         one_of("dense_head.anchor_order", anchor_order, ("ratio", "size"))
+        one_of("dense_head.anchor_form", anchor_form, FORMS)
         one_of("dense_head.normalizer", normalizer, NORMALIZERS)
         one_of("dense_head.low_quality_matches", low_quality_matches, LOW_QUALITY)
         one_of("dense_head.box_loss", box_loss, ("smooth_l1", *KINDS))
@@ -115,6 +122,7 @@ class RetinaNetHead(DenseHead):
             ratios=ratios,
             offset=anchor_offset,
             size_major=anchor_order == "size",
+            form=anchor_form,
         )
         negative, positive = thresholds
         literal = low_quality_matches == "own"  # as in detectron2's Matcher
@@ -163,8 +171,8 @@ class RetinaNetHead(DenseHead):
         focal = sigmoid_focal_loss(
             flatten(raw["classes"], self.num_scores), one_hot(labels, self.num_scores), **self.focal
         )
-        focal = ops.sum(ops.where((matched == IGNORED)[..., None], 0.0, focal))
-        box = ops.sum(ops.where(positive, self._box_loss(raw, gt_boxes, positive), 0.0))
+        focal = ops.sum(ops.where((matched == IGNORED)[..., None], 0.0, focal), axis=(1, 2))
+        box = ops.sum(ops.where(positive, self._box_loss(raw, gt_boxes, positive), 0.0), axis=1)
         terms = dict(zip(self.terms, self._normalized([focal, box], positive, step), strict=True))
         return {f"{self.name}/{term}": terms[term] * self.weights_of_terms[term] for term in self.terms}
 
@@ -180,13 +188,18 @@ class RetinaNetHead(DenseHead):
 
     # What sums are divided by.
 
-    def _normalized(self, totals, positive, step):
-        of_image = ops.sum(ops.cast(positive, "float32"), axis=1)
-        if self.normalizer == "count_empty":
-            of_image = ops.maximum(of_image, 1.0)
+    def _normalized(self, of_images, positive, step):
+        """Terms of the batch from those of its images, a list of (B,)."""
+        count_of_image = ops.sum(ops.cast(positive, "float32"), axis=1)
+        at_least_one = ops.maximum(count_of_image, 1.0)
+        images = ops.cast(ops.shape(positive)[0], "float32")
+        if self.normalizer == "image":
+            return [global_mean(ops.sum(term / at_least_one), images) for term in of_images]
+        totals = [ops.sum(term) for term in of_images]
+        of_image = at_least_one if self.normalizer == "count_empty" else count_of_image
         if self.normalizer != "ema":
             return [global_mean(total, ops.sum(of_image)) for total in totals]
-        images = ops.cast(ops.shape(positive)[0] * replicas.num_batch_parts(), "float32")
+        images = images * replicas.num_batch_parts()
         count = replicas.sum_over_batch(ops.sum(of_image))
         average = self._averaged(ops.maximum(count, 1.0) / images, step) * images
         return [total / average * replicas.num_batch_parts() for total in totals]

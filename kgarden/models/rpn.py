@@ -49,6 +49,12 @@ CONVENTIONS = {
         "pad_divisor": 32,
         "match_discarded": False,
     },
+    "torchvision": {
+        "anchor_order": "ratio",
+        "anchor_form": "torchvision",
+        "normalizer": "sampled",
+        "box_beta": 1 / 9,
+    },
     "maskrcnn_benchmark": {
         "anchor_order": "ratio",
         "anchor_form": "maskrcnn_benchmark",
@@ -62,8 +68,11 @@ PROPOSALS = {
     "train": {"per_level": 2000, "total": 1000},
     "test": {"per_level": 1000, "total": 1000},
 }
-# The release keeps the best 2000 of a device's batch, in published trainings two images.
-OF_CONVENTION = {"maskrcnn_benchmark": {"train": {"total": 2000, "shared_by": 2}}}
+# maskrcnn-benchmark's release keeps the best 2000 of a device's batch, in published trainings two images.
+OF_CONVENTION = {
+    "torchvision": {"train": {"total": 2000}},
+    "maskrcnn_benchmark": {"train": {"total": 2000, "shared_by": 2}},
+}
 OF_EACH_LEVEL = {"score_threshold": 0.0, "iou": 0.7, "class_wise": False, "level_wise": True}
 NORMALIZERS = ("slots", "sampled")
 SALT = 0x52504E  # draws of RPN are not those of the second stage

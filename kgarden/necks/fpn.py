@@ -16,7 +16,7 @@ TOPS = ("p6p7_of_p5", "p6p7_of_c5", "subsample")
 
 
 class FPN(keras.layers.Layer):
-    """Laterals 1x1, nearest top-down sums, outputs 3x3; no norm, no activation.
+    """Laterals 1x1, nearest top-down sums, outputs 3x3; no activation, and no norm unless asked for.
 
     Args:
         channels:      width of every level.
@@ -24,8 +24,9 @@ class FPN(keras.layers.Layer):
         top:           what lies above P5: "p6p7_of_p5" and "p6p7_of_c5" are stride-2 3x3 convolutions,
                        "subsample" takes every other cell of P5 (P6 only).
         relu_before_p7: P7 = conv(relu(P6)), as detectron2 and FCOS have it.
-        initializer:   "c2_xavier" (detectron2, maskrcnn-benchmark) or "xavier" (mmdetection); see
-                       kgarden/layers/initializers.py.
+        norm:          of laterals and outputs, see kgarden/layers/norm.py; torchvision's "_v2" have "bn".
+        initializer:   "c2_xavier" (detectron2, torchvision, maskrcnn-benchmark) or "xavier" (mmdetection);
+                       see kgarden/layers/initializers.py.
     Call:
         features: [C2, C3, C4, C5]; heights and widths halve exactly from one to the next.
     Returns:
@@ -40,6 +41,7 @@ class FPN(keras.layers.Layer):
         levels=(3, 7),
         top="p6p7_of_p5",
         relu_before_p7=True,
+        norm=None,
         initializer="c2_xavier",
         **kwargs,
     ):
@@ -57,14 +59,14 @@ class FPN(keras.layers.Layer):
         self.top = top
         self.relu_before_p7 = relu_before_p7
         self.initializer = initializer
-        self.laterals = [self._conv(1, f"lateral{level}") for level in range(first, 6)]
-        self.outputs = [self._conv(3, f"output{level}") for level in range(first, 6)]
+        self.laterals = [self._conv(1, f"lateral{level}", norm=norm) for level in range(first, 6)]
+        self.outputs = [self._conv(3, f"output{level}", norm=norm) for level in range(first, 6)]
         convolved = [] if top == "subsample" else range(6, last + 1)
         self.extras = [self._conv(3, f"p{level}", strides=2) for level in convolved]
 
-    def _conv(self, kernel_size, name, strides=1):
+    def _conv(self, kernel_size, name, strides=1, norm=None):
         initializer = by_name(self.initializer, "model.neck.initializer")
-        return Conv(self.channels, kernel_size, strides, kernel_initializer=initializer, name=name)
+        return Conv(self.channels, kernel_size, strides, norm=norm, kernel_initializer=initializer, name=name)
 
     def build(self, input_shape):
         if len(input_shape) < 4:
@@ -78,12 +80,16 @@ class FPN(keras.layers.Layer):
             from_c5 = self.top == "p6p7_of_c5" and extra is self.extras[0]
             extra.build(input_shape[-1] if from_c5 else pyramid_shape)
 
-    def call(self, features):
+    def call(self, features, training=False):
         used = features[self.levels[0] - 2 :]
-        merged = [lateral(feature) for lateral, feature in zip(self.laterals, used, strict=True)]
+        merged = [
+            lateral(feature, training=training) for lateral, feature in zip(self.laterals, used, strict=True)
+        ]
         for finer in range(len(merged) - 2, -1, -1):
             merged[finer] = merged[finer] + upsample_2x(merged[finer + 1])
-        pyramid = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
+        pyramid = [
+            output(level, training=training) for output, level in zip(self.outputs, merged, strict=True)
+        ]
 
         if self.top == "subsample" and self.levels[-1] == 6:
             return [*pyramid, pyramid[-1][:, ::2, ::2, :]]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-FORMS = ("plain", "mmdetection_1", "maskrcnn_benchmark")
+from kgarden.ops.points import whole_steps
+
+FORMS = ("plain", "torchvision", "mmdetection_1", "maskrcnn_benchmark")
 
 
 class Anchors(NamedTuple):
@@ -66,14 +68,17 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
         sizes:      sides of the square anchors, px; other ratios keep the area.
         ratios:     height over width.
         size_major: order by size, then ratio (detectron2), instead of by ratio, then size (mmdetection).
-        form:       "plain" corners; or the "+1" conventions, where a box from 0 to 15 is 16 px wide, centred
-                    at (base - 1) / 2: "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the
-                    sides of a one-cell anchor rounded and then scaled.
+        form:       "plain" corners; "torchvision": sizes are cut off to whole px, corners rounded; or the
+                    "+1" conventions, where a box from 0 to 15 is 16 px wide, centred at (base - 1) / 2:
+                    "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the sides of a one-cell
+                    anchor rounded and then scaled.
         base:       side of the cell in px, for the "+1" conventions.
     Returns:
         (sizes * ratios, 4) float64.
     """
     sizes, ratios = np.float64(sizes), np.float64(ratios)
+    if form == "torchvision":
+        sizes = np.floor(sizes)
     root = np.sqrt(ratios)
     height, width = np.outer(root, sizes), np.outer(1 / root, sizes)  # (ratios, sizes)
     if form == "maskrcnn_benchmark":
@@ -82,8 +87,9 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
     if size_major:
         height, width = height.T, width.T
     half = np.stack([width, height], axis=-1).reshape(-1, 2) / 2
-    if form == "plain":
-        return np.concatenate([-half, half], axis=1)
+    if form in ("plain", "torchvision"):
+        corners = np.concatenate([-half, half], axis=1)
+        return corners if form == "plain" else np.round(corners)
     center = 0.5 * (base - 1)
     corners = np.concatenate([center - (half - 0.5), center + (half - 0.5)], axis=1)
     return np.round(corners) if form == "mmdetection_1" else corners
@@ -99,15 +105,16 @@ def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_maj
         ratios, size_major: see `templates`.
         offset:      position of anchors in a cell: 0 its top left corner (detectron2, mmdetection),
                      0.5 its centre.
-        form:        see `templates`.
+        form:        see `templates`; of "torchvision" anchors lie as far apart as `whole_steps` says.
     Returns:
         Anchors.
     """
     boxes, levels = [], []
-    for (height, width), stride, of_level in zip(level_sizes, strides, sizes, strict=True):
+    steps = whole_steps(level_sizes, strides) if form == "torchvision" else strides
+    for (height, width), stride, step, of_level in zip(level_sizes, strides, steps, sizes, strict=True):
         cell = templates(of_level, ratios, size_major, form=form, base=stride)
         shift = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + offset
-        shift = np.tile(shift.reshape(-1, 1, 2) * stride, 2)  # (H * W, 1, 4)
+        shift = np.tile(shift.reshape(-1, 1, 2) * step, 2)  # (H * W, 1, 4)
         boxes.append((shift + cell).reshape(-1, 4))
         levels.append((height, width, len(cell)))
     counts = [len(of_level) for of_level in boxes]

@@ -31,10 +31,13 @@ def take_all(detector: keras.Model, path: str | os.PathLike) -> list[str]:
     Returns:
         lines of a report: what was taken, what was left out, which layers keep their initial values.
     Raises:
-        UserError: a tensor without a place in this model, or of another shape.
+        UserError: a tensor without a place in this model, or of another shape, or a model that computes
+            something else with these weights.
     """
     weights = read_weights(path)
     name = project_of(weights, path)
+    if PROJECTS[name].check:
+        PROJECTS[name].check(detector)
     matched = match_weights(detector, weights, name)
     unfit = [f"{key} {reason}" for key, reason in matched.unknown.items()] + list(matched.misfits.values())
     if unfit:
@@ -87,7 +90,7 @@ def load_foreign(
 def pixels_of(path: str | os.PathLike) -> str | dict[str, Any] | None:
     """Returns the pixel normalisation that a file's weights expect, as `model.pixels`; None if unknown.
 
-    Classifiers of torchvision and timm have one in common; files of detectron2 may hold theirs.
+    That of a project is in its Project; files of detectron2 may hold their own.
 
     Raises:
         UserError: the file cannot be read, or belongs to no known project.
@@ -99,8 +102,9 @@ def pixels_of(path: str | os.PathLike) -> str | dict[str, Any] | None:
 @functools.lru_cache(maxsize=8)  # a start asks several times, and files are large
 def _pixels_of(path, _state):
     weights = read_weights(path)
-    if PROJECTS[project_of(weights, path)].is_backbone:
-        return "torchvision"
+    pixels = PROJECTS[project_of(weights, path)].pixels
+    if pixels is not None:
+        return pixels(weights) if callable(pixels) else pixels
     mean, std = (np.ravel(weights.get(f"pixel_{what}", ())).tolist() for what in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or mean[0] == mean[2]:
         return None

@@ -95,6 +95,16 @@ def with_background(boxes):
     return np.concatenate([np.zeros_like(boxes[:4]), boxes])
 
 
+def masks_without_background(logits):
+    """Rows of C + 1 masks, background's first -> C."""
+    return logits[1:]
+
+
+def masks_with_background(logits):
+    """Rows of C masks -> C + 1, zeros for background first."""
+    return np.concatenate([np.zeros_like(logits[:1]), logits])
+
+
 def with_epsilon(variance):
     """What our frozen norm, which adds an epsilon, must store to divide by the root of the variance alone."""
     return variance - np.float32(EPSILON)
@@ -110,8 +120,8 @@ CONVERSIONS = (
     (BOX + r"predictor\.bbox_pred(_fc)?\.(weight|bias)", without_background, with_background),
     (
         r"roi_heads\.mask\.predictor\.mask_fcn_logits\.(weight|bias)",
-        lambda masks: masks[1:],
-        lambda masks: np.concatenate([np.zeros_like(masks[:1]), masks]),
+        masks_without_background,
+        masks_with_background,
     ),
     (r"backbone\.body\..*\.running_var", with_epsilon, without_epsilon),
 )

@@ -22,6 +22,7 @@ from kgarden.weights import (
     mmdetection,
     timm,
     torchvision,
+    torchvision_detectors,
 )
 from kgarden.weights.reverse import state_dict_of
 from kgarden.weights.state_dict import Matched, match_state_dict
@@ -42,6 +43,11 @@ class Project:
                      that returns them.
         conversions: of `match_state_dict`: where an array means something else here.
         is_backbone: the file is a classifier: a detector's backbone alone.
+        pixels:      what its models expect, as `model.pixels`, or a function of a file's weights that returns
+                     it; None: not known.
+        prepare:     function of a file's weights that returns what the names are looked up in.
+        check:       function of a detector that raises UserError if it computes something else with these
+                     weights, which their shapes cannot tell.
     """
 
     about: str
@@ -50,6 +56,9 @@ class Project:
     ignore: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     conversions: tuple[tuple[str, Callable, Callable], ...] = ()
     is_backbone: bool = False
+    pixels: Any = None
+    prepare: Callable[[dict], dict] = dict
+    check: Callable[[Any], None] | None = None
 
     def table_of(self, detector: keras.Model) -> Table:
         """The table of names for this detector."""
@@ -68,6 +77,12 @@ def _mmdetection(detector):
 def _maskrcnn_benchmark(detector):
     has_two_heads = any("/roi_head/conv/features/" in variable.path for variable in detector.weights)
     return maskrcnn_benchmark.DOUBLE_HEAD if has_two_heads else maskrcnn_benchmark.TABLE
+
+
+def _torchvision_detectors(detector):
+    _check_stride(detector.backbone)
+    has_fcos = any("/fcos/" in variable.path for variable in detector.weights)
+    return torchvision_detectors.table_for(detector.neck.levels[0], has_fcos)
 
 
 def _timm(detector):
@@ -92,12 +107,16 @@ def _torchvision(detector):
     backbone = detector.backbone
     if isinstance(backbone, MobileNetV2):
         return torchvision.mobilenet_v2_names("")
+    _check_stride(backbone)
+    return torchvision.resnet_names("")
+
+
+def _check_stride(backbone):
     if getattr(backbone, "stride_in_1x1", False) and backbone.kind == "bottleneck":
         raise UserError(
             "these weights have the stride of a stage in the 3x3 convolution: set "
             "model.backbone.stride_in_1x1: false"
         )
-    return torchvision.resnet_names("")
 
 
 def _last_conv(detector):
@@ -133,6 +152,16 @@ PROJECTS = {
         ignore=maskrcnn_benchmark.IGNORE,
         conversions=maskrcnn_benchmark.CONVERSIONS,
     ),
+    "torchvision-detectors": Project(
+        "torchvision: Faster and Mask R-CNN, RetinaNet, FCOS",
+        r"backbone\.fpn\.inner_blocks\..*",
+        table=_torchvision_detectors,
+        ignore=torchvision_detectors.IGNORE,
+        conversions=torchvision_detectors.CONVERSIONS,
+        pixels="torchvision",
+        prepare=torchvision_detectors.with_epsilon,
+        check=torchvision_detectors.check,
+    ),
     "mmdetection": Project(
         "mmdetection 2 and 3: Faster, Mask and Cascade R-CNN, RetinaNet, FCOS, ATSS, GFL",
         r"(bbox_head|rpn_head|roi_head)\..*",
@@ -145,6 +174,7 @@ PROJECTS = {
         table=_timm,
         ignore=lambda detector: (*timm.IGNORE, *_last_conv(detector)),
         is_backbone=True,
+        pixels="torchvision",
     ),
     "torchvision": Project(
         "classifiers of torchvision: ResNet, ResNeXt (also timm's), MobileNetV2",
@@ -156,6 +186,7 @@ PROJECTS = {
             *_last_conv(detector),
         ),
         is_backbone=True,
+        pixels="torchvision",
     ),
 }
 
@@ -191,7 +222,7 @@ def match_weights(detector: keras.Model, weights: dict[str, np.ndarray], name: s
     project = PROJECTS[name]
     return match_state_dict(
         detector.backbone if project.is_backbone else detector,
-        weights,
+        project.prepare(weights),
         project.table_of(detector),
         ignore=project.ignored_by(detector),
         pool_size=_pool_size(detector),

@@ -272,6 +272,29 @@ def test_what_is_counted_where_a_picture_has_no_positive():
         assert positives > 1 and one * (positives + 1) == pytest.approx(other * positives, rel=1e-5)
 
 
+def test_each_image_by_its_own_positives():
+    """Then the terms of a batch are the means of its images' own, also of one without objects."""
+    y = truth()
+    y["labels"][1] = -1
+    head = head_of("retinanet", normalizer="image")
+    raw = head(pyramid())
+    images = [
+        terms_of(
+            head,
+            {key: [level[image : image + 1] for level in levels] for key, levels in raw.items()},
+            {key: value[image : image + 1] for key, value in y.items()},
+        )
+        for image in range(2)
+    ]
+    for name, term in terms_of(head, raw, y).items():
+        assert term == pytest.approx((images[0][name] + images[1][name]) / 2, rel=1e-5)
+    positives = (ops.convert_to_numpy(head.assign(raw, y)) >= 0).sum()
+    plain = terms_of(head_of("retinanet", normalizer="positives"), raw, y)
+    assert positives > 1 and terms_of(head, raw, y)["retinanet/box"] == pytest.approx(
+        plain["retinanet/box"] / 2, rel=1e-5
+    )
+
+
 def test_anchors_under_a_crowd_are_not_learned():
     head = head_of("atss", crowd_share=0.5)
     y = truth()

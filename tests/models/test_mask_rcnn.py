@@ -386,6 +386,7 @@ def test_conventions_settle_how_roi_align_samples():
     by_convention = {
         "detectron2": dict(sampling_ratio=0, aligned=True, plus_one=False),
         "mmdetection": dict(sampling_ratio=0, aligned=True, plus_one=False),
+        "torchvision": dict(sampling_ratio=2, aligned=False, plus_one=False),
         "maskrcnn_benchmark": dict(sampling_ratio=2, aligned=False, plus_one=True),
     }
     for convention, settings in by_convention.items():

@@ -267,6 +267,9 @@ def test_ranks_keep_the_order_of_large_logits():
 def test_conventions_are_settings_of_the_head(convention):
     head = RPNHead([4, 8, 16, 32, 64], **CONVENTIONS[convention])
     assert head.anchors == 3
+    if convention == "torchvision":  # as its RegionProposalNetwork has them
+        assert head.anchor_settings["form"] == "torchvision" and not head.anchor_settings["size_major"]
+        assert (head.normalizer, head.box_beta, head.straddle) == ("sampled", 1 / 9, None)
     # Parameters at 256 channels, as published: 3x3 convolution, 3 logits and 12 deltas.
     head.build([(None, None, None, 256)] * 5)
     assert head.count_params() == 593_935

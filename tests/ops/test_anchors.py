@@ -8,6 +8,7 @@ from keras import ops
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.ops.anchors import anchor_grid, templates
+from kgarden.ops.points import point_grid
 
 
 @pytest.mark.parametrize("golden", goldens("d2_anchors"), ids=str)
@@ -63,6 +64,27 @@ def test_anchors_equal_the_table_of_py_faster_rcnn():
     expected = np.float64(printed.split()).reshape(-1, 4) - 1
     found = templates([128, 256, 512], [0.5, 1, 2], form="maskrcnn_benchmark", base=16)
     np.testing.assert_allclose(found, expected)
+
+
+def test_anchors_of_torchvision_are_whole_px():
+    """By hand: 32 * sqrt(2) / 2 = 22.6 and 11.3; 40.3 and 50.8 are cut off to 40 and 50 before."""
+    corners = templates([32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)], [0.5, 1, 2], form="torchvision")[:, 2:]
+    expected = [[23, 11], [28, 14], [35, 18], [16, 16], [20, 20], [25, 25], [11, 23], [14, 28], [18, 35]]
+    assert corners.tolist() == expected
+
+    # a canvas of 160 x 224 px: 3 rows on 160 px are 53 px apart, 2 columns on 224 px are 112
+    sizes, strides = [(20, 28), (10, 14), (5, 7), (3, 4), (2, 2)], [8, 16, 32, 64, 128]
+    steps = [(8, 8), (16, 16), (32, 32), (56, 53), (112, 80)]
+    anchors = anchor_grid(sizes, strides, [[stride] for stride in strides], form="torchvision")
+    points = point_grid(sizes, strides, form="torchvision").points()
+    np.testing.assert_array_equal(points, anchors.points())
+    by_hand = [
+        (column * across, row * down)
+        for (height, width), (across, down) in zip(sizes, steps, strict=True)
+        for row in range(height)
+        for column in range(width)
+    ]
+    np.testing.assert_array_equal(points, by_hand)
 
 
 def test_anchors_inside_of_an_image_padded_by_itself():
