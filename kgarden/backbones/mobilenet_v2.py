@@ -4,6 +4,7 @@ Sandler et al. 2018, arXiv:1801.04381, Table 2; torchvision's layout of weights.
 """
 
 from kgarden.backbones.staged import StagedBackbone
+from kgarden.errors import UserError
 from kgarden.layers.conv import Conv, ConvStack
 from kgarden.layers.residual import first_gamma
 
@@ -24,15 +25,16 @@ class InvertedResidual(ConvStack):
         expansion: the depthwise convolution has so many times the input's channels; 1: no first 1x1.
         strides:   of the depthwise convolution.
         norm:      see kgarden/layers/norm.py.
+        padding:   see kgarden/layers/conv.py.
     """
 
-    def __init__(self, before, filters, expansion, strides, norm, **kwargs):
+    def __init__(self, before, filters, expansion, strides, norm, padding="half", **kwargs):
         width, residual = before * expansion, strides == 1 and before == filters
         shared = dict(norm=norm, activation="relu6")
         gamma = first_gamma(norm, 0.2) if residual else 1.0
         convs = [Conv(width, 1, **shared, name="expand")] if expansion > 1 else []
         convs += [
-            Conv(width, 3, strides, groups=width, **shared, name="depthwise"),
+            Conv(width, 3, strides, groups=width, padding=padding, **shared, name="depthwise"),
             Conv(filters, 1, norm=norm, norm_gamma=gamma, name="project"),
         ]
         super().__init__(convs, **kwargs)
@@ -50,21 +52,25 @@ class MobileNetV2(StagedBackbone):
         norm:      "frozen_bn", "bn" or "sync_bn".
         freeze_at: 0 nothing, 1 the stem, 2 the blocks up to C2 as well, ...
         width:     factor of all channels, rounded to multiples of 8.
+        padding:   of the strided convolutions: "half", or "same" for weights of TensorFlow and Keras.
         last_conv: C5 is the 1x1 of 1280 channels in front of the classifier, instead of the last block.
     """
 
-    def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, **kwargs):
+    def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, padding="half", **kwargs):
         super().__init__(**kwargs)
-        self.last_conv = last_conv
+        if padding not in ("half", "same"):
+            raise UserError(f"model.backbone.padding {padding!r}: one of half, same")
+        self.last_conv, self.padding = last_conv, padding
         before, stages, channels = divisible_by_8(32 * width), [], []
         gamma = first_gamma(norm, 0.02)
-        stem = Conv(before, 3, 2, norm=norm, norm_gamma=gamma, activation="relu6", name="stem")
+        shared = dict(norm=norm, padding=padding)
+        stem = Conv(before, 3, 2, **shared, norm_gamma=gamma, activation="relu6", name="stem")
         for rows in STAGES:
             stages.append([])
             for expansion, filters, repeats, strides in rows:
                 filters = divisible_by_8(filters * width)
                 for number in range(repeats):
-                    settings = dict(expansion=expansion, strides=strides if number == 0 else 1, norm=norm)
+                    settings = dict(expansion=expansion, strides=strides if number == 0 else 1, **shared)
                     name = f"block{sum(map(len, stages)) + 1}"
                     stages[-1].append(InvertedResidual(before, filters, **settings, name=name))
                     before = filters

@@ -14,11 +14,12 @@ class Conv(keras.layers.Layer):
     """Conv -> norm -> activation, padded by half the kernel on both sides.
 
     Keras' "same" pads a stride-2 convolution on one side only, which shifts the image by half a cell
-    relative to every reference. A batch norm with stored statistics is folded into the kernel: one
-    pass over the features instead of three.
+    relative to every reference but those trained with TensorFlow. A batch norm with stored statistics is
+    folded into the kernel: one pass over the features instead of three.
 
     Args:
         filters, kernel_size, strides, groups: as in keras.layers.Conv2D; square kernels.
+        padding:     "half" of the kernel on both sides, or "same" as in Keras.
         norm:        a name of kgarden.layers.norm, or None.
         norm_groups: groups of "gn".
         norm_gamma:  initial scale of a batch norm.
@@ -35,6 +36,7 @@ class Conv(keras.layers.Layer):
         kernel_size=1,
         strides=1,
         groups=1,
+        padding="half",
         norm=None,
         norm_groups=None,
         norm_gamma=1.0,
@@ -49,6 +51,7 @@ class Conv(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.groups = groups
+        self.padding = padding
         self.norm = make_norm(norm, norm_groups, norm_gamma)
         self.activation = keras.activations.get(activation)
         self.use_bias = norm is None if use_bias is None else use_bias
@@ -98,8 +101,8 @@ class Conv(keras.layers.Layer):
         if self.groups > 1 and self.groups == x.shape[-1] == self.filters:
             kernel, convolve = ops.transpose(kernel, (0, 1, 3, 2)), ops.depthwise_conv
         half = self.kernel_size // 2
-        if self.strides == 1:
-            return convolve(x, kernel, padding="same")
+        if self.strides == 1 or self.padding == "same":
+            return convolve(x, kernel, strides=self.strides, padding="same")
         if half:
             x = ops.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
         elif x.shape[-1] < NARROW:

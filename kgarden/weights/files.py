@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 
+import h5py
 import numpy as np
 
 from kgarden.errors import UserError
@@ -46,7 +47,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     "module." that data parallelism puts before them.
 
     Args:
-        path: .pth or .pt (zip or legacy form), .pkl (detectron2, Caffe2), .safetensors or .npz.
+        path: .pth or .pt (zip or legacy form), .pkl (detectron2, Caffe2), .safetensors, .npz or .h5 (Keras).
     Returns:
         {name: array}, bfloat16 as float32.
     Raises:
@@ -73,6 +74,8 @@ def _read(path):
         return _read_safetensors(path)
     if path.suffix == ".npz":
         return _read_npz(path)
+    if path.suffix == ".h5":
+        return _read_keras(path)
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
             return pickles.tensors_of(torch_files.read_archive(file))
@@ -91,6 +94,21 @@ def _read_safetensors(path):
         raise ValueError(str(error)) from error
     wide = {"bfloat16": "float32"}
     return {name: array.astype(wide.get(array.dtype.name, array.dtype)) for name, array in tensors.items()}
+
+
+def _read_keras(path):
+    """Weights of a Keras model: "layer/variable" of Keras 2, "layers/conv2d/vars/0" of Keras 3."""
+    weights = {}
+
+    def note(name, item):
+        if isinstance(item, h5py.Dataset):
+            layer, *_, variable = name.removeprefix("model_weights/").split("/")
+            of_keras_2 = f"{layer}/{variable.removesuffix(':0')}"
+            weights[name if name.startswith("layers/") else of_keras_2] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return {name: array for name, array in weights.items() if array.dtype.kind == "f"}
 
 
 def _read_npz(path):

@@ -6,6 +6,7 @@ import pathlib
 import re
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
@@ -14,12 +15,19 @@ from kgarden.weights.files import read_weights
 from kgarden.weights.projects import PROJECTS, match_weights, project_of
 from kgarden.weights.state_dict import is_of_training
 
+OF_KERAS = "layers/conv2d"  # in .weights.h5 of a functional model, such as those of keras.applications
 NAMED = 4  # tensors or layers that a message names
 
 
 def is_foreign(path: str | os.PathLike) -> bool:
-    """Whether a file of weights is to be read as another project's: anything but .weights.h5."""
-    return not pathlib.Path(path).name.endswith(".weights.h5")
+    """Whether a file of weights is another project's: anything but .weights.h5 of a detector of kgarden."""
+    if not pathlib.Path(path).name.endswith(".weights.h5"):
+        return True
+    try:
+        with h5py.File(path) as file:
+            return OF_KERAS in file
+    except OSError:  # missing or damaged: whoever reads it says so
+        return False
 
 
 def take_all(detector: keras.Model, path: str | os.PathLike) -> list[str]:

@@ -16,8 +16,10 @@ from kgarden.backbones.senet import SENet154, SEResNet
 from kgarden.errors import UserError
 from kgarden.weights import (
     adelaidet,
+    caffe2,
     cvpods,
     detectron2,
+    keras_applications,
     maskrcnn_benchmark,
     mmdetection,
     timm,
@@ -46,6 +48,7 @@ class Project:
         pixels:      what its models expect, as `model.pixels`, or a function of a file's weights that returns
                      it; None: not known.
         prepare:     function of a file's weights that returns what the names are looked up in.
+        restore:     the inverse of `prepare`, function of a state dict.
         check:       function of a detector that raises UserError if it computes something else with these
                      weights, which their shapes cannot tell.
     """
@@ -58,6 +61,7 @@ class Project:
     is_backbone: bool = False
     pixels: Any = None
     prepare: Callable[[dict], dict] = dict
+    restore: Callable[[dict], dict] = dict
     check: Callable[[Any], None] | None = None
 
     def table_of(self, detector: keras.Model) -> Table:
@@ -122,7 +126,7 @@ def _check_stride(backbone):
 def _last_conv(detector):
     """Names of MobileNetV2's 1x1 before its classifier, where the backbone ends without it."""
     without = isinstance(detector.backbone, MobileNetV2) and not detector.backbone.last_conv
-    return (r"(features\.18|conv_head|bn2)\..*",) if without else ()
+    return (r"(features\.18|conv_head|bn2|Conv_1|Conv_1_bn)\..*",) if without else ()
 
 
 # In the order in which a file is tried.
@@ -167,6 +171,25 @@ PROJECTS = {
         r"(bbox_head|rpn_head|roi_head)\..*",
         table=_mmdetection,
         ignore=mmdetection.IGNORE,
+    ),
+    "caffe2": Project(
+        "ImageNet classifiers of Caffe2, as detectron2 has them: ResNet, ResNeXt",
+        r"res2_0_branch2a_w",
+        table=caffe2.table_of,
+        ignore=caffe2.IGNORE,
+        is_backbone=True,
+        pixels=caffe2.pixels_of,
+        prepare=caffe2.with_statistics,
+    ),
+    "keras-applications": Project(
+        "classifiers of keras.applications: ResNet-50, 101 and 152, MobileNetV2",
+        r"(conv1_conv|Conv1|layers/conv2d)/.*",
+        table=keras_applications.table_of,
+        ignore=lambda detector: (*keras_applications.IGNORE, *_last_conv(detector)),
+        is_backbone=True,
+        pixels=keras_applications.pixels_of,
+        prepare=keras_applications.to_state_dict,
+        restore=keras_applications.from_state_dict,
     ),
     "timm": Project(
         "classifiers of timm: Res2Net v1b, SENet-154, SE-ResNeXt, DLA-34, MobileNetV2",
@@ -241,13 +264,14 @@ def weights_as(detector: keras.Model, name: str) -> dict[str, np.ndarray]:
     """
     project = PROJECTS[name]
     try:
-        return state_dict_of(
+        state = state_dict_of(
             detector.backbone if project.is_backbone else detector,
             project.table_of(detector),
             pool_size=_pool_size(detector),
             conversions=project.conversions,
             with_optional=bool(detector.neck.weights),  # below a pyramid detectron2's backbone is `bottom_up`
         )
+        return project.restore(state)
     except UserError as error:
         raise UserError(f"{name} has no counterpart of this model: {error}") from error
 
