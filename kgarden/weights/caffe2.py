@@ -7,7 +7,14 @@ import numpy as np
 from kgarden.errors import UserError
 from kgarden.layers.norm import EPSILON
 
-NORM = {"s": "gamma", "b": "beta", "rm": "moving_mean", "riv": "moving_variance"}
+NORM = {  # the first name of each is written
+    "s": "gamma",
+    "b": "beta",
+    "rm": "moving_mean",
+    "riv": "moving_variance",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
 RESNEXT = {"mean": (103.530, 116.280, 123.675), "std": (57.375, 57.120, 58.395), "order": "bgr"}
 
 TABLE = (
@@ -37,7 +44,8 @@ def with_statistics(weights):
     """
     added = {}
     for name, scale in weights.items():
-        if re.fullmatch(r"res.*_bn_s", name) and f"{name[:-1]}rm" not in weights:
+        has_them = any(f"{name[:-1]}{mean}" in weights for mean in ("rm", "running_mean"))
+        if re.fullmatch(r"res.*_bn_s", name) and not has_them:
             added[f"{name[:-1]}rm"] = np.zeros_like(scale)
             added[f"{name[:-1]}riv"] = np.full_like(scale, 1 - EPSILON)
     return {**weights, **added}

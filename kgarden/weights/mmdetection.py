@@ -1,5 +1,8 @@
-"""Weight names of mmdetection 3: ResNet, FPN, dense heads, RPN and RoI heads."""
+"""Weight names of mmdetection 3: ResNet, Res2Net, MobileNetV2, FPN, dense heads, RPN and RoI heads."""
 
+from kgarden.backbones.mobilenet_v2 import MobileNetV2
+from kgarden.backbones.res2net import Res2Net
+from kgarden.weights.timm import deep_stem_names, res2net_names
 from kgarden.weights.torchvision import resnet_names
 
 
@@ -21,6 +24,40 @@ def fpn(first_level):
 
 
 RESNET = resnet_names(r"backbone\.")
+
+# Res2Net has timm's names but for its stem, which is a sequence to its end.
+RES2NET = (
+    *deep_stem_names(r"backbone\.stem\.", r"backbone\.stem\.7"),
+    *[
+        (
+            rf"backbone\.layer{number}\.(\d+)\.convs\.(\d)\.conv_offset",
+            rf"backbone/res{number + 1}_\1/split\2/offset",
+        )
+        for number in range(1, 5)
+    ],
+    *res2net_names(r"backbone\."),
+)
+
+
+def _mobilenet_v2():
+    """Entries for MobileNetV2, whose blocks are numbered within seven rows of the paper's Table 2."""
+    modules = [(r"backbone\.conv1", "stem"), (r"backbone\.conv2", "last_conv")]
+    blocks = [
+        (row, block) for row, repeats in enumerate((1, 2, 3, 4, 3, 3, 1), start=1) for block in range(repeats)
+    ]
+    for number, (row, block) in enumerate(blocks, start=1):
+        modules += [
+            (rf"backbone\.layer{row}\.{block}\.{theirs}_conv", f"block{number}/{ours}")
+            for theirs, ours in (("expand", "expand"), ("depthwise", "depthwise"), ("linear", "project"))
+        ]
+    return [
+        entry
+        for theirs, ours in modules
+        for entry in ((rf"{theirs}\.conv", f"backbone/{ours}"), (rf"{theirs}\.bn", f"backbone/{ours}/norm"))
+    ]
+
+
+MOBILENET_V2 = tuple(_mobilenet_v2())
 
 DENSE_HEADS = (
     # towers have one name in all heads
@@ -79,3 +116,20 @@ IGNORE = (
     r"data_preprocessor\.(mean|std)",
     r"bbox_head\.integral\.project",  # GFL's distances 0..n
 )
+
+
+def table_for(backbone, has_roi_head):
+    """The table of a model.
+
+    Args:
+        backbone:     a layer of kgarden/backbones.
+        has_roi_head: whether RoI heads follow; the pyramid then begins at P2 instead of P3.
+    """
+    of_backbone = {MobileNetV2: MOBILENET_V2, Res2Net: RES2NET}.get(type(backbone), ())
+    return (*of_backbone, *(TWO_STAGE if has_roi_head else TABLE))
+
+
+def left_out_of(backbone):
+    """Names without a counterpart: also MobileNetV2's 1x1 before a classifier, if the backbone ends there."""
+    ends_before = isinstance(backbone, MobileNetV2) and not backbone.last_conv
+    return (*IGNORE, *((r"backbone\.conv2\..*",) if ends_before else ()))

@@ -74,8 +74,7 @@ class Project:
 
 
 def _mmdetection(detector):
-    """The pyramid's convolutions are numbered from its first level on: P2 below RoI heads, else P3."""
-    return mmdetection.TWO_STAGE if "roi_head" in detector.parts() else mmdetection.TABLE
+    return mmdetection.table_for(detector.backbone, has_roi_head="roi_head" in detector.parts())
 
 
 def _maskrcnn_benchmark(detector):
@@ -145,7 +144,7 @@ PROJECTS = {
     ),
     "detectron2": Project(
         "detectron2's model zoo and the CenterNet2 release",
-        r"backbone\.(bottom_up|stem|res2|base)\..*|proposal_generator\..*",
+        r"backbone\.(bottom_up|stem\.conv1|res2|base)\..*|proposal_generator\..*",
         table=lambda detector: detectron2.table_for(detector.backbone, detector.neck),
         ignore=(*detectron2.IGNORE, NUM_BATCHES),
     ),
@@ -170,7 +169,7 @@ PROJECTS = {
         "mmdetection 2 and 3: Faster, Mask and Cascade R-CNN, RetinaNet, FCOS, ATSS, GFL",
         r"(bbox_head|rpn_head|roi_head)\..*",
         table=_mmdetection,
-        ignore=mmdetection.IGNORE,
+        ignore=lambda detector: mmdetection.left_out_of(detector.backbone),
     ),
     "caffe2": Project(
         "ImageNet classifiers of Caffe2, as detectron2 has them: ResNet, ResNeXt",

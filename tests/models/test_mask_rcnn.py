@@ -478,7 +478,7 @@ def test_weights_in_the_layout_of_pytorch_draw_the_same():
 
 def test_rows_of_the_recipe_build_what_they_say():
     rows = load_recipe("mask_rcnn").rows
-    assert len(rows) == 7
+    assert len(rows) == 8
     for row in rows:
         small = {f"model.{key}": TINY[key] for key in ("backbone", "neck")}
         recipe = load_recipe("mask_rcnn", row=row, overrides=small)

@@ -1,4 +1,4 @@
-"""Classifiers of keras.applications with random weights: the same features after import, from both of Keras' files."""
+"""Classifiers of keras.applications with random weights: the same features, from both of Keras' files."""
 
 import keras
 import numpy as np
@@ -51,8 +51,8 @@ def write_keras_2(model, path):
     with h5py.File(path, "w") as file:
         for layer in model.layers:
             for variable in layer.weights:
-                name = "depthwise_kernel" if "Depthwise" in type(layer).__name__ else variable.name
-                name = name if variable.name == "kernel" else variable.name
+                is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+                name = "depthwise_kernel" if is_depthwise else variable.name
                 file[f"{layer.name}/{layer.name}/{name}:0"] = ops.convert_to_numpy(variable)
 
 
