@@ -130,23 +130,36 @@ def test_flips_have_probability_half_and_differ_between_epochs(painted):
 VARIED = {**PLAIN, "short_side_px": (32, 40, 48), "augment": FLIPS, "seed": 5}
 
 
+ONE_SIZE = {**VARIED, "short_side_px": 48}
+
+
+@pytest.fixture(scope="module")
+def varied(painted):
+    return take(pipeline.train_batches([painted], **VARIED), 20)
+
+
+@pytest.fixture(scope="module")
+def of_one_size(painted):
+    return take(pipeline.train_batches([painted], **ONE_SIZE), 20)
+
+
 @pytest.mark.parametrize("start", [1, 4, 13])
-def test_stream_from_step_k_is_the_tail_of_the_stream(painted, start):
-    whole = take(pipeline.train_batches([painted], **VARIED), start + 6)
+def test_stream_from_step_k_is_the_tail_of_the_stream(painted, varied, start):
     later = take(pipeline.train_batches([painted], start_step=start, **VARIED), 6)
-    assert_equal_batches(later, whole[start:])
+    assert_equal_batches(later, varied[start : start + 6])
 
 
-@pytest.mark.parametrize(
-    "options", [{"parallel": 1}, {"parallel": 7}, {"cache": "encoded"}, {"cache": "decoded"}]
-)
-def test_batches_do_not_depend_on_threads_and_caches(painted, options):
-    expected = take(pipeline.train_batches([painted], **VARIED), 20)
-    assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, **options), 20), expected)
-    one_size = {**VARIED, "short_side_px": 48}
-    expected = take(pipeline.train_batches([painted], **one_size), 20)
-    got = take(pipeline.train_batches([painted], **one_size, **options), 20)
-    assert_equal_batches(got, expected, px=1e-4 if "cache" in options else 0.0)  # rounded in another order
+@pytest.mark.parametrize("parallel", [1, 7])
+def test_batches_do_not_depend_on_threads(painted, varied, parallel):
+    got = take(pipeline.train_batches([painted], **VARIED, parallel=parallel), 20)
+    assert_equal_batches(got, varied)
+
+
+@pytest.mark.parametrize("cache", ["encoded", "decoded"])
+def test_batches_do_not_depend_on_caches(painted, varied, of_one_size, cache):
+    assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, cache=cache), 20), varied)
+    got = take(pipeline.train_batches([painted], **ONE_SIZE, cache=cache), 20)
+    assert_equal_batches(got, of_one_size, px=1e-4)  # rounded in another order
 
 
 def test_slow_images_keep_their_position(tmp_path):

@@ -23,35 +23,68 @@ CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "dish"}, {"id": 90, "n
 MODEL = {
     "name": "centernet2",
     "backbone": RESNET10,
-    "neck": {"channels": 32},
-    "proposer": {"num_convs": 1, "train": 50, "test": 30},
+    "neck": {"channels": 32, "levels": [3, 5]},
+    "proposer": {
+        "num_convs": 1,
+        "train": 50,
+        "test": 30,
+        "size_ranges": [[0, 64], [48, 128], [96, 1000000]],
+    },
     "roi_head": {"name": "faster", "width": 16},
     "selection": {"score_threshold": 0.0, "total": 25},
 }
 SIZES = {"data.short_side_px": 96, "data.long_side_px": 128, "data.canvases": [[96, 128], [128, 96]]}
 
-# Runs where only TensorFlow may be imported; prints every output of every signature.
+# Runs where only TensorFlow may be imported; prints every output of every signature for the first COUNT
+# files, and if there are others, what is said of requests with them and what the warm-up requests give.
 CLIENT = """
 import json, pathlib, sys
 sys.modules["kgarden"] = sys.modules["keras"] = sys.modules["tfrecords"] = None
 import numpy as np, tensorflow as tf
-folder, *files = sys.argv[1:]
+from tensorflow_serving.apis import prediction_log_pb2
+folder, count, *files = sys.argv[1:]
 model = tf.saved_model.load(folder)
 contents = [pathlib.Path(file).read_bytes() for file in files]
+contents, bad = contents[:int(count)], contents[int(count):]
+
 def record(content):
     value = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
     return tf.train.Example(features=tf.train.Features(feature={"image/encoded": value})).SerializeToString()
-inputs = {"serving_default": contents, "tf_example": [record(content) for content in contents]}
-found = {}
-for name, value in inputs.items():
-    answer = model.signatures[name](inputs=tf.constant(value))
-    found[name] = {key: out.numpy().tolist() for key, out in answer.items()}
+
+def answer(name, request):
+    outputs = model.signatures[name](inputs=tf.constant(request))
+    return {key: out.numpy().tolist() for key, out in outputs.items()}
+
+def fault(name, request):
+    try:
+        answer(name, request)
+        return "answered"
+    except tf.errors.InvalidArgumentError as error:
+        return error.message
+
+found = {"serving_default": answer("serving_default", contents),
+         "tf_example": answer("tf_example", [record(content) for content in contents])}
 for number, content in enumerate(contents):
     pixels = tf.io.decode_image(content, channels=3) if number % 2 else tf.io.decode_jpeg(
         content, channels=3, dct_method="INTEGER_ACCURATE")
-    answer = model.signatures["image_tensor"](inputs=pixels[None])
-    found[f"image_tensor {number}"] = {key: out.numpy().tolist() for key, out in answer.items()}
-print(json.dumps(found))
+    found[f"image_tensor {number}"] = answer("image_tensor", pixels[None])
+more = {}
+if bad:
+    good = contents[0]
+    more["faults"] = [
+        fault("serving_default", [good, bad[0], good, *bad[1:]]),
+        fault("serving_default", bad[:1]),
+        fault("tf_example", [record(good), record(bad[0]), b"no record", record(good)]),
+    ]
+    empty = model.signatures["serving_default"](inputs=tf.constant([], tf.string))
+    more["empty"] = empty["num_detections"].shape.as_list()
+    more["warm_up"] = []
+    for one in tf.data.TFRecordDataset(folder + "/assets.extra/tf_serving_warmup_requests"):
+        request = prediction_log_pb2.PredictionLog.FromString(one.numpy()).predict_log.request
+        name = request.model_spec.signature_name
+        found_by = answer(name, tf.make_ndarray(request.inputs["inputs"]))
+        more["warm_up"].append([name, np.shape(found_by["detection_boxes"])])
+print(json.dumps([found, more]))
 """
 
 
@@ -75,20 +108,33 @@ def exported(tmp_path_factory):
     return detector, recipe, version, files
 
 
-def answers(version, files):
-    """{signature: {output: array}}; image_tensor is asked for one picture each time: "image_tensor 0", ..."""
-    client = [sys.executable, "-c", CLIENT, str(version), *map(str, files)]
-    run = subprocess.run(client, capture_output=True, text=True, check=False)
+def answers(version, files, bad=()):
+    """({signature: {output: array}}, {what else was asked: answer}).
+
+    image_tensor is asked for one picture each time: "image_tensor 0", ...
+    """
+    client = [sys.executable, "-c", CLIENT, version, len(files), *files, *bad]
+    run = subprocess.run([*map(str, client)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    return {
-        name: {key: np.array(value) for key, value in out.items()}
-        for name, out in json.loads(run.stdout.splitlines()[-1]).items()
-    }
+    found, more = json.loads(run.stdout.splitlines()[-1])
+    return {name: {key: np.array(value) for key, value in out.items()} for name, out in found.items()}, more
 
 
-def test_all_signatures_agree_with_predictor_without_kgarden(exported):
-    detector, recipe, version, files = exported
-    found = answers(version, files)
+@pytest.fixture(scope="module")
+def answered(exported, tmp_path_factory):
+    """What one process answers to two images, and to files cut, no image, empty, or of 20000 x 20000 px."""
+    folder = tmp_path_factory.mktemp("bad")
+    *_, version, files = exported
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (20000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    contents = {"cut": files[0].read_bytes()[:600], "text": b"<html>", "bomb": bomb, "none": b""}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return answers(version, files, [folder / name for name in contents])
+
+
+def test_all_signatures_agree_with_predictor_without_kgarden(exported, answered):
+    detector, recipe, _, files = exported
+    found, _ = answered
     boxes_alone = {"detection_boxes", "detection_scores", "detection_classes", "num_detections"}
     assert all(out.keys() == boxes_alone for out in found.values())
     ids = np.array([category["id"] for category in CATEGORIES])
@@ -131,7 +177,7 @@ def test_masks_agree_with_predictor_in_all_signatures(tmp_path):
         files.append(tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}")
         Image.fromarray(image).resize((width, height)).save(files[-1])
     version = write_saved_model(detector, recipe, CATEGORIES, tmp_path / "served")
-    found = answers(version, files)
+    found, _ = answers(version, files)
     predictor = Predictor(detector, recipe, CATEGORIES)
     for number, file in enumerate(files):
         expected = predictor(str(file))
@@ -150,20 +196,10 @@ def test_masks_agree_with_predictor_in_all_signatures(tmp_path):
     assert types["detection_masks"].dtype == tf.float32
 
 
-def test_warm_up_requests_run(exported):
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    version = exported[2]
-    model = tf.saved_model.load(str(version))
-    path = version / "assets.extra" / "tf_serving_warmup_requests"
-    asked = []
-    for record in tf.data.TFRecordDataset(str(path)):
-        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
-        name = request.model_spec.signature_name
-        answer = model.signatures[name](inputs=tf.constant(tf.make_ndarray(request.inputs["inputs"])))
-        assert answer["detection_boxes"].shape == (1, 25, 4)
-        asked.append(name)
-    assert sorted(asked) == ["image_tensor", "serving_default", "tf_example"]
+def test_warm_up_requests_run(answered):
+    names, shapes = zip(*answered[1]["warm_up"], strict=True)
+    assert sorted(names) == ["image_tensor", "serving_default", "tf_example"]
+    assert all(shape == [1, 25, 4] for shape in shapes)
 
 
 def test_existing_file_is_rejected(exported, tmp_path):
@@ -174,54 +210,9 @@ def test_existing_file_is_rejected(exported, tmp_path):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-REFUSING = """
-import json, sys
-import tensorflow as tf
-model = tf.saved_model.load(sys.argv[1])
-good, *bad = [open(name, "rb").read() for name in sys.argv[2:]]
-value = lambda content: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
-record = lambda content: tf.train.Example(
-    features=tf.train.Features(feature={"image/encoded": value(content)})).SerializeToString()
-found = []
-for name, request in (
-    ("serving_default", [good, bad[0], good, *bad[1:]]),
-    ("serving_default", bad[:1]),
-    ("tf_example", [record(good), record(bad[0]), b"no record", record(good)]),
-):
-    try:
-        model.signatures[name](inputs=tf.constant(request))
-        found.append("answered")
-    except tf.errors.InvalidArgumentError as error:
-        found.append(error.message)
-empty = model.signatures["serving_default"](inputs=tf.constant([], tf.string))
-found.append(empty["num_detections"].shape.as_list())
-print(json.dumps(found))
-"""
-
-
-def test_images_that_cannot_be_decoded_are_named(exported, tmp_path):
-    """Cut, no image, and a few bytes that claim 20000 x 20000 px."""
-    _, _, version, (good, _) = exported
-    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (20000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    for name, content in (
-        ("cut", good.read_bytes()[:600]),
-        ("text", b"<html>"),
-        ("bomb", bomb),
-        ("none", b""),
-    ):
-        (tmp_path / name).write_bytes(content)
-    client = [
-        sys.executable,
-        "-c",
-        REFUSING,
-        version,
-        good,
-        *(tmp_path / n for n in ("cut", "text", "bomb", "none")),
-    ]
-    run = subprocess.run([*map(str, client)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    first, alone, records, empty = json.loads(run.stdout.splitlines()[-1])
+def test_images_that_cannot_be_decoded_are_named(answered):
+    first, alone, records = answered[1]["faults"]
     assert "inputs[1, 3, 4, 5] cannot be decoded" in first
     assert "inputs[0] cannot be decoded" in alone
     assert "inputs[1, 2] cannot be decoded" in records
-    assert empty == [0]
+    assert answered[1]["empty"] == [0]

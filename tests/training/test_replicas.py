@@ -6,13 +6,13 @@ from support.programs import run
 pytestmark = pytest.mark.tensorflow
 
 
-SLOW = ["centernet2", "fcos", "atss", "gfl", "retinanet", "atss_pss", "defcn", "condinst_pss", "mask_rcnn"]
+SLOW = ["two_stage", "centernet2", "fcos", "atss", "gfl", "atss_pss", "defcn", "condinst_pss", "mask_rcnn"]
 
 
 @pytest.mark.parametrize(
     "cases",
     [
-        "two_stage , two_stage micro",
+        "retinanet , two_stage micro",
         pytest.param(" , ".join(SLOW), marks=pytest.mark.slow),
         pytest.param("two_stage remat , centernet2 micro remat", marks=pytest.mark.slow),
     ],

@@ -1,5 +1,6 @@
 """A training that is killed at any moment ends, after the same command again, with the same bits."""
 
+import functools
 import subprocess
 
 import numpy as np
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.tensorflow
 KILLED = -9
 
 
-def run(*arguments):
-    command, environment = programs.command("resume", *arguments), programs.environment()
+def run(*arguments, **variables):
+    command, environment = programs.command("resume", *arguments), programs.environment(**variables)
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -36,20 +37,25 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The state of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run(data, folder)
-    assert done.returncode == 0, done.stderr
-    return state_of(folder)
+    """Function of a variant: the state of a run that nobody disturbed."""
+
+    @functools.cache
+    def undisturbed(variant):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        done = run(data, folder, MODEL=variant)
+        assert done.returncode == 0, done.stderr
+        return state_of(folder)
+
+    return undisturbed
 
 
-def assert_ends_alike(data, folder, whole, kills):
+def assert_ends_alike(data, folder, whole, variant, kills):
     for moment, number in kills:
-        killed = run(data, folder, moment, number)
+        killed = run(data, folder, moment, number, MODEL=variant)
         assert killed.returncode == KILLED, killed.stderr
-    done = run(data, folder)
+    done = run(data, folder, MODEL=variant)
     assert done.returncode == 0, done.stderr
-    arrays, detections = state_of(folder)
+    whole, (arrays, detections) = whole(variant), state_of(folder)
     assert arrays.keys() == whole[0].keys() and len(arrays) > 100
     for name, values in arrays.items():
         np.testing.assert_array_equal(values, whole[0][name], err_msg=name)
@@ -59,7 +65,7 @@ def assert_ends_alike(data, folder, whole, kills):
 
 def test_resume_after_a_kill_in_a_checkpoint_and_after_a_step(data, whole, tmp_path):
     kills = [("while a checkpoint is written", 2), ("after a step", 3)]
-    assert_ends_alike(data, tmp_path / "run", whole, kills)
+    assert_ends_alike(data, tmp_path / "run", whole, "retinanet", kills)
 
 
 @pytest.mark.slow
@@ -67,4 +73,4 @@ def test_resume_after_a_kill_in_a_checkpoint_and_after_a_step(data, whole, tmp_p
 def test_resume_after_a_kill_at_a_random_moment(data, whole, tmp_path, moment):
     rng = np.random.default_rng(list(MOMENTS).index(moment))
     often = STEPS if moment == "after a step" else 2
-    assert_ends_alike(data, tmp_path / "run", whole, [(moment, int(rng.integers(1, often + 1)))])
+    assert_ends_alike(data, tmp_path / "run", whole, "two_stage", [(moment, int(rng.integers(1, often + 1)))])

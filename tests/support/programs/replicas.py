@@ -41,7 +41,7 @@ def batches(canvases=CANVASES):
         yield x, y
 
 
-def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=CANVASES):
+def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=CANVASES, eager=False):
     """(weights before, weights after, terms) of some steps; callbacks are made in the strategy's scope."""
     x, y = next(batches())
     signature = tf.nest.map_structure(
@@ -53,7 +53,8 @@ def trained(variant, strategy, norm="sync_bn", more=(), callbacks=(), canvases=C
         detector = build_detector(settings_of(variant, norm), CLASSES)
         detector.backbone.remat = "remat" in more
         clip_norm = 1.0 if variant == "centernet2" else None  # it would hide a gradient of another length
-        detector.compile(optimizer=SGD(0.01, clip_norm=clip_norm, weight_decay=1e-4), jit_compile=False)
+        optimizer = SGD(0.01, clip_norm=clip_norm, weight_decay=1e-4)
+        detector.compile(optimizer=optimizer, jit_compile=False, run_eagerly=eager)
         if "micro" in more:
             detector.train_step = accumulated_train_step(detector, 2)
         callbacks = [make(detector) for make in callbacks]
@@ -80,7 +81,8 @@ def main(variant, *more):
     norm = "frozen_bn" if "micro" in more else "sync_bn"
     canvases = CANVASES[::2] if "micro" in more else CANVASES  # one canvas: their graphs are large
     shared = dict(norm=norm, canvases=canvases)
-    before, one, terms_of_one = trained(variant, tf.distribute.get_strategy(), **shared)
+    # Three steps take less time without a graph than one takes to be traced.
+    before, one, terms_of_one = trained(variant, tf.distribute.get_strategy(), **shared, eager=True)
     again, two, terms_of_two = trained(variant, two_replicas(), more=more, **shared)
     assert all(map(np.array_equal, before, again))
     moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]

@@ -2,7 +2,8 @@
 
     python -m support.programs.resume DATA RUN [MOMENT NUMBER]
 
-MOMENT is one of MOMENTS; the process ends by SIGKILL when it comes for the NUMBER-th time.
+MODEL in the environment names a variant; by default one that is traced quickly and remembers a mean of
+earlier steps. MOMENT is one of MOMENTS; the process ends by SIGKILL when it comes for the NUMBER-th time.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import signal
 import sys
 
 import numpy as np
-from support.small_backbone import RESNET10
+from support.variants import VARIANTS
 
 from kgarden.config.loading import load_recipe
 from kgarden.train import train
@@ -22,16 +23,12 @@ from kgarden.training.reporter import Reporter
 STEPS = 12
 OVERRIDES = {
     "deterministic": True,
-    "model.backbone": RESNET10,
-    "model.neck.channels": 32,
-    "model.proposer.num_convs": 1,
-    "model.proposer.train": 50,
-    "model.proposer.test": 20,
-    "model.roi_head": {"name": "faster", "num_samples": 16, "width": 16},
+    "model": VARIANTS[os.environ.get("MODEL", "retinanet")],
     "data.short_side_px": [64, 80, 96],
     "data.long_side_px": 128,
     "data.canvases": [[96, 128]],
     "data.batch_size": 4,
+    "data.cache": "none",
     "schedule.optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "clip_norm": 5.0},
     "schedule.base_lr": 0.01,
     "schedule.warmup": {"steps": 4, "factor": 0.1},
