@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import signal
 import time
 
@@ -24,7 +25,7 @@ from kgarden.metrics.registry import is_better
 from kgarden.ops.jit import compiled
 from kgarden.optimizers.optimizers import SGD
 from kgarden.training import trainer
-from kgarden.training.checkpoint import load_checkpoint, not_finite, save_checkpoint
+from kgarden.training.checkpoint import has_checkpoint, load_checkpoint, not_finite, save_checkpoint
 from kgarden.training.loggers import JsonLines
 from kgarden.training.reporter import Reporter
 from kgarden.training.weight_averaging import ExponentialMovingAverage
@@ -458,6 +459,28 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     with pytest.raises(UserError, match=r"previous.npz: the checkpoint is damaged .* use --fresh") as raised:
         load_checkpoint(tmp_path, detector, optimizer, none)
     assert "\n" not in str(raised.value)
+
+
+def test_a_process_killed_between_the_two_renames_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    detector, optimizer, none = parts_of_a_training(2)
+    save_checkpoint(tmp_path, detector, optimizer, none, {"step": 3})
+    rename = os.replace
+
+    def killed(source, target):
+        if pathlib.Path(target).name == "latest.npz":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, detector, optimizer, none, {"step": 4})
+    monkeypatch.undo()
+    assert has_checkpoint(tmp_path) and not (tmp_path / "latest.npz").exists()
+    assert load_checkpoint(tmp_path, detector, optimizer, none) == {"step": 3}
+    save_checkpoint(tmp_path, detector, optimizer, none, {"step": 4})
+    assert load_checkpoint(tmp_path, detector, optimizer, none) == {"step": 4}
+    with pytest.raises(UserError, match="no checkpoint; use --fresh"):
+        load_checkpoint(tmp_path / "empty", detector, optimizer, none)
 
 
 def test_the_norm_of_a_skipped_step_damages_no_checkpoint(tmp_path):

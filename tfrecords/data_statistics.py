@@ -13,11 +13,13 @@ from collections import Counter
 from tfrecords.schema import DataError
 
 BINS_PER_OCTAVE = 4
+PERCENT = 100  # and an image "larger" than that has twice as many px on each side
 OVER = 2.0  # px; boxes that reach further out of their image are no matter of rounding
 
 # Signs of boxes before they are clipped, see `signs_of`, and of an image.
 BOXES = "boxes"
 WITHIN_ONE = "within 0..1"
+WITHIN_HUNDRED = "within 0..100 of a larger image"
 OVER_BORDER = "over the border"
 AS_CORNERS = "inside if read as corners"
 STORED_SIZE = "EXIF orientation, annotated as stored"
@@ -149,8 +151,11 @@ def signs_of(boxes, height, width):
 
 def _signs_of(box, height, width):
     x, y, w, h = box
-    signs = [WITHIN_ONE] if min(box) >= 0 and max(x + w, y + h) <= 1 else []
+    end = max(x + w, y + h)
+    signs = [WITHIN_ONE] if min(box) >= 0 and end <= 1 else []
     if height and width:
+        larger = min(height, width) >= 2 * PERCENT
+        signs += [WITHIN_HUNDRED] if larger and min(box) >= 0 and 1 < end <= PERCENT else []
         signs += [OVER_BORDER] if max(-x, -y, x + w - width, y + h - height) > OVER else []
         signs += [AS_CORNERS] if 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1 else []
     return signs

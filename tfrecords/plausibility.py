@@ -8,13 +8,21 @@ import typing
 from collections import Counter
 
 from tfrecords import ground_truth
-from tfrecords.data_statistics import AS_CORNERS, OVER, OVER_BORDER, STORED_SIZE, WITHIN_ONE
+from tfrecords.data_statistics import (
+    AS_CORNERS,
+    OVER,
+    OVER_BORDER,
+    STORED_SIZE,
+    WITHIN_HUNDRED,
+    WITHIN_ONE,
+)
 
 MOST = 0.5  # fraction of the boxes
-FITTING = 0.95  # fraction of the boxes that must fit as corners, if bbox holds corners
+FITTING = 0.95  # fraction of the boxes that must fit as corners, or as percentages, to be called so
 SOME = 0.1  # fraction of the boxes; in real data sets almost none reaches out by more than rounding
 REACHING = 0.25  # and at least so many must reach out of their image as x, y, width, height
 FEWEST = 3  # boxes, for a judgement on all of them
+FEWEST_PERCENT = 10  # boxes; objects of a few images may all lie at the top left
 SMALL = 8  # px, side of an object that a detector hardly finds
 NAMED = 5  # classes that a sentence names
 
@@ -79,6 +87,17 @@ def fractions(facts, _):
     return (
         f"{count} of {statistics.boxes} boxes lie within 0..1, less than one px: they look like fractions of "
         f"the image. Multiply them by the width and height of their image."
+    )
+
+
+def percentages(facts, _):
+    statistics = facts.statistics
+    count = statistics.signs[WITHIN_HUNDRED]
+    if statistics.boxes < FEWEST_PERCENT or count < FITTING * statistics.boxes:
+        return None
+    return (
+        f"{count} of {statistics.boxes} boxes lie within 0..100, at the top left of larger images: they look "
+        f"like percentages of the image. Multiply them by its width and height, divided by 100."
     )
 
 
@@ -148,7 +167,7 @@ def fullest(facts, limits):
 def small(facts, limits):
     median = facts.statistics.median_side(limits.short_side_px, limits.long_side_px)
     least = max(SMALL, limits.stride or 0)
-    if median is None or median >= least or fractions(facts, limits):
+    if median is None or median >= least or fractions(facts, limits) or percentages(facts, limits):
         return None
     resized = f" after resizing to a short side of {limits.short_side_px} px" if limits.short_side_px else ""
     cells = f", where a cell of the finest level has {limits.stride} px" if limits.stride else ""
@@ -242,7 +261,7 @@ def _name(category):
 
 
 KINDS = {
-    "mistake": (fractions, corners, cut, many_swapped),
+    "mistake": (fractions, percentages, corners, cut, many_swapped),
     "limit": (fullest, small),
     "remark": (no_objects, some_cut, swapped, from_masks, stored_size, without_objects, same_name),
 }

@@ -21,8 +21,8 @@ DEPTHS = {
 
 def check_deformable(stages, kind="bottleneck"):
     """The numbers of deformable stages, each 2 to 5, of bottlenecks."""
-    if set(stages) - {2, 3, 4, 5}:
-        raise UserError(f"deformable_stages is {list(stages)}: some of 2, 3, 4, 5")
+    if isinstance(stages, int) or set(stages) - {2, 3, 4, 5}:
+        raise UserError(f"deformable_stages is {stages}: a list of some of 2, 3, 4, 5")
     if stages and kind != "bottleneck":
         raise UserError("deformable_stages: this ResNet has no bottlenecks; use depth 50, 101 or 152")
     return tuple(stages)

@@ -16,9 +16,11 @@ def instantiate(function, settings: dict, where: str, **fixed):
         where:    dotted key of the settings in the recipe, for messages.
         fixed:    arguments that the recipe cannot set here.
     Raises:
-        UserError: an unknown name (the message suggests the nearest), or one that is fixed.
+        UserError: an unknown name (the message suggests the nearest), one that is fixed, a number in place of
+            a list, or something else in place of a number.
     """
     _check(settings, [name for name in arguments(function) if name not in fixed], where)
+    _check_kinds(settings, function, where)
     return function(**settings, **fixed)
 
 
@@ -125,3 +127,24 @@ def _check(settings, known, where):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise UserError(f"{where}.{name}: no such setting; {hint}")
+
+
+def _check_kinds(settings, function, where):
+    """Raises UserError for a number whose default is a list, and for no number where the default is one."""
+    defaults = _defaults(function)
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(default, list | tuple) and _is_number(value):
+            raise UserError(f"{where}.{name} is {value}: a list, as {list(default)}")
+        if _is_number(default) and isinstance(value, str | list | tuple | dict):
+            raise UserError(f"{where}.{name} is {value!r}: a number, as {default}")
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _defaults(function):
+    """{name: default} of the arguments that a function or class has itself."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}

@@ -146,7 +146,8 @@ def load_checkpoint(folder, detector, optimizer, ema, say=warnings.warn):
             with contextlib.suppress(OSError):
                 os.replace(folder / LATEST, folder / DAMAGED)
         return words["state"]
-    raise UserError(f"{damaged[0]}; use --fresh to start over")
+    reason = damaged[0] if damaged else f"{folder}: no checkpoint"
+    raise UserError(f"{reason}; use --fresh to start over")
 
 
 def _read(path):

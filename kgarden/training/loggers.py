@@ -9,6 +9,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -139,7 +140,7 @@ class JsonLines:
     """`metrics.jsonl`: one line for each report.
 
     A killed process may leave its last line incomplete, which is dropped. If other lines are damaged, the
-    file is kept as `metrics.jsonl.damaged`.
+    file is kept as `metrics.jsonl.damaged`, or `metrics.jsonl.damaged2` and so on.
 
     Args:
         path:  of the file.
@@ -157,7 +158,7 @@ class JsonLines:
             *whole, last = content.split("\n")  # the last is empty, or incomplete
             reports = [_report_of(line) for line in (*whole, *([last] if last else []))]
             if damaged := reports[: len(whole)].count(None):
-                copy = self.path.with_name(f"{self.path.name}.damaged")
+                copy = _free(self.path.with_name(f"{self.path.name}.damaged"))
                 os.replace(self.path, copy)
                 say(f"{self.path}: {damaged} of {len(whole)} lines are damaged; they stay in {copy.name}")
             self.reports = [report for report in reports if report is not None and report["step"] <= after]
@@ -169,6 +170,12 @@ class JsonLines:
 
     def close(self):
         pass
+
+
+def _free(path):
+    """The path, or the first with a number behind it that is not taken."""
+    numbered = (path.with_name(f"{path.name}{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def _report_of(line):

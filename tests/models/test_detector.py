@@ -212,6 +212,14 @@ def test_mistakes_in_settings_are_named():
         build_detector({"name": "centernet2", "proposer": {"name": "gfl"}, "roi_head": "none"}, 3)
     with pytest.raises(UserError, match=r"dense_head\.num_conv: .*'num_convs'"):
         build_detector({"name": "fcos", "dense_head": {"num_conv": 2}}, 3)
+    with pytest.raises(UserError, match=r"model.neck.levels is 7: a list, as \[3, 7\]"):
+        build_detector({"name": "centernet", "neck": {"levels": 7}}, CLASSES)
+    with pytest.raises(UserError, match=r"model.neck.channels is '64': a number, as 256"):
+        build_detector({"name": "centernet", "neck": {"channels": "64"}}, CLASSES)
+    with pytest.raises(UserError, match=r"deformable_stages is 5: a list, as \[\]"):
+        build_detector(
+            {"name": "centernet", "backbone": {"name": "resnet50", "deformable_stages": 5}}, CLASSES
+        )
     with pytest.raises(UserError, match=r"dense_head\.anchors: no such setting"):
         build_detector({"name": "gfl", "dense_head": {"anchors": 2}}, 3)
     with pytest.raises(UserError, match="divisible by 32"):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.marks import slow_on_jax
 
 from kgarden.ops import roi_align as module
 from kgarden.ops.boxes import enlarge
@@ -168,12 +169,14 @@ def test_equal_to_the_definition(way, size, ratio):
         np.testing.assert_allclose(one, expected, atol=1e-5 + rounding, err_msg=str(box))
 
 
+@slow_on_jax
 def test_maps_of_a_single_cell(way):
     features = np.full((1, 1, 1, 2), 5.0, "float32")
     got = ops.convert_to_numpy(roi_align([features], [64], np.float32([[[10, 10, 50, 50]]]), 2))
     np.testing.assert_allclose(got, 5.0)
 
 
+@slow_on_jax
 def test_levels_and_images_are_independent(way):
     """Levels and images filled with their own number: each box must see exactly its own."""
     strides = [4, 8, 16, 32]
@@ -195,6 +198,7 @@ def test_levels_and_images_are_independent(way):
     "settings", [{"aligned": False}, {"enlarged": 1.3}, {"enlarged": 1.3, "plus_one": True}]
 )
 @pytest.mark.parametrize("ratio", [0, 2])
+@slow_on_jax
 def test_other_conventions_equal_transformed_boxes(way, settings, ratio):
     """Half a cell further, or larger: what plain boxes see that lie there, on the level of the given ones."""
     rng = np.random.default_rng(0)
@@ -209,6 +213,7 @@ def test_other_conventions_equal_transformed_boxes(way, settings, ratio):
     np.testing.assert_allclose(ops.convert_to_numpy(found), ops.convert_to_numpy(expected), atol=1e-5)
 
 
+@slow_on_jax
 def test_unaligned_boxes_are_at_least_a_cell_wide(way):
     features = [np.arange(64, dtype="float32").reshape(1, 8, 8, 1)]
     small, cell = np.float32([[[16, 24, 17, 25]]]), np.float32([[[16, 24, 24, 32]]])
@@ -220,6 +225,7 @@ def test_unaligned_boxes_are_at_least_a_cell_wide(way):
         np.testing.assert_array_equal(*(ops.convert_to_numpy(one) for one in found))
 
 
+@slow_on_jax
 def test_dense_bound_holds_for_enlarged_boxes():
     """Squares just below a level's limit see 1.3 times as many cells along each side."""
     strides, side = [4, 8, 16, 32], 111.0
@@ -250,6 +256,7 @@ def test_levels_are_clamped_and_degenerate_boxes_use_the_finest():
         assign_levels(boxes, [4, 16])
 
 
+@slow_on_jax
 def test_non_finite_boxes_give_finite_features(way):
     features = np.ones((1, 8, 8, 1), "float32")
     boxes = np.float32(
@@ -267,6 +274,7 @@ def random_boxes(rng, shape, size_hw):
     return np.concatenate([center - side / 2, center + side / 2], axis=-1).astype("float32")
 
 
+@slow_on_jax
 def test_several_chunks_equal_one(monkeypatch):
     monkeypatch.setattr(module, "_may_be_dynamic", lambda: False)
     rng = np.random.default_rng(1)
@@ -281,6 +289,7 @@ def test_several_chunks_equal_one(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@slow_on_jax
 def test_dense_bound_holds_for_elongated_boxes(monkeypatch):
     """Strips across the whole map, at the largest area that a level takes."""
     monkeypatch.setattr(module, "_may_be_dynamic", lambda: False)
@@ -367,6 +376,7 @@ def test_compiled(jit):
         np.testing.assert_allclose(ops.convert_to_numpy(a), b, atol=1e-4)
 
 
+@slow_on_jax
 def test_compiled_with_bins_of_whole_cells():
     """25 cells a bin take 25 samples, also where the compiler turns 175 / 7 into 175 * (1 / 7) > 25."""
     features = np.random.default_rng(8).normal(size=(1, 40, 200, 1)).astype("float32")
@@ -403,6 +413,7 @@ def test_saved_model_of_any_batch_size(tmp_path):
         np.testing.assert_allclose(loaded.call(few, tf.constant(boxes[:images])), expected, atol=1e-6)
 
 
+@slow_on_jax
 def test_the_level_is_that_of_the_box_before_it_is_enlarged():
     """A side of 100 px belongs to stride 4, one of 130 px to stride 8: the level says which is looked at."""
     pyramid = [np.full((1, 64 // n, 64 // n, 1), n, "float32") for n in (1, 2)]

@@ -15,6 +15,7 @@ from tfrecords.check import check  # noqa: E402
 from tfrecords.converters import coco, csv_table  # noqa: E402
 from tfrecords.data_statistics import (  # noqa: E402
     AS_CORNERS,
+    WITHIN_HUNDRED,
     Statistics,
     facts_in,
     facts_of,
@@ -96,6 +97,32 @@ def test_boxes_in_fractions(build, fraction):
     assert mistake.sentence.startswith(f"{int(4 * fraction)} of 4 boxes lie within 0..1, less than one px")
     one_only = tree_of([(BOXES[0] / size).tolist(), *BOXES[1:]])
     assert not sentences(one_only, "mistake")
+
+
+def test_boxes_in_percent():
+    """Ten boxes in images of 400 x 200 px; nine are too few, and one of eleven elsewhere is too many."""
+    boxes = [[5 * n, 10 + n, 20, 30 + 5 * n] for n in range(10)]
+    large = {"height": 200, "width": 400}
+    [mistake] = sentences(tree_of(boxes, **large), "mistake")
+    assert mistake.startswith("10 of 10 boxes lie within 0..100") and "percentages" in mistake
+    assert not sentences(tree_of(boxes, **large), "limit")  # that they are small as well is not said
+    assert not sentences(tree_of(boxes[:9], **large), "mistake")
+    assert not sentences(tree_of([*boxes, [80, 10, 21, 30]], **large), "mistake")
+
+
+@pytest.mark.parametrize(
+    "box, height, percent",
+    [
+        ([70, 60, 30, 40], 200, True),
+        ([70, 60, 30.5, 40], 200, False),
+        ([70, 60, 30, 40.5], 200, False),
+        ([-1, 60, 30, 40], 200, False),
+        ([70, 60, 30, 40], 199, False),
+        ([0.5, 0.5, 0.5, 0.5], 200, False),  # a fraction
+    ],
+)
+def test_what_may_be_percentages(box, height, percent):
+    assert (WITHIN_HUNDRED in signs_of([box], height, 400)) == percent
 
 
 def test_corners_where_x_y_width_height_belong(build):

@@ -64,6 +64,9 @@ def test_damaged_lines_are_told_and_kept_beside_the_file(tmp_path):
     assert lines == [f"{path}: 3 of 5 lines are damaged; they stay in metrics.jsonl.damaged"]
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content.encode() + b"\xff"
     assert JsonLines(path, 5, lines.append).reports[1] == {"step": 3} and len(lines) == 1
+    path.write_text("\0\n")
+    JsonLines(path, 5, lines.append)
+    assert lines[1].endswith("they stay in metrics.jsonl.damaged2")  # the first stays as well
 
 
 def test_damaged_csv_is_read_as_far_as_it_goes(tmp_path):
