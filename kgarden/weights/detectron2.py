@@ -144,7 +144,7 @@ IGNORE = (
     r"backbone\.base\.fc\..*",
     r"pixel_(mean|std)",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d",
-    r"roi_heads\.box_predictor\.\d\.freq_weight",
+    r"roi_heads\.box_predictor\.\d\.(freq_weight|fed_loss_cls_weights)",
 )
 
 

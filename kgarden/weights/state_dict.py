@@ -5,6 +5,7 @@ import functools
 import re
 
 import numpy as np
+from keras import ops
 
 from kgarden.errors import UserError
 
@@ -120,6 +121,9 @@ def match_state_dict(layer, state_dict, table, prefix="", pool_size=7, ignore=()
         array = converted(full, np.asarray(array, "float32"), conversions)
         array = to_our_layout(array, pool_size if module.endswith("/fc1") else None)
         _place(matched, (variables, open_paths), (module, suffix), full=full, array=array)
+    for path in open_paths.keys() & matched.values.keys():  # elements that are not there keep their values
+        own = ops.convert_to_numpy(variables[path])
+        matched.values[path] = np.where(np.isnan(matched.values[path]), own, matched.values[path])
     matched.missing = [path for path in open_paths if not is_of_training(path)]
     return matched
 
@@ -175,16 +179,17 @@ def _place(matched, places, target, full, array):
 
 
 def _place_element(matched, places, element, full, array):
-    """Scalars of a list of modules that are one vector here; the vector is complete with its last element."""
+    """Scalars of a list of modules that are one vector here; the vector is complete when none is open."""
     (variables, open_paths), module, number = places, element[0], int(element[1])
     path = _find(open_paths, module)
     if path is None or number >= variables[path].shape[0]:
         matched.unknown[full] = f"fits nothing: this model has no {module}[{number}]"
         return
-    values = matched.values.setdefault(path, np.array(variables[path].numpy()))
+    shape = tuple(variables[path].shape)
+    values = matched.values.setdefault(path, np.full(shape, np.nan, "float32"))
     values[number] = array.reshape(())
     matched.sources.setdefault(path, []).append(full)
-    if number == len(values) - 1:
+    if not np.isnan(values).any():
         del open_paths[path]
 
 

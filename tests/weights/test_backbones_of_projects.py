@@ -84,7 +84,6 @@ def test_pixels_and_strides_of_caffe2(tmp_path):
         match_weights(unfilled(lambda: Trunk(grouped)), {}, "caffe2")
 
 
-@pytest.mark.tensorflow
 def test_round_trip_of_caffe2():
     trunk = Trunk(
         {
@@ -113,7 +112,6 @@ MMDETECTION = {
 }
 
 
-@pytest.mark.tensorflow
 @pytest.mark.parametrize("backbone", MMDETECTION)
 def test_backbones_of_mmdetection(backbone):
     settings, *names = MMDETECTION[backbone]

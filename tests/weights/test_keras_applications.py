@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from support.marks import slow_on_jax
 
 from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
@@ -56,7 +55,6 @@ def write_keras_2(model, path):
                 file[f"{layer.name}/{layer.name}/{name}:0"] = ops.convert_to_numpy(variable)
 
 
-@slow_on_jax
 @pytest.mark.parametrize("name", ENDS)
 def test_features_equal_keras(name, tmp_path):
     model = their_model(name)

@@ -77,13 +77,16 @@ def test_states_that_do_not_fit_are_refused(change, message):
 
 def test_values_may_be_left_out_where_that_is_asked_for():
     arrays = state()
-    del arrays["module.fc.weight"]
+    del arrays["module.fc.weight"], arrays["module.scales.0.scale"]
     layer = small_model()
     kept = ops.convert_to_numpy(layer.fc.kernel)
+    (scales,) = [variable for variable in layer.weights if variable.path.endswith("small/s")]
+    scales.assign([3.0, 4.0])
     load_state_dict(
         layer, {**arrays, "optimizer.step": np.zeros(1)}, SMALL, ignore=["optimizer.*"], partial=True
     )
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.fc.kernel), kept)
+    assert ops.convert_to_numpy(scales).tolist() == [3.0, 8.0]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ NORMS = {
 }
 
 
-@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "settings",
     [VARIANTS["mask_rcnn"], VARIANTS["retinanet"], FCOS, NORMS],
@@ -122,7 +121,6 @@ def test_frozen_norms_of_the_first_files_have_no_epsilon():
         assert with_epsilon({**weights, **others})["backbone.body.bn1.weight"].tolist() == norm["weight"]
 
 
-@pytest.mark.tensorflow
 def test_a_model_that_computes_something_else_is_refused(tmp_path):
     detector = build_detector({**VARIANTS["faster_rcnn"], "convention": "torchvision"}, CLASSES)
     weights = weights_as(detector, PROJECT)
