@@ -108,6 +108,7 @@ MMDETECTION = {
         {"width": 0.1},
         "backbone.layer2.0.expand_conv.conv.weight",
         "backbone.layer7.0.linear_conv.bn.bias",
+        "backbone.layer4.3.linear_conv.conv.weight",
     ),
 }
 
