@@ -201,6 +201,8 @@ YEARS = {
     "dense_bases": 2020,  # what CondInst and PSS are built on
     "double_head": 2020,
     "gfl": 2020,
+    "tsd": 2020,
+    "tsd_cascade": 2020,
     "centernet": 2021,
     "centernet2": 2021,
     "defcn": 2021,

@@ -93,8 +93,9 @@ def take(group, settings):
 def arguments(function):
     """Returns the names of the keyword arguments of a function or class.
 
-    A class that passes further arguments on to a base class of kgarden, and a function marked by
-    `forwards_to`, also take those of the base, except for the ones listed in `fixed_arguments`.
+    A class that passes further arguments on to a base class of kgarden, or to the class in its attribute
+    `passes_to`, and a function marked by `forwards_to` also take those of the other, except for the ones
+    listed in `fixed_arguments`.
     """
     fixed = getattr(function, "fixed_arguments", ())
     if not inspect.isclass(function):
@@ -110,7 +111,9 @@ def arguments(function):
         names += [name for name in (*_named(signature), *grouped) if name not in names]
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             break
-    return [name for name in names or _named(inspect.signature(function)) if name not in fixed]
+    names = names or _named(inspect.signature(function))
+    further = arguments(function.passes_to) if hasattr(function, "passes_to") else []
+    return [name for name in dict.fromkeys((*names, *further)) if name not in fixed]
 
 
 def _named(signature):

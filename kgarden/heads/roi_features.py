@@ -16,13 +16,14 @@ class RoIPooling(NamedTuple):
         roi_levels:     [first, last] of the pyramid levels to pool from; None: all.
         pool_size:      S, bins along each side.
         sampling_ratio: samples per bin along each side; 0: as many as the bin has cells.
-        aligned:        see kgarden/ops/roi_align.py.
+        aligned, least_cells: see kgarden/ops/roi_align.py.
     """
 
     roi_levels: list | None = None
     pool_size: int = 7
     sampling_ratio: int = 0
     aligned: bool = True
+    least_cells: float | None = None
 
 
 class RoIFeatures(keras.layers.Layer):
@@ -51,6 +52,7 @@ class RoIFeatures(keras.layers.Layer):
         self.settings = dict(
             sampling_ratio=pooling.sampling_ratio,
             aligned=pooling.aligned,
+            least_cells=pooling.least_cells,
             enlarged=enlarged,
             plus_one=plus_one,
         )

@@ -25,6 +25,11 @@ def xavier():
     return keras.initializers.VarianceScaling(1.0, "fan_avg", "uniform")
 
 
+def normal_fan_in():
+    """Normal with variance 1 / fan_in: kaiming-normal with a = 1, of the TSD release."""
+    return keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
+
+
 def torch_uniform():
     """Uniform with variance 1 / (3 fan_in): what PyTorch gives a convolution that nobody initialises."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
@@ -56,7 +61,8 @@ def prior_bias(probability=0.01):
     return keras.initializers.Constant(-math.log((1 - probability) / probability))
 
 
-BY_NAME = {"c2_xavier": xavier_fan_in, "xavier": xavier}  # as recipes name them
+# As recipes name them.
+BY_NAME = {"c2_xavier": xavier_fan_in, "normal_fan_in": normal_fan_in, "xavier": xavier}
 
 
 def by_name(name, where):

@@ -21,6 +21,8 @@ from kgarden.models.fcos import fcos
 from kgarden.models.gfl import gfl
 from kgarden.models.pss import condinst_pss, pss
 from kgarden.models.retinanet import retinanet
+from kgarden.models.tsd import tsd
+from kgarden.models.tsd_cascade import tsd_cascade
 
 MODELS = {
     "atss": atss,
@@ -38,6 +40,8 @@ MODELS = {
     "one_stage": one_stage,
     "pss": pss,
     "retinanet": retinanet,
+    "tsd": tsd,
+    "tsd_cascade": tsd_cascade,
     "two_stage": two_stage,
 }
 

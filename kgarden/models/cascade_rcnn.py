@@ -47,112 +47,59 @@ from kgarden.targets.roi import RoISampling, are_objects, sample_rois
 
 DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 DECREASING = (1.0, 0.5, 0.25)
+MMDETECTION = {
+    "delta_weights": (*DELTA_WEIGHTS[:2], (1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067)),
+    "stage_weights": DECREASING,
+    "feature_gradient": 1.0,
+    "resample": True,
+    "gt_rois": "drop",
+    "drop_empty": False,
+    "ensemble": "logits",
+    "box_beta": 1.0,
+}
 CONVENTIONS = {  # of CascadeHead, beside those of kgarden/models/faster_rcnn.py
     "detectron2": {},
-    "mmdetection": {
-        "delta_weights": (*DELTA_WEIGHTS[:2], (1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067)),
-        "stage_weights": DECREASING,
-        "feature_gradient": 1.0,
-        "resample": True,
-        "gt_rois": "drop",
-        "drop_empty": False,
-        "ensemble": "logits",
-        "box_beta": 1.0,
-    },
+    "mmdetection": MMDETECTION,
+    "mmdetection_1": MMDETECTION,
     "maskrcnn_benchmark": {  # the authors' Detectron, which has these boxes and losses
         "feature_gradient": DECREASING,
         "gt_rois": "readd",
         "ensemble": "last_rois",
     },
 }
-RPN = {"detectron2": {}, "mmdetection": {"box_beta": 1 / 9, "straddle": 0.0}, "maskrcnn_benchmark": {}}
+RPN = {
+    "detectron2": {},
+    "mmdetection": {"box_beta": 1 / 9, "straddle": 0.0},
+    "mmdetection_1": {},
+    "maskrcnn_benchmark": {},
+}
 PROPOSALS = {"train": {"total": 2000}, "test": {}}
 GROUND_TRUTH, RANDOM = "ground_truth", "random"  # keys of a sample, for later stages
 GT_ROIS = ("refine", "drop", "readd")
 ENSEMBLES = ("probability", "logits", "last_rois", "last")
 
 
-class CascadeHead(keras.layers.Layer):
-    """Box heads in a row, class-agnostic boxes.
+class CascadeRoIs:
+    """The RoIs that the stages of a cascade train on; the base class of its heads.   Section 4.2.
 
-    Args:
-        strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss: as in FasterHead.
-        clamp_below, plus_one: as in FasterHead.
-        ious:             foreground threshold of each stage; as many stages as thresholds.
-        delta_weights:    factors on the deltas of each stage.
-        stage_weights:    factors on the losses of each stage; None: 1.
-        feature_gradient: factor on the gradient into the pooled features, or one for each stage; None: one
-                          over the number of stages.
-        resample:         whether later stages sample `num_samples` of the refined boxes and the ground truth,
-                          as the first stage does of the proposals; otherwise they train on all refined boxes.
-        gt_rois:          ground-truth boxes among the RoIs of the previous stage: "refine" them like
-                          proposals, "drop" them, or drop them and "readd" the original boxes.
-        drop_empty:       whether RoIs of later stages are left out of training that have no area after
-                          refinement (detectron2); mmdetection keeps them as background.
-        ensemble:         scores of the detections: the mean "probability" of all stages, each on its own
-                          RoIs; the softmax of their mean "logits"; the mean probability of all heads on the
-                          "last_rois"; or the "last" stage's.
-        settings:         of RoIPooling (kgarden/heads/roi_features.py), and num_samples and
-                          positive_fraction of RoISampling (kgarden/targets/roi.py).
+    Attributes:
+        ious, resample, gt_rois, drop_empty: see CascadeHead.
+        samplings: RoISampling of each stage; `sampling` is that of the first.
     """
 
-    takes = (RoIPooling, RoISampling)
-    fixed_arguments = ("iou",)
+    def _plan(self, ious, sampling, *, resample, gt_rois, drop_empty):
+        """Takes the settings.
 
-    def __init__(
-        self,
-        strides,
-        num_classes,
-        ious=(0.5, 0.6, 0.7),
-        delta_weights=DELTA_WEIGHTS,
-        width=1024,
-        num_fcs=2,
-        initializer="c2_xavier",
-        sigmoid=False,
-        box_loss="smooth_l1",
-        box_beta=0.0,
-        clamp_below=False,
-        plus_one=False,
-        stage_weights=None,
-        feature_gradient=None,
-        resample=False,
-        gt_rois="refine",
-        drop_empty=True,
-        ensemble="probability",
-        **settings,
-    ):
-        pooling, settings = take(RoIPooling, settings)
-        sampling, kwargs = take(RoISampling, settings)
-        super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
+        Raises:
+            UserError: some that do not fit each other.
+        """
         one_of("roi_head.gt_rois", gt_rois, GT_ROIS)
-        one_of("roi_head.ensemble", ensemble, ENSEMBLES)
         if resample and gt_rois == "readd":
             raise UserError("model.roi_head.gt_rois 'readd': resample adds ground truth anyway; use 'drop'")
-        self.num_classes = num_classes
         self.ious = tuple(ious)
         self.samplings = [sampling._replace(iou=iou) for iou in self.ious]
         self.sampling = self.samplings[0]
-        weights = self._of_stages("delta_weights", delta_weights)
-        self.coders = [Coder(tuple(of_stage), clamp_below, plus_one) for of_stage in weights]
-        self.stage_weights = self._of_stages("stage_weights", stage_weights or 1.0)
-        share = 1.0 / len(self.ious) if feature_gradient is None else feature_gradient
-        self.feature_gradient = self._of_stages("feature_gradient", share)
-        self.resample, self.gt_rois, self.ensemble = resample, gt_rois, ensemble
-        self.drop_empty = drop_empty
-        self.sigmoid = sigmoid
-        self.box_loss = make_box_loss(box_loss, box_beta)
-        self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
-        self.box_heads = [
-            BoxHead(
-                num_classes,
-                width=width,
-                num_fcs=num_fcs,
-                initializer=initializer,
-                sigmoid=sigmoid,
-                name=f"box_head{stage}",
-            )
-            for stage in range(len(self.ious))
-        ]
+        self.resample, self.gt_rois, self.drop_empty = resample, gt_rois, drop_empty
 
     def _of_stages(self, name, values):
         """A value for each stage; a single number is that of all.   tuple"""
@@ -161,16 +108,6 @@ class CascadeHead(keras.layers.Layer):
         if len(values) < len(self.ious):
             raise UserError(f"model.roi_head: {len(self.ious)} ious but {len(values)} {name}")
         return tuple(values)[: len(self.ious)]
-
-    @property
-    def loss_names(self):
-        return [f"stage{stage}/{what}" for stage in range(len(self.ious)) for what in ("class", "box")]
-
-    def build(self, pyramid_shapes):
-        for head in self.box_heads:
-            head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
-
-    # RoIs to train on.
 
     def sample(self, proposals, y, random):
         """RoIs of the first stage, and what later stages need for theirs; see kgarden/targets/roi.py."""
@@ -220,6 +157,85 @@ class CascadeHead(keras.layers.Layer):
         boxes = ops.concatenate([refined[:, :count], gt[BOXES]], axis=1)
         return boxes, ops.concatenate([valid[:, :count], truth_is_valid(gt)], axis=1)
 
+
+class CascadeHead(CascadeRoIs, keras.layers.Layer):
+    """Box heads in a row, class-agnostic boxes.
+
+    Args:
+        strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss: as in FasterHead.
+        clamp_below, plus_one, least_px: as in FasterHead.
+        ious:             foreground threshold of each stage; as many stages as thresholds.
+        delta_weights:    factors on the deltas of each stage.
+        stage_weights:    factors on the losses of each stage; None: 1.
+        feature_gradient: factor on the gradient into the pooled features, or one for each stage; None: one
+                          over the number of stages.
+        resample:         whether later stages sample `num_samples` of the refined boxes and the ground truth,
+                          as the first stage does of the proposals; otherwise they train on all refined boxes.
+        gt_rois:          ground-truth boxes among the RoIs of the previous stage: "refine" them like
+                          proposals, "drop" them, or drop them and "readd" the original boxes.
+        drop_empty:       whether RoIs of later stages are left out of training that have no area after
+                          refinement (detectron2); mmdetection keeps them as background.
+        ensemble:         scores of the detections: the mean "probability" of all stages, each on its own
+                          RoIs; the softmax of their mean "logits"; the mean probability of all heads on the
+                          "last_rois"; or the "last" stage's.
+        settings:         of RoIPooling (kgarden/heads/roi_features.py), and num_samples and
+                          positive_fraction of RoISampling (kgarden/targets/roi.py).
+    """
+
+    takes = (RoIPooling, RoISampling)
+    fixed_arguments = ("iou",)
+
+    def __init__(
+        self,
+        strides,
+        num_classes,
+        ious=(0.5, 0.6, 0.7),
+        delta_weights=DELTA_WEIGHTS,
+        width=1024,
+        num_fcs=2,
+        initializer="c2_xavier",
+        sigmoid=False,
+        box_loss="smooth_l1",
+        box_beta=0.0,
+        clamp_below=False,
+        plus_one=False,
+        least_px=0.0,
+        stage_weights=None,
+        feature_gradient=None,
+        resample=False,
+        gt_rois="refine",
+        drop_empty=True,
+        ensemble="probability",
+        **settings,
+    ):
+        pooling, settings = take(RoIPooling, settings)
+        sampling, kwargs = take(RoISampling, settings)
+        super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
+        one_of("roi_head.ensemble", ensemble, ENSEMBLES)
+        self._plan(ious, sampling, resample=resample, gt_rois=gt_rois, drop_empty=drop_empty)
+        self.num_classes = num_classes
+        weights = self._of_stages("delta_weights", delta_weights)
+        self.coders = [Coder(tuple(of_stage), clamp_below, plus_one, least_px) for of_stage in weights]
+        self.stage_weights = self._of_stages("stage_weights", stage_weights or 1.0)
+        share = 1.0 / len(self.ious) if feature_gradient is None else feature_gradient
+        self.feature_gradient = self._of_stages("feature_gradient", share)
+        self.ensemble = ensemble
+        self.sigmoid = sigmoid
+        self.box_loss = make_box_loss(box_loss, box_beta)
+        self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
+        how = dict(width=width, num_fcs=num_fcs, initializer=initializer, sigmoid=sigmoid)
+        self.box_heads = [
+            BoxHead(num_classes, **how, name=f"box_head{stage}") for stage in range(len(self.ious))
+        ]
+
+    @property
+    def loss_names(self):
+        return [f"stage{stage}/{what}" for stage in range(len(self.ious)) for what in ("class", "box")]
+
+    def build(self, pyramid_shapes):
+        for head in self.box_heads:
+            head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
+
     # Forward pass: B0 -> B1 -> B2 -> B3.
 
     def call(self, pyramid, proposals, size_hw, training=False):
@@ -230,8 +246,8 @@ class CascadeHead(keras.layers.Layer):
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
         for number, head in enumerate(self.box_heads):
             if stages:
-                refined = box_ops.clip(decode(stages[-1], self.coders[number - 1])[:, :, 0], size_hw)
-                boxes = ops.stop_gradient(refined)
+                coder = self.coders[number - 1]
+                boxes = ops.stop_gradient(clip_groups(decode(stages[-1], coder), size_hw, coder))
                 if training:
                     boxes, valid = self._next_rois(number, stages[-1], boxes, proposals)
             features = self.pool(pyramid, boxes)
@@ -255,7 +271,7 @@ class CascadeHead(keras.layers.Layer):
 
     def branch_predictions(self, raw, size_hw):
         """{FUSED: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}."""
-        boxes = clip_groups(decode(raw["stages"][-1], self.coders[-1]), size_hw)
+        boxes = clip_groups(decode(raw["stages"][-1], self.coders[-1]), size_hw, self.coders[-1])
         return {FUSED: {BOXES: boxes, SCORES: self.probability(raw)}}
 
     def candidates(self, raw, proposals, size_hw):

@@ -32,6 +32,7 @@ from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
+from kgarden.models.tsd import TSDHead
 from kgarden.necks import make_neck
 from kgarden.structures import SCORES
 
@@ -60,6 +61,7 @@ FIRST_STAGES = {
 ROI_HEADS = {
     "cascade": (CascadeHead, {"ious": (0.6, 0.7, 0.8)}),
     "faster": (FasterHead, {"iou": 0.6, "class_agnostic": True}),
+    "tsd": (TSDHead, {"iou": 0.6}),  # in no paper
 }
 
 # What only a proposer has: how many proposals, and the loss settings that the release changes for it.
@@ -145,7 +147,7 @@ def centernet2(
         neck:        settings of the FPN.
         proposer:    {name: a key of FIRST_STAGES, "centernet" if left out, and the settings of its head}, and
                      "train", "test": how many proposals, "nms_iou".
-        roi_head:    {name: cascade | faster, and the settings of CascadeHead or FasterHead, fuse: a key of
+        roi_head:    {name: a key of ROI_HEADS, and the settings of that head, fuse: a key of
                      FUSIONS}; "none" leaves the second stage out: CenterNet* alone, with the tower and target
                      settings of `proposer`.
         selection:   settings of the final Selection.

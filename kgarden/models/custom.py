@@ -26,6 +26,8 @@ from kgarden.models.mask_rcnn import mask_rcnn as _mask_rcnn
 from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.rpn import make_proposer
+from kgarden.models.tsd import TSDHead
+from kgarden.models.tsd_cascade import TSDCascadeHead
 from kgarden.necks import make_neck
 
 DENSE_HEADS = {
@@ -39,7 +41,13 @@ DENSE_HEADS = {
 }
 MASK_HEADS = {"condinst": condinst_on}  # of a dense head
 MASK_HEADS_OF_ROIS = {"mask_rcnn": mask_rcnn_on}
-ROI_HEADS = {"cascade": CascadeHead, "faster": FasterHead}
+ROI_HEADS = {
+    "cascade": CascadeHead,
+    "double_head": DoubleHead,
+    "faster": FasterHead,
+    "tsd": TSDHead,
+    "tsd_cascade": TSDCascadeHead,
+}
 PROPOSALS = {"score_threshold": 1e-4, "iou": 0.9, "class_wise": False}
 
 
@@ -121,7 +129,9 @@ def two_stage(
 @forwards_to(_mask_rcnn, fixed=("heads",))
 def mask_rcnn(num_classes, **parts):
     """Mask R-CNN on any RoI head with boxes of one sample; see kgarden/models/mask_rcnn.py."""
-    return _mask_rcnn(num_classes, heads={"double_head": DoubleHead}, **parts)
+    return _mask_rcnn(
+        num_classes, heads={name: ROI_HEADS[name] for name in ("double_head", "tsd", "tsd_cascade")}, **parts
+    )
 
 
 def _proposer(neck, seed, head, train=None, test=None):

@@ -175,7 +175,8 @@ class DoubleHead(keras.layers.Layer):
         regress_with:   branch whose boxes are the detections' (Fig. 8); None: the last one that is trained
                         to regress.
         fusion:         how two class probabilities are fused; see `fuse`.
-        delta_weights, class_agnostic, box_loss, box_beta, clamp_below, plus_one: see FasterHead.
+        delta_weights, class_agnostic, box_loss, box_beta, clamp_below, plus_one, least_px: see
+                        FasterHead.
         settings:       of RoIPooling (kgarden/heads/roi_features.py) and of RoISampling
                         (kgarden/targets/roi.py).
     """
@@ -200,6 +201,7 @@ class DoubleHead(keras.layers.Layer):
         box_beta=1.0,
         clamp_below=False,
         plus_one=False,
+        least_px=0.0,
         box_loss="smooth_l1",
         **settings,
     ):
@@ -212,7 +214,7 @@ class DoubleHead(keras.layers.Layer):
         if len(branches) not in (1, 2):
             raise UserError(f"model.roi_head.branches: {len(branches)} of them; give one or two")
         self.num_classes = num_classes
-        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
+        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one, least_px)
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.fusion = fusion
         self.names = names_of(branches)
@@ -315,7 +317,9 @@ class DoubleHead(keras.layers.Layer):
             if "logits" in outputs:
                 predictions[name][SCORES] = class_probability(outputs["logits"], sigmoid=False)
             if "deltas" in outputs:
-                predictions[name][BOXES] = clip_groups(decode({**raw, **outputs}, self.coder), size_hw)
+                predictions[name][BOXES] = clip_groups(
+                    decode({**raw, **outputs}, self.coder), size_hw, self.coder
+                )
         scores = [predictions[name][SCORES] for name in self.classify_with]
         scores = fuse(*scores, self.fusion) if len(scores) == 2 else scores[0]
         fused = {BOXES: predictions[self.regress_with][BOXES], SCORES: scores}

@@ -40,6 +40,14 @@ CONVENTIONS = {  # settings of FasterHead; those of RPN stand in kgarden/models/
     "detectron2": {},
     "mmdetection": {"clamp_below": True},
     "torchvision": {"box_beta": 1 / 9, "sampling_ratio": 2, "aligned": False},
+    "mmdetection_1": {
+        "clamp_below": True,
+        "least_px": 1.0,
+        "box_beta": 1.0,
+        "sampling_ratio": 2,
+        "aligned": False,
+        "least_cells": 0.0,
+    },
     "maskrcnn_benchmark": {"plus_one": True, "box_beta": 1.0, "sampling_ratio": 2, "aligned": False},
 }
 # Of the FPN, and of the fully connected layers where the head has such a setting.
@@ -47,8 +55,10 @@ INITIALIZERS = {
     "detectron2": "c2_xavier",
     "mmdetection": "xavier",
     "torchvision": "c2_xavier",
+    "mmdetection_1": "xavier",
     "maskrcnn_benchmark": "c2_xavier",
 }
+RCNN_LEVELS = {"levels": [2, 6], "top": "subsample"}  # of the FPN
 
 
 class BoxHead(keras.layers.Layer):
@@ -118,6 +128,7 @@ class FasterHead(keras.layers.Layer):
         box_beta:      of the box loss; smooth L1 with 0 is L1.
         clamp_below:   see `decode_deltas`.
         plus_one:      see `encode_deltas`.
+        least_px:      see RPNHead in kgarden/models/rpn.py.
         settings:      of RoIPooling (kgarden/heads/roi_features.py) and RoISampling (kgarden/targets/roi.py).
     """
 
@@ -141,6 +152,7 @@ class FasterHead(keras.layers.Layer):
         box_beta=0.0,
         clamp_below=False,
         plus_one=False,
+        least_px=0.0,
         features=None,
         **settings,
     ):
@@ -148,7 +160,7 @@ class FasterHead(keras.layers.Layer):
         self.sampling, kwargs = take(RoISampling, settings)
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         self.num_classes = num_classes
-        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one)
+        self.coder = Coder(tuple(delta_weights), clamp_below, plus_one, least_px)
         self.sigmoid = sigmoid
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
@@ -193,7 +205,9 @@ class FasterHead(keras.layers.Layer):
     def branch_predictions(self, raw, size_hw):
         """{FUSED: {"boxes": those of `candidates`, "scores": (B, P, C)}}: this head has one branch."""
         probability = class_probability(raw["logits"], self.sigmoid)
-        return {FUSED: {BOXES: clip_groups(decode(raw, self.coder), size_hw), SCORES: probability}}
+        return {
+            FUSED: {BOXES: clip_groups(decode(raw, self.coder), size_hw, self.coder), SCORES: probability}
+        }
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C) are P(C | O)."""
@@ -204,11 +218,12 @@ class FasterHead(keras.layers.Layer):
 
 
 class Coder(NamedTuple):
-    """How deltas stand for boxes; see `encode_deltas` and `decode_deltas`."""
+    """How deltas stand for boxes; see `encode_deltas`, `decode_deltas` and, for `least_px`, `clip`."""
 
     weights: tuple
     clamp_below: bool = False
     plus_one: bool = False
+    least_px: float = 0.0
 
 
 def decode(raw, coder):
@@ -222,10 +237,10 @@ def decode(raw, coder):
     )
 
 
-def clip_groups(boxes, size_hw):
+def clip_groups(boxes, size_hw, coder):
     """Boxes of all groups, cut off at the image.   (B, P, G, 4) -> the same, (B, P, 4) where G is 1."""
     rows, groups = boxes.shape[1:3]
-    clipped = box_ops.clip(ops.reshape(boxes, (-1, rows * groups, 4)), size_hw)
+    clipped = box_ops.clip(ops.reshape(boxes, (-1, rows * groups, 4)), size_hw, coder.least_px)
     return ops.reshape(clipped, (-1, rows, groups, 4)) if groups > 1 else clipped
 
 
@@ -264,16 +279,20 @@ def box_loss_of(predicted, rois, labels, gt_boxes, *, coder, num_classes, loss=s
         loss:      of `kgarden.losses.roi.make_box_loss`.
     """
     foreground = (labels >= 0) & (labels < num_classes)
-    if predicted.shape[2] == 1:
-        predicted = predicted[:, :, 0]
-    else:
-        of_class = ops.clip(labels, 0, num_classes - 1)[..., None, None]
-        predicted = ops.take_along_axis(predicted, of_class, axis=2)[:, :, 0]
+    predicted = of_labels(predicted, labels)
     # Background and padding rows encode themselves: finite numbers, masked below.
     target_boxes = ops.where(foreground[..., None], gt_boxes, rois)
     target = box_ops.encode_deltas(rois, target_boxes, coder.weights, coder.plus_one)
     loss_of_roi = ops.sum(loss(predicted, target), axis=-1)
     return global_mean(ops.sum(ops.where(foreground, loss_of_roi, 0.0)), _count(labels))
+
+
+def of_labels(deltas, labels):
+    """Deltas of the class of each label, of any class for background.   (B, P, 1 or C, 4) -> (B, P, 4)."""
+    if deltas.shape[2] == 1:
+        return deltas[:, :, 0]
+    group = ops.clip(labels, 0, deltas.shape[2] - 1)[..., None, None]
+    return ops.take_along_axis(deltas, group, axis=2)[:, :, 0]
 
 
 def _count(labels):
@@ -320,7 +339,7 @@ def rcnn(
     one_of("convention", convention, CONVENTIONS)
     initial = {"initializer": INITIALIZERS[convention]}
     if not isinstance(neck, keras.layers.Layer):
-        neck = make_neck({"levels": [2, 6], "top": "subsample", **initial, **(neck or {})})
+        neck = make_neck({**RCNN_LEVELS, **initial, **(neck or {})})
     settings = {"roi_levels": ROI_LEVELS, **CONVENTIONS[convention], **(head_defaults or {})}
     settings = (initial if "initializer" in arguments(head) else {}) | settings
     settings |= without_fusion(roi_head)

@@ -36,12 +36,18 @@ from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
 
-OF_ROI_ALIGN = ("sampling_ratio", "aligned", "plus_one")  # settings of a convention that RoIAlign has
+OF_ROI_ALIGN = (
+    "sampling_ratio",
+    "aligned",
+    "least_cells",
+    "plus_one",
+)  # settings of a convention that RoIAlign has
 INITIALIZERS = ("normal", "c2_msra")
 OF_LAST_LAYER = {
     "detectron2": "normal",
     "mmdetection": "c2_msra",
     "torchvision": "c2_msra",
+    "mmdetection_1": "c2_msra",
     "maskrcnn_benchmark": "c2_msra",
 }
 HALF = 0.5 - 1e-4  # a cell that is half covered is set; rounding must not take it away

@@ -55,6 +55,19 @@ CONVENTIONS = {
         "normalizer": "sampled",
         "box_beta": 1 / 9,
     },
+    "mmdetection_1": {  # boxes from edge to edge, as everywhere here: its px of x2 and y2 count as inside
+        "anchor_order": "ratio",
+        "anchor_form": "mmdetection_1_edges",
+        "low_quality_matches": "all",
+        "low_quality_above": 0.3,
+        "normalizer": "sampled",
+        "box_beta": 1 / 9,
+        "clamp_below": True,
+        "straddle": 0.5,  # its 0: an edge of an anchor, a whole number, may lie on that of the image
+        "pad_divisor": 32,
+        "match_discarded": False,
+        "least_px": 1.0,
+    },
     "maskrcnn_benchmark": {
         "anchor_order": "ratio",
         "anchor_form": "maskrcnn_benchmark",
@@ -72,6 +85,7 @@ PROPOSALS = {
 OF_CONVENTION = {
     "torchvision": {"train": {"total": 2000}},
     "maskrcnn_benchmark": {"train": {"total": 2000, "shared_by": 2}},
+    "mmdetection_1": {"train": {"total": 2000}},
 }
 OF_EACH_LEVEL = {"score_threshold": 0.0, "iou": 0.7, "class_wise": False, "level_wise": True}
 NORMALIZERS = ("slots", "sampled")
@@ -102,6 +116,8 @@ class RPNHead(DenseHead):
         box_beta:      of the smooth L1; 0 is L1.
         clamp_below:   see `decode_deltas`.
         plus_one:      see `encode_deltas`.
+        least_px:      what is left at the border of a proposal that lies outside of its image (mmdetection
+                       1); with 0 it is dropped.
         seed:          of the draw.
         kwargs:        width, num_convs, ..., see DenseHead.
     """
@@ -133,6 +149,7 @@ class RPNHead(DenseHead):
         box_beta=0.0,
         clamp_below=False,
         plus_one=False,
+        least_px=0.0,
         seed=0,
         num_convs=1,
         norm=None,
@@ -173,7 +190,7 @@ class RPNHead(DenseHead):
         self.straddle, self.pad_divisor, self.match_discarded = straddle, pad_divisor, match_discarded
         self.num_samples, self.positive_fraction = num_samples, positive_fraction
         self.normalizer, self.box_beta = normalizer, box_beta
-        self.clamp_below, self.plus_one = clamp_below, plus_one
+        self.clamp_below, self.plus_one, self.least_px = clamp_below, plus_one, least_px
         self.seed = seed
 
     def _output(self, channels, name, bias="zeros", dtype=None):
@@ -244,7 +261,7 @@ class RPNHead(DenseHead):
         """Every anchor's box and rank; a box that is empty in the image still takes its level's slot."""
         boxes = self.boxes(raw)
         if size_hw is not None:
-            boxes = box_ops.clip(boxes, size_hw)
+            boxes = box_ops.clip(boxes, size_hw, self.least_px)
         return {
             BOXES: boxes,
             SCORES: ranking(flatten(raw["classes"], 1)),

@@ -11,7 +11,7 @@ from keras import ops
 
 from kgarden.ops.points import whole_steps
 
-FORMS = ("plain", "torchvision", "mmdetection_1", "maskrcnn_benchmark")
+FORMS = ("plain", "torchvision", "mmdetection_1", "mmdetection_1_edges", "maskrcnn_benchmark")
 
 
 class Anchors(NamedTuple):
@@ -70,8 +70,9 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
         size_major: order by size, then ratio (detectron2), instead of by ratio, then size (mmdetection).
         form:       "plain" corners; "torchvision": sizes are cut off to whole px, corners rounded; or the
                     "+1" conventions, where a box from 0 to 15 is 16 px wide, centred at (base - 1) / 2:
-                    "mmdetection_1" with rounded corners, "maskrcnn_benchmark" with the sides of a one-cell
-                    anchor rounded and then scaled.
+                    "mmdetection_1" with rounded corners, "mmdetection_1_edges" the same boxes from edge to
+                    edge, 0 to 16; "maskrcnn_benchmark" with the sides of a one-cell anchor rounded and then
+                    scaled.
         base:       side of the cell in px, for the "+1" conventions.
     Returns:
         (sizes * ratios, 4) float64.
@@ -92,7 +93,9 @@ def templates(sizes, ratios, size_major=False, form="plain", base=None):
         return corners if form == "plain" else np.round(corners)
     center = 0.5 * (base - 1)
     corners = np.concatenate([center - (half - 0.5), center + (half - 0.5)], axis=1)
-    return np.round(corners) if form == "mmdetection_1" else corners
+    if form == "maskrcnn_benchmark":
+        return corners
+    return np.round(corners) + (np.array([0, 0, 1, 1]) if form == "mmdetection_1_edges" else 0)
 
 
 def anchor_grid(level_sizes, strides, sizes, ratios=(1.0,), offset=0.0, size_major=False, form="plain"):

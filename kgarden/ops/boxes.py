@@ -47,19 +47,23 @@ def iou(a, b):
     return ops.where(common > 0, quotient(common, ops.where(common > 0, union, 1.0)), 0.0)
 
 
-def clip(boxes, size_hw):
+def clip(boxes, size_hw, least_px=0.0):
     """Clip boxes to their image.
 
     Args:
         boxes:   (B, N, 4) xyxy, px.
         size_hw: (B, 2) height and width of the image inside the canvas, px, any dtype.
+        least_px: width and height that boxes outside keep, at the border.
     Returns:
         (B, N, 4) with x in [0, width] and y in [0, height].
     """
     size_hw = ops.cast(size_hw, boxes.dtype)
     height, width = size_hw[:, None, 0], size_hw[:, None, 1]
     limit = ops.stack([width, height, width, height], axis=-1)  # (B, 1, 4)
-    return ops.clip(boxes, 0.0, limit)
+    if not least_px:
+        return ops.clip(boxes, 0.0, limit)
+    least = ops.convert_to_tensor([0.0, 0.0, least_px, least_px], dtype=boxes.dtype)
+    return ops.clip(boxes, least, limit - ops.flip(least))
 
 
 def mirror(boxes, size_hw):

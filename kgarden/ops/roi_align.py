@@ -37,6 +37,7 @@ def roi_align(
     aligned=True,
     enlarged=1.0,
     plus_one=False,
+    least_cells=None,
 ):
     """Pools the features of each box from the pyramid level assigned by its size.
 
@@ -48,10 +49,11 @@ def roi_align(
         sampling_ratio:  samples per bin along each side; 0: as many as the bin has cells, rounded up.
         canonical_level: level of a box whose side is `canonical_size` px; see `assign_levels`.
         canonical_size:  px.
-        aligned:         False: x px is at x / stride cells, without the half-cell shift, and boxes are at
-                         least one cell wide and high (maskrcnn-benchmark, mmdetection 1).
+        aligned:         False: x px is at x / stride cells, without the half-cell shift (maskrcnn-benchmark,
+                         mmdetection 1).
         enlarged:        factor on width and height of each box, after its level is assigned.
         plus_one:        a box from 0 to 15 is 16 px wide, for level assignment and enlargement.
+        least_cells:     least width and height of a box; None: 1 if not aligned (maskrcnn-benchmark), else 0.
     Returns:
         (B, P, S, S, D) in the dtype of the pyramid, computed in float32. Zero for empty boxes (with
         sampling_ratio 0) and for samples more than one cell outside the map.
@@ -63,9 +65,10 @@ def roi_align(
     level = assign_levels(boxes, strides, canonical_level, canonical_size=canonical_size, plus_one=plus_one)
     boxes = enlarge(boxes, enlarged, plus_one) if enlarged != 1.0 else boxes
     sizes = [tuple(features.shape[1:3]) for features in pyramid]
-    rois = _on_their_levels(
-        boxes, level, sizes, strides=strides, bins=output_size, ratio=sampling_ratio, aligned=aligned
-    )
+    if least_cells is None:
+        least_cells = 0.0 if aligned else 1.0
+    how = dict(bins=output_size, ratio=sampling_ratio, aligned=aligned, least_cells=least_cells)
+    rois = _on_their_levels(boxes, level, sizes, strides=strides, **how)
 
     table = ops.concatenate([ops.reshape(features, (-1, depth)) for features in pyramid], axis=0)
     if _may_be_dynamic():
@@ -212,13 +215,13 @@ class _Rois:
         return self._map(lambda array: ops.slice(array, (start, 0), (size, array.shape[1])))
 
 
-def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned):
+def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned, least_cells):
     """`_Rois` of boxes (B, P, 4) px on the levels (B, P) that they are pooled from."""
     base, height, width, scale = maps_of(sizes, strides, level)
     half = 0.5 if aligned else 0.0
     left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - half for i in range(4))
-    if not aligned:
-        right, bottom = ops.maximum(right, left + 1.0), ops.maximum(bottom, top + 1.0)
+    if least_cells:
+        right, bottom = ops.maximum(right, left + least_cells), ops.maximum(bottom, top + least_cells)
     rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins=bins, ratio=ratio)
     columns = _Axis.between(left, right, ops.cast(width, "float32"), bins=bins, ratio=ratio)
     return _Rois(rows, columns, base[:, None], width[:, None])

@@ -1,7 +1,17 @@
-"""Weight names of mmdetection 3: ResNet, Res2Net, MobileNetV2, FPN, dense heads, RPN and RoI heads."""
+"""Weight names of mmdetection 3 and of the TSD release: backbones, FPN, dense heads, RPN and RoI heads."""
+
+import re
 
 from kgarden.backbones.mobilenet_v2 import MobileNetV2
 from kgarden.backbones.res2net import Res2Net
+from kgarden.weights.maskrcnn_benchmark import (
+    background_first,
+    background_last,
+    masks_with_background,
+    masks_without_background,
+    with_background,
+    without_background,
+)
 from kgarden.weights.timm import deep_stem_names, res2net_names
 from kgarden.weights.torchvision import resnet_names
 
@@ -109,6 +119,46 @@ TWO_STAGE = (
     *[(rf"roi_head\.mask_head\.convs\.{number}\.conv", f"mask_head/conv{number + 1}") for number in range(4)],
     (r"roi_head\.mask_head\.upsample", "mask_head/deconv"),
     (r"roi_head\.mask_head\.conv_logits", "mask_head/classes"),
+)
+
+
+def _tsd_head(theirs, ours):
+    """Entries for a TSD head of the release: estimators, TSD's two heads and the sibling."""
+    pairs = {
+        "shared_fc.0": "estimators/shared/fc1",
+        "delta_c.0": "estimators/class_hidden",
+        "delta_c.2": "estimators/class_offsets",
+        "delta_r.0": "estimators/box_hidden",
+        "delta_r.2": "estimators/box_offsets",
+        "TSD_fc_cls": "classifier/output",
+        "TSD_fc_reg": "regressor/output",
+        "fc_cls": "sibling/classes",
+        "fc_reg": "sibling/boxes",
+    }
+    for number in range(2):
+        pairs[f"TSD_pc_fcs.{number}"] = f"classifier/features/fc{number + 1}"
+        pairs[f"TSD_pr_fcs.{number}"] = f"regressor/features/fc{number + 1}"
+        pairs[f"shared_fcs.{number}"] = f"sibling/features/fc{number + 1}"
+    return [(rf"{theirs}\.{re.escape(name)}", f"{ours}/{part}") for name, part in pairs.items()]
+
+
+# The TSD release: Faster, Mask and Cascade R-CNN.
+TSD = (
+    *RESNET,
+    *fpn(2),
+    *RPN,
+    *_tsd_head("bbox_head", "roi_head"),
+    *[entry for stage in range(3) for entry in _tsd_head(rf"bbox_head\.{stage}", f"roi_head/stage{stage}")],
+    *[(rf"mask_head\.convs\.{number}\.conv", f"mask_head/conv{number + 1}") for number in range(4)],
+    (r"mask_head\.upsample", "mask_head/deconv"),
+    (r"mask_head\.conv_logits", "mask_head/classes"),
+)
+
+# mmdetection 1 counts background as the first class, as maskrcnn-benchmark does.
+TSD_CONVERSIONS = (
+    (r"bbox_head\.(\d\.)?(TSD_)?fc_cls\.(weight|bias)", background_last, background_first),
+    (r"bbox_head\.(\d\.)?(TSD_)?fc_reg\.(weight|bias)", without_background, with_background),
+    (r"mask_head\.conv_logits\.(weight|bias)", masks_without_background, masks_with_background),
 )
 
 IGNORE = (

@@ -165,6 +165,13 @@ PROJECTS = {
         prepare=torchvision_detectors.with_epsilon,
         check=torchvision_detectors.check,
     ),
+    "tsd": Project(
+        "the TSD release, on mmdetection 1: Faster, Mask and Cascade R-CNN with TSD",
+        r"bbox_head\.(\d\.)?TSD_.*",
+        table=mmdetection.TSD,
+        ignore=mmdetection.IGNORE,
+        conversions=mmdetection.TSD_CONVERSIONS,
+    ),
     "mmdetection": Project(
         "mmdetection 2 and 3: Faster, Mask and Cascade R-CNN, RetinaNet, FCOS, ATSS, GFL",
         r"(bbox_head|rpn_head|roi_head)\..*",

@@ -223,12 +223,13 @@ def test_conventions_are_settings_of_both_stages(convention):
     detector = build_detector(settings, 3)
     head, rpn = detector.roi_head, detector.proposer.head
     assert detector.proposer.train.total == 2000 and detector.proposer.test.total == 1000
-    legacy, ours = convention == "maskrcnn_benchmark", convention == "mmdetection"
+    legacy, ours = convention == "maskrcnn_benchmark", convention.startswith("mmdetection")
     assert head.coders[0].plus_one is legacy and head.coders[0].clamp_below is ours
     assert head.box_loss.keywords == {"beta": 0.0 if convention == "detectron2" else 1.0}
     assert (rpn.box_beta, rpn.straddle) == {
         "detectron2": (0.0, None),
         "mmdetection": (1 / 9, 0.0),
+        "mmdetection_1": (1 / 9, 0.5),
         "maskrcnn_benchmark": (1 / 9, 0.0),
     }[convention]
     third = Coder((30.0, 30.0, 15.0, 15.0), legacy, legacy)
@@ -239,11 +240,13 @@ def test_conventions_are_settings_of_both_stages(convention):
     assert (head.stage_weights, head.feature_gradient) == {
         "detectron2": ((1, 1, 1), (1 / 3, 1 / 3, 1 / 3)),
         "mmdetection": ((1, 0.5, 0.25), (1, 1, 1)),
+        "mmdetection_1": ((1, 0.5, 0.25), (1, 1, 1)),
         "maskrcnn_benchmark": ((1, 1, 1), (1, 0.5, 0.25)),
     }[convention]
     assert (head.resample, head.gt_rois, head.ensemble) == {
         "detectron2": (False, "refine", "probability"),
         "mmdetection": (True, "drop", "logits"),
+        "mmdetection_1": (True, "drop", "logits"),
         "maskrcnn_benchmark": (False, "readd", "last_rois"),
     }[convention]
     assert head.drop_empty is not ours

@@ -48,7 +48,8 @@ def test_parts_have_the_parameters_and_settings_of_the_references(convention):
     ]
     legacy = convention == "maskrcnn_benchmark"
     assert head.pool.size == 14 and head.pool.settings["sampling_ratio"] == 0
-    assert head.pool.settings["aligned"] is not legacy and head.coder.plus_one is legacy
+    assert head.pool.settings["aligned"] is (convention in ("detectron2", "mmdetection"))
+    assert head.coder.plus_one is legacy
     # Frozen in the second stage as in the first.
     trained = {v.path.split("/")[-1] for v in head.box_head.features.trainable_variables}
     assert trained == {"kernel"}

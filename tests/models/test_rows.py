@@ -27,6 +27,7 @@ OTHERS = (
     "double_head",
     "double_head_voc07",
     "mask_rcnn",
+    "tsd",
 )
 AT_INFERENCE = {
     "model.prediction",
@@ -114,11 +115,14 @@ def test_the_tables_of_the_paper_are_complete():
 
 
 def kind_of(model):
-    """A model's settings; of Double-Head's many lambda only whether a head does one task, or both."""
-    focus = (model.get("roi_head") or {}).get("focus")
-    if focus is None:
-        return model
-    return {**model, "roi_head": {**model["roi_head"], "focus": [int(share) or share > 0 for share in focus]}}
+    """A model's settings; of Double-Head's many lambda only whether a head does one task, or both.
+
+    And of TSD's many margins none.
+    """
+    head = {key: value for key, value in (model.get("roi_head") or {}).items() if not key.endswith("_margin")}
+    if "focus" in head:
+        head["focus"] = [int(share) or share > 0 for share in head["focus"]]
+    return {**model, "roi_head": head}
 
 
 @slow_on_jax

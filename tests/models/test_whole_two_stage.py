@@ -11,6 +11,7 @@ from support.whole_models import (
     batch_of,
     detections_of,
     examples_of,
+    fast,
     forward,
     named_gradients,
     named_terms,
@@ -230,10 +231,87 @@ def test_double_head(golden):
     assert_agrees(golden, got)
 
 
+# --- the TSD release ----------------------------------------------------------------------------------------
+
+
+def tsd_settings(s):
+    """Row release.r50 of recipes/tsd.yaml with a file's widths and numbers of samples."""
+    widths = s["changed_from_the_published"]
+    changes = {
+        "backbone.stem_channels": 8,  # in words there
+        "backbone.res2_channels": 32,
+        "backbone.width_per_group": 8,
+        "neck.channels": widths["neck.out_channels"],
+        "rpn.num_samples": widths["train_cfg.rpn.sampler.num"],
+        "roi_head.width": widths["bbox_head.fc_out_channels"],
+        "roi_head.num_samples": widths["train_cfg.rcnn.sampler.num"],
+    }
+    return published_settings("tsd", "release.r50", changes)
+
+
+TSD = {
+    "rpn/objectness": "loss_rpn_cls",
+    "rpn/box": "loss_rpn_bbox",
+    "roi/class": "loss_TSD_cls",
+    "roi/box": "loss_TSD_bbox",
+    "roi/sibling_class": "loss_cls",
+    "roi/sibling_box": "loss_bbox",
+    "roi/class_constraint": "loss_pc_cls",
+    "roi/box_constraint": "loss_pc_loc",
+}
+LAST_PX = np.float32([0, 0, 1, 1])  # mmdetection 1 gives the last px of a box, not its edge
+
+
+@pytest.mark.parametrize("golden", goldens("whole_tsd"), ids=str)
+def test_tsd(golden):
+    s = params(golden)
+    x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
+    y["boxes"] = np.where(y["labels"][..., None] >= 0, y["boxes"] + LAST_PX, 0)
+    detector = build_detector(tsd_settings(s), s["num_classes"])
+    load_state_dict(detector, golden.state_dict(), mmdetection.TSD, conversions=mmdetection.TSD_CONVERSIONS)
+    raw = forward(detector, x)
+    got = inference_of(s, detector, x, raw, probability)
+    proposals = proposals_of(detector, raw, x["size_hw"], training=False)
+    got |= roi_outputs_of_tsd(golden, detector, raw, proposals, x["size_hw"])
+    step = train_step(detector, x, y)
+    got |= named_terms(step.terms, TSD)
+    gradients = named_gradients(golden, step.gradients, mmdetection.TSD)
+    got |= {name: background_first(name, gradient) for name, gradient in gradients.items()}
+    got |= {name: boxes - LAST_PX for name, boxes in got.items() if "proposals_" in name or "boxes_" in name}
+    assert_agrees(golden, got)
+
+
+def roi_outputs_of_tsd(golden, detector, raw, proposals, size_hw):
+    """Logits, boxes and offsets of the first proposals of each image, with the release's rows."""
+    head, found = detector.roi_head, {}
+    first = {key: value[:, : golden.params["roi_outputs_of_first"]] for key, value in proposals.items()}
+    of_rois = rois_of(detector, raw, first, size_hw)
+    weight, bias = (golden.raw(f"param/bbox_head.TSD_fc_reg.{what}")[:4] for what in ("weight", "bias"))
+
+    def features(pyramid, boxes, offset):
+        return head.regressor.features(head.pool_moved(pyramid, boxes, offset))
+
+    boxes = fast(features)(raw["pyramid"], first["boxes"], of_rois["offsets"]["box"])
+    of_background = np.asarray(boxes) @ weight.T + bias
+    of_bins = np.asarray(of_rois["offsets"]["class"]).transpose(0, 1, 4, 2, 3)
+    for image, valid in enumerate(first["valid"]):
+        rows = int(valid.sum())
+        deltas = np.asarray(of_rois["deltas"][image]).reshape(len(valid), -1)
+        deltas = np.concatenate([of_background[image], deltas], axis=1)
+        found[f"roi_deltas_{image}"] = deltas[:rows]
+        found[f"roi_logits_{image}"] = np.roll(np.asarray(of_rois["logits"][image]), 1, axis=1)[:rows]
+        found[f"roi_delta_r_{image}"] = np.asarray(of_rois["offsets"]["box"][image]).reshape(-1, 2)[:rows]
+        scores = probability(first["scores"][image])
+        count = len(golden[f"roi_delta_c_{image}"])
+        found[f"roi_delta_c_{image}"] = of_bins[image].reshape(len(valid), -1)[:count]
+        found[f"roi_delta_c_scores_{image}"] = scores[:count]
+    return found
+
+
 def background_first(name, gradient):
     """A gradient of an output layer with the rows of the release, in which background has the first ones."""
-    if ".cls_score" in name:
+    if ".cls_score" in name or "fc_cls" in name:
         return np.roll(gradient, 1, axis=-1)
-    if ".box.predictor.bbox_pred" in name:
+    if ".box.predictor.bbox_pred" in name or "fc_reg" in name:
         return np.pad(gradient, [(0, 0)] * (gradient.ndim - 1) + [(4, 0)])
     return gradient

@@ -12,7 +12,4 @@ NEED_TENSORFLOW = {
 NOT_YET = {
     "cn2_fed_loss",
     "mmdet_fscascade_head_own",
-    "mmdet_tsd_head",
-    "mmdet_tsd_progressive",
-    "whole_tsd",
 }

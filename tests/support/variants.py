@@ -109,6 +109,20 @@ VARIANTS = {
         "roi_head": {"width": 16, "num_samples": 32},
         "mask_head": {"width": 16, "num_convs": 1, "pool_size": 7},
     },
+    "tsd": {
+        "name": "tsd",
+        **TINY,
+        "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        "roi_head": {"width": 16, "offset_width": 8, "num_samples": 32},
+    },
+    "tsd_cascade": {
+        "name": "tsd_cascade",
+        **TINY,
+        "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        "roi_head": {"width": 16, "offset_width": 8, "num_samples": 32},
+    },
     "two_stage": {
         "name": "two_stage",
         **TINY,

@@ -67,6 +67,7 @@ MODELS = {
     ),
     "maskrcnn-benchmark": ("faster_rcnn", "double_head"),
     "mmdetection": ("faster_rcnn", "cascade_rcnn", "fcos", "atss", "gfl", "retinanet"),
+    "tsd": ("tsd", "tsd_cascade"),
     "cvpods": ("defcn",),
     "adelaidet": ("fcos",),
 }

@@ -29,10 +29,12 @@ class AsProposer(keras.layers.Layer):
         return self.head.loss_names
 
     def build(self, pyramid_shapes):
+        self.channels = pyramid_shapes[0][-1]
         self.head.build(pyramid_shapes)
 
     def call(self, pyramid, training=False):
-        return self.head(pyramid, training=training)
+        first = [level[..., : self.channels] for level in pyramid]  # of two pyramids, see necks/twin.py
+        return self.head(first, training=training)
 
     def losses(self, raw, y, step=None):
         return self.head.losses(raw, y, step=step)
