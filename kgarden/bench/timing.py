@@ -22,7 +22,7 @@ def compiled(function: Callable, *arguments) -> Callable[[], object]:
         return lambda: jax.block_until_ready(jitted(*arguments))
     import tensorflow as tf
 
-    graph = tf.function(lambda *tensors: function(*tensors))
+    graph = tf.function(lambda *tensors: function(*tensors), autograph=False)
     return lambda: [tensor.numpy() for tensor in tf.nest.flatten(graph(*arguments))]
 
 

@@ -23,8 +23,12 @@ MODEL = {
 }
 
 
+def small(changes):
+    return load_recipe("quickstart", {"data.canvases": [[64, 96]], "data.batch_size": 2, **changes})
+
+
 def recipe():
-    return load_recipe("quickstart", {"model": MODEL, "data.canvases": [[64, 96]], "data.batch_size": 2})
+    return small({"model": MODEL})
 
 
 def test_inference_is_timed_whole_and_by_part():
@@ -44,15 +48,21 @@ def test_synthetic_batches_follow_the_recipe():
 
 @slow_on_jax
 def test_settings_are_measured_in_separate_processes():
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    changes = {
+        "model": {**model, "name": "fcos", "dense_head": {"num_convs": 1}},
+        "schedule.optimizer": {"name": "sgd"},
+    }
+    recipe = small(changes)  # a step that is traced quickly
     settings = {"kept": {}, "again": {"remat": ["backbone"], "precision": "mixed_bfloat16"}}
-    found = training_settings(recipe(), 2, None, settings, rounds=1)
+    found = training_settings(recipe, 2, None, settings, rounds=1)
     kept, again = (found["settings"][name] for name in ("kept", "again"))
     assert (kept["precision"], kept["remat"]) == ("float32", [])
     assert (again["precision"], again["remat"]) == ("mixed_bfloat16", ["backbone"])
     assert kept["step_over_first"] == 1.0 and again["step_s"] > 0
     assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
     with pytest.raises(UserError, match="failed with exit code .*neck"):
-        training_settings(recipe(), 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
+        training_settings(recipe, 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
 
 
 def pss_recipe(base):
