@@ -1,32 +1,30 @@
-"""Backbones by name; a backbone turns an image into the feature maps C2..C5."""
+"""Backbones by name; a backbone turns an image into the feature maps C2..C5.
 
-import keras
+Keras and the layers are imported when one is built, so that names are listed without.
+"""
 
-from kgarden.backbones.adapted import is_adapted, load_preset
-from kgarden.backbones.dla import DLA
-from kgarden.backbones.mobilenet_v2 import MobileNetV2
-from kgarden.backbones.res2net import Res2Net
-from kgarden.backbones.resnet import ResNet
-from kgarden.backbones.senet import SENet154, SEResNet
+import importlib
+
+from kgarden.backbones.libraries import is_adapted
 from kgarden.config.instantiate import instantiate, name_and_settings
 
-BACKBONES = {
-    **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+BACKBONES = {  # name: (module below this one:class, its settings)
+    **{f"resnet{depth}": ("resnet:ResNet", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
     **{
         f"resnext{depth}_{groups}x{width}d": (
-            ResNet,
+            "resnet:ResNet",
             {"depth": depth, "groups": groups, "width_per_group": width},
         )
         for depth, groups, width in ((50, 32, 4), (101, 32, 4), (101, 64, 4), (101, 32, 8))
     },
     **{
-        f"seresnext{depth}_32x4d": (SEResNet, {"depth": depth, "groups": 32, "width_per_group": 4})
+        f"seresnext{depth}_32x4d": ("senet:SEResNet", {"depth": depth, "groups": 32, "width_per_group": 4})
         for depth in (50, 101)
     },
-    "senet154": (SENet154, {}),
-    **{f"res2net{depth}": (Res2Net, {"depth": depth}) for depth in (50, 101)},
-    "mobilenet_v2": (MobileNetV2, {}),
-    "dla34": (DLA, {}),
+    "senet154": ("senet:SENet154", {}),
+    **{f"res2net{depth}": ("res2net:Res2Net", {"depth": depth}) for depth in (50, 101)},
+    "mobilenet_v2": ("mobilenet_v2:MobileNetV2", {}),
+    "dla34": ("dla:DLA", {}),
 }
 
 
@@ -38,10 +36,16 @@ def make_backbone(settings):
     Raises:
         UserError: unknown name or argument.
     """
+    import keras
+
     if isinstance(settings, keras.layers.Layer):
         return settings
     name, settings = name_and_settings(settings, "model.backbone", BACKBONES, also=is_adapted)
     if is_adapted(name):
+        from kgarden.backbones.adapted import load_preset
+
         return instantiate(load_preset, settings, "model.backbone", name=name)
-    layer, fixed = BACKBONES[name]
+    where, fixed = BACKBONES[name]
+    module, layer = where.split(":")
+    layer = getattr(importlib.import_module(f"kgarden.backbones.{module}"), layer)
     return instantiate(layer, settings, "model.backbone", **fixed, name="backbone")

@@ -10,13 +10,13 @@ import pathlib
 import keras
 import numpy as np
 
+from kgarden.backbones.libraries import LIBRARIES
 from kgarden.errors import UserError
 from kgarden.layers.norm import KINDS
 
 LEVELS = (4, 8, 16, 32)  # strides of C2..C5
 NORMS = tuple(kind for kind in KINDS if kind != "gn")
 SIDE = 128  # px of an image by which strides are told
-LIBRARIES = {"kerashub": ("keras_hub", "keras-hub"), "kerascv": ("keras_cv", "keras-cv")}  # module, extra
 
 
 class AdaptedBackbone(keras.layers.Layer):
@@ -97,11 +97,6 @@ def strides_of(image, tensors):
     example = keras.KerasTensor((1, SIDE, SIDE, 3), dtype=image.dtype)
     shapes = [one.shape for one in keras.Model(image, list(tensors)).compute_output_spec(example)]
     return [SIDE // shape[1] if len(shape) == 4 else None for shape in shapes]
-
-
-def is_adapted(name: str | None) -> bool:
-    """Whether a backbone's name is "kerashub:PRESET" or "kerascv:PRESET"."""
-    return isinstance(name, str) and name.partition(":")[0] in LIBRARIES and ":" in name
 
 
 def load_preset(

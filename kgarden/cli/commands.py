@@ -108,7 +108,7 @@ def _models():
 
 def _backbones():
     from kgarden.backbones import BACKBONES
-    from kgarden.backbones.adapted import LIBRARIES
+    from kgarden.backbones.libraries import LIBRARIES
 
     presets = [f"{prefix}:PRESET{'':8} with the extra {extra}" for prefix, (_, extra) in LIBRARIES.items()]
     return [*BACKBONES, *presets]

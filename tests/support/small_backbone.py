@@ -5,9 +5,9 @@ Importing this module registers it.
 """
 
 from kgarden.backbones import BACKBONES
-from kgarden.backbones.resnet import DEPTHS, ResNet
+from kgarden.backbones.resnet import DEPTHS
 
 DEPTHS[10] = ("basic", (1, 1, 1, 1))
-BACKBONES["resnet10"] = (ResNet, {"depth": 10})
+BACKBONES["resnet10"] = ("resnet:ResNet", {"depth": 10})
 
 RESNET10 = {"name": "resnet10", "norm": "bn", "stem_channels": 8, "res2_channels": 8}
