@@ -18,7 +18,8 @@ def trained(variant, parts, steps=2):
     settings = VARIANTS[variant]
     settings = {**settings, "backbone": {**settings["backbone"], "norm": "frozen_bn"}}
     detector = build_detector(settings, CLASSES)
-    detector.compile(optimizer=SGD(0.02, weight_decay=1e-4), jit_compile=False)
+    whole = parts == 1  # two steps take less time without a graph than one takes to be traced
+    detector.compile(optimizer=SGD(0.02, weight_decay=1e-4), jit_compile=False, run_eagerly=whole)
     if parts > 1:
         detector.train_step = accumulated_train_step(detector, parts)
     terms = []
