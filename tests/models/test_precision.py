@@ -34,6 +34,9 @@ def built(variant, precision):
         return build_detector(VARIANTS[variant], CLASSES)
 
 
+shared = functools.cache(built)  # for tests that train nothing
+
+
 def floats(values):
     """Every tensor of floating-point numbers in any structure."""
     leaves = keras.tree.flatten(values)
@@ -96,7 +99,7 @@ def in_both_policies(bfloat16=(), float16=()):
 
 @pytest.mark.parametrize("variant, precision", in_both_policies())
 def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
-    detector = built(variant, precision)
+    detector = shared(variant, precision)
     x, y = far_batch()
     if ON_JAX:  # one operation after the other takes minutes there, and types are known without numbers
         import jax
@@ -140,7 +143,7 @@ def _array(value):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
     """A coordinate that went through bfloat16 is one of its numbers: from 512 to 1024 a multiple of 4 px."""
-    detector = built(variant, "mixed_bfloat16")
+    detector = shared(variant, "mixed_bfloat16")
     x, _ = far_batch()
     boxes = ops.convert_to_numpy(detector.candidates(x, detector(x))["boxes"]).reshape(-1)
     boxes = boxes[(boxes > 256) & (boxes < 1040)]
@@ -152,7 +155,7 @@ def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
 @pytest.mark.tensorflow
 def test_what_predicts_boxes_computes_in_float32():
     """Distances around 8 strides would be told apart by sixteenths of a stride: 8 px at stride 128."""
-    detector = built("centernet2", "mixed_bfloat16")
+    detector = shared("centernet2", "mixed_bfloat16")
     x, y = batch()
     raw = detector(x, training=True)
     proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
@@ -168,7 +171,7 @@ def test_what_predicts_boxes_computes_in_float32():
 def test_losses_agree_with_float32(variant, precision, rtol, monkeypatch):
     """Second stages learn from the same proposals: which they are changes with the last bits of scores."""
     x, y = batch()
-    whole, mixed = built(variant, "float32"), built(variant, precision)
+    whole, mixed = built(variant, "float32"), shared(variant, precision)
     for one, other in zip(mixed.variables, whole.variables, strict=True):
         assert one.dtype == other.dtype  # the weights that are trained are float32
         one.assign(other.value)
