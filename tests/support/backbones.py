@@ -3,6 +3,7 @@
 import numpy as np
 from keras import ops
 from support.golden import assert_agrees, params
+from support.unfilled import unfilled
 
 from kgarden.backbones import make_backbone
 from kgarden.layers.norm import EPSILON
@@ -31,6 +32,11 @@ def assert_blocks_agree(golden, block_of, table_of):
 
 def trained_parameters(settings):
     """Number of parameters that a backbone trains, the scales and shifts of its batch norms among them."""
-    backbone = make_backbone(settings)
-    backbone.build((None, None, None, 3))
+
+    def build():
+        backbone = make_backbone(settings)
+        backbone.build((None, None, None, 3))
+        return backbone
+
+    backbone = unfilled(build)
     return sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables)
