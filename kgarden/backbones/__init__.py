@@ -24,6 +24,7 @@ BACKBONES = {  # name: (module below this one:class, its settings)
     "senet154": ("senet:SENet154", {}),
     **{f"res2net{depth}": ("res2net:Res2Net", {"depth": depth}) for depth in (50, 101)},
     "mobilenet_v2": ("mobilenet_v2:MobileNetV2", {}),
+    "efficientnet_lite0": ("efficientnet_lite:EfficientNetLite0", {}),
     "dla34": ("dla:DLA", {}),
 }
 

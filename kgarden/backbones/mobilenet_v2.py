@@ -8,17 +8,18 @@ from kgarden.errors import UserError
 from kgarden.layers.conv import Conv, ConvStack
 from kgarden.layers.residual import first_gamma
 
-# For each stage (C2..C5), rows of Table 2: expansion t, channels c, repeats n, stride of the first block.
+# For each stage (C2..C5), rows of Table 2: expansion t, channels c, repeats n, stride of the first block,
+# and the side of the depthwise kernels.
 STAGES = (
-    ((1, 16, 1, 1), (6, 24, 2, 2)),
-    ((6, 32, 3, 2),),
-    ((6, 64, 4, 2), (6, 96, 3, 1)),
-    ((6, 160, 3, 2), (6, 320, 1, 1)),
+    ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3)),
+    ((6, 32, 3, 2, 3),),
+    ((6, 64, 4, 2, 3), (6, 96, 3, 1, 3)),
+    ((6, 160, 3, 2, 3), (6, 320, 1, 1, 3)),
 )
 
 
 class InvertedResidual(ConvStack):
-    """1x1 that expands, depthwise 3x3, 1x1 that is linear; plus its input where the shapes agree.
+    """1x1 that expands, depthwise convolution, 1x1 that is linear; plus its input where the shapes agree.
 
     Args:
         before, filters: input and output channels.
@@ -26,15 +27,16 @@ class InvertedResidual(ConvStack):
         strides:   of the depthwise convolution.
         norm:      see kgarden/layers/norm.py.
         padding:   see kgarden/layers/conv.py.
+        kernel_size: of the depthwise convolution.
     """
 
-    def __init__(self, before, filters, expansion, strides, norm, padding="half", **kwargs):
+    def __init__(self, before, filters, expansion, strides, norm, padding="half", kernel_size=3, **kwargs):
         width, residual = before * expansion, strides == 1 and before == filters
         shared = dict(norm=norm, activation="relu6")
         gamma = first_gamma(norm, 0.2) if residual else 1.0
         convs = [Conv(width, 1, **shared, name="expand")] if expansion > 1 else []
         convs += [
-            Conv(width, 3, strides, groups=width, padding=padding, **shared, name="depthwise"),
+            Conv(width, kernel_size, strides, groups=width, padding=padding, **shared, name="depthwise"),
             Conv(filters, 1, norm=norm, norm_gamma=gamma, name="project"),
         ]
         super().__init__(convs, **kwargs)
@@ -58,27 +60,47 @@ class MobileNetV2(StagedBackbone):
 
     def __init__(self, norm="frozen_bn", freeze_at=0, width=1.0, last_conv=False, padding="half", **kwargs):
         super().__init__(**kwargs)
-        if padding not in ("half", "same"):
-            raise UserError(f"model.backbone.padding {padding!r}: one of half, same")
+        last = max(1280, divisible_by_8(1280 * width)) if last_conv else None
+        settings = dict(width=width, last_filters=last, norm=norm, padding=padding)
         self.last_conv, self.padding = last_conv, padding
-        before, stages, channels = divisible_by_8(32 * width), [], []
-        gamma = first_gamma(norm, 0.02)
-        shared = dict(norm=norm, padding=padding)
-        stem = Conv(before, 3, 2, **shared, norm_gamma=gamma, activation="relu6", name="stem")
-        for rows in STAGES:
-            stages.append([])
-            for expansion, filters, repeats, strides in rows:
-                filters = divisible_by_8(filters * width)
-                for number in range(repeats):
-                    settings = dict(expansion=expansion, strides=strides if number == 0 else 1, **shared)
-                    name = f"block{sum(map(len, stages)) + 1}"
-                    stages[-1].append(InvertedResidual(before, filters, **settings, name=name))
-                    before = filters
-            channels.append(before)
-        if last_conv:
-            channels[-1] = max(1280, divisible_by_8(1280 * width))
-            stages[-1].append(Conv(channels[-1], 1, norm=norm, activation="relu6", name="last_conv"))
-        self._assemble(stem, stages, channels, freeze_at)
+        self._assemble(*inverted_residual_stages(STAGES, **settings), freeze_at)
+
+
+def inverted_residual_stages(table, width, last_filters, norm, padding):
+    """The parts of a network of inverted residual blocks.
+
+    Args:
+        table:        rows as in STAGES.
+        width:        factor of all channels, rounded to multiples of 8.
+        last_filters: of a 1x1 behind the last block, which is C5 then; None: without.
+        norm:         see kgarden/layers/norm.py.
+        padding:      of the strided convolutions, "half" or "same".
+    Returns:
+        stem, stages and channels, as `_assemble` takes them.
+    Raises:
+        UserError: unknown padding.
+    """
+    if padding not in ("half", "same"):
+        raise UserError(f"model.backbone.padding {padding!r}: one of half, same")
+    before, stages, channels = divisible_by_8(32 * width), [], []
+    gamma = first_gamma(norm, 0.02)
+    shared = dict(norm=norm, padding=padding)
+    stem = Conv(before, 3, 2, **shared, norm_gamma=gamma, activation="relu6", name="stem")
+    for rows in table:
+        stages.append([])
+        for expansion, filters, repeats, strides, kernel_size in rows:
+            filters = divisible_by_8(filters * width)
+            of_row = dict(expansion=expansion, kernel_size=kernel_size, **shared)
+            for number in range(repeats):
+                name = f"block{sum(map(len, stages)) + 1}"
+                stride = strides if number == 0 else 1
+                stages[-1].append(InvertedResidual(before, filters, strides=stride, **of_row, name=name))
+                before = filters
+        channels.append(before)
+    if last_filters:
+        channels[-1] = last_filters
+        stages[-1].append(Conv(last_filters, 1, norm=norm, activation="relu6", name="last_conv"))
+    return stem, stages, channels
 
 
 def divisible_by_8(channels):

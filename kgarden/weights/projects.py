@@ -19,6 +19,7 @@ from kgarden.weights import (
     caffe2,
     cvpods,
     detectron2,
+    efficientnet_lite_pytorch,
     keras_applications,
     maskrcnn_benchmark,
     mmdetection,
@@ -204,6 +205,14 @@ PROJECTS = {
         ignore=lambda detector: (*timm.IGNORE, *_last_conv(detector)),
         is_backbone=True,
         pixels="torchvision",
+    ),
+    "efficientnet-lite-pytorch": Project(
+        "classifiers of efficientnet-lite-pytorch: EfficientNet-Lite0",
+        r"_conv_stem\.weight",
+        table=efficientnet_lite_pytorch.table_of,
+        ignore=efficientnet_lite_pytorch.left_out_of,
+        is_backbone=True,
+        pixels=efficientnet_lite_pytorch.PIXELS,
     ),
     "torchvision": Project(
         "classifiers of torchvision: ResNet, ResNeXt (also timm's), MobileNetV2",

@@ -16,6 +16,9 @@ from kgarden.layers.residual import Bottleneck
 
 BLOCKS = {
     "inverted": lambda: InvertedResidual(8, 8, expansion=2, strides=1, norm="bn"),
+    "inverted_5x5": lambda: InvertedResidual(
+        8, 8, expansion=2, strides=1, norm="bn", padding="same", kernel_size=5
+    ),
     "tree": lambda: Tree(8, 2, 2, 8, norm="bn", level_root=True),
     "res2net": lambda: Bottle2neck(8, 2, 2, norm="bn", project=True, scales=4, deform={"offset_groups": 2}),
     "excited": lambda: Bottleneck(
