@@ -1,8 +1,8 @@
 """Normalisation layers by name: frozen, plain and synchronised batch norm, group norm.
 
 The epsilon is 1e-5, as in mmdetection, detectron2, AdelaiDet and cvpods; EfficientNet-Lite sets its own. The
-frozen batch norm of maskrcnn-benchmark has none: whoever brings its weights here subtracts 1e-5 from the stored
-variances. Keras' default of 1e-3 would exceed the tolerance of the reference numbers.
+frozen batch norm of maskrcnn-benchmark has none: whoever brings its weights here subtracts 1e-5 from the
+stored variances. Keras' default of 1e-3 would exceed the tolerance of the reference numbers.
 """
 
 import keras
