@@ -239,6 +239,35 @@ CASCADE |= parts(
     coders__1__weights=(20.0, 20.0, 10.0, 10.0),
     stage_weights=(1.0, 0.5, 0.25),
 )
+FSCASCADE = RPN | OF_FPN | OF_ROIS | {"selection.iou": 0.5, "proposer.train.total": 2000}
+FSCASCADE |= parts("roi_head.pool.settings", sampling_ratio=2, aligned=False)
+FSCASCADE |= parts(
+    "roi_head",
+    type="FSCascadeHead",
+    ious=(0.5, 0.6, 0.7),
+    coders__0__weights=(10.0, 10.0, 5.0, 5.0),
+    coders__1__weights=(20.0, 20.0, 10.0, 10.0),
+    coders__2__weights=(30.0, 30.0, 15.0, 15.0),
+    coders__2__plus_one=True,
+    box_loss__keywords={"beta": 1.0},
+    stage_weights=(1.0, 0.5, 0.25),
+    feature_gradient=(1.0, 1.0, 1.0),
+    resample=False,
+    gt_rois="readd",
+    drop_empty=True,
+    ensemble="last",
+    cfs=True,
+    cfs_sum="post_relu",
+    cfs_stop_gradient=False,
+    cfs_reg_feature="own",
+    localisation="lfs",
+    lfs_mode="serial",
+    lfs_final_relu=True,
+    loc_reduce="flatten",
+    head_grad_rescale=False,
+    box_heads__0__conv_sizes=(3, 3),
+    box_heads__2__conv_sizes=(3, 1),
+)
 BENCHMARK = parts("roi_head.pools.0", settings__sampling_ratio=2, settings__aligned=False)
 DOUBLE_HEAD = RPN | OF_FPN | OF_ROIS | SAMPLING | BENCHMARK | {"selection.iou": 0.5}
 DOUBLE_HEAD |= parts("proposer.head", box_beta=1 / 9, straddle=0.0, normalizer="sampled", plus_one=True)
@@ -333,6 +362,7 @@ CASES = {
     "faster_rcnn_c4": ({}, C4),
     "cascade_rcnn": ({}, CASCADE),
     "cascade_rcnn detectron2": ({"convention": "detectron2"}, {"roi_head.box_loss.keywords": {"beta": 0.0}}),
+    "fscascade": ({}, FSCASCADE),
     "double_head": ({}, DOUBLE_HEAD),
     "double_head extended": ({"configuration": "double_head_ext"}, EXTENDED),
     "mask_rcnn": ({}, MASKS),

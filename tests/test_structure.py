@@ -196,6 +196,7 @@ YEARS = {
     "mask_rcnn": 2017,
     "retinanet": 2017,
     "fcos": 2019,
+    "fscascade": 2019,
     "atss": 2020,
     "condinst": 2020,
     "dense_bases": 2020,  # what CondInst and PSS are built on

@@ -174,10 +174,11 @@ class Optimizer(Section):
 
 
 class Warmup(Section):
-    """Linear warm-up of the learning rate."""
+    """Warm-up of the learning rate, linear up to the full rate, or constant."""
 
     steps: PositiveInt
     factor: NonNegativeFloat  # multiplies the learning rate at step 0
+    constant: bool = False  # multiplies it by the factor at every step of the warm-up
 
 
 class Decay(Section):

@@ -20,6 +20,7 @@ class FCHead(keras.layers.Layer):
         norm:           of the convolutions, see kgarden/layers/norm.py; None: they have a bias instead.
         initializer:    of the dense layers: "c2_xavier" (detectron2, maskrcnn-benchmark) or "xavier"
                         (mmdetection); see kgarden/layers/initializers.py.
+        last_relu:      whether a ReLU follows the last dense layer too.
     Call:
         roi_features: (B, P, S, S, D), flattened in this order.
         valid:        (B, P) bool, False on padding, which the statistics of a batch norm leave out; None: all
@@ -28,14 +29,23 @@ class FCHead(keras.layers.Layer):
         (B, P, width).
     """
 
-    def __init__(self, width=1024, num_fcs=2, num_convs=0, initializer="c2_xavier", norm=None, **kwargs):
+    def __init__(
+        self,
+        width=1024,
+        num_fcs=2,
+        num_convs=0,
+        initializer="c2_xavier",
+        norm=None,
+        last_relu=True,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.width = width
         self.num_convs, self.norm = num_convs, norm
         self.layers = [
             keras.layers.Dense(
                 width,
-                activation="relu",
+                activation="relu" if number < num_fcs or last_relu else None,
                 kernel_initializer=by_name(initializer, "model.roi_head.initializer"),
                 name=f"fc{number}",
             )

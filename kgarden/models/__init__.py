@@ -18,6 +18,7 @@ from kgarden.models.double_head import double_head
 from kgarden.models.faster_rcnn import faster_rcnn
 from kgarden.models.faster_rcnn_c4 import faster_rcnn_c4
 from kgarden.models.fcos import fcos
+from kgarden.models.fscascade import fscascade
 from kgarden.models.gfl import gfl
 from kgarden.models.pss import condinst_pss, pss
 from kgarden.models.retinanet import retinanet
@@ -35,6 +36,7 @@ MODELS = {
     "faster_rcnn": faster_rcnn,
     "faster_rcnn_c4": faster_rcnn_c4,
     "fcos": fcos,
+    "fscascade": fscascade,
     "gfl": gfl,
     "mask_rcnn": mask_rcnn,
     "one_stage": one_stage,

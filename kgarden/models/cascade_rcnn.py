@@ -225,8 +225,13 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         how = dict(width=width, num_fcs=num_fcs, initializer=initializer, sigmoid=sigmoid)
         self.box_heads = [
-            BoxHead(num_classes, **how, name=f"box_head{stage}") for stage in range(len(self.ious))
+            self._box_head(stage, num_classes, **how, name=f"box_head{stage}")
+            for stage in range(len(self.ious))
         ]
+
+    def _box_head(self, stage, num_classes, **how):
+        """The layers of a stage, a BoxHead."""
+        return BoxHead(num_classes, **how)
 
     @property
     def loss_names(self):
@@ -244,7 +249,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         With the ensemble "last_rois", outside of training, also "on_last": logits of all heads there.
         """
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
-        for number, head in enumerate(self.box_heads):
+        for number in range(len(self.ious)):
             if stages:
                 coder = self.coders[number - 1]
                 boxes = ops.stop_gradient(clip_groups(decode(stages[-1], coder), size_hw, coder))
@@ -253,11 +258,16 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
             features = self.pool(pyramid, boxes)
             if training:
                 features = scale_gradient(features, self.feature_gradient[number])
-            logits, deltas = head(features)
+            logits, deltas = self._outputs(number, features)
             stages.append({"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid})
         if training or self.ensemble != "last_rois":
             return {"stages": stages}
-        return {"stages": stages, "on_last": [*(head(features)[0] for head in self.box_heads[:-1]), logits]}
+        earlier = [self._outputs(number, features)[0] for number in range(len(stages) - 1)]
+        return {"stages": stages, "on_last": [*earlier, logits]}
+
+    def _outputs(self, stage, features):
+        """Logits and deltas of a stage for features of any RoIs, see BoxHead."""
+        return self.box_heads[stage](features)
 
     def losses(self, raw, y):
         """Terms stage<k>/class and stage<k>/box, weighted; every stage matches its own boxes anew."""
@@ -307,12 +317,23 @@ def cascade_rcnn(num_classes, rpn=None, proposals=None, convention="mmdetection"
         TwoStage.
     """
     one_of("convention", convention, CONVENTIONS)
-    given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
-    return rcnn(
+    return cascade_on_rpn(
         num_classes,
         name="cascade_rcnn",
         head=CascadeHead,
         head_defaults=CONVENTIONS[convention],
+        rpn=rpn,
+        proposals=proposals,
+        convention=convention,
+        **parts,
+    )
+
+
+def cascade_on_rpn(num_classes, *, convention, rpn=None, proposals=None, **parts):
+    """`rcnn` with a cascade's defaults of RPN and of the number of proposals."""
+    given = merge_defaults({"train": {}, "test": {}}, proposals, "model.proposals")
+    return rcnn(
+        num_classes,
         rpn={**RPN[convention], **(rpn or {})},
         proposals={when: {**PROPOSALS[when], **given[when]} for when in PROPOSALS},
         convention=convention,

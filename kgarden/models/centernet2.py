@@ -30,6 +30,7 @@ from kgarden.models.base.two_stage import AsProposer, TwoStage, roi_selection
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead, centernet
 from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.fscascade import FSCascadeHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.retinanet import RetinaNetHead
 from kgarden.models.tsd import TSDHead
@@ -61,7 +62,8 @@ FIRST_STAGES = {
 ROI_HEADS = {
     "cascade": (CascadeHead, {"ious": (0.6, 0.7, 0.8)}),
     "faster": (FasterHead, {"iou": 0.6, "class_agnostic": True}),
-    "tsd": (TSDHead, {"iou": 0.6}),  # in no paper
+    "fscascade": (FSCascadeHead, {"ious": (0.6, 0.7, 0.8)}),  # in no paper, nor is TSD
+    "tsd": (TSDHead, {"iou": 0.6}),
 }
 
 # What only a proposer has: how many proposals, and the loss settings that the release changes for it.

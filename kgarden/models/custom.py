@@ -20,6 +20,7 @@ from kgarden.models.defcn import DeFCNHead
 from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import FasterHead
 from kgarden.models.fcos import FCOSHead
+from kgarden.models.fscascade import FSCascadeHead
 from kgarden.models.gfl import GFLHead
 from kgarden.models.mask_rcnn import mask_head_on as mask_rcnn_on
 from kgarden.models.mask_rcnn import mask_rcnn as _mask_rcnn
@@ -45,6 +46,7 @@ ROI_HEADS = {
     "cascade": CascadeHead,
     "double_head": DoubleHead,
     "faster": FasterHead,
+    "fscascade": FSCascadeHead,
     "tsd": TSDHead,
     "tsd_cascade": TSDCascadeHead,
 }
@@ -129,9 +131,8 @@ def two_stage(
 @forwards_to(_mask_rcnn, fixed=("heads",))
 def mask_rcnn(num_classes, **parts):
     """Mask R-CNN on any RoI head with boxes of one sample; see kgarden/models/mask_rcnn.py."""
-    return _mask_rcnn(
-        num_classes, heads={name: ROI_HEADS[name] for name in ("double_head", "tsd", "tsd_cascade")}, **parts
-    )
+    further = ("double_head", "fscascade", "tsd", "tsd_cascade")
+    return _mask_rcnn(num_classes, heads={name: ROI_HEADS[name] for name in further}, **parts)
 
 
 def _proposer(neck, seed, head, train=None, test=None):

@@ -96,13 +96,7 @@ class BoxHead(keras.layers.Layer):
         self.features = features or FCHead(
             width, num_fcs, num_convs, initializer=initializer, norm=norm, name="features"
         )
-        bias = prior_bias(0.01) if sigmoid else "zeros"
-        self.classes = keras.layers.Dense(
-            num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
-        )
-        self.boxes = keras.layers.Dense(
-            4 * self.groups, kernel_initializer=normal(0.001), dtype="float32", name="boxes"
-        )
+        self.classes, self.boxes = class_output(num_classes, sigmoid), box_output(self.groups)
 
     def build(self, input_shape):
         self.features.build(input_shape)
@@ -114,6 +108,19 @@ class BoxHead(keras.layers.Layer):
         x = self.features(roi_features, **how)  # Keras hands `training` on
         logits, deltas = (ops.cast(output(x), "float32") for output in (self.classes, self.boxes))
         return logits, ops.reshape(deltas, (*ops.shape(deltas)[:2], self.groups, 4))
+
+
+def class_output(num_classes, sigmoid):
+    """The last layer of classification, C + 1 logits; see BoxHead."""
+    bias = prior_bias(0.01) if sigmoid else "zeros"
+    return keras.layers.Dense(
+        num_classes + 1, kernel_initializer=normal(0.01), bias_initializer=bias, name="classes"
+    )
+
+
+def box_output(groups):
+    """The last layer of regression, 4 deltas for each of the groups of classes; see BoxHead."""
+    return keras.layers.Dense(4 * groups, kernel_initializer=normal(0.001), dtype="float32", name="boxes")
 
 
 class FasterHead(keras.layers.Layer):

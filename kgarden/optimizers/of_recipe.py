@@ -9,7 +9,9 @@ from kgarden.optimizers.schedules import check_plan, learning_rate
 
 def learning_rate_of(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
     """Builds the recipe's learning-rate schedule, a function of the step, which counts from 0."""
-    return learning_rate(recipe.schedule.base_lr, **_plan(recipe))
+    warmup = recipe.schedule.warmup
+    constant = warmup is not None and warmup.constant
+    return learning_rate(recipe.schedule.base_lr, **_plan(recipe), constant_warmup=constant)
 
 
 def check_learning_rate(recipe: Recipe) -> str | None:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as in detectron2: multi-step, cosine, linear warm-up."""
+"""Learning-rate schedules as in detectron2: multi-step, cosine, linear or constant warm-up."""
 
 import math
 from collections.abc import Sequence
@@ -42,14 +42,18 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("kgarden")
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from factor * schedule(0) to schedule(steps), followed by the schedule."""
+    """Linear warm-up from factor * schedule(0) to schedule(steps), followed by the schedule.
 
-    def __init__(self, schedule, steps, factor):
-        self.schedule, self.steps, self.factor = schedule, steps, factor
+    With `constant` the rate stays at factor * schedule(0) until then.
+    """
+
+    def __init__(self, schedule, steps, factor, constant=False):
+        self.schedule, self.steps, self.factor, self.constant = schedule, steps, factor, constant
 
     def __call__(self, step):
         fraction = ops.cast(step, "float32") / self.steps
-        first, last = self.schedule(0) * self.factor, self.schedule(self.steps)
+        first = self.schedule(0) * self.factor
+        last = first if self.constant else self.schedule(self.steps)
         return ops.where(step < self.steps, first * (1 - fraction) + last * fraction, self.schedule(step))
 
     def get_config(self):
@@ -57,6 +61,7 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
             "schedule": keras.saving.serialize_keras_object(self.schedule),
             "steps": self.steps,
             "factor": self.factor,
+            "constant": self.constant,
         }
 
     @classmethod
@@ -71,6 +76,7 @@ def learning_rate(
     factor: float | None = None,
     cosine: bool = False,
     warmup: tuple[int, float] | None = None,
+    constant_warmup: bool = False,
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """Builds the learning-rate schedule, a function of the step, which counts from 0.
 
@@ -80,9 +86,10 @@ def learning_rate(
         at, factor: steps at which the rate is multiplied by the factor.
         cosine:     half a cosine period over all steps instead.
         warmup:     (steps, factor) of a linear warm-up, or None.
+        constant_warmup: whether the warm-up stays at its factor to its end.
     """
     schedule = Cosine(base_lr, steps) if cosine else Steps(base_lr, at or (), factor or 1.0)
-    return Warmup(schedule, *warmup) if warmup else schedule
+    return Warmup(schedule, *warmup, constant=constant_warmup) if warmup else schedule
 
 
 def check_plan(

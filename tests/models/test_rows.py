@@ -26,10 +26,12 @@ OTHERS = (
     "cascade_rcnn",
     "double_head",
     "double_head_voc07",
+    "fscascade",
     "mask_rcnn",
     "tsd",
 )
 AT_INFERENCE = {
+    "model.roi_head.ensemble",
     "model.prediction",
     "model.roi_head.classify_with",
     "model.roi_head.regress_with",

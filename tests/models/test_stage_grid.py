@@ -37,11 +37,12 @@ ROI_HEADS = {
     "tsd": {"name": "tsd", "width": 4, "offset_width": 4},
     "cascade": {"name": "cascade", "width": 4},
     "tsd_cascade": {"name": "tsd_cascade", "width": 4, "offset_width": 4},
+    "fscascade": {"name": "fscascade", "width": 4},
 }
 HOW = {"pss": {"method": "none"}}  # proposals without NMS
 # Each first stage and each head once; on JAX, which compiles every shape, a pair that no paper has.
 DIAGONAL = [("rpn", "tsd_cascade"), ("centernet", "tsd"), ("pss", "tsd"), ("retinanet", "2fc")]
-DIAGONAL += [("fcos", "conv"), ("atss", "double_head"), ("gfl", "cascade")]
+DIAGONAL += [("fcos", "conv"), ("atss", "double_head"), ("gfl", "cascade"), ("centernet", "fscascade")]
 ON_BOTH = [("centernet", "tsd")]
 
 

@@ -43,6 +43,14 @@ def test_schedules_without_warmup():
     np.testing.assert_allclose([float(cosine(s)) for s in (0, 50, 100, 120)], [0.5, 0.25, 0, 0], atol=1e-7)
 
 
+def test_a_constant_warmup_ends_at_once():
+    rate = learning_rate(0.5, 100, at=[50], factor=0.1, warmup=(10, 0.1), constant_warmup=True)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
+    for schedule in (rate, again):
+        got = [float(schedule(step)) for step in (0, 9, 10, 49, 50)]
+        np.testing.assert_allclose(got, [0.05, 0.05, 0.5, 0.5, 0.05], rtol=1e-6)
+
+
 def test_learning_rate_changes_at_the_given_step():
     """Step 0 uses the rate of step 0: the second of two decays shows in the third update, not earlier."""
     weight = keras.Variable(np.zeros(1, "float32"), name="kernel")

@@ -116,6 +116,14 @@ VARIANTS = {
         "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
         "roi_head": {"width": 16, "offset_width": 8, "num_samples": 32},
     },
+    "fscascade": {
+        "name": "fscascade",
+        **TINY,
+        "rpn": {"sizes": [[8], [16], [32], [64], [128]], "num_samples": 64},
+        "proposals": {"train": {"total": 50, "per_level": 60}, "test": {"total": 20}},
+        # 1568 random features of a box, not 16: smaller deltas keep boxes in the picture.
+        "roi_head": {"width": 16, "num_samples": 32, "delta_weights": [[100.0, 100.0, 50.0, 50.0]] * 3},
+    },
     "tsd_cascade": {
         "name": "tsd_cascade",
         **TINY,
