@@ -11,9 +11,13 @@ from kgarden.necks.fpn import FPN
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="model.neck.initializer 'glorot': one of c2_xavier, xavier"):
+    with pytest.raises(
+        UserError, match="model.neck.initializer 'glorot': one of c2_xavier, normal_fan_in, xavier"
+    ):
         FPN(initializer="glorot")
-    with pytest.raises(UserError, match="model.roi_head.initializer 'glorot': one of c2_xavier, xavier"):
+    with pytest.raises(
+        UserError, match="model.roi_head.initializer 'glorot': one of c2_xavier, normal_fan_in, xavier"
+    ):
         FCHead(initializer="glorot")
     with pytest.raises(UserError, match="non-local initializer 'glorot': one of normal, torch"):
         NonLocal(initializer="glorot")

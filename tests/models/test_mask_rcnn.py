@@ -387,11 +387,12 @@ def test_conventions_settle_how_roi_align_samples():
         "detectron2": dict(sampling_ratio=0, aligned=True, plus_one=False),
         "mmdetection": dict(sampling_ratio=0, aligned=True, plus_one=False),
         "torchvision": dict(sampling_ratio=2, aligned=False, plus_one=False),
+        "mmdetection_1": dict(sampling_ratio=2, aligned=False, plus_one=False, least_cells=0.0),
         "maskrcnn_benchmark": dict(sampling_ratio=2, aligned=False, plus_one=True),
     }
     for convention, settings in by_convention.items():
         detector = built(convention=convention)
-        assert detector.mask_head.pool.settings == {**settings, "enlarged": 1.0}
+        assert detector.mask_head.pool.settings == {"least_cells": None, **settings, "enlarged": 1.0}
         assert detector.mask_head.pool.settings == detector.roi_head.pool.settings
     detector = built(
         convention="maskrcnn_benchmark", mask_head={"sampling_ratio": 3, "aligned": True, "plus_one": False}
