@@ -38,6 +38,7 @@ if ON_JAX:
     collect_ignore = [
         "export/test_portable.py",
         "export/test_saved_model.py",
+        "export/test_weights.py",
         "test_train.py",
         "training/test_gradient_accumulation.py",
         "training/test_resume.py",
