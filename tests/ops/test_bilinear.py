@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 from support import reference_loops as loops
 from support.gradients import value_and_gradients
+from support.marks import slow_on_jax
 
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 
@@ -43,6 +44,7 @@ def test_sampling_over_boxes_agrees_with_loops(factor, stride):
     np.testing.assert_allclose(ops.convert_to_numpy(got), want, atol=2e-5)
 
 
+@slow_on_jax
 def test_gradients_of_upsampling():
     rng = np.random.default_rng(3)
     x, weight = rng.normal(size=(1, 3, 4, 2)), rng.normal(size=(1, 12, 16, 2)).astype("float32")
