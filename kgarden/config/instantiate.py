@@ -97,28 +97,41 @@ def arguments(function):
     `passes_to`, and a function marked by `forwards_to` also take those of the other, except for the ones
     listed in `fixed_arguments`.
     """
+    return list(_defaults(function))
+
+
+def _defaults(function):
+    """{name: default} of `arguments`; inspect.Parameter.empty where there is none."""
     fixed = getattr(function, "fixed_arguments", ())
     if not inspect.isclass(function):
         own = _named(inspect.signature(function))
-        base = arguments(function.base) if hasattr(function, "base") else []
-        return own + [name for name in base if name not in (*own, *fixed)]
-    names = []
+        base = _defaults(function.base) if hasattr(function, "base") else {}
+        return own | {name: base[name] for name in base if name not in (*own, *fixed)}
+    found = {}
     for one in function.__mro__:
         if not one.__module__.startswith("kgarden.") or "__init__" not in vars(one):
             break
         signature = inspect.signature(one)
-        grouped = [name for group in vars(one).get("takes", ()) for name in group._fields]
-        names += [name for name in (*_named(signature), *grouped) if name not in names]
+        found |= {name: default for name, default in _items(signature, one) if name not in found}
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             break
-    names = names or _named(inspect.signature(function))
-    further = arguments(function.passes_to) if hasattr(function, "passes_to") else []
-    return [name for name in dict.fromkeys((*names, *further)) if name not in fixed]
+    found = found or _named(inspect.signature(function))
+    further = _defaults(function.passes_to) if hasattr(function, "passes_to") else {}
+    return {name: default for name, default in (found | (further | found)).items() if name not in fixed}
 
 
 def _named(signature):
     skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [p.name for p in signature.parameters.values() if p.kind not in skipped]
+    return {p.name: p.default for p in signature.parameters.values() if p.kind not in skipped}
+
+
+def _items(signature, one):
+    """(name, default) of a class's own arguments and of the NamedTuples that it takes."""
+    yield from _named(signature).items()
+    for group in vars(one).get("takes", ()):
+        yield from (
+            (name, group._field_defaults.get(name, inspect.Parameter.empty)) for name in group._fields
+        )
 
 
 def _check(settings, known, where):
@@ -134,9 +147,11 @@ def _check(settings, known, where):
 
 def _check_kinds(settings, function, where):
     """Raises UserError for a number whose default is a list, and for no number where the default is one."""
-    defaults = _defaults(function)
+    defaults, either = _defaults(function), getattr(function, "number_or_list", ())
     for name, value in settings.items():
         default = defaults.get(name)
+        if name in either:
+            continue
         if isinstance(default, list | tuple) and _is_number(value):
             raise UserError(f"{where}.{name} is {value}: a list, as {list(default)}")
         if _is_number(default) and isinstance(value, str | list | tuple | dict):
@@ -145,9 +160,3 @@ def _check_kinds(settings, function, where):
 
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _defaults(function):
-    """{name: default} of the arguments that a function or class has itself."""
-    parameters = inspect.signature(function).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}

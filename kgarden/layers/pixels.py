@@ -1,6 +1,7 @@
 """Pixel normalisation: channel order, mean and standard deviation that the backbone was trained with."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
@@ -47,14 +48,11 @@ def pixels_of_preset(given, expected, source):
     )
 
 
-def same_pixels(one, other):
-    """Whether two pixel settings agree to a thousandth of a gray level."""
-    return _rounded(one) == _rounded(other)
-
-
-def _rounded(pixels):
-    settings = pixel_settings(pixels)
-    return [settings["order"], *(round(float(v), 3) for v in (*settings["mean"], *settings["std"]))]
+def same_pixels(one, other, of_means=1e-3):
+    """Whether two pixel settings agree to a thousandth of a gray level, and means to `of_means`."""
+    one, other = pixel_settings(one), pixel_settings(other)
+    differences = {key: np.abs(np.subtract(one[key], other[key])).max() for key in ("mean", "std")}
+    return one["order"] == other["order"] and differences["mean"] <= of_means and differences["std"] <= 1e-3
 
 
 class Normalize(keras.layers.Layer):

@@ -87,6 +87,8 @@ class CascadeRoIs:
         samplings: RoISampling of each stage; `sampling` is that of the first.
     """
 
+    number_or_list = ("stage_weights", "feature_gradient")  # settings that a recipe may give either way
+
     def _plan(self, ious, sampling, *, resample, gt_rois, drop_empty):
         """Takes the settings.
 

@@ -36,12 +36,8 @@ from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
 
-OF_ROI_ALIGN = (
-    "sampling_ratio",
-    "aligned",
-    "least_cells",
-    "plus_one",
-)  # settings of a convention that RoIAlign has
+# Settings of a convention that RoIAlign has.
+OF_ROI_ALIGN = ("sampling_ratio", "aligned", "least_cells", "plus_one")
 INITIALIZERS = ("normal", "c2_msra")
 OF_LAST_LAYER = {
     "detectron2": "normal",

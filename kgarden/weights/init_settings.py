@@ -13,6 +13,8 @@ from kgarden.weights.foreign import is_foreign, pixels_of
 from kgarden.weights.imagenet import imagenet_file
 from kgarden.weights.initial import shapes_in
 
+# Gray levels: Detectron and detectron2 read the same ImageNet files with means half of one apart.
+OF_MEANS = 1.0
 IMAGENET = "imagenet"  # instead of a file: the weights of the backbone's classifier
 
 
@@ -56,7 +58,7 @@ def with_pixels_of_weights(recipe: Recipe) -> Recipe:
     held = (recipe.model.model_extra or {}).get("pixels")
     if held is None:
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pixels": expected})})
-    if not same_pixels(held, expected):
+    if not same_pixels(held, expected, OF_MEANS):
         raise UserError(
             f"init: {path} expects pixels of {expected}, model.pixels is {held}; "
             f"set model.pixels={json.dumps(expected)}, or leave it out: it comes with the weights"

@@ -217,6 +217,15 @@ def test_mistakes_in_settings_are_named():
         build_detector({"name": "centernet", "neck": {"levels": 7}}, CLASSES)
     with pytest.raises(UserError, match=r"model.neck.channels is '64': a number, as 256"):
         build_detector({"name": "centernet", "neck": {"channels": "64"}}, CLASSES)
+    with pytest.raises(
+        UserError, match=r"dense_head.num_convs is \[4\]: a number, as 4"
+    ):  # of its base class
+        build_detector({"name": "fcos", "dense_head": {"num_convs": [4]}}, CLASSES)
+    with pytest.raises(UserError, match="roi_head.num_samples is '64': a number, as 512"):  # of RoISampling
+        build_detector({"name": "faster_rcnn", "roi_head": {"num_samples": "64"}}, CLASSES)
+    either = {"stage_weights": 1.0, "feature_gradient": [1.0, 0.5, 0.5]}
+    head = build_detector({"name": "fscascade", "roi_head": either}, CLASSES).roi_head
+    assert head.stage_weights == (1.0, 1.0, 1.0) and head.feature_gradient == (1.0, 0.5, 0.5)
     with pytest.raises(UserError, match=r"deformable_stages is 5: a list, as \[\]"):
         build_detector(
             {"name": "centernet", "backbone": {"name": "resnet50", "deformable_stages": 5}}, CLASSES

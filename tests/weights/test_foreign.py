@@ -158,6 +158,25 @@ def test_recipes_that_begin_with_imagenet_expect_torchvisions_weights():
         assert model["backbone"]["name"] in imagenet.FILES
 
 
+def test_imagenet_files_of_caffe2_fit_the_means_of_both_detectrons(tmp_path):
+    """fscascade has those of the first, half a gray level apart; two levels, or RGB, are refused."""
+    kernel = np.zeros((4, 4, 3, 3), "float32")
+    path = tmp_path / "R-50.pth"
+    write_weights(path, {f"res2_0_branch2{one}_w": kernel for one in "ab"})
+    recipe = load_recipe("fscascade", {"init.weights": str(path)})
+    assert with_pixels_of_weights(recipe).model.model_extra["pixels"]["mean"] == [
+        102.9801,
+        115.9465,
+        122.7717,
+    ]
+    for mean, order in ([102.4, 115.2, 122.6], "bgr"), ([103.53, 116.28, 123.675], "rgb"):
+        pixels = {"mean": mean, "std": [1.0, 1.0, 1.0], "order": order}
+        with pytest.raises(UserError, match="expects pixels of msra"):
+            with_pixels_of_weights(
+                load_recipe("fscascade", {"init.weights": str(path), "model.pixels": pixels})
+            )
+
+
 SMALL = ("quickstart", "shapes_", "bccd_", "neu_det_", "nuts_")  # for a CPU
 
 
