@@ -5,7 +5,7 @@ COCO has no `difficult` flag; such objects are ordinary objects here.
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -17,6 +17,7 @@ from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.limits import limited
 
 AREAS = ("all", "small", "medium", "large")  # in the order of pycocotools
+IOUS = np.linspace(0.5, 0.95, 10)  # thresholds of COCO's AP
 
 
 def coco_metrics(
@@ -48,6 +49,31 @@ def coco_metrics_of(table: EvaluationTable, iou_type: str = "bbox") -> dict:
     Raises:
         UserError: iou_type is "segm" and masks are missing.
     """
+    evaluator = _accumulated(table, IOUS, iou_type)
+    return {"metrics": _summary(evaluator), "per_class": _per_class(evaluator.cocoGt, evaluator)}
+
+
+def ap_by_iou(table: EvaluationTable, ious: Sequence[float] = IOUS, iou_type: str = "bbox") -> np.ndarray:
+    """Computes AP at single IoU thresholds by object size, mean over classes.
+
+    The mean over IOUS is COCO's AP. Song et al. 2020, arXiv:2003.07540, Fig. 6 and Table 9.
+
+    Args:
+        table:    EvaluationTable.
+        ious:     T thresholds, ascending.
+        iou_type: "bbox" or "segm".
+    Returns:
+        (T, 4) float64 in percent, columns as AREAS; NaN in those of sizes without objects.
+    Raises:
+        UserError: iou_type is "segm" and masks are missing.
+    """
+    precision = _accumulated(table, ious, iou_type).eval["precision"][..., -1]  # (T, 101 recalls, classes, 4)
+    means = [[_mean(of_size) for of_size in np.moveaxis(at_iou, -1, 0)] for at_iou in precision]
+    return np.array([[np.nan if mean < 0 else 100.0 * mean for mean in row] for row in means])
+
+
+def _accumulated(table, ious, iou_type):
+    """COCOeval with the precision and recall of all classes, sizes and limits."""
     if iou_type not in ("bbox", "segm"):
         raise UserError(f"iou type {iou_type!r} is not supported; use bbox or segm")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -55,10 +81,11 @@ def coco_metrics_of(table: EvaluationTable, iou_type: str = "bbox") -> dict:
         evaluator = COCOeval(ground_truth, _detections(ground_truth, table.results, iou_type), iou_type)
         if table.image_ids is not None:
             evaluator.params.imgIds = sorted(table.image_ids & ground_truth.imgs.keys())
+        evaluator.params.iouThrs = np.asarray(ious, "float64")
         evaluator.params.maxDets = [n for n in (1, 10) if n < table.max_detections] + [table.max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
-    return {"metrics": _summary(evaluator), "per_class": _per_class(ground_truth, evaluator)}
+    return evaluator
 
 
 def _summary(evaluator):

@@ -14,9 +14,9 @@ from support import real_data
 from support.metric_tables import METRICS
 
 from kgarden.errors import UserError
-from kgarden.metrics.coco import coco_metrics
+from kgarden.metrics.coco import IOUS, ap_by_iou, coco_metrics
 from kgarden.metrics.coco_json import read_results
-from kgarden.metrics.evaluation_table import complete
+from kgarden.metrics.evaluation_table import EvaluationTable, complete
 from kgarden.metrics.registry import HEADLINES, measure
 
 
@@ -50,6 +50,19 @@ def test_published_numbers_of_val2014(iou_type):
     text = (folder / "val2014_fake_eval_res.txt").read_text().split(f"type={iou_type}")[1]
     published = [float(one) for one in re.findall(r"= (\d\.\d+)", text)[:12]]
     np.testing.assert_allclose(got, published, rtol=0, atol=5.01e-4)
+
+
+def test_ap_at_single_thresholds_of_val2014():
+    """AP at IoU 0.5 and 0.75 and the means over the ten thresholds are those of pycocotools, by size."""
+    folder = real_data.folder("coco_samples", "cocoapi_val2014_100")
+    truth = folder / "instances_val2014_100.json"
+    results = load(folder / "instances_val2014_fakebbox100_results.json")
+    ap, ap50, ap75, *of_sizes = directly(truth, results, "bbox")[:6]
+    got = ap_by_iou(EvaluationTable(load(truth), results)) / 100
+    assert got.shape == (10, 4) and (np.diff(got[:, 0]) <= 0).all()
+    np.testing.assert_allclose(got.mean(axis=0), [ap, *of_sizes], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got[[0, 5], 0], [ap50, ap75], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(ap_by_iou(EvaluationTable(load(truth), results), IOUS[[4]]), 100 * got[[4]])
 
 
 def test_published_numbers_without_crowds():
@@ -118,6 +131,19 @@ def test_missing_fields_are_completed():
     assert masked["area"] == pytest.approx(800, rel=0.06)  # pixels on the diagonal fall to either side
     found = coco_metrics(truth_of(square(0)), [square(0, score=0.5)])["metrics"]
     assert found["ap_small"] == 100.0 and found["ap_medium"] is None
+
+
+def test_ap_at_single_thresholds_by_hand():
+    """A small object found with IoU 0.8, a medium one with 0.6; no large one."""
+    truth = truth_of(square(0), square(5, side=40.0))
+    half = {"image_id": 1, "category_id": 1, "score": 0.9}
+    results = [{**half, "bbox": [0, 0, 10, 8]}, {**half, "bbox": [100, 0, 40, 24], "score": 0.8}]
+    table = EvaluationTable(truth, results)
+    nan, one_of_two = np.nan, 100 * 51 / 101  # precision 1 up to recall 0.5
+    wanted = {0.55: (100, 100, 100, nan), 0.65: (one_of_two, 100, 0, nan), 0.85: (0, 0, 0, nan)}
+    np.testing.assert_allclose(ap_by_iou(table, list(wanted)), list(wanted.values()), rtol=0, atol=1e-9)
+    limited = EvaluationTable(truth, results, max_detections=1)
+    np.testing.assert_allclose(ap_by_iou(limited, [0.55])[0, 0], one_of_two, rtol=0, atol=1e-9)
 
 
 def test_iou_type_selects_boxes_or_masks():
