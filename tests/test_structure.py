@@ -295,7 +295,10 @@ def test_all_but_a_few_modules_are_imported_without_tensorflow():
 
 
 FULL_SIZE = {"quickstart", "bccd_centernet2", "shapes_double_head"}  # small recipes as they are
-MOBILE = {"bccd_fcos", "bccd_faster_rcnn", "neu_det_fcos", "neu_det_faster_rcnn"}  # with a MobileNetV2
+MOBILE = {f"neu_det_{name}" for name in ("fcos", "faster_rcnn", "tsd", "fscascade")} | {
+    "bccd_fcos",
+    "bccd_faster_rcnn",
+}
 
 
 @pytest.mark.parametrize("stem", sorted(packaged_recipes()))

@@ -1,6 +1,7 @@
 """The projects whose weights can be read and written, each with its table of names."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 
 from kgarden.backbones.dla import DLA
+from kgarden.backbones.efficientnet_lite import EfficientNetLite0
 from kgarden.backbones.mobilenet_v2 import MobileNetV2
 from kgarden.backbones.res2net import Res2Net
 from kgarden.backbones.senet import SENet154, SEResNet
@@ -97,10 +99,13 @@ def _timm(detector):
         SEResNet: timm.seresnext_names,
         Res2Net: timm.res2net_names,
         DLA: timm.dla_names,
-        MobileNetV2: timm.mobilenet_v2_names,
+        MobileNetV2: functools.partial(timm.inverted_residual_names, repeats=timm.MOBILENET_V2),
+        EfficientNetLite0: functools.partial(timm.inverted_residual_names, repeats=timm.EFFICIENTNET_LITE0),
     }
     for family, names in families.items():
         if isinstance(backbone, family):
+            if family is EfficientNetLite0 and backbone.padding != "same":
+                raise UserError("weights of timm's EfficientNet-Lite0: set model.backbone.padding: same")
             if family is Res2Net and not backbone.pool_at_stride_1:
                 raise UserError("weights of timm's Res2Net: set model.backbone.pool_at_stride_1: true")
             return names("")
@@ -124,8 +129,9 @@ def _check_stride(backbone):
 
 
 def _last_conv(detector):
-    """Names of MobileNetV2's 1x1 before its classifier, where the backbone ends without it."""
-    without = isinstance(detector.backbone, MobileNetV2) and not detector.backbone.last_conv
+    """Names of a mobile network's 1x1 before its classifier, where the backbone ends without it."""
+    mobile = isinstance(detector.backbone, (MobileNetV2, EfficientNetLite0))
+    without = mobile and not detector.backbone.last_conv
     return (r"(features\.18|conv_head|bn2|Conv_1|Conv_1_bn)\..*",) if without else ()
 
 
@@ -199,12 +205,12 @@ PROJECTS = {
         restore=keras_applications.from_state_dict,
     ),
     "timm": Project(
-        "classifiers of timm: Res2Net v1b, SENet-154, SE-ResNeXt, DLA-34, MobileNetV2",
+        "classifiers of timm: Res2Net v1b, SENet-154, SE-ResNeXt, DLA-34, MobileNetV2, EfficientNet-Lite0",
         r"(layer1\.0\.convs\.0|layer0\.conv1|level0\.0|conv_stem)\.weight",
         table=_timm,
         ignore=lambda detector: (*timm.IGNORE, *_last_conv(detector)),
         is_backbone=True,
-        pixels="torchvision",
+        pixels=timm.pixels_of,
     ),
     "efficientnet-lite-pytorch": Project(
         "classifiers of efficientnet-lite-pytorch: EfficientNet-Lite0",

@@ -1,4 +1,7 @@
-"""Weight names of timm: SENet, Res2Net, MobileNetV2, DLA; its ResNet and ResNeXt have torchvision's names."""
+"""Weight names of timm: SENet, Res2Net, DLA, MobileNetV2, EfficientNet-Lite0.
+
+Its ResNet and ResNeXt have torchvision's names.
+"""
 
 import itertools
 
@@ -85,8 +88,17 @@ def dla_names(prefix):
     )
 
 
-def mobilenet_v2_names(prefix):
-    """Entries for MobileNetV2 ("mobilenetv2_100"); `prefix`: of the backbone's modules."""
+MOBILENET_V2 = (1, 2, 3, 4, 3, 3, 1)  # blocks of each stage
+EFFICIENTNET_LITE0 = (1, 2, 2, 3, 3, 4, 1)
+
+
+def inverted_residual_names(prefix, repeats):
+    """Entries for MobileNetV2 ("mobilenetv2_100") and EfficientNet-Lite0 ("tf_efficientnet_lite0").
+
+    Args:
+        prefix:  of the backbone's modules.
+        repeats: blocks of each stage: MOBILENET_V2 or EFFICIENTNET_LITE0.
+    """
     entries = [
         (prefix + "conv_stem", "backbone/stem"),
         (prefix + "bn1", "backbone/stem/norm"),
@@ -95,8 +107,8 @@ def mobilenet_v2_names(prefix):
     ]
     names = (("conv_pw", "expand"), ("conv_dw", "depthwise"), ("conv_pwl", "project"))
     number = 0
-    for stage, repeats in enumerate((1, 2, 3, 4, 3, 3, 1)):
-        for block in range(repeats):
+    for stage, blocks in enumerate(repeats):
+        for block in range(blocks):
             number += 1
             # the first block does not expand: its last 1x1 has the name of the others' first
             of_block = names if stage else (("conv_dw", "depthwise"), ("conv_pw", "project"))
@@ -107,6 +119,15 @@ def mobilenet_v2_names(prefix):
                     (f"{where}bn{norm}", f"backbone/block{number}/{ours}/norm"),
                 ]
     return tuple(entries)
+
+
+LITE_PIXELS = {"mean": (127.5,) * 3, "std": (127.5,) * 3, "order": "rgb"}
+ONLY_IN_LITE = "blocks.5.3.conv_pw.weight"  # MobileNetV2 has three blocks in this stage
+
+
+def pixels_of(weights):
+    """`model.pixels` of a file."""
+    return LITE_PIXELS if ONLY_IN_LITE in weights else "torchvision"
 
 
 IGNORE = (

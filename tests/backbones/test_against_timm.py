@@ -1,5 +1,7 @@
 """Every family against timm's networks with random weights; skipped without torch and timm."""
 
+import functools
+
 import numpy as np
 import pytest
 from keras import ops
@@ -13,7 +15,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed here")
 timm = pytest.importorskip("timm", reason="timm is not installed here", exc_type=ImportError)
 
 PAIRS = {
-    "mobilenet_v2": ("mobilenetv2_100", names.mobilenet_v2_names),
+    "mobilenet_v2": (
+        "mobilenetv2_100",
+        functools.partial(names.inverted_residual_names, repeats=names.MOBILENET_V2),
+    ),
+    "efficientnet_lite0": (
+        "tf_efficientnet_lite0",
+        functools.partial(names.inverted_residual_names, repeats=names.EFFICIENTNET_LITE0),
+    ),
     "dla34": ("dla34", names.dla_names),
     "resnet18": ("resnet18", resnet_names),
     "resnet152": ("resnet152", resnet_names),
@@ -22,7 +31,7 @@ PAIRS = {
     "seresnext50_32x4d": ("legacy_seresnext50_32x4d", names.seresnext_names),
     "senet154": ("legacy_senet154", names.senet_names),
 }
-LIGHT = {"mobilenet_v2", "dla34", "resnet18"}
+LIGHT = {"mobilenet_v2", "efficientnet_lite0", "dla34", "resnet18"}
 SETTINGS = {"res2net50": {"pool_at_stride_1": True}}
 
 

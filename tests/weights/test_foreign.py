@@ -1,12 +1,16 @@
 """Initial weights of other projects: what fits is taken, what does not is named, pixels come along."""
 
 import hashlib
+import importlib.machinery
+import sys
+import types
 
 import numpy as np
 import pytest
 from keras import ops
 from support.variants import CLASSES, VARIANTS
 
+from kgarden.backbones import BACKBONES
 from kgarden.config.loading import load_recipe, packaged_recipes
 from kgarden.errors import UserError
 from kgarden.models import build_detector
@@ -127,7 +131,7 @@ def test_imagenet_weights_are_found_in_a_cache_and_checked(tmp_path, monkeypatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     content = b"weights"
     name = f"resnet50-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(imagenet.FILES, "resnet50", name)
+    monkeypatch.setitem(imagenet.FILES, "resnet50", "https://a.example/" + name)
     (folder / name).write_bytes(content)
     assert imagenet.imagenet_file("resnet50") == folder / name
     (folder / name).write_bytes(b"cut")
@@ -138,12 +142,40 @@ def test_imagenet_weights_are_found_in_a_cache_and_checked(tmp_path, monkeypatch
 def test_without_a_network_one_line_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(imagenet, "ORIGIN", "http://127.0.0.1:9/")
+    monkeypatch.setitem(imagenet.FILES, "resnet50", "http://127.0.0.1:9/resnet50-0676ba61.pth")
     recipe = load_recipe("faster_rcnn", {"init.weights": "imagenet"})
     with pytest.raises(UserError, match=r"resnet50-0676ba61.pth cannot be fetched; .* put it into .*models"):
         check_init(recipe)
-    with pytest.raises(UserError, match="no file is known for dla34, only for resnet18"):
+    with pytest.raises(UserError, match="no file is known for vgg, only for resnet18.*, dla34"):
+        imagenet.imagenet_file("vgg")
+
+
+def test_imagenet_weights_of_timm_come_from_the_hub(tmp_path, monkeypatch):
+    """By its own library, which has a cache; without it, or without a network, one line says what to do."""
+    asked = []
+
+    def download(*names):
+        asked.append(names)
+        if len(asked) > 1:
+            raise OSError("no network")
+        return str(tmp_path / "model.safetensors")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.hf_hub_download = download
+    hub.__spec__ = importlib.machinery.ModuleSpec("huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert imagenet.imagenet_file("dla34") == tmp_path / "model.safetensors"
+    assert asked == [("timm/dla34.in1k", "model.safetensors")]
+    with pytest.raises(UserError, match=r"of timm/res2net50d.in1k on .* cannot be fetched; .* init.weights"):
+        imagenet.imagenet_file("res2net50")
+    monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'kgarden\[hub\]'"):
         imagenet.imagenet_file("dla34")
+
+
+def test_every_named_backbone_has_imagenet_weights():
+    without = BACKBONES.keys() - imagenet.FILES.keys() - imagenet.HUB.keys()
+    assert without == {"resnet10"}  # of tests/support/variants.py
 
 
 def test_recipes_that_begin_with_imagenet_expect_torchvisions_weights():
