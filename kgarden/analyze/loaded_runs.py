@@ -135,6 +135,16 @@ def require_roi_heads(runs: Sequence[LoadedRun]) -> None:
             )
 
 
+def progress_of_run(
+    progress: Callable[[int, int], None] | None, runs: Sequence[LoadedRun], number: int, limit: int | None
+) -> Callable[[int], None]:
+    """Returns a function of the images done of run `number`, that reports those of all runs."""
+    if progress is None:
+        return lambda done: None
+    counts = [run.num_images(limit) for run in runs]
+    return lambda done: progress(sum(counts[:number]) + done, sum(counts))
+
+
 def size_of(area: float) -> str:
     """Returns COCO's size of an area in px^2 of the original image: small, medium or large."""
     return SIZES[int(area >= 32**2) + int(area > 96**2)]

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.analyze.curve_styles import STYLES
-from kgarden.analyze.loaded_runs import open_runs, require_objects, require_roi_heads
+from kgarden.analyze.loaded_runs import open_runs, progress_of_run, require_objects, require_roi_heads
 from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.analyze.statistics import by_distance, cosines_of_cells, off_diagonal, tiled
 from kgarden.analyze.windows import Pyramid
@@ -97,7 +97,7 @@ def analyze_spatial_correlation(
             raise UserError(f"{run.name}: its RoI head has neither an fc-head nor a conv-head")
     maps, objects = {}, 0
     for number, run in enumerate(loaded):
-        maps_of_run, objects = _maps_of(run, limit, _report(progress, number, loaded, limit))
+        maps_of_run, objects = _maps_of(run, limit, progress_of_run(progress, loaded, number, limit))
         require_objects(objects, runs)
         maps |= {(run.name, name): cosines for name, cosines in maps_of_run.items()}
     rows, distances, cells = [], [], []
@@ -114,14 +114,6 @@ def analyze_spatial_correlation(
     reading = f"{READING} {objects} objects; crowds are left out."
     write_analysis(to, reading, tables, {"spatial_correlation": figure(maps)})
     return {"rows": rows, "reading": reading}
-
-
-def _report(progress, number, loaded, limit):
-    """Progress function of one run of several."""
-    if progress is None:
-        return lambda done: None
-    counts = [run.num_images(limit) for run in loaded]
-    return lambda done: progress(sum(counts[:number]) + done, sum(counts))
 
 
 def _maps_of(run, limit, report):

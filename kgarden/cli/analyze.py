@@ -147,6 +147,38 @@ def compare(
     _print_reading(result, to)
 
 
+@analyze_app.command()
+def iou_sweep(
+    subjects: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...|DETECTIONS.json...", help="Run directories, or files of detections."),
+    ],
+    to: ToOption,
+    annotations: Annotated[
+        pathlib.Path | None, typer.Option(help="COCO ground truth (required for files of detections).")
+    ] = None,
+    iou_type: Annotated[str, typer.Option(help="bbox or segm.")] = "bbox",
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=1, help="Detections per class and image that count; default: the runs', or 100."),
+    ] = None,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Plot AP against the IoU threshold by object size, with differences to the first run or file."""
+    start_tensorflow()
+    from kgarden.analyze.iou_sweep import PUBLISHED, analyze_iou_sweep, published_rows
+    from kgarden.utils.progress import progress_of
+
+    options = {"annotations": annotations, "iou_type": iou_type, "max_detections": max_detections}
+    with progress_of("images") as progress:
+        options |= {"weights": weights, "limit": limit, "progress": progress}
+        result = analyze_iou_sweep(subjects, to, **options)
+    columns = ("run", "size", *(f"AP.{10 * iou:.0f}" for iou in PUBLISHED), "AP")
+    _print_table(columns, published_rows(result["rows"]), digits=1)
+    _print_reading(result, to)
+
+
 def _ids(text):
     if text is None:
         return None
@@ -156,19 +188,21 @@ def _ids(text):
         raise UserError(f"--ids {text}: use comma-separated numbers, for example 12,40") from error
 
 
-def _print_table(columns, rows):
+def _print_table(columns, rows, digits=3):
     from rich.console import Console
     from rich.table import Table
 
     from kgarden.metrics.tables import plain
+
+    def shown(value):
+        return "–" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
     table = Table()
     for number, column in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][number], str)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        shown = ("–" if one is None else f"{one:.3f}" if isinstance(one, float) else str(one) for one in row)
-        table.add_row(*map(plain, shown))
+        table.add_row(*(plain(shown(value)) for value in row))
     Console(highlight=False).print(table)
 
 

@@ -43,8 +43,7 @@ def score_file(
     Raises:
         UserError: a file cannot be used; the message names the file and the reason.
     """
-    truth, notes = _checked(annotations, read_truth)
-    results, more = _checked(detections, lambda content: read_results(content, truth))
+    truth, results, notes = read_detections(detections, annotations)
     evaluation, analysis = score(
         truth, results, metrics=metrics, iou_type=iou_type, max_detections=max_detections
     )
@@ -52,7 +51,22 @@ def score_file(
         "detections_file": pathlib.Path(detections).name,
         "annotations_file": pathlib.Path(annotations).name,
     }
-    return {**names, **evaluation, **({"notes": notes + more} if notes + more else {})}, analysis
+    return {**names, **evaluation, **({"notes": notes} if notes else {})}, analysis
+
+
+def read_detections(
+    detections: str | os.PathLike, annotations: str | os.PathLike
+) -> tuple[dict, list[dict], list[str]]:
+    """Reads a file of detections and its ground truth; see `score_file`.
+
+    Returns:
+        (truth, results, notes): ground truth in COCO form, results with its ids, remarks for the user.
+    Raises:
+        UserError: a file cannot be used; the message names the file and the reason.
+    """
+    truth, notes = _checked(annotations, read_truth)
+    results, more = _checked(detections, lambda content: read_results(content, truth))
+    return truth, results, notes + more
 
 
 def score(
