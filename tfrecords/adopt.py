@@ -25,7 +25,7 @@ from tfrecords.scan import Unusable, scan
 from tfrecords.schema import DataError
 from tfrecords.write import LOCK, alone
 
-FORM = 2  # version of the cached files; another version is built again
+FORM = 3  # version of the cached files; another version is built again
 
 
 def adopt(files, cache, labels=None, progress=None):
@@ -103,7 +103,7 @@ def _adopt(files, plain, aside, to, categories, progress):
             if "left_out" in result:
                 report.leave_out(Fault(*result["left_out"]))
                 continue
-            result["image"]["id"] = next(ids)
+            result["image"] = {"id": next(ids), **_image(result["image"], report.names)}
             report.add(result)
             report.drop(Fault(*fault) for fault in result["faults"])
             report.remark(Fault(*fault) for fault in result["remarks"])
@@ -162,9 +162,23 @@ def _result(row, classes, file_name):
             clipped += not np.array_equal(row.boxes[n], row.boxes[n].clip(0, 1))
             annotations.append(_annotation(row, n, remarks, where))
     image = {"file_name": row.file_name, "height": row.height, "width": row.width}
+    if row.verified is not None:
+        image["verified"] = list(row.verified.items())
     parts = {"annotations": annotations, "faults": faults, "remarks": remarks, "clipped": clipped}
     parts["signs"] = signs_of(row.boxes_xywh(), row.height, row.width)
     return {"offset": row.offset, "image": image, **parts}
+
+
+def _image(image, names):
+    """The entry of an image, with its image-level labels of known classes in the form of annotations.json."""
+    if "verified" not in image:
+        return image
+    of_class = {one: present for one, present in image.pop("verified") if one in names}
+    return {
+        **image,
+        "pos_category_ids": [one for one, present in of_class.items() if present],
+        "neg_category_ids": [one for one, present in of_class.items() if not present],
+    }
 
 
 def _annotation(row, n, remarks, where):
@@ -173,8 +187,9 @@ def _annotation(row, n, remarks, where):
     annotation = {"category_id": row.category_ids[n], "bbox": [x0, y0, x1 - x0, y1 - y0]}
     annotation["area"] = row.areas[n] if n < len(row.areas) and row.areas[n] > 0 else (x1 - x0) * (y1 - y0)
     annotation["iscrowd"] = int(n < len(row.crowd) and row.crowd[n] > 0)
-    if row.difficult:
-        annotation["difficult"] = int(n < len(row.difficult) and row.difficult[n] > 0)
+    for key, flags in (("difficult", row.difficult), ("is_group_of", row.group_of)):
+        if flags:
+            annotation[key] = int(n < len(flags) and flags[n] > 0)
     if n < len(row.masks) and row.masks[n]:
         try:
             annotation["segmentation"] = _run_lengths(row.masks[n], row.height, row.width)

@@ -18,19 +18,16 @@ import tempfile
 
 import numpy as np
 
+from tfrecords.check_record import check_record
 from tfrecords.data_statistics import facts_of_manifest, facts_of_rows
-from tfrecords.images import decode, decode_mask
 from tfrecords.index import shards_of
 from tfrecords.plausibility import findings
 from tfrecords.records import compression_of, unpack, walk
-from tfrecords.schema import SIDES, DataError
+from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
 
 AT_ONCE = 256  # records per batch of the thread pool that decodes images
-HAIR = 1e-6  # of a side: tolerance for float32 rounding of boxes at the border
 NEAR = 0.01  # px, tolerance between a box of a record (float32 fractions) and of annotations.json
-
-OBJECT = "image/object/"
 
 
 @dataclasses.dataclass
@@ -122,25 +119,11 @@ def _plain(file):
 # --- one shard ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """Fields of a record with which index.json and annotations.json must agree."""
-
-    where: str
-    offset: int
-    image_id: int | None  # None: not a decimal number
-    height: int
-    width: int
-    boxes: np.ndarray  # (N, 4) xyxy px
-    category_ids: tuple
-    crowd: np.ndarray  # (N,) bool
-
-
 def _check_shard(file, categories, is_ours, findings, pool):
     rows = []
     records = _records(file, findings)
     while several := list(itertools.islice(records, AT_ONCE)):
-        checked = pool.map(lambda one: _check_record(file, *one, categories, is_ours), several)
+        checked = pool.map(lambda one: check_record(file, *one, categories, is_ours), several)
         for row, faults, objects in checked:
             findings.records += 1
             findings.objects += objects
@@ -158,131 +141,6 @@ def _records(file, findings):
             findings.add(fault, f"{file.name}, byte {offset}")
         else:
             yield offset, data
-
-
-# --- one record -----------------------------------------------------------------------------------
-
-
-def _check_record(file, offset, data, categories, is_ours):
-    """(row or None, [(kind, where)], number of objects) of one record."""
-    import tensorflow as tf
-
-    where = f"{file.name}, byte {offset}"
-    try:
-        features = tf.train.Example.FromString(data).features.feature
-    except Exception:  # protobuf's own error has no public name that all of its versions share
-        return None, [("not a tf.train.Example", where)], 0
-    name = _text(features, "image/filename") or _text(features, "image/source_id")
-    where = f"{where} ({name})" if name else where
-    faults = []
-    height, width = _check_image(features, faults)
-    boxes, objects = _check_boxes(features, faults)
-    _check_classes(features, len(boxes), categories, faults)
-    _check_masks(features, len(boxes), height, width=width, faults=faults)
-    image_id = _text(features, "image/source_id")
-    image_id = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
-    if is_ours and image_id is None:
-        faults.append("image/source_id is not a decimal number")
-    row = _Row(
-        where,
-        offset,
-        image_id,
-        height=height,
-        width=width,
-        boxes=boxes * [width, height, width, height],
-        category_ids=tuple(_ints(features, OBJECT + "class/label")),
-        crowd=np.array(_ints(features, OBJECT + "is_crowd")[: len(boxes)] or [0] * len(boxes), bool),
-    )
-    return row, [(kind, where) for kind in faults], objects
-
-
-def _check_image(features, faults):
-    """(height, width) of the image; if it does not decode, those that the record declares."""
-    import tensorflow as tf
-
-    encoded = b"".join(_bytes(features, "image/encoded"))
-    declared = [(_ints(features, f"image/{side}") or [0])[0] for side in ("height", "width")]
-    digest = _text(features, "image/key/sha256")
-    if digest and hashlib.sha256(encoded).hexdigest() != digest.lower():
-        faults.append("image differs from image/key/sha256")
-    if not encoded:
-        faults.append("no image in image/encoded")
-        return declared
-    try:
-        height, width, _ = decode(encoded).shape
-    except (tf.errors.OpError, ValueError):
-        faults.append("image does not decode")
-        return declared
-    if declared != [0, 0] and declared != [height, width]:
-        faults.append("image of another size than image/height and image/width")
-    return height, width
-
-
-def _check_boxes(features, faults):
-    """((N, 4) xyxy fractions, number of objects); each kind of fault at most once per record."""
-    sides = [_floats(features, f"{OBJECT}bbox/{side}") for side in SIDES]
-    if len({len(side) for side in sides}) > 1:
-        faults.append("xmin, ymin, xmax, ymax of different lengths")
-        return np.zeros((0, 4)), 0
-    boxes = np.array(sides, "float64").T.reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        faults.append("box that is not finite")
-        return boxes, len(boxes)
-    if (boxes < -HAIR).any() or (boxes > 1 + HAIR).any():
-        faults.append("box outside of the image")
-    if (boxes[:, 2:] <= boxes[:, :2]).any():
-        faults.append("box without area")
-    areas = np.array(_floats(features, OBJECT + "area"))
-    if not (np.isfinite(areas).all() and (areas >= 0).all()):
-        faults.append("area that is negative or not finite")
-    return boxes, len(boxes)
-
-
-def _check_classes(features, count, categories, faults):
-    labels = _ints(features, OBJECT + "class/label")
-    if len(labels) != count:
-        faults.append("more or fewer class/label than boxes")
-    if categories is not None and not set(labels) <= categories.keys():
-        faults.append("category id that the manifest does not list")
-    texts = [text.decode(errors="replace").strip() for text in _bytes(features, OBJECT + "class/text")]
-    if categories is not None and len(texts) == len(labels):
-        if any(categories.get(label, text) != text for label, text in zip(labels, texts, strict=True)):
-            faults.append("class/text that is not the name of class/label")
-    for key in ("is_crowd", "difficult"):
-        if len(values := _ints(features, OBJECT + key)) not in (0, count) or not set(values) <= {0, 1}:
-            faults.append(f"{key} that is not one 0 or 1 for each box")
-
-
-def _check_masks(features, count, height, width, faults):
-    import tensorflow as tf
-
-    masks = _bytes(features, OBJECT + "mask")
-    if len(masks) not in (0, count):
-        faults.append("more or fewer masks than boxes")
-    for mask in filter(None, masks):
-        try:
-            if tuple(decode_mask(mask).shape) != (height, width):
-                faults.append("mask of another size than the image")
-                return
-        except tf.errors.OpError:
-            faults.append("mask that does not decode")
-            return
-
-
-def _bytes(features, key):
-    return list(features[key].bytes_list.value) if key in features else []
-
-
-def _ints(features, key):
-    return list(features[key].int64_list.value) if key in features else []
-
-
-def _floats(features, key):
-    return list(features[key].float_list.value) if key in features else []
-
-
-def _text(features, key):
-    return (_bytes(features, key) or [b""])[0].decode(errors="replace")
 
 
 # --- the files beside the shards ------------------------------------------------------------------
@@ -371,9 +229,15 @@ class _Folder:
         for image_id in rows.keys() ^ {image["id"] for image in self.truth["images"]}:
             where = "annotations.json" if image_id in rows else "the shards"
             self.findings.add(f"image that is missing in {where}", f"{self.path.name}, image {image_id}")
+        image_of = {image["id"]: image for image in self.truth["images"]}
         for image_id, row in rows.items():
             if not _is_same(row, of_image[image_id]):
                 self.findings.add("annotations.json has other objects than the record", row.where)
+            image = image_of.get(image_id, {})
+            if row.verified != tuple(
+                tuple(image.get(key, ())) for key in ("pos_category_ids", "neg_category_ids")
+            ):
+                self.findings.add("annotations.json has other image-level labels than the record", row.where)
 
 
 def _is_same(row, annotations):
@@ -382,11 +246,14 @@ def _is_same(row, annotations):
         return False
     boxes = np.array([one["bbox"] for one in annotations], "float64").reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    crowd = np.array([one.get("iscrowd", 0) for one in annotations], bool)
+    crowd, group_of = (
+        np.array([one.get(key, 0) for one in annotations], bool) for key in ("iscrowd", "is_group_of")
+    )
     return (
         boxes.shape == row.boxes.shape
         and np.allclose(boxes, row.boxes, atol=NEAR)
         and (crowd == row.crowd).all()
+        and (group_of == row.group_of).all()
     )
 
 

@@ -56,9 +56,10 @@ class Record:
     """What a job gives: one image with its objects.
 
     serialized:  bytes of the tf.train.Example.
-    image:       {"id", "file_name", "height", "width"} for annotations.json.
-    annotations: [{"category_id", "bbox" (xywh px), "area", "iscrowd"}, ...], and "segmentation" and
-                 "difficult" where the source has them.
+    image:       {"id", "file_name", "height", "width"} for annotations.json, and "pos_category_ids" and
+                 "neg_category_ids", the verified image-level labels, where the source has them.
+    annotations: [{"category_id", "bbox" (xywh px), "area", "iscrowd"}, ...], and "segmentation", "difficult"
+                 and "is_group_of" where the source has them.
     faults:      [Fault] of boxes that were left out.
     remarks:     [Fault] of what was mended.
     clipped:     how many boxes reached out of the image and were cut at its border.
@@ -87,6 +88,8 @@ class Report:
     boxes: int = 0  # crowds included
     crowds: int = 0
     difficult: int = 0
+    groups: int = 0  # boxes around several objects
+    verified: int = 0  # image-level labels
     masks: int = 0
     clipped: int = 0
     boxes_per_category: dict = dataclasses.field(default_factory=dict)  # name -> count
@@ -116,10 +119,14 @@ class Report:
         self.clipped += result["clipped"]
         self.statistics.add(result["image"], annotations, result["signs"])
         self.images_without_objects += all(a["iscrowd"] for a in annotations)
+        self.verified += sum(
+            len(result["image"].get(key, ())) for key in ("pos_category_ids", "neg_category_ids")
+        )
         for annotation in annotations:
             self.boxes += 1
             self.crowds += annotation["iscrowd"]
             self.difficult += annotation.get("difficult", 0)
+            self.groups += annotation.get("is_group_of", 0)
             self.masks += "segmentation" in annotation
             self.boxes_per_category[self.names[annotation["category_id"]]] += 1
 

@@ -4,7 +4,14 @@ import dataclasses
 import pathlib
 
 ENDINGS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco", ".csv": "csv", ".tsv": "csv", ".xml": "voc"}
-TITLES = {"coco": "a COCO JSON", "voc": "Pascal VOC", "csv": "a CSV table", "yolo": "a YOLO data set"}
+TITLES = {
+    "coco": "a COCO JSON",
+    "voc": "Pascal VOC",
+    "csv": "a CSV table",
+    "yolo": "a YOLO data set",
+    "openimages": "Open Images",
+}
+OPEN_IMAGES = ("annotations-bbox", "detection-bbox")  # in the names of its tables of boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +19,8 @@ class RawData:
     """A raw data set.
 
     format:    name of its converter.
-    arguments: of the converter, as far as the path tells them; IMAGES stands for the folder of images.
+    arguments: of the converter, as far as the path tells them; IMAGES stands for the folder of images,
+               DESCRIPTIONS for the class descriptions of Open Images.
     """
 
     format: str
@@ -41,6 +49,9 @@ def recognise(path):
 
 
 def _of_file(form, path):
+    if form == "csv" and any(part in path.name for part in OPEN_IMAGES):
+        tables = {"annotations": path, "descriptions": "DESCRIPTIONS"}
+        return RawData("openimages", {"images": "IMAGES", **tables})
     if form == "yolo":
         return RawData("yolo", {"annotations": path, "split": "train"})
     return RawData(form, {"images": "IMAGES", "annotations": path.parent if form == "voc" else path})

@@ -21,7 +21,10 @@ KINDS = {
     f"{OBJECT}area": "float_list",
     f"{OBJECT}is_crowd": "int64_list",
     f"{OBJECT}difficult": "int64_list",
+    f"{OBJECT}group_of": "int64_list",
     f"{OBJECT}mask": "bytes_list",
+    "image/class/label": "int64_list",
+    "image/class/confidence": "float_list",
 }
 SINGLE = ("image/encoded", "image/source_id", "image/height", "image/width")
 
@@ -42,6 +45,8 @@ class Row:
     areas: list  # px^2
     crowd: list
     difficult: list
+    group_of: list
+    verified: dict | None  # {category id: whether the image has it}; None without image-level labels
     masks: list  # bytes of PNG files
 
     def boxes_xywh(self):
@@ -121,8 +126,8 @@ def _row(offset, lists):
     except DataError as error:
         return Unusable(offset, f"image/encoded holds no image: {error}", count)
     declared = tuple((lists[f"image/{side}"] or [hw[n]])[0] for n, side in enumerate(("height", "width")))
-    areas, crowds, difficult, masks = (
-        lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "mask")
+    areas, crowds, difficult, groups, masks = (
+        lists[OBJECT + key][:count] for key in ("area", "is_crowd", "difficult", "group_of", "mask")
     )
     return Row(
         offset,
@@ -137,8 +142,17 @@ def _row(offset, lists):
         areas=areas,
         crowd=crowds,
         difficult=difficult,
+        group_of=groups,
+        verified=_verified(lists["image/class/label"], lists["image/class/confidence"]),
         masks=masks,
     )
+
+
+def _verified(labels, confidences):
+    """Image-level labels with a confidence of 1 or 0, that is those which people verified."""
+    if len(labels) != len(confidences) or not labels:
+        return None
+    return {one: value == 1 for one, value in zip(labels, confidences, strict=True) if value in (0, 1)}
 
 
 def _text(values):

@@ -12,10 +12,14 @@
     image/object/area                   float   px^2, of the mask where the source has it, else of the box
     image/object/is_crowd               int64   1: a region with many objects (COCO iscrowd)
     image/object/difficult              int64   1: difficult object, ignored by the Pascal VOC metric
+    image/object/group_of               int64   1: one box around several objects (Open Images' IsGroupOf)
     image/object/mask                   bytes   single-channel PNG of the image's size, 0 and 1
+    image/class/label                   int64   categories of the verified image-level labels
+    image/class/text                    bytes   their names
+    image/class/confidence              float   1: verified to be in the image, 0: verified not to be
 
-`difficult` and `mask` are present if the source has them. An image without objects may lack every
-`image/object/` key: they are read as lists of length 0.
+`difficult`, `group_of`, `mask` and `image/class/` are present if the source has them. An image without
+objects may lack every `image/object/` key: they are read as lists of length 0.
 """
 
 import hashlib
@@ -41,7 +45,9 @@ def serialize(
     areas=(),
     crowd=(),
     difficult=(),
+    group_of=(),
     masks=(),
+    verified=None,
 ):
     """Serialise an image and its objects as a tf.train.Example.
 
@@ -57,7 +63,10 @@ def serialize(
         areas:         (N,) px^2.
         crowd:         (N,) bool.
         difficult:     (N,) bool, or empty: the source has none.
+        group_of:      (N,) bool, or empty: the source has none.
         masks:         (N,) bytes of PNG files, b"" for an object without one, or empty: the source has none.
+        verified:      {category id: (class name, whether the image has it)}, the verified image-level labels;
+                       None: the source has none.
     """
     import tensorflow as tf
 
@@ -80,8 +89,14 @@ def serialize(
     floats["image/object/area"] = areas
     if len(difficult):
         numbers["image/object/difficult"] = [int(d) for d in difficult]
+    if len(group_of):
+        numbers["image/object/group_of"] = [int(g) for g in group_of]
     if any(masks):
         texts["image/object/mask"] = list(masks)
+    if verified is not None:
+        numbers["image/class/label"] = list(verified)
+        texts["image/class/text"] = [name.encode() for name, _ in verified.values()]
+        floats["image/class/confidence"] = [float(present) for _, present in verified.values()]
 
     example = tf.train.Example()
     # an empty list needs its type: readers that expect another one fail
@@ -99,8 +114,8 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 def parse(serialized, masks=False):
     """Parse a serialised record; runs in eager mode and in graphs.
 
-    Lists that are shorter than the boxes (absent keys) are padded: area with the box area, crowd and
-    difficult with False, masks with "".
+    Lists that are shorter than the boxes (absent keys) are padded: area with the box area, crowd, difficult
+    and group_of with False, masks with "".
 
     Args:
         serialized: () string.
@@ -108,7 +123,8 @@ def parse(serialized, masks=False):
     Returns:
         {"encoded": () string, "image_id": () int64, "height": () int64, "width": () int64 (-1 if unknown),
         "boxes": (N, 4) float32 xyxy, fractions of width and height, "category_ids": (N,) int64,
-        "area": (N,) float32 px^2 (0 if unknown), "crowd": (N,) bool, "difficult": (N,) bool},
+        "area": (N,) float32 px^2 (0 if unknown), "crowd": (N,) bool, "difficult": (N,) bool,
+        "group_of": (N,) bool},
         and with `masks` "masks": (N,) string, PNG of the image's size or "".
         Boxes are clipped to the image; objects whose box is then empty or not finite are removed. An image
         id that is not decimal becomes -1: `Index.image_id` has a number instead.
@@ -127,6 +143,7 @@ def parse(serialized, masks=False):
             "image/object/area": _many(tf.float32),
             "image/object/is_crowd": _many(tf.int64),
             "image/object/difficult": _many(tf.int64),
+            "image/object/group_of": _many(tf.int64),
             **({"image/object/mask": _many(tf.string)} if masks else {}),
         },
     )
@@ -150,6 +167,7 @@ def parse(serialized, masks=False):
         "category_ids": category_ids,
         "crowd": _fill(features["image/object/is_crowd"], none) > 0,
         "difficult": _fill(features["image/object/difficult"], none) > 0,
+        "group_of": _fill(features["image/object/group_of"], none) > 0,
         "area": _fill(features["image/object/area"], box_area),
     }
     if masks:

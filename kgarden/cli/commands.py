@@ -120,6 +120,7 @@ def _datasets():
         "voc       PASCAL VOC XML files, split lists; difficult objects",
         "csv       CSV table with one row for each box, and a folder of images",
         "yolo      data.yaml or a folder of label files, boxes and polygons; Ultralytics' folders",
+        "openimages  tables of boxes and image-level labels, class tree; groups",
         "shapes    built-in synthetic images: textured backgrounds, six shapes",
         "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, used in place",
     ]

@@ -281,6 +281,43 @@ def build_yolo(
     _build("yolo", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
+@build_app.command("openimages")
+def build_openimages(
+    images: ImagesOption,
+    annotations: Annotated[pathlib.Path, typer.Option(help="Table of boxes, ...-annotations-bbox.csv.")],
+    descriptions: Annotated[
+        pathlib.Path, typer.Option(help="Class descriptions, class-descriptions-boxable.csv.")
+    ],
+    to: ToOption,
+    image_labels: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Table of image-level labels verified by people, ...-human-imagelabels-boxable.csv."
+        ),
+    ] = None,
+    hierarchy: Annotated[
+        pathlib.Path | None, typer.Option(help="Class tree, bbox_labels_600_hierarchy.json.")
+    ] = None,
+    classes: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Class list that chooses and orders the classes: a table with a column of codes (the "
+            "challenge's), or names as text, .pbtxt, .json or .csv; default: all classes of the descriptions."
+        ),
+    ] = None,
+    rename: RenameOption = None,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Convert a part of Open Images: train, validation or test."""
+    arguments = {"images": images, "annotations": annotations, "descriptions": descriptions}
+    arguments |= {"image_labels": image_labels, "hierarchy": hierarchy}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
+    _build("openimages", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
+
+
 @build_app.command("shapes")
 def build_shapes(
     to: ToOption,
@@ -316,7 +353,9 @@ def _print_report(report, verbose):
         f"{report.boxes_total} boxes, {len(report.categories)} classes, {len(report.shards)} shards"
     )
     kinds = {"crowds": report.crowds, "difficult": report.difficult, "with a mask": report.masks}
-    kinds["clipped at the image border"] = report.clipped
+    kinds |= {"around groups": report.groups, "clipped at the image border": report.clipped}
+    if report.verified:
+        print(f"verified image-level labels: {report.verified}")
     if report.images_without_objects:
         print(f"images without objects: {report.images_without_objects}")
     if counts := [f"{count} {kind}" for kind, count in kinds.items() if count]:

@@ -32,7 +32,10 @@ from kgarden.config.fields import (
     named,
 )
 
-PATH_KEYS = {"glob", "labels", "images", "annotations", "root", "classes", "weights", "run"}  # hold paths
+PATH_KEYS = {  # hold paths
+    *("glob", "labels", "images", "annotations", "root", "classes", "weights", "run"),
+    *("descriptions", "image_labels", "hierarchy"),
+}
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
 
@@ -54,6 +57,10 @@ SOURCE_KEYS = {  # format -> (required keys, optional keys)
     ),
     "csv": ({"images", "annotations"}, {"classes", "rename"}),
     "yolo": ({"annotations"}, {"images", "split", "classes", "rename"}),
+    "openimages": (
+        {"images", "annotations", "descriptions"},
+        {"image_labels", "hierarchy", "classes", "rename"},
+    ),
     "shapes": ({"count", "seed"}, {"size_hw"}),
 }
 
@@ -64,9 +71,13 @@ class Source(Section):
     glob: str | None = None
     labels: str | None = None  # glob: class list of shards of other tools; None: from the records
     weight: PositiveFloat | None = None  # sampling weight; None: its number of images
-    format: Literal["coco", "voc", "csv", "yolo", "shapes"] | None = None
-    images: str | None = None  # coco, voc, csv, yolo: folder of images
-    annotations: str | None = None  # coco: JSON; voc: folder of XML; csv: table; yolo: data.yaml or folder
+    format: Literal["coco", "voc", "csv", "yolo", "openimages", "shapes"] | None = None
+    images: str | None = None  # coco, voc, csv, yolo, openimages: folder of images
+    # coco: JSON; voc: folder of XML; csv, openimages: table; yolo: data.yaml or folder
+    annotations: str | None = None
+    descriptions: str | None = None  # openimages: table of class codes and names
+    image_labels: str | None = None  # openimages: table of labels that people verified; None: not known
+    hierarchy: str | None = None  # openimages: JSON of the class tree; None: no class is above another
     root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
     split: str | None = None  # voc: list in ImageSets/Main, or a file of names; yolo: train, val, test
     classes: str | None = None  # class list in label order: chooses and orders; None: all

@@ -9,13 +9,16 @@ import pathlib
 from kgarden.data.identity import check_classes, source_names
 from kgarden.data.sources import converted_folder
 from kgarden.errors import UserError
-from tfrecords.converters import coco, shapes, yolo
+from tfrecords.converters import coco, openimages, shapes, yolo
 from tfrecords.index import shards_of
 from tfrecords.labels import read_labels
 from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
 
-PATH_KEYS = ("images", "annotations", "root", "classes", "labels")
+PATH_KEYS = (
+    *("images", "annotations", "root", "classes", "labels"),
+    *("descriptions", "image_labels", "hierarchy"),
+)
 NAMED = 5  # classes that a message names
 RAW = "{format: coco, images: …, annotations: …}"
 
@@ -106,6 +109,9 @@ def _classes_of(source, cache):
         return _coco_classes(*files, tuple(_state(file) for file in files if file), rename)
     if form == "yolo":
         return yolo.categories_of(**{key: value for key, value in source.items() if key != "format"})
+    if form == "openimages":
+        keys = ("descriptions", "hierarchy", "classes", "rename")
+        return openimages.categories_of(**{key: source[key] for key in keys if key in source})
     return read_labels(source["classes"]) if form in ("csv", "voc") and "classes" in source else None
 
 

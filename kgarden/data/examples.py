@@ -67,8 +67,8 @@ def stored_example(dataset, row):
         row:     row of its index.
     Returns:
         {"image": (H, W, 3) uint8, "boxes": (N, 4) xyxy px, "labels": (N,), -1 for a class that the data set
-        does not list, "crowd": (N,) bool, "difficult": (N,) bool, and if the record has masks "masks":
-        (N, 112, 112) bool in the frame of each box, all False where an object has none}
+        does not list, "crowd": (N,) bool, "difficult" and "group_of": (N,) bool, and if the record has
+        masks "masks": (N, 112, 112) bool in the frame of each box, all False where an object has none}
     """
     serialized = reader(dataset.index)(tf.constant(row, tf.int64))
     record = {key: value.numpy() for key, value in parse(serialized, True).items()}
@@ -82,6 +82,7 @@ def stored_example(dataset, row):
         "labels": np.array([labels.get(int(one), -1) for one in record["category_ids"]], "int32"),
         "crowd": record["crowd"],
         "difficult": record["difficult"],
+        "group_of": record["group_of"],
     }
     if any(record["masks"]):
         example[MASKS] = bitmaps(record["masks"], record["boxes"]).numpy()

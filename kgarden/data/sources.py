@@ -23,7 +23,10 @@ from tfrecords.schema import DataError
 from tfrecords.write import read_manifest
 
 CACHE = pathlib.Path("~/.cache/kgarden/data")  # of data sets outside of a run
-PATHS = {"images", "annotations", "root", "split", "classes"}  # arguments that may be paths
+PATHS = {  # arguments that may be paths
+    *("images", "annotations", "root", "split", "classes"),
+    *("descriptions", "image_labels", "hierarchy"),
+}
 ANNOTATIONS = {".xml", ".txt"}  # endings of annotations and lists in a folder
 
 

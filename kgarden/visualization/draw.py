@@ -69,9 +69,9 @@ def draw_truth(image: np.ndarray, truth: dict, names: Sequence[str], labels: str
 
     Args:
         image:  (H, W, 3) uint8 RGB.
-        truth:  boxes (N, 4) xyxy px of this image, labels (N,), -1 for padding; optionally crowd (N,) and
-                difficult (N,) bool, which are written after the name, and masks (N, S, S) bool over the
-                boxes; numpy.
+        truth:  boxes (N, 4) xyxy px of this image, labels (N,), -1 for padding; optionally crowd (N,),
+                difficult (N,) and group_of (N,) bool, which are written after the name, and masks (N, S, S)
+                bool over the boxes; numpy.
         names:  of the classes, in label order, see `kgarden.utils.fonts.shown_name`.
         labels: what is written at a box: "none", or "name".
     Returns:
@@ -81,9 +81,9 @@ def draw_truth(image: np.ndarray, truth: dict, names: Sequence[str], labels: str
     shown = np.flatnonzero(np.asarray(truth["labels"]) >= 0)
     classes = [int(truth["labels"][row]) for row in shown]
     texts = [names[label] for label in classes]
-    for word in ("crowd", "difficult"):
-        if word in truth:
-            flags = [bool(truth[word][row]) for row in shown]
+    for key, word in (("crowd", "crowd"), ("difficult", "difficult"), ("group_of", "group")):
+        if key in truth:
+            flags = [bool(truth[key][row]) for row in shown]
             texts = [f"{text} ({word})" if flag else text for text, flag in zip(texts, flags, strict=True)]
     texts = texts if labels == "name" else [""] * len(shown)
     return _drawn(image, truth, shown, classes, texts=texts)

@@ -64,6 +64,11 @@ def test_classes_are_known_without_a_conversion(world, tmp_path):
     labels["rename"] = {"cup": "mug"}
     found = check_before(world(data__train=labels, data__val=labels), tmp_path)
     assert found == [{"id": 0, "name": "mug"}, {"id": 1, "name": "plate"}]
+    (tmp_path / "codes.csv").write_text("/m/2,plate\n/m/1,cup\n")
+    tables = {"annotations": f"{tmp_path}/train.json", "descriptions": f"{tmp_path}/codes.csv"}
+    parts = {"format": "openimages", "images": f"{tmp_path}/train", **tables}
+    found = check_before(world(data__train=parts, data__val=parts), tmp_path)
+    assert [(one["name"], one["source_id"]) for one in found] == [("plate", "/m/2"), ("cup", "/m/1")]
 
 
 def test_missing_files_are_said_first_and_all_at_once(world, tmp_path):

@@ -29,6 +29,7 @@ from tfrecords.schema import DataError
         (["annotations/instances_val.json", "images/a.jpg"], ".", "coco"),
         (["a.xml"], "a.xml", "voc"),
         (["boxes.csv"], ".", "csv"),
+        (["train-annotations-bbox.csv"], "train-annotations-bbox.csv", "openimages"),
     ],
 )
 def test_raw_data_are_named_with_their_command(tmp_path, monkeypatch, files, path, form):

@@ -3,10 +3,11 @@
 A converter reads its format into jobs; everything after that is shared and is here.
 
     job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]},
-            and "fault", a reason, if the image cannot be used
+            and "fault", a reason, if the image cannot be used; "verified", the verified image-level labels,
+            where the source has them: (category ids in the image, category ids not in it)
     object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
-            "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "segmentation"; with "fractions" True box and
-            polygons are in fractions of the image instead of px
+            "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "is_group_of" 0 or 1, "segmentation"; with
+            "fractions" True box and polygons are in fractions of the image instead of px
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from tfrecords.values import ordered
 from tfrecords.write import write
 
 
-def convert(to, jobs, categories, *, folder, with_masks=True, before=None, **options):
+def convert(to, jobs, categories, *, folder, with_masks=True, object_of=None, before=None, **options):
     """Convert all jobs and write the data set.
 
     Args:
@@ -33,6 +34,8 @@ def convert(to, jobs, categories, *, folder, with_masks=True, before=None, **opt
         categories: [{"id", "name"}, ...] in label order.
         folder:     base of the file names, or its `ImageFolder`.
         with_masks: store masks in the records, where the source has them.
+        object_of:  function of an entry of a job's "objects" -> object, for data sets whose objects would
+                    take too much memory as dictionaries; must be picklable. None: they are objects.
         before, options: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
@@ -42,7 +45,9 @@ def convert(to, jobs, categories, *, folder, with_masks=True, before=None, **opt
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     names = {category["id"]: category["name"] for category in categories}
-    work = functools.partial(make_record, folder=folder, names=names, with_masks=with_masks)
+    work = functools.partial(
+        make_record, folder=folder, names=names, with_masks=with_masks, object_of=object_of
+    )
     return write(
         to,
         _with_files(jobs, images, before),
@@ -77,7 +82,7 @@ def _with_files(jobs, images, before):
     return jobs
 
 
-def make_record(job, *, folder, names, with_masks=True):
+def make_record(job, *, folder, names, with_masks=True, object_of=None):
     """Convert one job -> Record, or Fault if the image cannot be used."""
     if "fault" in job:
         name = job["file_name"] if is_safe(job["file_name"]) else repr(job["file_name"])
@@ -88,7 +93,8 @@ def make_record(job, *, folder, names, with_masks=True):
         return Fault(job["file_name"], str(error), len(job["objects"]))
     kept, faults, remarks, clipped = [], [], [], 0
     height, width = encoded_image.height, encoded_image.width
-    objects = [_in_px(thing, height, width) for thing in job["objects"]]
+    objects = map(object_of, job["objects"]) if object_of else job["objects"]
+    objects = [_in_px(thing, height, width) for thing in objects]
     signs = signs_of([thing["bbox"] for thing in objects], height, width)
     signs |= {STORED_SIZE: 1} if encoded_image.as_stored else {}
     for thing in map(_ordered, objects):
@@ -110,6 +116,8 @@ def make_record(job, *, folder, names, with_masks=True):
         "height": encoded_image.height,
         "width": encoded_image.width,
     }
+    if "verified" in job:
+        image["pos_category_ids"], image["neg_category_ids"] = map(list, job["verified"])
     serialized = serialize(encoded_image, image, annotations, names=names, pngs=pngs)
     return Record(
         serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped, signs=signs
@@ -118,7 +126,10 @@ def make_record(job, *, folder, names, with_masks=True):
 
 def serialize(encoded_image, image, annotations, names, pngs=()):
     """An image and its annotations, in the form of annotations.json -> bytes of the record."""
-    has_difficult = any("difficult" in a for a in annotations)
+    flags = {
+        key: [a.get(name, 0) for a in annotations] if any(name in a for a in annotations) else ()
+        for key, name in (("difficult", "difficult"), ("group_of", "is_group_of"))
+    }
     corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
     return schema.serialize(
         encoded=encoded_image.encoded,
@@ -132,9 +143,21 @@ def serialize(encoded_image, image, annotations, names, pngs=()):
         names=[names[a["category_id"]] for a in annotations],
         areas=[a["area"] for a in annotations],
         crowd=[a["iscrowd"] for a in annotations],
-        difficult=[a.get("difficult", 0) for a in annotations] if has_difficult else (),
         masks=pngs,
+        verified=_verified(image, names),
+        **flags,
     )
+
+
+def _verified(image, names):
+    """The image-level labels of an entry of annotations.json, as `schema.serialize` takes them."""
+    if "pos_category_ids" not in image:
+        return None
+    return {
+        category: (names[category], present)
+        for key, present in (("pos_category_ids", True), ("neg_category_ids", False))
+        for category in image[key]
+    }
 
 
 def _in_px(thing, height, width):
@@ -173,8 +196,7 @@ def _annotation(thing, encoded_image, remarks, where):
         except DataError as error:
             remarks.append(Fault(where, f"kept without its mask: {error}"))
     annotation["area"] = annotation["area"] or covered or bbox[2] * bbox[3]
-    if "difficult" in thing:
-        annotation["difficult"] = thing["difficult"]
+    annotation |= {key: thing[key] for key in ("difficult", "is_group_of") if key in thing}
     return annotation, code
 
 

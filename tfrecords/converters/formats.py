@@ -1,11 +1,12 @@
 """Converters by the name of their format; their arguments are those of the modules' `build`."""
 
-from tfrecords.converters import coco, csv_table, shapes, voc, yolo
+from tfrecords.converters import coco, csv_table, openimages, shapes, voc, yolo
 
 FORMATS = {
     "coco": coco.build,
     "voc": voc.build,
     "csv": csv_table.build,
     "yolo": yolo.build,
+    "openimages": openimages.build,
     "shapes": shapes.build,
 }

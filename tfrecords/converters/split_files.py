@@ -45,6 +45,8 @@ def split_data(annotations, to, *, images=None, part=None, val=0.2, seed=0, grou
         raise DataError(f"{annotations}: {found}")
     if annotations.is_dir() and raw.format in ("coco", "csv"):
         raise DataError(f"{annotations}: name the file, for example {raw.arguments['annotations']}")
+    if raw.format not in FORMATS:
+        raise DataError(f"{annotations}: Open Images comes divided into train, validation and test")
     classes_of, contents = FORMATS[raw.format](raw.arguments, to, images=images, part=part)
     parts = split(classes_of, val=val, seed=seed, group=group)
     files = contents(parts.part_of)

@@ -157,11 +157,12 @@ def test_nothing_is_overwritten(root, taken):
         ("bad.json", {}, "cannot be read"),
         (".", {}, "name the file, for example .*a.json"),
         ("list.json", {}, "not COCO instances"),
+        ("annotations-bbox.csv", {}, "comes divided into train, validation and test"),
     ],
 )
 def test_what_cannot_be_split(root, path, options, message):
     coco(root)
-    write(root, {"bad.json": "{", "list.json": "[]"})
+    write(root, {"bad.json": "{", "list.json": "[]", "annotations-bbox.csv": ""})
     with pytest.raises(DataError, match=message):
         split_data(root / path, root / "to", **options)
     assert not (root / "to").exists()
