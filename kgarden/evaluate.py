@@ -18,6 +18,7 @@ from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.postprocess import to_original
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.evaluation_table import EvaluationTable
+from kgarden.metrics.open_images import Rules
 from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_masks, report_folder, write_folder
 from kgarden.runs import best_weights
 from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
@@ -136,6 +137,7 @@ def evaluate(
         image_ids,
         max_detections=recipe.evaluate.max_detections,
         per_image=detector.selection.total,
+        open_images=Rules(**recipe.evaluate.open_images.model_dump()),
         facts=_facts_beside(annotations),
     )
     metrics = recipe.evaluate.metrics

@@ -210,6 +210,14 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Detections per class and image that COCO's metrics judge; COCO: 100."),
     ] = None,
+    open_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILTER",
+            help="Detections that count for open_images: verified, annotated, release or none; default: "
+            "verified if the ground truth has image-level labels, else none.",
+        ),
+    ] = None,
     iou_type: Annotated[str, typer.Option(help="bbox or segm (results files only).")] = "bbox",
     to: Annotated[
         pathlib.Path | None, typer.Option(help="Output directory for figures and analysis.")
@@ -229,7 +237,7 @@ def evaluate(
             raise UserError(f"{subject}: a results file needs ground truth; use --annotations FILE")
         settings = {"metrics": names or ["coco"], "iou_type": iou_type}
         settings |= {"max_detections": max_detections} if max_detections else {}
-        evaluation = _evaluate_file(subject, annotations, settings, to=to)
+        evaluation = _evaluate_file(subject, annotations, settings, open_images, to=to)
     else:
         _refuse({"--annotations": annotations}, "results files; use --data GLOB for other data of a run")
         if iou_type != "bbox":
@@ -239,6 +247,7 @@ def evaluate(
             )
         changes = settings_of(set_) | ({"evaluate.metrics": names} if names else {})
         changes |= {"evaluate.max_detections": max_detections} if max_detections else {}
+        changes |= {"evaluate.open_images.filter": open_images} if open_images else {}
         evaluation = _evaluate_run(pathlib.Path(subject), data, weights, changes, to=to, keep=json_ is None)
     from kgarden.training.reporter import Reporter
 
@@ -255,12 +264,13 @@ def _refuse(options, scope):
         raise UserError(f"{', '.join(used)}: only valid for {scope}")
 
 
-def _evaluate_file(detections, annotations, settings, to):
+def _evaluate_file(detections, annotations, settings, open_images, to):
     """Evaluates a results file, without importing TensorFlow or Keras."""
+    from kgarden.metrics.open_images import Rules
     from kgarden.metrics.report import report_folder, score_file, write_folder
 
     folder = None if to is None else report_folder(to)
-    evaluation, analysis = score_file(detections, annotations, **settings)
+    evaluation, analysis = score_file(detections, annotations, open_images=Rules(open_images), **settings)
     if folder is not None:
         say_missing_glyphs(evaluation["per_class"])
         write_folder(folder, evaluation, analysis)

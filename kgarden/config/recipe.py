@@ -262,6 +262,15 @@ class Merge(Section):
     min_score: NonNegativeFloat | None = None  # soft_nms
 
 
+class OpenImages(Section):
+    """Rules of the metric open_images; they matter where the data has what they are about."""
+
+    # Which detections count: of verified and annotated classes of the image; of annotated ones; also of the
+    # first class (TSD's release); all. None: verified if the data has image-level labels, else none
+    filter: Literal["verified", "annotated", "release", "none"] | None = None
+    hierarchy: bool = True  # repeat objects and detections under the classes above theirs
+
+
 class Evaluate(Section):
     """Evaluation during and after training."""
 
@@ -273,6 +282,7 @@ class Evaluate(Section):
         "coco",
     )  # the first selects the best weights
     max_detections: PositiveInt = 100  # per class and image, that COCO's metrics judge; 100: COCO's own
+    open_images: OpenImages = OpenImages()
     views: Views | None = None  # of each image; None: one, at the test size of data
     merge: Annotated[Merge, BeforeValidator(convention)] = Merge()  # of several views
 

@@ -69,6 +69,10 @@ class Table:
         image_ids:           ids of the images, ascending; row = image.
         max_detections:      number of detections of a class in an image that count, best first.
         per_image:           number of detections that the model keeps of an image; None: not known.
+        ancestors:           (C, C) bool, whether a class (row) is a subclass of another (column); None: the
+                             classes have no hierarchy.
+        verified:            (V, 3) image, label and 1 or 0, the verified image-level labels: whether objects
+                             of the class are in the image; None: the ground truth has none.
     """
 
     objects: Objects
@@ -77,6 +81,8 @@ class Table:
     image_ids: np.ndarray
     max_detections: int = COCO_MAX_DETECTIONS
     per_image: int | None = None
+    ancestors: np.ndarray | None = None
+    verified: np.ndarray | None = None
 
 
 def tabulate(
@@ -128,7 +134,40 @@ def tabulate(
     )
     score = np.array([e["score"] for e in results], np.float64)
     detections = Detections(*columns(results), score=score, masks=result_masks)
-    return Table(objects, detections, categories, np.array(image_ids))
+    return Table(
+        objects,
+        detections,
+        categories,
+        np.array(image_ids),
+        ancestors=_ancestors(truth["categories"], label_of),
+        verified=_verified(truth["images"], image_of, label_of),
+    )
+
+
+def _ancestors(categories, label_of):
+    """(C, C) bool of "ancestors" of the categories, or None if none has this key."""
+    if not any("ancestors" in one for one in categories):
+        return None
+    above = np.zeros((len(label_of), len(label_of)), bool)
+    for one in categories:
+        above[label_of[one["id"]], [label_of[a] for a in one.get("ancestors", ()) if a in label_of]] = True
+    return above
+
+
+def _verified(images, image_of, label_of):
+    """(V, 3) of "pos_category_ids" and "neg_category_ids" of the images, or None if none has these keys."""
+    kinds = (("pos_category_ids", 1), ("neg_category_ids", 0))
+    if not any(key in one for one in images for key, _ in kinds):
+        return None
+    rows = [
+        (image_of[one["id"]], label_of[category], present)
+        for one in images
+        if one["id"] in image_of
+        for key, present in kinds
+        for category in one.get(key, ())
+        if category in label_of
+    ]
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def _xyxy(entries):

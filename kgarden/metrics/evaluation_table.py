@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pycocotools import mask as mask_tools
 
 from kgarden.metrics.arrays import COCO_MAX_DETECTIONS, Table, box_of, require, run_lengths, tabulate
+from kgarden.metrics.open_images import OFFICIAL, Rules
 from tfrecords.data_statistics import Facts, facts_of
 
 
@@ -23,6 +24,7 @@ class EvaluationTable:
         max_detections: number of detections of a class in an image that COCO's metrics and the error analysis
                         judge, best first.
         per_image:      number of detections that the model keeps of an image; None: not known.
+        open_images:    rules of the metric of Open Images.
         facts:          what is known of the data set, `tfrecords.data_statistics.Facts`; None: what the
                         ground truth tells, where boxes may have been clipped.
     """
@@ -34,12 +36,13 @@ class EvaluationTable:
         image_ids: Iterable | None = None,
         max_detections: int = COCO_MAX_DETECTIONS,
         per_image: int | None = None,
+        open_images: Rules = OFFICIAL,
         facts: Facts | None = None,
     ):
         self.ground_truth = ground_truth
         self.results = results
         self.image_ids = None if image_ids is None else set(image_ids)
-        self.max_detections, self.per_image = max_detections, per_image
+        self.max_detections, self.per_image, self.open_images = max_detections, per_image, open_images
         self._complete, self._arrays, self._facts = {}, {}, facts
 
     def complete(self, iou_type: str = "bbox") -> dict:

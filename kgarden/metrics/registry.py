@@ -6,7 +6,7 @@ from kgarden.errors import UserError
 from kgarden.metrics.coco import coco_metrics_of, percent
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.limits import limited
-from kgarden.metrics.open_images import open_images_ap
+from kgarden.metrics.open_images import evaluate_open_images
 from kgarden.metrics.voc import voc_ap
 
 # The headline number of each metric. That of the first metric selects the best checkpoint.
@@ -48,7 +48,9 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
         {"headline": a key of metrics, "metrics": {name: number},
          "per_class": [{"id", "name", "objects", ...}, ...]}
         with the twelve COCO metrics under their own names (see `coco_metrics_of` for other limits), and of
-        the other metrics `<name>_map` and, by class, `<name>_ap`.
+        the other metrics `<name>_map` and, by class, `<name>_ap`; with "open_images" also its rules in force,
+        {"filter", "hierarchy"}, under that key, and by class `open_images_objects`, which includes objects of
+        the classes below.
     """
     unknown = [name for name in names if name not in HEADLINES]
     if unknown or not names:
@@ -63,13 +65,19 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
     if others:
         rows = rows or _class_rows(table.arrays(iou_type))
     for name in others:
-        aps = _class_aps(name, table.arrays(iou_type))
+        aps = _class_aps(name, table, iou_type)
         metrics[f"{name}_map"] = percent(aps["map"])
         for row, ap in zip(rows, aps["ap"], strict=True):
             row[f"{name}_ap"] = percent(ap)
+        if name == "open_images":
+            for row, count in zip(rows, aps["num_objects"].tolist(), strict=True):
+                row["open_images_objects"] = count
+    rules = {}
+    if "open_images" in names:
+        rules = {"open_images": table.open_images.of(table.arrays(iou_type))._asdict()}
     headline = HEADLINES[names[0]]
     headline = limited(headline, table.max_detections) if names[0] == "coco" else headline
-    return {"headline": headline, "metrics": metrics, "per_class": rows}
+    return {"headline": headline, "metrics": metrics, "per_class": rows, **rules}
 
 
 def is_better(value: float | None, best: float | None) -> bool:
@@ -83,9 +91,10 @@ def is_better(value: float | None, best: float | None) -> bool:
     return value > best
 
 
-def _class_aps(name, arrays):
+def _class_aps(name, table, iou_type):
+    arrays = table.arrays(iou_type)
     if name == "open_images":
-        return open_images_ap(arrays)
+        return evaluate_open_images(arrays, table.open_images)
     return voc_ap(arrays, iou=0.5, points="11 points" if name == "voc07" else "area")
 
 

@@ -17,6 +17,7 @@ from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.explain import explain_table, needs_explaining
 from kgarden.metrics.figures import FIGURES, all_figures
+from kgarden.metrics.open_images import OFFICIAL, Rules
 from kgarden.metrics.registry import compute_metrics
 from kgarden.utils.files import read_json
 from kgarden.utils.output_folder import OutputFolder
@@ -28,6 +29,7 @@ def score_file(
     metrics: Sequence[str] = ("coco",),
     iou_type: str = "bbox",
     max_detections: int = COCO_MAX_DETECTIONS,
+    open_images: Rules = OFFICIAL,
 ) -> tuple[dict, dict]:
     """Evaluates a file of detections: metrics and error analysis.
 
@@ -38,6 +40,7 @@ def score_file(
         metrics:        names, see `kgarden.metrics.registry.HEADLINES`.
         iou_type:       "bbox" or "segm".
         max_detections: number of detections of a class in an image that COCO's metrics judge.
+        open_images:    rules of the metric of Open Images.
     Returns:
         (evaluation, analysis): see `score`.
     Raises:
@@ -45,7 +48,12 @@ def score_file(
     """
     truth, results, notes = read_detections(detections, annotations)
     evaluation, analysis = score(
-        truth, results, metrics=metrics, iou_type=iou_type, max_detections=max_detections
+        truth,
+        results,
+        metrics=metrics,
+        iou_type=iou_type,
+        max_detections=max_detections,
+        open_images=open_images,
     )
     names = {
         "detections_file": pathlib.Path(detections).name,
@@ -76,13 +84,14 @@ def score(
     metrics: Sequence[str] = ("coco",),
     iou_type: str = "bbox",
     max_detections: int = COCO_MAX_DETECTIONS,
+    open_images: Rules = OFFICIAL,
 ) -> tuple[dict, dict]:
     """Computes metrics and error analysis of detections in COCO results form.
 
     Returns:
         (evaluation, analysis): contents of `evaluation.json` and `analysis.json`.
     """
-    table = EvaluationTable(truth, results, image_ids, max_detections=max_detections)
+    table = EvaluationTable(truth, results, image_ids, max_detections=max_detections, open_images=open_images)
     evaluation = evaluate_boxes(table, metrics, iou_type)
     analysis = analyse_errors(table, iou_type)
     return {**evaluation, "errors": analysis["errors"]}, analysis
