@@ -114,7 +114,7 @@ Canvas = tuple[PositiveInt, PositiveInt]
 class Sampling(Section):
     """Sampling of training images."""
 
-    name: Literal["natural", "repeat_factor", "class_aware"] = "natural"
+    name: Literal["natural", "repeat_factor", "class_aware", "class_rounds"] = "natural"
     threshold: PositiveFloat | None = None  # repeat_factor: rarer classes (fraction of images) are repeated
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from kgarden.data.canvas import (
 from kgarden.data.examples import check_masks, objects_of
 from kgarden.data.loader import Loader, Resize, ratios, without_autograph
 from kgarden.data.padding import in_rows_of_one, pad_to_max_objects
-from kgarden.data.sampling import class_aware_weights, drawn, natural, repeat_factors, repeated
+from kgarden.data.sampling import class_aware_weights, class_rounds, drawn, natural, repeat_factors, repeated
 from kgarden.data.sources import Dataset, dataset_of, joined
 from kgarden.data.transforms import Augmentation
 from kgarden.data.transforms.geometry import mirrored, mirrored_pixels
@@ -79,7 +79,7 @@ def train_batches(
         augment:       [name or {name: {setting: value}}, ...] of `transforms.TRANSFORMS`.
         masks:         include the objects' masks.
         sampling:      within each data set: "natural": every image once per epoch; "repeat_factor" with a
-                       `threshold`, and "class_aware": see `sampling`.
+                       `threshold`, "class_aware" and "class_rounds": see `sampling`.
         scaled_decode: let the JPEG decoder downsample images that are at least halved: faster, slightly
                        softer. Ignored where crops, scale jitter or mixing need all pixels.
         cache:         "none": read and decode every time; "encoded": keep records in memory; "decoded": also
@@ -363,7 +363,11 @@ def _stream(data, sampling, threshold):
         return functools.partial(repeated, repeat_factors(objects_of(data), size, threshold))
     if sampling == "class_aware":
         return functools.partial(drawn, class_aware_weights(objects_of(data), size))
-    raise UserError(f"data.sampling: {sampling!r} is not one of natural, repeat_factor, class_aware")
+    if sampling == "class_rounds":
+        return functools.partial(class_rounds, objects_of(data))
+    raise UserError(
+        f"data.sampling: {sampling!r} is not one of natural, repeat_factor, class_aware, class_rounds"
+    )
 
 
 def _canvases(index, canvases, short_side_px, long_side_px):

@@ -1,14 +1,18 @@
-"""Samplers: endless, deterministic index streams (uniform, repeat-factor, class-aware).
+"""Samplers: endless, deterministic index streams (uniform, repeat-factor, class-aware, rounds of classes).
 
 natural        every epoch is one permutation of all images
 repeat_factor  images with rare classes are repeated within an epoch; Gupta, Dollár and Girshick 2019
                (LVIS), arXiv:1908.03195, section 4.3
 class_aware    every class is drawn equally often, with replacement; the sampler of the CenterNet2 release
+class_rounds   every class comes exactly once in each round, with an image that has it; the sampler of TSD's
+               release for Open Images, Song, Liu and Wang 2020, arXiv:2003.07540
 """
 
 import itertools
 
 import numpy as np
+
+from kgarden.errors import UserError
 
 DRAWN = 4096  # rows per call of the generator in `drawn`
 
@@ -50,6 +54,25 @@ def drawn(weights, key):
         yield from (
             np.random.default_rng([*key, chunk]).choice(len(probability), DRAWN, p=probability).tolist()
         )
+
+
+def class_rounds(pairs, key):
+    """Class-aware sampler in rounds: a permutation of all classes that occur, and of each one random image.
+
+    Args:
+        pairs: (K, 2) int: image (a row), class; one for each object.
+        key:   tuple of int.
+    Raises:
+        UserError: there are no objects.
+    """
+    images, classes, counts = _presence(pairs)
+    if not len(counts):
+        raise UserError("data.sampling: class_rounds draws images by their objects, and there are none")
+    images, first = images[np.argsort(classes, kind="stable")], np.cumsum(counts) - counts
+    for number in itertools.count():
+        rng = np.random.default_rng([*key, number])
+        of_round = rng.permutation(len(counts))
+        yield from images[first[of_round] + rng.integers(counts[of_round])].tolist()
 
 
 def repeat_factors(pairs, num_images, threshold):

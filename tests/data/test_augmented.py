@@ -176,7 +176,12 @@ def test_mosaic_keeps_the_objects_of_four_images(drawn):
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"sampling": "repeat_factor", "threshold": 0.5}, {"sampling": "class_aware"}]
+    "sampling",
+    [
+        {"sampling": "repeat_factor", "threshold": 0.5},
+        {"sampling": "class_aware"},
+        {"sampling": "class_rounds"},
+    ],
 )
 def test_rare_classes_are_oversampled_among_partners_too(tmp_path, sampling):
     """Two sets; in the second only the first image has class 3 (label 2)."""
@@ -190,8 +195,8 @@ def test_rare_classes_are_oversampled_among_partners_too(tmp_path, sampling):
     labels = [set(row[row >= 0].tolist()) for batch in batches for row in batch["labels"]]
     rare = np.mean([2 in one for one in labels])
     # The second set gives 3/4 of the images. By hand, what part of these is its first image?
-    # repeat_factor: sqrt(0.5 / 0.25) : 1 : 1 : 1. class_aware: 1 + 1/4 : 1/3 + 1/4 three times.
-    part = {"repeat_factor": 2**0.5 / (2**0.5 + 3), "class_aware": 1.25 / 3}[sampling["sampling"]]
+    # repeat_factor: sqrt(0.5 / 0.25) : 1 : 1 : 1. By classes: 1 + 1/4 : 1/3 + 1/4 three times.
+    part = 2**0.5 / (2**0.5 + 3) if "threshold" in sampling else 1.25 / 3
     assert abs(rare - 0.75 * part) < 0.05
     assert_equal(batches_of(sets, 3, start_step=40, **options), batches[40:43])
 

@@ -7,6 +7,7 @@ import pytest
 from support.golden import assert_agrees, goldens, params
 
 from kgarden.data import sampling
+from kgarden.errors import UserError
 
 PAIRS = [(0, 5), (0, 5), (1, 5), (1, 9), (3, 9), (3, 2)]  # image 2 has nothing
 
@@ -64,12 +65,36 @@ def test_class_aware_balances_classes():
     assert abs((rows >= 90).mean() - 0.5) < 0.02
 
 
+def test_rounds_have_every_class_once():
+    """Of PAIRS: class 5 is in images 0, 1; class 9 in 1, 3; class 2 in 3 alone."""
+    rounds = first(sampling.class_rounds(PAIRS, (5,)), 3 * 20_000).reshape(-1, 3)
+    images_of = {5: [0, 1], 9: [1, 3], 2: [3]}
+    possible = {tuple(sorted((a, b, 3))) for a in images_of[5] for b in images_of[9]}
+    assert {tuple(sorted(one)) for one in rounds.tolist()} == possible
+    assert len({tuple(one) for one in rounds.tolist()}) > len(possible)  # in changing order
+    shares = np.bincount(rounds.ravel(), minlength=4) / rounds.size
+    np.testing.assert_allclose(shares, [0.5 / 3, 1 / 3, 0, 1.5 / 3], atol=0.01)
+    # images of one class, and places in a round, are equally likely
+    np.testing.assert_allclose((rounds == 0).mean(axis=0), [0.5 / 3] * 3, atol=0.01)
+
+
+def test_rounds_balance_classes_exactly():
+    """Ninety images of class 0, ten of class 1: one of each in every round."""
+    pairs = [(n, int(n >= 90)) for n in range(100)] * 2  # two objects each change nothing
+    rows = first(sampling.class_rounds(pairs, (3,)), 2000).reshape(-1, 2)
+    assert ((rows >= 90).sum(axis=1) == 1).all()
+    assert len(set(rows.ravel().tolist())) == 100
+    with pytest.raises(UserError, match="there are none"):
+        next(sampling.class_rounds([], (3,)))
+
+
 @pytest.mark.parametrize(
     "stream",
     [
         lambda key: sampling.natural(50, key),
         lambda key: sampling.repeated(np.linspace(1, 3, 50), key),
         lambda key: sampling.drawn(np.linspace(1, 3, 50), key),
+        lambda key: sampling.class_rounds([(n, n % 7) for n in range(50)], key),
     ],
 )
 def test_streams_are_functions_of_their_key(stream):
