@@ -61,7 +61,7 @@ def detect(
         original_hw = np.asarray(meta[ORIGINAL_HW])
         detections = to_original(detections, x[SIZE_HW][: len(ids)], original_hw)
         detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
-        results += _results(detections, ids, original_hw, categories)
+        results += results_of(detections, ids, original_hw, categories)
         has_masks = MASKS in detections
         image_ids += [int(one) for one in ids if one >= 0]
         if on_batch:
@@ -69,8 +69,15 @@ def detect(
     return results, image_ids, has_masks
 
 
-def _results(detections, ids, original_hw, categories):
-    """One batch of detections in COCO results form."""
+def results_of(detections, ids, original_hw, categories):
+    """One batch of detections in COCO results form.
+
+    Args:
+        detections: numpy, boxes in px of the original image.
+        ids:        (B,) of the images; negative: padding.
+        original_hw: (B, 2) px.
+        categories: [{"id", "name"}, ...] in label order.
+    """
     kept = detections[VALID].astype(bool) & (ids >= 0)[:, None]
     image, row = np.nonzero(kept)
     x0, y0, x1, y1 = (detections[BOXES][image, row, side].astype("float64") for side in range(4))

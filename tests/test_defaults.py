@@ -235,6 +235,7 @@ CASCADE |= parts(
     "roi_head",
     ious=(0.5, 0.6, 0.7),
     ensemble="logits",
+    test_stage=None,
     coders__0__weights=(10.0, 10.0, 5.0, 5.0),
     coders__1__weights=(20.0, 20.0, 10.0, 10.0),
     stage_weights=(1.0, 0.5, 0.25),

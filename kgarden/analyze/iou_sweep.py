@@ -12,6 +12,7 @@ import numpy as np
 from kgarden.analyze.loaded_runs import (
     EVERY,
     SIZES,
+    max_detections_of,
     open_runs,
     progress_of_run,
     require_objects,
@@ -127,12 +128,7 @@ def _tables_of_files(files, annotations, max_detections):
 def _tables_of_runs(runs, iou_type, max_detections, *, weights, limit, progress):
     """{name: EvaluationTable} of runs with equal validation data."""
     loaded = open_runs(runs, weights)
-    limits = {run.recipe.evaluate.max_detections for run in loaded}
-    if max_detections is None and len(limits) > 1:
-        raise UserError(
-            f"the runs have different evaluate.max_detections ({', '.join(map(str, sorted(limits)))}); "
-            "use --max-detections N"
-        )
+    most = max_detections_of(loaded, max_detections)
     for run in loaded:
         if iou_type == "segm" and run.detector.mask_head is None:
             raise UserError(f"{run.name}: {run.recipe.model.name} predicts no masks; use --iou-type bbox")
@@ -146,7 +142,7 @@ def _tables_of_runs(runs, iou_type, max_detections, *, weights, limit, progress)
             read_json(run.data.annotations),
             results,
             image_ids,
-            max_detections=max_detections or run.recipe.evaluate.max_detections,
+            max_detections=most,
         )
     return tables
 

@@ -145,6 +145,21 @@ def progress_of_run(
     return lambda done: progress(sum(counts[:number]) + done, sum(counts))
 
 
+def max_detections_of(runs: Sequence[LoadedRun], given: int | None = None) -> int:
+    """Returns how many detections of a class in an image count: the given number, or that of all recipes.
+
+    Raises:
+        UserError: no number is given and the recipes have different ones.
+    """
+    limits = {run.recipe.evaluate.max_detections for run in runs}
+    if given is None and len(limits) > 1:
+        raise UserError(
+            f"the runs have different evaluate.max_detections ({', '.join(map(str, sorted(limits)))}); "
+            "use --max-detections N"
+        )
+    return given or limits.pop()
+
+
 def size_of(area: float) -> str:
     """Returns COCO's size of an area in px^2 of the original image: small, medium or large."""
     return SIZES[int(area >= 32**2) + int(area > 96**2)]

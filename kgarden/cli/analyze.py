@@ -20,6 +20,10 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first
 PerObjectOption = Annotated[
     int | None, typer.Option(min=1, help="Random windows for each object; default: the grid of 13,689.")
 ]
+MaxDetectionsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Detections per class and image that count; default: the runs', or 100."),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the random windows.")]
 GroupsOption = Annotated[str, typer.Option(help="Group objects by: size or difficulty.")]
 ResultsOption = Annotated[
@@ -124,6 +128,27 @@ def spatial_correlation(
 
 
 @analyze_app.command()
+def stages(
+    runs: RunsArgument,
+    to: ToOption,
+    max_detections: MaxDetectionsOption = None,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Compute AP over the IoU threshold of every stage of a cascade, beside detectors with one head."""
+    start_tensorflow()
+    from kgarden.analyze.stages import analyze_stages, gap_table
+    from kgarden.utils.progress import progress_of
+
+    with progress_of("images") as progress:
+        options = {"weights": weights, "limit": limit, "progress": progress}
+        result = analyze_stages(runs, to, max_detections, **options)
+    _print_table(list(result["rows"][0]), [list(row.values()) for row in result["rows"]], digits=1)
+    _print_table(*gap_table(result["differences"]), digits=1)
+    _print_reading(result, to)
+
+
+@analyze_app.command()
 def compare(
     runs: RunsArgument,
     to: ToOption,
@@ -158,10 +183,7 @@ def iou_sweep(
         pathlib.Path | None, typer.Option(help="COCO ground truth (required for files of detections).")
     ] = None,
     iou_type: Annotated[str, typer.Option(help="bbox or segm.")] = "bbox",
-    max_detections: Annotated[
-        int | None,
-        typer.Option(min=1, help="Detections per class and image that count; default: the runs', or 100."),
-    ] = None,
+    max_detections: MaxDetectionsOption = None,
     weights: WeightsOption = None,
     limit: LimitOption = None,
 ) -> None:

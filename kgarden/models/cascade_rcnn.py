@@ -10,6 +10,7 @@ in Faster R-CNN. CascadeHead alone, with detectron2's settings, is CenterNet2's 
     B0 -> B1 -> B2 -> B3        "boxes" of raw["stages"], then `candidates`
     resampling (4.2)            `resample`, `gt_rois`
     testing by all heads        `ensemble`
+    stages 1, 2, 3 (4.3)        `test_stage`
 
 What the public implementations do differently, CONVENTIONS:
 
@@ -80,16 +81,16 @@ ENSEMBLES = ("probability", "logits", "last_rois", "last")
 
 
 class CascadeRoIs:
-    """The RoIs that the stages of a cascade train on; the base class of its heads.   Section 4.2.
+    """The stages of a cascade and the RoIs that they train on; the base class of its heads.   Section 4.2.
 
     Attributes:
-        ious, resample, gt_rois, drop_empty: see CascadeHead.
+        ious, resample, gt_rois, drop_empty, test_stage: see CascadeHead.
         samplings: RoISampling of each stage; `sampling` is that of the first.
     """
 
     number_or_list = ("stage_weights", "feature_gradient")  # settings that a recipe may give either way
 
-    def _plan(self, ious, sampling, *, resample, gt_rois, drop_empty):
+    def _plan(self, ious, sampling, *, resample, gt_rois, drop_empty, test_stage):
         """Takes the settings.
 
         Raises:
@@ -102,6 +103,17 @@ class CascadeRoIs:
         self.samplings = [sampling._replace(iou=iou) for iou in self.ious]
         self.sampling = self.samplings[0]
         self.resample, self.gt_rois, self.drop_empty = resample, gt_rois, drop_empty
+        numbered = type(test_stage) is int and 1 <= test_stage <= len(self.ious)
+        if test_stage is not None and not numbered:
+            raise UserError(
+                f"model.roi_head.test_stage {test_stage!r}: a number from 1 to {len(self.ious)}, the stages "
+                "of this cascade, or null"
+            )
+        self.test_stage = test_stage
+
+    def stages_to_run(self, training):
+        """Numbers of the stages that a forward pass computes, from 0.   range"""
+        return range(len(self.ious) if training or self.test_stage is None else self.test_stage)
 
     def _of_stages(self, name, values):
         """A value for each stage; a single number is that of all.   tuple"""
@@ -180,6 +192,8 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         ensemble:         scores of the detections: the mean "probability" of all stages, each on its own
                           RoIs; the softmax of their mean "logits"; the mean probability of all heads on the
                           "last_rois"; or the "last" stage's.
+        test_stage:       which stage alone detects, from 1: its scores, of the RoIs that come to it, without
+                          an `ensemble`, and the boxes that it makes of them; None: all of them.
         settings:         of RoIPooling (kgarden/heads/roi_features.py), and num_samples and
                           positive_fraction of RoISampling (kgarden/targets/roi.py).
     """
@@ -208,13 +222,15 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         gt_rois="refine",
         drop_empty=True,
         ensemble="probability",
+        test_stage=None,
         **settings,
     ):
         pooling, settings = take(RoIPooling, settings)
         sampling, kwargs = take(RoISampling, settings)
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         one_of("roi_head.ensemble", ensemble, ENSEMBLES)
-        self._plan(ious, sampling, resample=resample, gt_rois=gt_rois, drop_empty=drop_empty)
+        rois = dict(resample=resample, gt_rois=gt_rois, drop_empty=drop_empty)
+        self._plan(ious, sampling, **rois, test_stage=test_stage)
         self.num_classes = num_classes
         weights = self._of_stages("delta_weights", delta_weights)
         self.coders = [Coder(tuple(of_stage), clamp_below, plus_one, least_px) for of_stage in weights]
@@ -248,10 +264,11 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"stages": for each box head {"logits", "deltas", "boxes", "valid"}}, boxes being its input.
 
-        With the ensemble "last_rois", outside of training, also "on_last": logits of all heads there.
+        With the ensemble "last_rois", outside of training, also "on_last": logits of all heads there. With
+        `test_stage`, outside of training, the stages up to that one.
         """
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
-        for number in range(len(self.ious)):
+        for number in self.stages_to_run(training):
             if stages:
                 coder = self.coders[number - 1]
                 boxes = ops.stop_gradient(clip_groups(decode(stages[-1], coder), size_hw, coder))
@@ -262,7 +279,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
                 features = scale_gradient(features, self.feature_gradient[number])
             logits, deltas = self._outputs(number, features)
             stages.append({"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid})
-        if training or self.ensemble != "last_rois":
+        if training or self.test_stage is not None or self.ensemble != "last_rois":
             return {"stages": stages}
         earlier = [self._outputs(number, features)[0] for number in range(len(stages) - 1)]
         return {"stages": stages, "on_last": [*earlier, logits]}
@@ -282,12 +299,26 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         return dict(zip(self.loss_names, terms, strict=True))
 
     def branch_predictions(self, raw, size_hw):
-        """{FUSED: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}."""
-        boxes = clip_groups(decode(raw["stages"][-1], self.coders[-1]), size_hw, self.coders[-1])
-        return {FUSED: {BOXES: boxes, SCORES: self.probability(raw)}}
+        """{FUSED: {"boxes": (B, P, 4) of the last stage, "scores": `probability`}}, or by `test_stage`."""
+        last = self.of_stage(raw, len(raw["stages"]), size_hw)
+        return {FUSED: last if self.test_stage is not None else {**last, SCORES: self.probability(raw)}}
+
+    def of_stage(self, raw, stage, size_hw):
+        """What a stage alone predicts, from its own RoIs.
+
+        Args:
+            raw:     of a forward pass outside of training.
+            stage:   from 1.
+            size_hw: (B, 2).
+        Returns:
+            {"boxes": (B, P, 4), clipped, "scores": (B, P, C)}
+        """
+        one, coder = raw["stages"][stage - 1], self.coders[stage - 1]
+        boxes = clip_groups(decode(one, coder), size_hw, coder)
+        return {BOXES: boxes, SCORES: class_probability(one["logits"], self.sigmoid)}
 
     def candidates(self, raw, proposals, size_hw):
-        """Clipped boxes (B, P, 4) of the last stage; scores (B, P, C) are P(C | O) by `ensemble`."""
+        """Clipped boxes (B, P, 4) of the last stage; scores (B, P, C) are P(C | O): `branch_predictions`."""
         return {**self.branch_predictions(raw, size_hw)[FUSED], VALID: proposals[VALID][..., None]}
 
     def probability(self, raw):

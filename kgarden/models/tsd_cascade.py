@@ -25,12 +25,13 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
 
     Args:
         strides, num_classes: as in TSDHead.
-        ious, delta_weights, stage_weights, resample, gt_rois, drop_empty: as in CascadeHead; the defaults are
-                  the release's.
+        ious, delta_weights, stage_weights, resample, gt_rois, drop_empty, test_stage: as in CascadeHead; the
+                  defaults are the release's.
         settings: of TSDHead, for all stages, and of RoISampling (kgarden/targets/roi.py).
     """
 
     passes_to = TSDHead
+    ensemble = "logits"  # as CascadeHead names it; there is no other
     fixed_arguments = ("iou", "own_pyramids")
 
     def __init__(
@@ -43,13 +44,15 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
         resample=True,
         gt_rois="drop",
         drop_empty=False,
+        test_stage=None,
         name=None,
         **settings,
     ):
         sampling, settings = take(RoISampling, settings)
         super().__init__(autocast=False, name=name)  # boxes stay float32 under mixed precision
         self.num_classes = num_classes
-        self._plan(ious, sampling, resample=resample, gt_rois=gt_rois, drop_empty=drop_empty)
+        rois = dict(resample=resample, gt_rois=gt_rois, drop_empty=drop_empty)
+        self._plan(ious, sampling, **rois, test_stage=test_stage)
         self.stage_weights = self._of_stages("stage_weights", stage_weights or 1.0)
         weights = self._of_stages("delta_weights", delta_weights)
         self.heads = [
@@ -73,16 +76,16 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
             head.build(pyramid_shapes)
 
     def call(self, pyramid, proposals, size_hw, training=False):
-        """{"stages": for each what TSDHead returns}."""
+        """{"stages": for each what TSDHead returns}; outside of training, up to `test_stage`."""
         boxes, valid, stages = proposals[BOXES], proposals[VALID], []
-        for number, head in enumerate(self.heads):
+        for number in self.stages_to_run(training):
             if stages:
                 gt = proposals[GROUND_TRUTH] if training else None
                 boxes = ops.stop_gradient(self._refined(stages[-1], number - 1, size_hw, gt=gt))
                 if training:
                     boxes, valid = self._next_rois(number, stages[-1], boxes, proposals)
             rois = {BOXES: boxes, VALID: valid}
-            stages.append(head(pyramid, rois, size_hw, training=training))
+            stages.append(self.heads[number](pyramid, rois, size_hw, training=training))
         return {"stages": stages}
 
     def _refined(self, raw, stage, size_hw, gt):
@@ -105,11 +108,18 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
         return terms
 
     def branch_predictions(self, raw, size_hw):
-        """{FUSED: {"boxes": those of the last stage, "scores": (B, P, C)}}."""
-        last, logits = raw["stages"][-1], [stage["logits"] for stage in raw["stages"]]
-        coder = self.heads[-1].coder
-        boxes = clip_groups(decode({**last, BOXES: last[MOVED]}, coder), size_hw, coder)
-        return {FUSED: {BOXES: boxes, SCORES: class_probability(sum(logits) / len(logits), sigmoid=False)}}
+        """{FUSED: {"boxes": those of the last stage, "scores": (B, P, C)}}, or by `test_stage`."""
+        logits = [stage["logits"] for stage in raw["stages"]]
+        last = self.of_stage(raw, len(logits), size_hw)
+        if self.test_stage is not None:
+            return {FUSED: last}
+        return {FUSED: {**last, SCORES: class_probability(sum(logits) / len(logits), sigmoid=False)}}
+
+    def of_stage(self, raw, stage, size_hw):
+        """What a stage alone predicts, see CascadeHead; boxes (B, P, 4) or (B, P, C, 4)."""
+        one, coder = raw["stages"][stage - 1], self.heads[stage - 1].coder
+        boxes = clip_groups(decode({**one, BOXES: one[MOVED]}, coder), size_hw, coder)
+        return {BOXES: boxes, SCORES: class_probability(one["logits"], sigmoid=False)}
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4) of the last stage; scores (B, P, C) are P(C | O)."""

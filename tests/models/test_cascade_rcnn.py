@@ -11,6 +11,7 @@ from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.cascade_rcnn import CONVENTIONS, CascadeHead, scale_gradient
 from kgarden.models.faster_rcnn import Coder, decode
+from kgarden.models.fscascade import FSCascadeHead
 
 numpy = ops.convert_to_numpy
 SIZE_HW = np.int32([[64, 64]])
@@ -20,9 +21,9 @@ PROPOSALS = np.float32([[[8, 8, 30, 32], [0, 40, 20, 60], [38, 20, 62, 52], [30,
 UNIFORM = np.random.default_rng(3).uniform(size=(1, 400)).astype("float32")
 
 
-def head_of(seed=0, **settings):
+def head_of(seed=0, kind=CascadeHead, **settings):
     settings = {"width": 8, "num_samples": 8, "positive_fraction": 0.5, **settings}
-    head = CascadeHead([8, 16], 3, **settings, name="roi_head")
+    head = kind([8, 16], 3, **settings, name="roi_head")
     head.build([(None, None, None, 4)] * 2)
     rng = np.random.default_rng(seed)
     for variable in head.variables:
@@ -210,6 +211,33 @@ def test_scores_of_every_ensemble():
     assert "on_last" not in head_of(ensemble="last_rois")(pyramid(), proposals(), SIZE_HW, training=True)
 
 
+@pytest.mark.parametrize("kind", [CascadeHead, FSCascadeHead])
+def test_one_stage_alone_is_the_last_of_a_shorter_cascade(kind):
+    """Its boxes and scores, whatever the ensemble; training runs all stages."""
+
+    def detections(head):
+        raw = head(pyramid(), proposals(), SIZE_HW)
+        found = head.candidates(raw, proposals(), SIZE_HW)
+        return raw, [numpy(found[key]) for key in ("boxes", "scores")]
+
+    whole = head_of(kind=kind, ensemble="probability")
+    raw, together = detections(whole)
+    seen = [together]
+    for stage in (1, 2, 3):
+        _, wanted = detections(head_of(kind=kind, ious=(0.5, 0.6, 0.7)[:stage], ensemble="last"))
+        one = head_of(kind=kind, ensemble="last_rois", test_stage=stage)
+        of_one, found = detections(one)
+        assert len(of_one["stages"]) == stage and "on_last" not in of_one
+        of_stage = whole.of_stage(raw, stage, SIZE_HW)
+        for key, own, mine, theirs in zip(("boxes", "scores"), found, of_stage.values(), wanted, strict=True):
+            np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-4, err_msg=key)
+            np.testing.assert_allclose(numpy(mine), theirs, rtol=1e-5, atol=1e-4, err_msg=key)
+        assert all(np.abs(found[1] - other[1]).max() > 1e-3 for other in seen)
+        seen.append(found)
+        sampled = one.sample(proposals(), Y, lambda n: UNIFORM[:, :n])
+        assert len(one(pyramid(), sampled, SIZE_HW, training=True)["stages"]) == 3
+
+
 def test_a_gradient_is_scaled_and_the_value_is_not():
     value, (gradient,) = value_and_gradients(
         lambda x: ops.sum(scale_gradient(x, 0.25) ** 2), [np.float32([3.0])]
@@ -260,6 +288,9 @@ def test_mistakes_are_named():
         head_of(stage_weights=(1.0, 0.5))
     with pytest.raises(UserError, match="roi_head.ensemble 'mean': one of probability"):
         head_of(ensemble="mean")
+    for stage in (0, 4, True, 1.0, "2"):
+        with pytest.raises(UserError, match=f"test_stage {stage!r}: a number from 1 to 3, .*, or null"):
+            head_of(test_stage=stage)
     with pytest.raises(UserError, match="convention 'caffe': one of detectron2"):
         build_detector({"name": "cascade_rcnn", "convention": "caffe"}, 3)
 

@@ -32,6 +32,7 @@ OTHERS = (
 )
 AT_INFERENCE = {
     "model.roi_head.ensemble",
+    "model.roi_head.test_stage",
     "model.prediction",
     "model.roi_head.classify_with",
     "model.roi_head.regress_with",

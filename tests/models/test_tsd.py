@@ -360,6 +360,30 @@ def test_predictions_of_the_cascade(cascade):
     np.testing.assert_allclose(ops.convert_to_numpy(found["boxes"])[:, :, 1], ROIS + 1, rtol=1e-6)
 
 
+@pytest.mark.tensorflow
+def test_a_stage_of_the_cascade_alone(cascade):
+    """What its TSD head says of the RoIs that come to it; training runs both."""
+    pyramid = [np.random.default_rng(0).normal(size=(1, 32, 32, 2)).astype("float32")]
+    proposals = {"boxes": ROIS, "valid": np.ones((1, 2), bool)}
+    whole = cascade(pyramid, proposals, SIZE)
+    for stage, head in enumerate(cascade.heads, start=1):
+        rois = {**proposals, "boxes": whole["stages"][stage - 1]["boxes"]}
+        wanted = head.candidates(head(pyramid, rois, SIZE), rois, SIZE)
+        cascade.test_stage = stage
+        raw = cascade(pyramid, proposals, SIZE)
+        assert len(raw["stages"]) == stage
+        given = {**proposals, "ground_truth": GT}
+        assert len(cascade(pyramid, given, SIZE, training=True)["stages"]) == 2
+        found = cascade.candidates(raw, proposals, SIZE)
+        cascade.test_stage = None
+        alone = cascade.of_stage(whole, stage, SIZE)
+        for key in ("boxes", "scores"):
+            np.testing.assert_allclose(found[key], wanted[key], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(alone[key], wanted[key], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="test_stage 4: a number from 1 to 3"):
+        TSDCascadeHead([4], 2, test_stage=4)
+
+
 def test_published_defaults_of_the_cascade():
     """The release's stages and deltas; losses of equal weight are the class's own default."""
     head = TSDCascadeHead([4], 2)

@@ -82,8 +82,14 @@ class Proposer:
         return {"step": step}
 
 
+class Parts(SimpleNamespace):
+    """A TwoStage of parts that need no layers."""
+
+    second_stage, fused = TwoStage.second_stage, TwoStage.fused
+
+
 def detector(**parts):
-    return SimpleNamespace(
+    return Parts(
         proposer=Proposer(),
         roi_head=RoIHead(),
         mask_head=None,

@@ -165,12 +165,16 @@ class Detector(StaticShapeModel):
 
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the image, padded to K."""
-        found = self.selection(self.candidates(x, raw))
-        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
-        found = {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        found = self.select(x, self.candidates(x, raw))
         if self.mask_head is not None:
             found[MASKS] = self.masks(raw, found)
         return found
+
+    def select(self, x, candidates):
+        """Detections among candidates as in `detect`, without masks."""
+        found = self.selection(candidates)
+        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
+        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
 
     def inference_model(self):
         """This detector as a keras.Model x -> detections."""

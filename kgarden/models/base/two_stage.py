@@ -88,13 +88,19 @@ class TwoStage(Detector):
 
         images -> pyramid -> proposals -> RoI head -> class scores, fused -> selection -> detections -> masks
         """
-        pyramid, size_hw = raw["pyramid"], x[SIZE_HW]
-        proposals = self.proposer.proposals(raw["proposer"], size_hw, training=False)
-        predictions = self.roi_head(pyramid, proposals, size_hw, training=False)
-        candidates = self.roi_head.candidates(predictions, proposals, size_hw)
-        if self.fuse is not None:
-            candidates[SCORES] = self.fuse(candidates[SCORES], proposals)
-        return candidates
+        proposals, predictions = self.second_stage(x, raw)
+        return self.fused(self.roi_head.candidates(predictions, proposals, x[SIZE_HW]), proposals)
+
+    def second_stage(self, x, raw):
+        """Proposals of inference, and the raw outputs of the RoI head for them."""
+        proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
+        return proposals, self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
+
+    def fused(self, candidates, proposals):
+        """The RoI head's candidates with their final scores."""
+        if self.fuse is None:
+            return candidates
+        return {**candidates, SCORES: self.fuse(candidates[SCORES], proposals)}
 
     def masks(self, raw, detections):
         return self.mask_head.masks(raw["pyramid"], detections)
