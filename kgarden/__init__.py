@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time names are i
     from kgarden.inference.paste_masks import paste_masks
     from kgarden.inference.predictor import Predictor
     from kgarden.models.base.detector import Detector, InferenceModel
+    from kgarden.training.coco_metrics import CocoMetrics
 
 __version__ = "0.1.0"
 
@@ -40,9 +41,11 @@ _HOMES = {
     "InferenceModel": "kgarden.models.base.detector",
     "Predictor": "kgarden.inference.predictor",
     "paste_masks": "kgarden.inference.paste_masks",
+    "CocoMetrics": "kgarden.training.coco_metrics",
     "UserError": "kgarden.errors",
 }
 __all__ = [
+    "CocoMetrics",
     "Detector",
     "InferenceModel",
     "Predictor",

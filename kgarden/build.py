@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from kgarden.config.canvases import default_canvases, round_up
 from kgarden.config.loading import load_recipe
 from kgarden.config.recipe import Recipe
@@ -48,6 +50,7 @@ def build_model(
     Raises:
         UserError: an unknown name or setting, or weights that do not fit.
     """
+    _check_policy(recipe)
     check_init(recipe)
     recipe = with_pixels_of_weights(recipe)
     if num_classes is None and recipe.model.num_classes is None:
@@ -61,6 +64,16 @@ def build_model(
     if recipe.freeze:
         detector.freeze(recipe.freeze)
     return detector
+
+
+def _check_policy(recipe):
+    """A global dtype policy that differs from the recipe's precision is not overruled silently."""
+    policy = keras.config.dtype_policy().name
+    if policy not in ("float32", recipe.precision):
+        raise UserError(
+            f"Keras' dtype policy is {policy}, the recipe's precision {recipe.precision}: "
+            f"set precision={policy}, or keras.config.set_dtype_policy('float32')"
+        )
 
 
 def _bare_model(recipe, num_classes, precision=None):

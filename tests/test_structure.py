@@ -45,6 +45,7 @@ MAY_IMPORT_TENSORFLOW |= {
 }
 MAY_WHEN_ASKED = {
     "bench",
+    "models",
     "ops",
     "training.loggers",
 }  # inside a function, behind a look at the backend, or in a *_sparse file

@@ -112,6 +112,7 @@ class Trainer(keras.callbacks.Callback):
         batches = self.data.train_batches(
             self.step, share=self.cluster.worker_position, pieces=self.cluster.local_replicas
         )
+        self.detector.reports_first_bad_step = True
         callbacks = _Callbacks([self], add_history=True, model=self.detector)
         self._open_loggers()
         self.reporter.start(self.total, self.step)

@@ -14,6 +14,7 @@ from support.variants import CLASSES, VARIANTS, batch
 
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
+from kgarden.errors import UserError
 from kgarden.heads.selection import Selection
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models import build_detector
@@ -225,7 +226,7 @@ def test_an_overflow_is_left_out_and_training_goes_on(optimizer):
     for one, other in zip([*first, *state], arrays([*weights, *inner.variables]), strict=True):
         np.testing.assert_array_equal(one, other)  # weights, momenta and the step of the learning rate
     assert float(detector.optimizer.dynamic_scale) == 2.0**59
-    assert logs["first_bad_step"] == 0 and all(np.isfinite(value) for value in logs.values())
+    assert float(detector.first_bad.result()) == 0 and all(np.isfinite(value) for value in logs.values())
     assert int(detector.step) == 2  # what is drawn at random goes on
 
     detector.optimizer.dynamic_scale.assign(2.0**10)
@@ -242,8 +243,8 @@ def test_a_loss_that_is_not_finite_is_reported_in_float16_too():
     detector = compiled_float16("sgd")
     x, y = batch()
     detector.trainable_variables[-1].assign(np.full(detector.trainable_variables[-1].shape, np.nan))
-    logs = detector.train_on_batch(x, y, return_dict=True)
-    assert logs["first_bad_step"] == 1
+    detector.train_on_batch(x, y)
+    assert float(detector.first_bad.result()) == 1
 
 
 def test_a_recipe_forbids_and_allows_tf32():
@@ -254,3 +255,9 @@ def test_a_recipe_forbids_and_allows_tf32():
     build_model(load_recipe("quickstart", narrow), 3)
     assert forbidden == ("highest" if ON_JAX else False)
     assert float32._setting_of_backend()[0] == before
+
+
+def test_a_global_dtype_policy_is_not_overruled_silently():
+    with dtype_policy_scope("mixed_bfloat16"):
+        with pytest.raises(UserError, match="policy is mixed_bfloat16, the recipe's precision float32: set"):
+            build_model(load_recipe("quickstart"), 3)

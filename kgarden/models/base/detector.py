@@ -44,7 +44,8 @@ from kgarden.backbones.adapted import AdaptedBackbone
 from kgarden.errors import UserError
 from kgarden.layers.pixels import Normalize, pixel_settings, pixels_of_preset
 from kgarden.layers.precision import dtype_policy_scope
-from kgarden.models.base.static_shapes import StaticShapeModel
+from kgarden.models.base.batches import inputs_of, training_data
+from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
 from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID
@@ -87,6 +88,7 @@ class Detector(StaticShapeModel):
 
     mask_head = None
     builder: Callable | None = None  # `kgarden.models.build_detector`, which sets it
+    reports_first_bad_step = False  # whether logs have "first_bad_step", which the trainer reads
     origin: str | None = None  # the builder's arguments as JSON, for .keras files; None: some are layers
 
     def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=None, **kwargs):
@@ -163,6 +165,12 @@ class Detector(StaticShapeModel):
             self.first_bad.update_state(self.step, loss)
         return loss / replicas.num_batch_parts()
 
+    def get_metrics_result(self):
+        logs = super().get_metrics_result()
+        if not self.reports_first_bad_step:
+            logs.pop(self.first_bad.name, None)
+        return logs
+
     def detect(self, x, raw):
         """Detections in px of the network input, clipped to the image, padded to K."""
         found = self.select(x, self.candidates(x, raw))
@@ -235,17 +243,48 @@ class Detector(StaticShapeModel):
     def get_compile_config(self):
         return None
 
-    # Ground truth of validation batches.
+    # fit, evaluate and predict, on batches as Keras users have them.
 
-    def fit(self, *arguments, **settings):
-        """As keras.Model.fit; validation batches must hold ground truth."""
-        _check_ground_truth(settings.get("validation_data"))
-        return super().fit(*arguments, **settings)
+    def fit(self, x=None, y=None, *arguments, validation_data=None, **settings):
+        """As keras.Model.fit.
 
-    def evaluate(self, *arguments, **settings):
-        """As keras.Model.evaluate, for losses; the batches must hold ground truth."""
-        _check_ground_truth(settings.get("x", arguments[0] if arguments else None))
-        return super().evaluate(*arguments, **settings)
+        Args:
+            x, y: images (B, H, W, 3), or {"images", "size_hw"}, and {"boxes": (B, M, 4) xyxy px, "labels":
+                  (B, M)}, padded by label -1 or as lists of arrays; or a tf.data.Dataset of such batches, or
+                  of `kgarden.build_datasets`. The rest of what kgarden.structures names is filled in.
+            validation_data: (x, y) or a data set, likewise.
+        Raises:
+            UserError: ground truth is missing, of another form, or out of range.
+        """
+        x, y = training_data(x, y, self)
+        if isinstance(validation_data, tuple):
+            validation_data = training_data(*validation_data, self)
+        elif validation_data is not None:
+            validation_data, _ = training_data(validation_data, None, self)
+        return super().fit(x, y, *arguments, validation_data=validation_data, **settings)
+
+    def evaluate(self, x=None, y=None, *arguments, **settings):
+        """As keras.Model.evaluate, for losses; x and y as in `fit`. For AP see kgarden.CocoMetrics."""
+        x, y = training_data(x, y, self)
+        return super().evaluate(x, y, *arguments, **settings)
+
+    def predict(self, x, *arguments, **settings):
+        """Detections, as keras.Model.predict returns them.
+
+        Args:
+            x: images (B, H, W, 3), {"images", "size_hw"}, or a data set whose elements begin with them.
+            arguments, settings: as in keras.Model.predict.
+        Returns:
+            {"boxes": (N, K, 4) xyxy px, "scores", "labels", "valid": (N, K), ...} as NumPy arrays, see
+            kgarden.structures. For files and for boxes in px of the original image use kgarden.Predictor.
+        """
+        return self.inference_model_to_predict().predict(inputs_of(x, self), *arguments, **settings)
+
+    def inference_model_to_predict(self):
+        """The `inference_model` of this detector, compiled and kept."""
+        if "_predicts" not in self.__dict__:  # not tracked as a layer of this model, which it contains
+            self.__dict__["_predicts"] = ready_to_predict(self.inference_model())
+        return self.__dict__["_predicts"]
 
     def _check_canvas(self, images):
         height, width = images.shape[1:3]
@@ -253,17 +292,6 @@ class Detector(StaticShapeModel):
             raise UserError(
                 f"canvas {height}x{width}: both sides must be divisible by {self.divisor}; mend data.canvases"
             )
-
-
-def _check_ground_truth(data):
-    """Raises UserError for batches (x, y) whose y has no boxes, before any of them is computed."""
-    elements = getattr(data, "element_spec", data)
-    y = elements[1] if isinstance(elements, tuple) and len(elements) > 1 else None
-    if isinstance(y, dict) and BOXES not in y:
-        raise UserError(
-            "these batches hold no ground truth, so that no loss can be computed: use the second data set of "
-            "kgarden.build_datasets"
-        )
 
 
 @keras.saving.register_keras_serializable("kgarden")
