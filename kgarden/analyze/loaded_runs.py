@@ -53,7 +53,7 @@ class LoadedRun:
             for row in np.flatnonzero(ids >= 0):
                 one = {key: value[row : row + 1] for key, value in x.items()}
                 objects = self.objects.get(int(ids[row]), [])
-                yield one, int(ids[row]), objects, _boxes(objects, x[SIZE_HW][row], original_hw[row])
+                yield one, int(ids[row]), objects, boxes_of(objects, x[SIZE_HW][row], original_hw[row])
 
     def image_ids(self) -> set[int]:
         """Returns the ids of all images."""
@@ -65,7 +65,8 @@ class LoadedRun:
         return min(count, limit or count)
 
 
-def _boxes(objects, size_hw, original_hw):
+def boxes_of(objects: list[dict], size_hw: np.ndarray, original_hw: np.ndarray) -> np.ndarray:
+    """Returns the boxes of an image's objects in px of the network input.   (N, 4) xyxy float64"""
     boxes = np.array([one["bbox"] for one in objects], "float64").reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes * np.tile((size_hw / original_hw)[::-1], 2)

@@ -201,6 +201,29 @@ def iou_sweep(
     _print_reading(result, to)
 
 
+@analyze_app.command()
+def tsd(
+    run: RunArgument,
+    to: ToOption,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of images to draw, from the first.")] = 4,
+    boxes: Annotated[int, typer.Option(min=1, help="Detections to draw in an image, best first.")] = 3,
+    min_score: Annotated[float, typer.Option(help="Minimum score of a detection.")] = 0.3,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Draw where the classifier and the regressor of TSD look, and measure their offsets."""
+    start_tensorflow()
+    from kgarden.analyze.tsd import COLUMNS, analyze_tsd
+    from kgarden.utils.progress import progress_of
+
+    with progress_of("images") as progress:
+        options = {"weights": weights, "limit": limit, "progress": progress}
+        result = analyze_tsd(run, to, pictures, boxes, min_score=min_score, **options)
+    columns = ("stage", "size", "detections", *COLUMNS)
+    _print_table(columns, [[row[column] for column in columns] for row in result["rows"]])
+    _print_reading(result, to)
+
+
 def _ids(text):
     if text is None:
         return None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 
 from kgarden.errors import UserError
-from kgarden.ops.deform_roi_pool import deform_roi_pool
+from kgarden.ops.deform_roi_pool import bin_centers, deform_roi_pool
 from kgarden.ops.roi_align import roi_align
 
 
@@ -88,3 +88,8 @@ class DeformRoIFeatures(RoIFeatures):
         return deform_roi_pool(
             chosen, self.strides, boxes, offsets, output_size=self.size, **self.deformation
         )
+
+    def centers(self, boxes, offsets):
+        """Centres of the bins, (B, P, S, S, 2) px; see kgarden/ops/deform_roi_pool.py."""
+        how = {key: value for key, value in self.deformation.items() if key != "samples"}
+        return bin_centers(boxes, offsets, output_size=self.size, **how)

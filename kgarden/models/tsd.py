@@ -20,8 +20,7 @@ by a margin; it is left out of inference.
     D_head, D_s8, D_s16, D_s32 (Table 1)  CONFIGURATIONS; kgarden/necks/twin.py
     Prop.w, Point.w (Table 4)             `classify_at`, `regress_at`: "proposal", "point", None
 
-Paper and release disagree in places; the paper's values are the defaults, CONFIGURATIONS has the release's.
-Further remarks: docs/tsd.md.
+The paper's values are the defaults, CONFIGURATIONS has the release's where it disagrees; see docs/tsd.md.
 """
 
 import keras
@@ -72,7 +71,7 @@ CONFIGURATIONS = {  # settings of TSDHead
     **{f"d_s{stride}": {**TWO_HEADS, "own_pyramids": True} for stride in (8, 16, 32)},
 }
 MOVED, SIBLING = "moved", "sibling"  # keys of the raw outputs
-OFFSETS = "offsets"
+OFFSETS, POINTS = "offsets", "points"
 
 
 class OffsetEstimators(keras.layers.Layer):
@@ -357,9 +356,19 @@ class TSDHead(keras.layers.Layer):
 
     def branch_predictions(self, raw, size_hw):
         """{FUSED: {"boxes": those of `candidates`, "scores": (B, P, C)}}."""
-        boxes = decode({**raw, BOXES: raw[MOVED]}, self.coder)
-        probability = class_probability(raw["logits"], sigmoid=False)
-        return {FUSED: {BOXES: clip_groups(boxes, size_hw, self.coder), SCORES: probability}}
+        boxes = clip_groups(decode({**raw, BOXES: raw[MOVED]}, self.coder), size_hw, self.coder)
+        return {FUSED: {BOXES: boxes, SCORES: class_probability(raw["logits"], sigmoid=False)}}
+
+    def derived_proposals(self, raw):
+        """What the tasks see: P^_r, and the bins of each task that has offsets.   Fig. 5.
+
+        Returns:
+            [{"boxes": P, "moved": P^_r, both (B, P, 4) px; "points": {task: (B, P, S, S, 2) px, centres of
+            its bins}, "offsets": {task: (B, P, S, S, 2) or (B, P, 1, 1, 2), in sides of P}}], one stage.
+        """
+        points = {task: self.pool_moved.centers(raw[BOXES], one) for task, one in raw[OFFSETS].items()}
+        offsets = {task: self.gamma * one for task, one in raw[OFFSETS].items()}
+        return [{BOXES: raw[BOXES], MOVED: raw[MOVED], POINTS: points, OFFSETS: offsets}]
 
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4); scores (B, P, C) are P(C | O)."""

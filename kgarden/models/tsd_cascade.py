@@ -121,6 +121,11 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
         boxes = clip_groups(decode({**one, BOXES: one[MOVED]}, coder), size_hw, coder)
         return {BOXES: boxes, SCORES: class_probability(one["logits"], sigmoid=False)}
 
+    def derived_proposals(self, raw):
+        """What the tasks of each stage see; see TSDHead."""
+        stages = zip(self.heads, raw["stages"], strict=True)
+        return [one for head, outputs in stages for one in head.derived_proposals(outputs)]
+
     def candidates(self, raw, proposals, size_hw):
         """Clipped boxes (B, P, 4) or (B, P, C, 4) of the last stage; scores (B, P, C) are P(C | O)."""
         return {**self.branch_predictions(raw, size_hw)[FUSED], VALID: proposals[VALID][..., None]}

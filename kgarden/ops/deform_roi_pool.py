@@ -85,6 +85,21 @@ def deform_roi_pool(
     return ops.cast(ops.reshape(out, (batch, count, output_size, output_size, depth)), table.dtype)
 
 
+def bin_centers(boxes, offsets=None, output_size=7, gamma=0.1, aligned=False, plus_one=False):
+    """Computes the centres of the moved bins.
+
+    Args:
+        boxes, ..., plus_one: as in `deform_roi_pool`.
+    Returns:
+        (B, P, S, S, 2) float32, x and y in px; differentiable with respect to the offsets.
+    """
+    how = dict(output_size=output_size, samples=1, gamma=gamma, aligned=aligned, plus_one=plus_one)
+    bins = bins_of([(1, 1)], (1,), boxes, offsets, **how)  # on a level of stride 1 cells are px
+    x, y = (axis.begin + axis.shift + axis.extent / 2 + 0.5 for axis in (bins.columns, bins.rows))
+    shape = (*ops.shape(boxes)[:2], output_size, output_size, 2)
+    return ops.reshape(ops.concatenate([x, y], axis=-1), shape)
+
+
 class Axis:
     """The samples of every bin along one axis, in cells of its level; R bins.
 

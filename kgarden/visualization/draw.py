@@ -93,10 +93,10 @@ def _drawn(image, objects, shown, classes, *, texts):
     """Masks, boxes and texts of the rows `shown` of some objects, in the given order."""
     boxes = [objects["boxes"][row] for row in shown]
     if "masks" not in objects:
-        return _with_boxes(image, boxes, [color_of(label) for label in classes], texts)
+        return draw_boxes(image, boxes, [color_of(label) for label in classes], texts)
     colors = [color_of(instance) for instance in range(len(shown))]
     image = _tinted(image, boxes, [np.asarray(objects["masks"][row]) for row in shown], colors)
-    return _with_boxes(image, boxes, colors, texts)
+    return draw_boxes(image, boxes, colors, texts)
 
 
 def scaled(image: np.ndarray, objects: dict, longest: float) -> tuple[np.ndarray, dict]:
@@ -116,8 +116,20 @@ def scaled(image: np.ndarray, objects: dict, longest: float) -> tuple[np.ndarray
     return image, {**objects, "boxes": np.asarray(objects["boxes"]) * factor}
 
 
-def _with_boxes(image, boxes, colors, texts):
-    """Rectangles in the given order, then texts; the last objects place theirs first."""
+def draw_boxes(
+    image: np.ndarray, boxes: Sequence, colors: Sequence[tuple[int, int, int]], texts: Sequence[str] = ()
+) -> Image.Image:
+    """Draws rectangles in the given order on a copy of an image, then texts, those of the last boxes first.
+
+    Args:
+        image:  (H, W, 3) uint8 RGB.
+        boxes:  (N, 4) xyxy px of this image.
+        colors: (r, g, b) of each, 0..255.
+        texts:  of each, "" for none; (): none at all.
+    Returns:
+        PIL.Image of the same size.
+    """
+    texts = texts or [""] * len(boxes)
     drawing = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     pen, taken = ImageDraw.Draw(drawing), []
     line = line_width(drawing.size, boxes)
@@ -127,6 +139,14 @@ def _with_boxes(image, boxes, colors, texts):
         if text:
             taken.append(_name_tag(pen, text, box, color=color, size=drawing.size, taken=taken))
     return drawing
+
+
+def draw_points(drawing: Image.Image, points: Sequence, color: tuple[int, int, int]) -> None:
+    """Draws points (N, 2) px into a drawing, as discs with a thin dark rim as wide as its lines."""
+    pen, radius = ImageDraw.Draw(drawing), line_width(drawing.size)
+    dark = tuple(channel // 4 for channel in color)
+    for x, y in np.reshape(points, (-1, 2)).tolist():
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=dark)
 
 
 def _tinted(image, boxes, masks, colors):

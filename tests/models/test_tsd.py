@@ -268,6 +268,10 @@ def test_sibling_is_a_constant_to_the_constraint_unless_asked(detached):
     assert of_tsd == -1 and of_sibling == (0 if detached else 1)
 
 
+SIZE = np.int32([[128, 128]])
+ROIS = np.float32([[[20, 20, 30, 30], [60, 60, 70, 70]]])
+
+
 def test_wires_of_the_losses():
     """One RoI on its object, moved by half its width; p(object): 1/4 of TSD's head, 3/4 of the sibling."""
     head = TSDHead([4], 1)
@@ -285,6 +289,33 @@ def test_wires_of_the_losses():
         "roi/box_constraint": 1 - 1 / 3 + 0.2,
     }
     assert {name: float(term) for name, term in head.losses(raw, y).items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kinds", [("point", "proposal"), ("proposal", "point"), ("point", None)])
+def test_derived_proposals(kinds):
+    """Fig. 5: bins of S x S equal parts, each moved by gamma times its offset in sides of the proposal."""
+    task = dict(zip(("classify_at", "regress_at"), kinds, strict=True))
+    head = TSDHead([4], 2, width=4, offset_width=4, gamma=0.2, **task, name="roi_head")
+    head.build([(None, None, None, 2)])
+    pyramid = [np.random.default_rng(0).normal(size=(1, 32, 32, 2)).astype("float32")]
+    raw = head(pyramid, {"boxes": ROIS, "valid": np.ones((1, 2), bool)}, SIZE)
+    (seen,) = head.derived_proposals(raw)
+    tasks = {task for task, kind in zip(("class", "box"), kinds, strict=True) if kind}
+    assert seen["offsets"].keys() == seen["points"].keys() == tasks
+    side = 10.0  # of both proposals
+    for name, points in seen["points"].items():
+        offsets = 0.2 * ops.convert_to_numpy(raw["offsets"][name])  # of every bin, or one for all
+        np.testing.assert_allclose(ops.convert_to_numpy(seen["offsets"][name]), offsets, rtol=1e-6)
+        assert np.abs(offsets).max() > 0.01
+        x = ROIS[:, :, :1, None] + side * ((np.arange(7) + 0.5) / 7 + offsets[..., 0])
+        y = ROIS[:, :, 1:2, None] + side * ((np.arange(7)[:, None] + 0.5) / 7 + offsets[..., 1])
+        expected = np.stack(np.broadcast_arrays(x, y), axis=-1)
+        np.testing.assert_allclose(ops.convert_to_numpy(points), expected, atol=1e-4)
+    moved = ROIS
+    if kinds[1] == "proposal":
+        moved = ROIS + np.tile(side * ops.convert_to_numpy(seen["offsets"]["box"])[:, :, 0, 0], 2)
+    np.testing.assert_allclose(ops.convert_to_numpy(seen["moved"]), moved, atol=1e-4)
+    np.testing.assert_array_equal(ops.convert_to_numpy(seen["boxes"]), ROIS)
 
 
 def test_published_defaults():
@@ -314,8 +345,6 @@ def cascade():
     return head
 
 
-SIZE = np.int32([[128, 128]])
-ROIS = np.float32([[[20, 20, 30, 30], [60, 60, 70, 70]]])
 GT = {"boxes": ROIS[:, :1], "labels": np.int32([[1]]), "crowd": np.zeros((1, 1), bool)}
 EACH = {"boxes": ROIS, "moved": ROIS + 1, "valid": np.ones((1, 2), bool)}  # and what a stage says of them
 EACH["deltas"] = np.float32([[[[1, 0, 0, 0], [2, 0, 0, 0]]] * 2])  # by 1 px for class 0, by 2 px for class 1

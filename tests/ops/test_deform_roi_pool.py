@@ -6,7 +6,7 @@ from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
 
 from kgarden.ops import roi_align as two_ways
-from kgarden.ops.deform_roi_pool import bins_of, deform_roi_pool
+from kgarden.ops.deform_roi_pool import bin_centers, bins_of, deform_roi_pool
 from kgarden.ops.roi_align import roi_align
 
 ON_JAX = keras.backend.backend() == "jax"
@@ -166,12 +166,38 @@ def test_halves_are_rounded_away_from_zero_and_thin_boxes_have_a_tenth_of_a_cell
     np.testing.assert_allclose(ops.convert_to_numpy(got).ravel(), begins + sides / 4, atol=1e-6)
 
 
+def test_centres_of_bins_are_where_they_are_pooled():
+    """On maps whose cells hold their own x and y in px, a bin of centred samples is its centre."""
+    rng = np.random.default_rng(4)
+    x, y = np.meshgrid(np.arange(40, dtype="float32"), np.arange(40, dtype="float32"))
+    ramp = np.stack([x, y], axis=-1)[None]
+    pyramid = [4 * ramp + 2, 8 * ramp + 4]  # centres of the cells
+    boxes = np.float32([[[50, 60, 83, 97.5], [40, 30.5, 141, 120]]])
+    how = dict(output_size=3, gamma=0.2, aligned=True, offsets=rng.uniform(-1, 1, (1, 2, 3, 3, 2)))
+    how["offsets"] = how["offsets"].astype("float32")
+    for offsets in (how["offsets"], how["offsets"][:, :, :1, :1], None):
+        how["offsets"] = offsets
+        got = bin_centers(boxes, **how)
+        pooled = deform_roi_pool(pyramid, [4, 8], boxes, samples=2, levels=np.int32([[0, 1]]), **how)
+        np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(pooled), atol=1e-3)
+    # released form: 2.5 and 5.5 are rounded to 3 and 6, the last px, so that the box ends at 7
+    boxes = np.float32([[[2.5, 0, 5.5, 13]]])
+    offsets = np.float32([0.5, -1])[None, None, None, None]
+    got = ops.convert_to_numpy(bin_centers(boxes, offsets, output_size=2, plus_one=True))[0, 0]
+    np.testing.assert_allclose(got[0], [[4.2, 2.1], [6.2, 2.1]], atol=1e-5)  # moved by 0.05 of 4, -0.1 of 14
+    np.testing.assert_allclose(got[1, 0], [4.2, 9.1], atol=1e-5)
+    assert bin_centers(boxes).shape == (1, 1, 7, 7, 2)
+
+
 def test_settings_left_out():
     pyramid, boxes, offsets = scene()
     offsets = offsets[:, :, :1, :1]
     given = dict(output_size=7, samples=4, gamma=0.1, aligned=False, plus_one=False)
     got = deform_roi_pool(pyramid, SCENE["strides"], boxes, offsets)
     expected = deform_roi_pool(pyramid, SCENE["strides"], boxes, offsets, **given)
+    np.testing.assert_array_equal(ops.convert_to_numpy(got), ops.convert_to_numpy(expected))
+    del given["samples"]
+    got, expected = bin_centers(boxes, offsets), bin_centers(boxes, offsets, **given)
     np.testing.assert_array_equal(ops.convert_to_numpy(got), ops.convert_to_numpy(expected))
 
 
