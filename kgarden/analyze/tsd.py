@@ -51,10 +51,9 @@ class DerivedProposals(StaticShapeModel):
 
     def call(self, x, training=False):
         detector = self.detector
-        raw = detector(x, training=False)
-        proposals = detector.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
-        seen = detector.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
-        detections = detector.detect(x, raw)
+        proposals, seen = detector.second_stage(x, detector(x, training=False))
+        candidates = detector.roi_head.candidates(seen, proposals, x[SIZE_HW])
+        detections = detector.select(x, detector.fused(candidates, proposals))
         rows = ops.maximum(detections[SOURCE], 0)
 
         def of_detections(array):
@@ -182,7 +181,7 @@ class Moves:
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * area_factor
         self.labels += found[LABELS][shown].tolist()
         self.sizes += [size_of(area) for area in areas]
-        for number, stage in enumerate(found["stages"]):
+        for number, stage in enumerate(found["stages"], start=1):
             self.values.setdefault(number, []).append(_values(stage, shown))
 
     def rows_by_size(self):
@@ -230,7 +229,7 @@ def describe(rows, images, min_score):
             parts.append(f"{what} {x:.1%} of P's width and {y:.1%} of its height on average")
     if row["outside"] is not None:
         parts.append(f"{row['outside']:.1%} of the centres of P_c's bins lie outside of P")
-    stage = f" (stage {row['stage']})" if row["stage"] else ""
+    stage = f" (stage {row['stage']})" if row["stage"] > 1 else ""
     counted = f"{row['detections']} detections of {images} images with a score of at least {min_score:g}"
     return f"{counted}{stage}: {', '.join(parts)}."
 
@@ -254,7 +253,7 @@ def drawings(x: dict, found: dict, shown: np.ndarray, truth: np.ndarray, names: 
     image, _ = scaled(x[IMAGES][:height, :width], {BOXES: truth}, CELL)
     factor = CELL / max(height, width)
     cells, many = {}, len(found["stages"]) > 1
-    for number, stage in enumerate(found["stages"]):
+    for number, stage in enumerate(found["stages"], start=1):
         title = f"stage {number}: P, P_r, P_c" if many else "P, P_r and P_c"
         cells[title] = _draw_stage(image, stage, shown[::-1], factor)  # the best one on top
     boxes, labels, scores = (found[key][shown[::-1]] for key in (BOXES, LABELS, SCORES))

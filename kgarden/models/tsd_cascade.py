@@ -122,8 +122,8 @@ class TSDCascadeHead(CascadeRoIs, keras.layers.Layer):
         return {BOXES: boxes, SCORES: class_probability(one["logits"], sigmoid=False)}
 
     def derived_proposals(self, raw):
-        """What the tasks of each stage see; see TSDHead."""
-        stages = zip(self.heads, raw["stages"], strict=True)
+        """What the tasks of each computed stage see; see TSDHead."""
+        stages = zip(self.heads, raw["stages"], strict=False)  # `test_stage`
         return [one for head, outputs in stages for one in head.derived_proposals(outputs)]
 
     def candidates(self, raw, proposals, size_hw):

@@ -66,14 +66,14 @@ def test_tasks_without_offsets_have_no_numbers():
     moves.add(found, np.array([0]), area_factor=1.0)
     rows = moves.rows_by_size()
     assert [(row["stage"], row["size"]) for row in rows] == [
-        (0, "small"),
-        (0, "all"),
         (1, "small"),
         (1, "all"),
+        (2, "small"),
+        (2, "all"),
     ]
     assert rows[0]["delta_r_x"] is None and rows[0]["delta_c_x"] == 0
     text = tsd.describe(rows, 1, 0.5)
-    assert "(stage 1)" in text and "P_r" not in text and "0.0% of the centres" in text
+    assert "(stage 2)" in text and "P_r" not in text and "0.0% of the centres" in text
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -103,7 +103,7 @@ def test_drawing(together):
     )
     many = {**found, "stages": [stage] * 2}
     titles = list(drawings(x, many, np.array([0]), np.zeros((0, 4)), ["disc", "ring"]))
-    assert titles == ["stage 0: P, P_r, P_c", "stage 1: P, P_r, P_c", "detections and ground truth"]
+    assert titles == ["stage 1: P, P_r, P_c", "stage 2: P, P_r, P_c", "detections and ground truth"]
 
 
 MASK_RCNN = {**VARIANTS["mask_rcnn"], "roi_head": VARIANTS["tsd"]["roi_head"] | {"name": "tsd"}}
@@ -163,7 +163,7 @@ def rows_of(path):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "name, stages",
-    [("tsd", ["0"]), pytest.param("tsd_cascade", ["0", "1", "2"], marks=pytest.mark.slow)],
+    [("tsd", ["1"]), pytest.param("tsd_cascade", ["1", "2", "3"], marks=pytest.mark.slow)],
 )
 def test_a_run_with_initial_weights(call, tmp_path, name, stages):
     run, to = make_run(tmp_path / name, model=HOSTS[name]), tmp_path / "look"
@@ -174,7 +174,7 @@ def test_a_run_with_initial_weights(call, tmp_path, name, stages):
     every = [row for row in rows if row["size"] == "all"]
     assert [row["stage"] for row in every] == stages
     for kind, parts in (("size", rows), ("class", by_class)):
-        count = [int(row["detections"]) for row in parts if row["stage"] == "0" and row[kind] != "all"]
+        count = [int(row["detections"]) for row in parts if row["stage"] == "1" and row[kind] != "all"]
         assert sum(count) == int(every[0]["detections"]) <= 2 * 100
     assert all(float(row[key]) > 0 for row in every for key in ("delta_r_x", "delta_c_y"))
     names = {path.name for path in to.glob("[!.]*")}
