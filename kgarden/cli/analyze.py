@@ -213,7 +213,7 @@ def tsd(
 ) -> None:
     """Draw where the classifier and the regressor of TSD look, and measure their offsets."""
     start_tensorflow()
-    from kgarden.analyze.tsd import COLUMNS, analyze_tsd
+    from kgarden.analyze.derived_proposals import COLUMNS, analyze_tsd
     from kgarden.utils.progress import progress_of
 
     with progress_of("images") as progress:

@@ -297,7 +297,10 @@ def test_derived_proposals(kinds):
     task = dict(zip(("classify_at", "regress_at"), kinds, strict=True))
     head = TSDHead([4], 2, width=4, offset_width=4, gamma=0.2, **task, name="roi_head")
     head.build([(None, None, None, 2)])
-    pyramid = [np.random.default_rng(0).normal(size=(1, 32, 32, 2)).astype("float32")]
+    rng = np.random.default_rng(0)
+    for last in head.estimators.last.values():
+        last.bias.assign(rng.uniform(-1, 1, last.bias.shape))
+    pyramid = [rng.normal(size=(1, 32, 32, 2)).astype("float32")]
     raw = head(pyramid, {"boxes": ROIS, "valid": np.ones((1, 2), bool)}, SIZE)
     (seen,) = head.derived_proposals(raw)
     tasks = {task for task, kind in zip(("class", "box"), kinds, strict=True) if kind}

@@ -111,7 +111,7 @@ def analyze_tsd(
         moves.add(found, shown, float(factor.prod()))
         if len(drawn) < count:
             truth = boxes_of(loaded.objects.get(image_id, []), x[SIZE_HW], original_hw)
-            drawn[image_id] = drawings(x, found, shown[:most], truth, names)
+            drawn[image_id] = drawings(x, found, shown[:most], truth=truth, names=names)
         if progress:
             progress(images, loaded.num_images(limit))
     if not seen:
@@ -237,7 +237,7 @@ def describe(rows, images, min_score):
 # --- drawing ------------------------------------------------------------------------------------------------
 
 
-def drawings(x: dict, found: dict, shown: np.ndarray, truth: np.ndarray, names: list[str]) -> dict:
+def drawings(x: dict, found: dict, shown: np.ndarray, *, truth: np.ndarray, names: list[str]) -> dict:
     """Draws the derived proposals of each stage, and the detections with the ground truth.
 
     Args:

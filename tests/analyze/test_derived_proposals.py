@@ -11,8 +11,8 @@ from support.fake_runs import known_run, make_run
 from support.variants import VARIANTS, batch
 
 from kgarden import cli
-from kgarden.analyze import tsd
-from kgarden.analyze.tsd import DerivedProposals, Moves, drawings
+from kgarden.analyze import derived_proposals
+from kgarden.analyze.derived_proposals import PINK, RED, WHITE, YELLOW, DerivedProposals, Moves, drawings
 from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.faster_rcnn import FasterHead
@@ -55,7 +55,7 @@ def test_offsets_by_hand():
     b, a = moves.rows_by_class([{"name": "b"}, {"name": "a"}, {"name": "none"}])
     assert (b["class"], b["detections"], b["delta_r_x"]) == ("b", 1, pytest.approx(0.3))
     assert (a["class"], a["detections"], a["delta_r_x"]) == ("a", 2, pytest.approx(0.05))
-    text = tsd.describe(moves.rows_by_size(), 7, 0.3)
+    text = derived_proposals.describe(moves.rows_by_size(), 7, 0.3)
     assert text.startswith("3 detections of 7 images with a score of at least 0.3: P_r is moved by 13.3% of")
 
 
@@ -72,7 +72,7 @@ def test_tasks_without_offsets_have_no_numbers():
         (2, "all"),
     ]
     assert rows[0]["delta_r_x"] is None and rows[0]["delta_c_x"] == 0
-    text = tsd.describe(rows, 1, 0.5)
+    text = derived_proposals.describe(rows, 1, 0.5)
     assert "(stage 2)" in text and "P_r" not in text and "0.0% of the centres" in text
 
 
@@ -88,21 +88,22 @@ def test_drawing(together):
     x = {"images": np.full((96, 96, 3), 90, "uint8"), "size_hw": np.int32([88, 88])}
     found = {"boxes": np.float32([[30, 30, 50, 60], [0, 0, 9, 9]]), "labels": np.int32([1, 0])}
     found |= {"scores": np.float32([0.9, 0.2]), "stages": [stage]}
-    cells = drawings(x, found, np.array([0]), np.float64([[60, 60, 80, 80]]), ["disc", "ring"])
+    names = {"names": ["disc", "ring"]}
+    cells = drawings(x, found, np.array([0]), **names, truth=np.float64([[60, 60, 80, 80]]))
     derived, last = cells.values()
     assert derived.size == last.size == (440, 440)
-    assert derived.getpixel((5 * 9, 5 * 8 + 1)) == tsd.YELLOW
+    assert derived.getpixel((5 * 9, 5 * 8 + 1)) == YELLOW
     red = (5 * 52 - 1, 5 * 40) if together else (5 * 15, 5 * 15)
-    assert derived.getpixel(red) == tsd.RED and derived.getpixel((5 * 22, 5 * 66)) == tsd.PINK
-    assert (derived.getpixel((5 * 52 - 1, 5 * 40)) == tsd.RED) == together
+    assert derived.getpixel(red) == RED and derived.getpixel((5 * 22, 5 * 66)) == PINK
+    assert (derived.getpixel((5 * 52 - 1, 5 * 40)) == RED) == together
     assert derived.getpixel((5 * 4, 5 * 1)) == (90, 90, 90)  # the second detection is not among those shown
-    assert last.getpixel((5 * 60 + 1, 5 * 70)) == tsd.WHITE and last.getpixel((5 * 22, 5 * 66)) == (
+    assert last.getpixel((5 * 60 + 1, 5 * 70)) == WHITE and last.getpixel((5 * 22, 5 * 66)) == (
         90,
         90,
         90,
     )
     many = {**found, "stages": [stage] * 2}
-    titles = list(drawings(x, many, np.array([0]), np.zeros((0, 4)), ["disc", "ring"]))
+    titles = list(drawings(x, many, np.array([0]), **names, truth=np.zeros((0, 4))))
     assert titles == ["stage 1: P, P_r, P_c", "stage 2: P, P_r, P_c", "detections and ground truth"]
 
 
@@ -197,7 +198,7 @@ def test_a_run_with_initial_weights(call, tmp_path, name, stages):
 def test_other_heads_are_refused(tmp_path, monkeypatch, head, message):
     run = known_run("given", None)
     run.detector.roi_head = head
-    monkeypatch.setattr(tsd, "open_runs", lambda runs, weights: [run])
+    monkeypatch.setattr(derived_proposals, "open_runs", lambda runs, weights: [run])
     with pytest.raises(UserError, match=f"given: .*{message}"):
-        tsd.analyze_tsd("given", tmp_path / "look")
+        derived_proposals.analyze_tsd("given", tmp_path / "look")
     assert not (tmp_path / "look").exists()
