@@ -254,7 +254,7 @@ class Views(Section):
 class Merge(Section):
     """Merging of the predictions of several views; None: as in the model's selection."""
 
-    convention: Literal["detectron2", "maskrcnn_benchmark"] = "detectron2"
+    convention: Literal["detectron2", "maskrcnn_benchmark", "mmdetection_1"] = "detectron2"
     method: Literal["nms", "soft_nms"] | None = None  # None: the model's, or nms
     iou: Annotated[float, Field(ge=0, le=1)] | None = None
     soft: Literal["linear", "gaussian"] | None = None  # soft_nms

@@ -1,11 +1,12 @@
 """Test-time augmentation: merges the detections of several resized and flipped views of each image.
 
 Every view goes through the network on a canvas of its own. Its boxes are mapped back to the first view and
-concatenated with those of the other views, and NMS runs once more. Two conventions define what is
-concatenated:
+merged with those of the other views, and NMS runs once more. Three conventions define what is merged:
 
-    detectron2           the final detections of every view
-    maskrcnn_benchmark   the candidates of every view above the score threshold, before NMS
+    detectron2           concatenated: the final detections of every view
+    maskrcnn_benchmark   concatenated: the candidates of every view above the score threshold, before NMS
+    mmdetection_1        proposals, by NMS; then boxes and scores that the merged proposals get in every view,
+                         by their mean: kgarden/inference/shared_proposals.py
 
     merge = TestTimeAugmentation(detector, convention="detectron2")
     detections = merge.predict_on_batch(x)             # x with "views", see kgarden.structures
@@ -19,13 +20,14 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.heads.selection import GROUP, Selection
+from kgarden.inference.shared_proposals import SharedProposals
+from kgarden.inference.views import FIRST_HW, ViewModel
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, IMAGES, LABELS, MIRRORED, SCORES, SIZE_HW, SOURCE, VALID, VIEWS
 
-CONVENTIONS = ("detectron2", "maskrcnn_benchmark")
+CONVENTIONS = ("detectron2", "maskrcnn_benchmark", "mmdetection_1")
 THRESHOLD = 1e-8  # detectron2's, on the detections of views
-FIRST_HW = "first_hw"  # size of the image in the first view
 SOFT_NMS_SETTINGS = ("soft", "sigma", "min_score")
 
 
@@ -35,12 +37,12 @@ class TestTimeAugmentation:
     Has the `predict_on_batch` of an InferenceModel.
 
     Args:
-        detector:   a Detector without a mask head.
+        detector:   a Detector without a mask head; for "mmdetection_1" one of two stages.
         convention: one of CONVENTIONS.
         settings:   "method", "iou", "soft", "sigma", "min_score" of the final NMS, which override those of
                     the detector's own selection; the default method of a detector without NMS is "nms".
     Raises:
-        UserError: the detector has a mask head, or a setting does not apply to the method.
+        UserError: the detector has a mask head, the convention or a setting does not apply to it.
     """
 
     __test__ = False  # the name starts with Test, but pytest must not collect it
@@ -57,9 +59,10 @@ class TestTimeAugmentation:
                 f"{', '.join(CONVENTIONS)}"
             )
         self.selection = last_selection(detector.selection, **settings)
-        view_model = {"detectron2": ViewDetections, "maskrcnn_benchmark": ViewCandidates}[convention]
-        self.view_model = ready_to_predict(view_model(detector, self.selection))
-        self.merge = ready_to_predict(Merge(self.selection))
+        if convention == "mmdetection_1":
+            self.merged = SharedProposals(detector, self.selection)
+        else:
+            self.merged = Concatenated(detector, self.selection, convention)
 
     def predict_on_batch(self, x: dict) -> dict:
         """Returns detections in px of the first view; "source" counts the rows of all views.
@@ -68,11 +71,7 @@ class TestTimeAugmentation:
             x: {"images", "size_hw", "views"}, see kgarden.structures.
         """
         first = {IMAGES: x[IMAGES], SIZE_HW: x[SIZE_HW], MIRRORED: np.zeros(len(x[IMAGES]), bool)}
-        predictions = [
-            self.view_model.predict_on_batch({**view, FIRST_HW: x[SIZE_HW]}) for view in (first, *x[VIEWS])
-        ]
-        rows = {key: np.concatenate([one[key] for one in predictions], axis=1) for key in predictions[0]}
-        return self.merge.predict_on_batch({**rows, SIZE_HW: x[SIZE_HW]})
+        return self.merged([{**view, FIRST_HW: x[SIZE_HW]} for view in (first, *x[VIEWS])])
 
 
 def last_selection(selection: Selection, method: str | None = None, **settings) -> Selection:
@@ -93,12 +92,31 @@ def last_selection(selection: Selection, method: str | None = None, **settings) 
     return dataclasses.replace(selection, method=method, **settings)
 
 
-class ViewModel(StaticShapeModel):
+class Concatenated:
+    """Rows of all views, concatenated; a call maps the views to detections.
+
+    Args:
+        detector:   a Detector with a selection.
+        selection:  the final selection over all views.
+        convention: "detectron2" or "maskrcnn_benchmark".
+    """
+
+    def __init__(self, detector, selection, convention):
+        rows_of = {"detectron2": ViewDetections, "maskrcnn_benchmark": ViewCandidates}[convention]
+        self.rows_of = ready_to_predict(rows_of(detector, selection))
+        self.merge = ready_to_predict(Merge(selection))
+
+    def __call__(self, views):
+        rows = [self.rows_of.predict_on_batch(view) for view in views]
+        rows = {key: np.concatenate([one[key] for one in rows], axis=1) for key in rows[0]}
+        return self.merge.predict_on_batch({**rows, SIZE_HW: views[0][SIZE_HW]})
+
+
+class ViewRows(ViewModel):
     """Base class: computes the rows of one view that are merged, in px of the first view.
 
-    Maps {"images", "size_hw", "mirrored", "first_hw"} to the rows that `Selection.suppress` takes: boxes
-    (B, N, 4), scores (B, N), negative for padding, labels (B, N), and group (B, N) unless all boxes may
-    suppress each other.
+    Maps a view to the rows that `Selection.suppress` takes: boxes (B, N, 4), scores (B, N), negative for
+    padding, labels (B, N), and group (B, N) unless all boxes may suppress each other.
 
     Args:
         detector:  a Detector with a selection.
@@ -106,26 +124,21 @@ class ViewModel(StaticShapeModel):
     """
 
     def __init__(self, detector, selection, **kwargs):
-        super().__init__(**kwargs)
-        self.detector = detector
+        super().__init__(detector, **kwargs)
         self.selection = selection
-        self.built = True
 
     def call(self, x, training=False):
-        view = {key: x[key] for key in (IMAGES, SIZE_HW)}
+        view = self.view(x)
         rows = self.rows(view, self.detector(view, training=False))
-        mirrored = ops.cast(x[MIRRORED], "bool")[:, None, None]
-        boxes = ops.where(mirrored, box_ops.mirror(rows[BOXES], x[SIZE_HW]), rows[BOXES])
-        boxes = box_ops.rescale(boxes, x[SIZE_HW], x[FIRST_HW])
         kept = {key: rows[key] for key in (SCORES, LABELS, GROUP) if key in rows}
-        return {BOXES: boxes, **kept}
+        return {BOXES: self.to_first(rows[BOXES], x), **kept}
 
     def rows(self, x, raw):
         """Returns the rows of this view, in its own px."""
         raise NotImplementedError(f"{type(self).__name__} must implement rows(x, raw)")
 
 
-class ViewDetections(ViewModel):
+class ViewDetections(ViewRows):
     """The final detections of the view alone (detectron2)."""
 
     def rows(self, x, raw):
@@ -136,7 +149,7 @@ class ViewDetections(ViewModel):
         return {BOXES: detections[BOXES], SCORES: scores, LABELS: detections[LABELS], **group}
 
 
-class ViewCandidates(ViewModel):
+class ViewCandidates(ViewRows):
     """The candidates of the view before NMS (maskrcnn_benchmark).
 
     The score threshold and the limit per level are applied here and not after merging. The result is the

@@ -288,7 +288,7 @@ def test_single_view_equals_the_detector(name, convention):
 def test_masks_and_unused_settings_are_rejected_in_one_line():
     known = Known([[[0, 0, 9, 9]]], [[[0.5]]])
     for settings, words in [
-        ({"convention": "mmdetection"}, "one of detectron2, maskrcnn_benchmark"),
+        ({"convention": "mmdetection"}, "one of detectron2, maskrcnn_benchmark, mmdetection_1"),
         ({"soft": "linear"}, "merge.soft does not apply to method nms"),
         ({"sigma": 0.3}, "merge.sigma does not apply"),
         ({"method": "nms", "min_score": 0.1}, "merge.min_score does not apply"),
@@ -296,6 +296,9 @@ def test_masks_and_unused_settings_are_rejected_in_one_line():
         with pytest.raises(UserError, match=words) as caught:
             TestTimeAugmentation(known, **settings)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="merges proposals, and a one-stage model has none; use") as caught:
+        TestTimeAugmentation(small("fcos"), convention="mmdetection_1")
+    assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="masks of several views"):
         TestTimeAugmentation(small("condinst"))
 

@@ -63,7 +63,10 @@ def test_a_resolved_recipe_is_the_same_again(tmp_path):
         ({"views": {"short_side_px": [48, 64, 48]}}, "lists a size twice"),
         ({"views": {"flpi": True}}, "did you mean 'flip'"),
         ({"views": {"flip": 1}}, "evaluate.views.flip"),
-        ({"views": {"flip": True}, "merge": "mmdetection"}, "must be 'detectron2' or 'maskrcnn_benchmark'"),
+        (
+            {"views": {"flip": True}, "merge": "mmdetection"},
+            "must be 'detectron2', 'maskrcnn_benchmark' or 'mmdetection_1'",
+        ),
         ({"views": {"flip": True}, "merge": {"iou": 1.5}}, "evaluate.merge.iou"),
         ({"views": {"flip": True}, "merge": {"method": "none"}}, "evaluate.merge.method"),
     ],

@@ -88,12 +88,20 @@ class TwoStage(Detector):
 
         images -> pyramid -> proposals -> RoI head -> class scores, fused -> selection -> detections -> masks
         """
-        proposals, predictions = self.second_stage(x, raw)
+        return self.classified(x, raw, self.proposals(x, raw))
+
+    def proposals(self, x, raw):
+        """Proposals of inference, as in kgarden.structures."""
+        return self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
+
+    def classified(self, x, raw, proposals):
+        """Candidates of given proposals, such as those of several views; boxes are px of the network input."""
+        predictions = self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
         return self.fused(self.roi_head.candidates(predictions, proposals, x[SIZE_HW]), proposals)
 
     def second_stage(self, x, raw):
         """Proposals of inference, and the raw outputs of the RoI head for them."""
-        proposals = self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
+        proposals = self.proposals(x, raw)
         return proposals, self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
 
     def fused(self, candidates, proposals):
