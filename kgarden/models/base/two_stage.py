@@ -95,7 +95,7 @@ class TwoStage(Detector):
         return self.proposer.proposals(raw["proposer"], x[SIZE_HW], training=False)
 
     def classified(self, x, raw, proposals):
-        """Candidates of given proposals, such as those of several views; boxes are px of the network input."""
+        """Candidates of given proposals, such as those of several views; px of the network input."""
         predictions = self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
         return self.fused(self.roi_head.candidates(predictions, proposals, x[SIZE_HW]), proposals)
 
