@@ -86,6 +86,7 @@ class Parts(SimpleNamespace):
     """A TwoStage of parts that need no layers."""
 
     second_stage, fused = TwoStage.second_stage, TwoStage.fused
+    proposals, classified = TwoStage.proposals, TwoStage.classified
 
 
 def detector(**parts):
