@@ -1,9 +1,13 @@
 """fit, evaluate and predict on batches as a Keras user has them; CocoMetrics among callbacks."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.marks import slow_on_jax
 from support.variants import CLASSES, VARIANTS, batch
 
 import kgarden
@@ -104,6 +108,20 @@ def test_ground_truth_is_checked_in_one_line(detector, complete):
     masked = build_detector(VARIANTS["mask_rcnn"], CLASSES)
     with pytest.raises(UserError, match='y needs "masks" for this detector'):
         masked.fit(images, y)
+
+
+@slow_on_jax
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    page = (pathlib.Path(__file__).parents[2] / "docs/keras.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    smaller = {"kgarden.build_model(recipe, num_classes=2)": "small()", "epochs=2": "epochs=1"}
+    for old, new in smaller.items():
+        assert old in example
+        example = example.replace(old, new)
+    names = {"small": lambda: build_detector(VARIANTS["fcos"], 2)}
+    monkeypatch.chdir(tmp_path)
+    exec(example, names)
+    assert names["found"]["boxes"].shape[0] == 8 and names["first"].shape[1] == 4
 
 
 class Perfect:
