@@ -17,11 +17,12 @@ from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
 from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.roi_pooling import pooling_over_roi_align
+from kgarden.bench.stages import stages_over_base
 from kgarden.bench.steps import training, training_settings
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
-KINDS = ("train", "settings", "infer", "nms", "heads", "deform", "pool", "data", "memory", "eval")
+KINDS = ("train", "settings", "infer", "nms", "heads", "stages", "deform", "pool", "data", "memory", "eval")
 REPEATS = 5
 
 
@@ -59,6 +60,7 @@ def bench(
         "infer": inference,
         "nms": without_nms,
         "heads": heads_over_base,
+        "stages": stages_over_base,
         "deform": deformable_over_plain,
         "pool": pooling_over_roi_align,
         "data": data_rates,

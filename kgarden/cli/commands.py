@@ -365,7 +365,8 @@ def bench(
     what: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: train, settings, infer, nms, heads, deform, pool, data, memory, eval."
+            help="Comma-separated: train, settings, infer, nms, heads, stages, deform, pool, data, memory, "
+            "eval."
         ),
     ] = "train,infer",
     set_: SetOption = None,

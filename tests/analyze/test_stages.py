@@ -225,6 +225,16 @@ def test_scores_are_those_of_boxes_of_moderate_iou():
     np.testing.assert_allclose(iou, [0.75])
 
 
+def test_bins_of_moderate_iou():
+    """Of 0.05, the last one with its end; none of the boxes is lost."""
+    iou, score = np.array([0.5, 0.52, 0.56, 0.74, 0.75]), np.array([0.2, 0.4, 0.5, 0.1, 0.3])
+    rows = stages.score_rows({("run", "own"): (iou, score)})
+    assert [row["n"] for row in rows] == [2, 1, 0, 0, 2]
+    assert [row["score_mean"] for row in rows] == pytest.approx([0.3, 0.5, None, None, 0.2])
+    assert (rows[4]["iou_from"], rows[4]["iou_to"]) == (0.7, 0.75)
+    assert rows[0]["score_q25"] == pytest.approx(0.25) and rows[0]["score_q75"] == pytest.approx(0.35)
+
+
 PROPOSER = {"train": 32, "test": 10, "num_convs": 1}
 CASCADE = {
     "name": "centernet2",

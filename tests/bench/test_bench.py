@@ -7,6 +7,7 @@ from support.marks import slow_on_jax, slow_on_jax_but
 
 from kgarden.bench import bench
 from kgarden.bench.pss_nms import _selection_of, synthetic_maps
+from kgarden.bench.stages import _up_to
 from kgarden.bench.steps import synthetic_batch, training_settings
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
@@ -100,6 +101,58 @@ def test_heads_are_timed_relative_to_a_single_head():
     assert found["train"]["double_head_ext"]["s"] > 0 and found["train"]["batch_size"] == 1
     with pytest.raises(UserError, match="is not a double_head recipe"):
         bench(recipe(), ["heads"])
+
+
+def test_stages_are_timed_relative_to_a_plain_cascade(monkeypatch):
+    """A stage is what it adds to those before; a cascade alone has nothing to be compared with."""
+    seconds = {  # of rounds: up to stage 1, up to stage 2, whole
+        "cascade": ([1.0, 2.0, 2.0], [2.0, 4.0, 5.0], [10.0, 10.0, 10.0]),
+        "lfs": ([2.0, 2.0, 2.0], [6.0, 3.0, 8.0], [11.0, 12.0, 13.0]),
+    }
+    seen = []
+
+    def timed(calls, repeats):
+        if ("lfs", 2) in calls:
+            calls["lfs", 2]()
+        seen.extend(calls)
+        return {(name, what): np.array(seconds[name][{1: 0, 2: 1}.get(what, 2)]) for name, what in calls}
+
+    monkeypatch.setattr("kgarden.bench.stages.rounds", timed)
+    monkeypatch.setattr("kgarden.bench.stages.CONFIGURATIONS", list(seconds))
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
+    rpn = {"rpn": {"width": 8}, "proposals": {"test": {"total": 20}}}
+    model |= {"name": "fscascade", "roi_head": {"width": 8, "ious": [0.5, 0.6]}, **rpn}
+    found = bench(small({"model": model}), ["stages"], repeats=3)["stages"]
+    assert seen == [(name, what) for what in (1, 2, "whole") for name in seconds]
+    assert found["canvas"] == [64, 96] and found["proposals"] == 20 and found["peak_memory_gib"] > 0
+    assert found["heads"]["lfs"] == {
+        "s": 6.0,
+        "over_base": [1.175, 1.6, 2.3],  # 3, 0.75 and 1.6
+        "stages": {
+            "stage 1": {"s": 2.0, "over_base": [1.0, 1.0, 1.5]},
+            "stage 2": {"s": 4.0, "over_base": [1.25, 2.0, 3.0]},  # 4 / 1, 1 / 2, 6 / 3
+        },
+    }
+    assert found["whole"] == {
+        "cascade": {"s": 10.0, "over_base": [1.0, 1.0, 1.0]},
+        "lfs": {"s": 12.0, "over_base": [1.15, 1.2, 1.25]},
+    }
+    seconds["centernet2"] = seconds["lfs"]
+    alone = {**MODEL, "roi_head": {"name": "cascade", "width": 8, "ious": [0.5, 0.6]}}
+    found = bench(small({"model": alone}), ["stages"], repeats=3)["stages"]
+    assert found["whole"] == {"centernet2": {"s": 12.0}} and "over_base" not in found["heads"]["centernet2"]
+    with pytest.raises(UserError, match="has no cascade; use cascade_rcnn or fscascade"):
+        bench(recipe(), ["stages"])
+
+    class Head:
+        test_stage = None
+
+        def __call__(self, *arguments):
+            return {"stages": [(number, arguments) for number in range(self.test_stage)]}
+
+    head = Head()
+    assert _up_to(head, 2)("pyramid", "proposals", "size") == (1, ("pyramid", "proposals", "size"))
+    assert head.test_stage is None
 
 
 def test_deformable_convolution_is_timed_relative_to_the_plain_one():

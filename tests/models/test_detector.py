@@ -46,8 +46,10 @@ SLOW = (
     "centernet2_gfl",
     "double_head",
     "faster_rcnn_c4",
+    "fscascade",
     "mask_rcnn",
     "pss_two_stages",
+    "tsd",
 )
 TRAINED += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 # TensorFlow traces and optimises a step for as long as it takes ten without a graph. GFL's loss rises first,

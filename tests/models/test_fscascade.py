@@ -5,8 +5,11 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.small_backbone import RESNET10
+from support.variants import batch
 
 from kgarden.errors import UserError
+from kgarden.models import build_detector
 from kgarden.models.cascade_rcnn import DECREASING, CascadeHead
 from kgarden.models.fscascade import CONFIGURATIONS, FSCascadeHead
 
@@ -282,6 +285,61 @@ def test_two_to_four_stages():
         paths = {v.path for v in head.trainable_variables}
         assert f"roi_head/box_head{count - 1}/box_conv2/kernel" in paths
         assert all(np.isfinite(one).all() for one in gradients)
+
+
+# --- other hosts --------------------------------------------------------------------------------------------
+
+RPN = {"width": 8, "sizes": [[8], [16], [32], [64], [128]], "num_samples": 32}
+SMALL = {"backbone": RESNET10, "selection": {"score_threshold": 0.0, "total": 6}}
+CENTERNET2 = {
+    "name": "centernet2",
+    **SMALL,
+    "neck": {"channels": 8},
+    "proposer": {"num_convs": 1, "norm_groups": 4, "train": 16, "test": 8, "train_per_level": 16},
+}
+MASK_RCNN = {
+    "name": "mask_rcnn",
+    **SMALL,
+    "neck": {"channels": 8},
+    "rpn": RPN,
+    "proposals": {"train": {"total": 16, "per_level": 16}, "test": {"total": 8}},
+    "mask_head": {"width": 4, "num_convs": 1, "pool_size": 3},
+}
+
+
+@pytest.mark.parametrize("host", [CENTERNET2, MASK_RCNN], ids=lambda host: host["name"])
+def test_it_is_a_second_stage_of_other_hosts(host):
+    """One step: the last stage's terms teach the layers that it shares; a mask head stands behind it."""
+    settings = {"name": "fscascade", "width": 4, "num_samples": 8}
+    detector = build_detector({**host, "roi_head": settings}, 3)
+    masked = "mask_head" in host
+    first = 0.5 if masked else 0.6  # CenterNet2 has higher thresholds
+    assert detector.roi_head.ious == pytest.approx((first, first + 0.1, first + 0.2))
+    x, y = batch(images=1, height=64, width=64)
+    last = ["stage2/class", "stage2/box"] + ["roi/mask"] * masked
+
+    def loss():
+        terms = detector.loss_terms(x, y, detector(x, training=True), training=True)
+        assert terms.keys() == set(detector.loss_names) >= set(last)
+        return sum(terms[name] for name in last) + 0.0 * sum(terms.values())
+
+    weights = detector.trainable_variables
+    value, gradients = value_and_gradients(loss, [], weights)
+    assert np.isfinite(value) and all(np.isfinite(one).all() for one in gradients)
+    moved = {v.path.split("/", 1)[1] for v, one in zip(weights, gradients, strict=True) if np.any(one)}
+    shared = {
+        f"roi_head/box_head{n}/{layer}/kernel" for n in (0, 1, 2) for layer in ("features/fc1", "box_conv1")
+    }
+    outputs = {f"roi_head/box_head{n}/{layer}/kernel" for n in (0, 1) for layer in ("classes", "boxes")}
+    assert shared <= moved and not outputs & moved
+    assert any(path.startswith("neck/") for path in moved)
+    found = {key: numpy(one) for key, one in detector.detect(x, detector(x)).items()}
+    assert found["boxes"].shape == (1, 6, 4) and found["valid"].any()
+    assert all(np.isfinite(one).all() for one in found.values())
+    assert ("masks" in found) is masked
+    if masked:
+        assert "mask_head/conv1/kernel" in moved and found["masks"].shape == (1, 6, 6, 6)
+        assert (found["masks"][found["valid"]] > 0).all()
 
 
 # --- sizes and settings -------------------------------------------------------------------------------------

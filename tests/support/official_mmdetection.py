@@ -271,7 +271,7 @@ MMDETECTION = {
     "optim_wrapper.paramwise_cfg.bias_decay_mult": lambda row: row.rules["bias"][1] / row.rules["kernel"][1],
     "optim_wrapper.clip_grad": "schedule.optimizer.clip_norm",
     "optim_wrapper.clip_grad.max_norm": "schedule.optimizer.clip_norm",
-    "param_scheduler.0.type": lambda row: "LinearLR",
+    "param_scheduler.0.type": lambda row: "ConstantLR" if row["schedule.warmup.constant"] else "LinearLR",
     "param_scheduler.0.start_factor": "schedule.warmup.factor",
     "param_scheduler.0.factor": "schedule.warmup.factor",
     "param_scheduler.0.end": ("schedule.warmup.steps", one_before),

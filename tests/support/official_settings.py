@@ -73,7 +73,10 @@ COMMON = {
     "batch_size": "data.batch_size",
     "warmup_steps": "schedule.warmup.steps",
     "warmup_factor": "schedule.warmup.factor",
-    "warmup_kind": (lambda row: "linear", lambda kind: {"LinearLR": "linear"}.get(kind, kind)),
+    "warmup_kind": (
+        lambda row: "constant" if row["schedule.warmup.constant"] else "linear",
+        lambda kind: {"LinearLR": "linear", "ConstantLR": "constant"}.get(kind, kind),
+    ),
     "steps": "schedule.steps",
     "decay_at": "schedule.decay.at",
     "epochs": lambda row: row["schedule.steps"] / EPOCH,
