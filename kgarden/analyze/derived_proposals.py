@@ -104,11 +104,9 @@ def analyze_tsd(
     images = seen = 0
     for x, image_id, original_hw, found in _images_of(loaded, limit):
         images += 1
-        shown = np.flatnonzero(found[VALID] & (found[SCORES] >= min_score))
-        shown = shown[np.argsort(-found[SCORES][shown], kind="stable")]
+        shown = best_rows(found, min_score)
         seen += len(shown)
-        factor = original_hw / x[SIZE_HW]  # of areas, together
-        moves.add(found, shown, float(factor.prod()))
+        moves.add(found, shown, area_factor=float((original_hw / x[SIZE_HW]).prod()))
         if len(drawn) < count:
             truth = boxes_of(loaded.objects.get(image_id, []), x[SIZE_HW], original_hw)
             drawn[image_id] = drawings(x, found, shown[:most], truth=truth, names=names)
@@ -158,6 +156,12 @@ def row_of(outputs, row):
     if isinstance(outputs, list | tuple):
         return [row_of(value, row) for value in outputs]
     return np.asarray(outputs[row])
+
+
+def best_rows(found: dict, min_score: float) -> np.ndarray:
+    """Returns the rows of an image's detections that score at least `min_score`, best first."""
+    rows = np.flatnonzero(found[VALID] & (found[SCORES] >= min_score))
+    return rows[np.argsort(-found[SCORES][rows], kind="stable")]
 
 
 # --- numbers ------------------------------------------------------------------------------------------------

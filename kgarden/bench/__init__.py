@@ -19,10 +19,12 @@ from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.roi_pooling import pooling_over_roi_align
 from kgarden.bench.stages import stages_over_base
 from kgarden.bench.steps import training, training_settings
+from kgarden.bench.tsd_inference import tsd_over_base
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 
-KINDS = ("train", "settings", "infer", "nms", "heads", "stages", "deform", "pool", "data", "memory", "eval")
+KINDS = ("train", "settings", "infer", "nms", "heads", "stages", "deform", "pool", "tsd")
+KINDS += ("data", "memory", "eval")
 REPEATS = 5
 
 
@@ -40,9 +42,10 @@ def bench(
         what:    some of "train" (a training step on synthetic images), "settings" (the same with other
                  settings of precision and memory), "infer" (the whole model and its parts), "nms" (PSS with
                  and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "deform" (deformable
-                 convolution over the plain one), "pool" (deformable RoI pooling over RoIAlign), "data" (the
-                 input pipeline over decoding alone), "memory" (of the input pipeline over 20,000 images),
-                 "eval" (COCO evaluation of the ground truth as detections).
+                 convolution over the plain one), "pool" (deformable RoI pooling over RoIAlign), "tsd"
+                 (inference of TSD over Faster R-CNN), "data" (the input pipeline over decoding alone),
+                 "memory" (of the input pipeline over 20,000 images), "eval" (COCO evaluation of the ground
+                 truth as detections).
         repeats: timed runs of each, after a warm-up run.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with a line of text for each number after each benchmark.
@@ -63,6 +66,7 @@ def bench(
         "stages": stages_over_base,
         "deform": deformable_over_plain,
         "pool": pooling_over_roi_align,
+        "tsd": tsd_over_base,
         "data": data_rates,
         "memory": data_memory,
         "eval": evaluation,

@@ -32,7 +32,7 @@ def pooling_over_roi_align(recipe: Recipe, repeats: int, data) -> dict:
         )
         for stride in STRIDES
     ]
-    boxes = ops.convert_to_tensor(_boxes(rng, height, width))
+    boxes = ops.convert_to_tensor(spread_boxes(rng, (height, width), BOXES))
     offsets = ops.convert_to_tensor(rng.normal(size=(1, BOXES, SIDE, SIDE, 2)).astype("float32"))
 
     def align(boxes, offsets, *pyramid):
@@ -57,11 +57,11 @@ def pooling_over_roi_align(recipe: Recipe, repeats: int, data) -> dict:
     }
 
 
-def _boxes(rng, height, width):
-    """(1, BOXES, 4) px, within the canvas."""
-    size = np.float64([width, height])
-    sides = np.minimum(2 ** rng.uniform(4, 9.5, (BOXES, 1)) * 2 ** rng.uniform(-0.5, 0.5, (BOXES, 2)), size)
-    corner = rng.uniform(0, 1, (BOXES, 2)) * (size - sides)
+def spread_boxes(rng: np.random.Generator, canvas: tuple[int, int], count: int) -> np.ndarray:
+    """Returns boxes within a canvas (height, width), sides spread evenly over octaves.   (1, count, 4) px"""
+    size = np.float64(canvas[::-1])
+    sides = np.minimum(2 ** rng.uniform(4, 9.5, (count, 1)) * 2 ** rng.uniform(-0.5, 0.5, (count, 2)), size)
+    corner = rng.uniform(0, 1, (count, 2)) * (size - sides)
     return np.concatenate([corner, corner + sides], axis=1)[None].astype("float32")
 
 

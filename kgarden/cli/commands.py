@@ -365,8 +365,8 @@ def bench(
     what: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: train, settings, infer, nms, heads, stages, deform, pool, data, memory, "
-            "eval."
+            help="Comma-separated: train, settings, infer, nms, heads, stages, deform, pool, tsd, data, "
+            "memory, eval."
         ),
     ] = "train,infer",
     set_: SetOption = None,

@@ -12,7 +12,16 @@ from support.variants import VARIANTS, batch
 
 from kgarden import cli
 from kgarden.analyze import derived_proposals
-from kgarden.analyze.derived_proposals import PINK, RED, WHITE, YELLOW, DerivedProposals, Moves, drawings
+from kgarden.analyze.derived_proposals import (
+    PINK,
+    RED,
+    WHITE,
+    YELLOW,
+    DerivedProposals,
+    Moves,
+    best_rows,
+    drawings,
+)
 from kgarden.errors import UserError
 from kgarden.models import build_detector
 from kgarden.models.faster_rcnn import FasterHead
@@ -57,6 +66,11 @@ def test_offsets_by_hand():
     assert (a["class"], a["detections"], a["delta_r_x"]) == ("a", 2, pytest.approx(0.05))
     text = derived_proposals.describe(moves.rows_by_size(), 7, 0.3)
     assert text.startswith("3 detections of 7 images with a score of at least 0.3: P_r is moved by 13.3% of")
+
+
+def test_rows_of_the_best_detections():
+    scores, valid = np.float32([0.5, 0.9, 0.25, 0.99, 0.7]), np.array([True, True, True, False, True])
+    assert best_rows({"scores": scores, "valid": valid}, 0.5).tolist() == [1, 4, 0]
 
 
 def test_tasks_without_offsets_have_no_numbers():
@@ -166,11 +180,17 @@ def rows_of(path):
     "name, stages",
     [("tsd", ["1"]), pytest.param("tsd_cascade", ["1", "2", "3"], marks=pytest.mark.slow)],
 )
-def test_a_run_with_initial_weights(call, tmp_path, name, stages):
+def test_a_run_with_initial_weights(call, tmp_path, monkeypatch, name, stages):
+    drawn, really = [], derived_proposals.drawings
+    monkeypatch.setattr(
+        derived_proposals,
+        "drawings",
+        lambda x, found, shown, **how: drawn.append(shown) or really(x, found, shown, **how),
+    )
     run, to = make_run(tmp_path / name, model=HOSTS[name]), tmp_path / "look"
     code, out, err = call(run, "--to", to, "--min-score", 0.1, "--limit", 2, "--pictures", 1)
     assert code == 0, err
-    assert "2/2 images" in out and "of P's width" in out
+    assert "2/2 images" in out and "of P's width" in out and [len(rows) for rows in drawn] == [3]
     rows, by_class = rows_of(to / "tsd.csv"), rows_of(to / "by_class.csv")
     every = [row for row in rows if row["size"] == "all"]
     assert [row["stage"] for row in every] == stages

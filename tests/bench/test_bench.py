@@ -9,6 +9,7 @@ from kgarden.bench import bench
 from kgarden.bench.pss_nms import _selection_of, synthetic_maps
 from kgarden.bench.stages import _up_to
 from kgarden.bench.steps import synthetic_batch, training_settings
+from kgarden.bench.tsd_inference import base_of
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
@@ -171,6 +172,32 @@ def test_deformable_pooling_is_timed_relative_to_roi_align(monkeypatch):
     for which in ("forward", "forward_and_gradients"):
         align, deformable, (_, ratio, _) = found[which].values()
         assert ratio * align == pytest.approx(deformable, abs=1e-4 * (1 + ratio))
+
+
+def tsd_recipe(**more):
+    model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")} | {"name": "tsd", **more}
+    return small({"model": {**model, "proposals": {"test": {"total": 20}}}, "data.batch_size": 1})
+
+
+@pytest.mark.slow
+def test_tsd_is_timed_relative_to_faster_rcnn():
+    found = bench(tsd_recipe(roi_head={"width": 16, "offset_width": 8}), ["tsd"], repeats=1)["tsd"]
+    assert found["canvas"] == [64, 96] and found["proposals"] == 20
+    for which in ("head", "whole"):
+        base, tsd, (_, ratio, _) = found[which].values()
+        assert ratio * base == pytest.approx(tsd, abs=1e-4 * (1 + ratio))
+    with pytest.raises(UserError, match="is not a tsd recipe"):
+        bench(recipe(), ["tsd"])
+
+
+def test_the_baseline_of_tsd_has_all_other_parts():
+    base = base_of(tsd_recipe(roi_head={"width": 16, "offset_width": 8}, configuration="release"))
+    model = base.model.model_dump()
+    assert (model["name"], model["convention"]) == ("faster_rcnn", "mmdetection_1")
+    assert model["roi_head"] == {"width": 16} and "configuration" not in model
+    assert model["proposals"] == {"test": {"total": 20}} and model["neck"]["channels"] == 32
+    row = load_recipe("tsd", row="table1.baseline").model.model_dump()
+    assert base_of(load_recipe("tsd")).model.model_dump() == row | {"roi_head": {}}
 
 
 @pytest.mark.parametrize("base", slow_on_jax_but(["fcos", "gfl", "retinanet"], kept=["fcos"]))
