@@ -41,11 +41,11 @@ def bench(
         recipe:  Recipe.
         what:    some of "train" (a training step on synthetic images), "settings" (the same with other
                  settings of precision and memory), "infer" (the whole model and its parts), "nms" (PSS with
-                 and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "deform" (deformable
-                 convolution over the plain one), "pool" (deformable RoI pooling over RoIAlign), "tsd"
-                 (inference of TSD over Faster R-CNN), "data" (the input pipeline over decoding alone),
-                 "memory" (of the input pipeline over 20,000 images), "eval" (COCO evaluation of the ground
-                 truth as detections).
+                 and without NMS), "heads" (Double-Head R-CNN over a single fc-head), "stages" (those of a
+                 cascade), "deform" (deformable convolution over the plain one), "pool" (deformable RoI
+                 pooling over RoIAlign), "tsd" (inference of TSD over Faster R-CNN), "data" (the input
+                 pipeline over decoding alone), "memory" (of the input pipeline over 20,000 images), "eval"
+                 (COCO evaluation of the ground truth as detections).
         repeats: timed runs of each, after a warm-up run.
         data:    kgarden.build.Data, needed for "data", "memory" and "eval".
         report:  called with a line of text for each number after each benchmark.
