@@ -142,6 +142,8 @@ def test_ap_at_single_thresholds_by_hand():
     nan, one_of_two = np.nan, 100 * 51 / 101  # precision 1 up to recall 0.5
     wanted = {0.55: (100, 100, 100, nan), 0.65: (one_of_two, 100, 0, nan), 0.85: (0, 0, 0, nan)}
     np.testing.assert_allclose(ap_by_iou(table, list(wanted)), list(wanted.values()), rtol=0, atol=1e-9)
+    of_all = ap_by_iou(table)[:, 0]  # 0.5, 0.55, ..., 0.95
+    np.testing.assert_allclose(of_all[[0, 1, 3, 4, 5, 7, 8, 9]], [100] * 2 + [one_of_two] * 3 + [0] * 3)
     limited = EvaluationTable(truth, results, max_detections=1)
     np.testing.assert_allclose(ap_by_iou(limited, [0.55])[0, 0], one_of_two, rtol=0, atol=1e-9)
 
