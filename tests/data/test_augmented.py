@@ -10,7 +10,8 @@ tf = pytest.importorskip("tensorflow")
 
 from support import painted_images  # noqa: E402
 
-from kgarden.data import pipeline, sources  # noqa: E402
+from kgarden.data import examples, pipeline, sources  # noqa: E402
+from kgarden.data.examples import objects_of  # noqa: E402
 from kgarden.errors import UserError  # noqa: E402
 from tfrecords.converters import coco  # noqa: E402
 
@@ -199,6 +200,29 @@ def test_rare_classes_are_oversampled_among_partners_too(tmp_path, sampling):
     part = 2**0.5 / (2**0.5 + 3) if "threshold" in sampling else 1.25 / 3
     assert abs(rare - 0.75 * part) < 0.05
     assert_equal(batches_of(sets, 3, start_step=40, **options), batches[40:43])
+
+
+def test_objects_are_read_from_annotations_of_any_form(tmp_path, monkeypatch):
+    """As it was written, which is searched, and written otherwise, which is parsed; unknown ids are none."""
+    data = draw(tmp_path / "set", 5)
+    (path,) = data.annotations
+    tree = json.loads(path.read_text())
+    rows = {image_id: row for row, image_id in enumerate(data.index.image_id.tolist())}
+    labels = {one["id"]: label for label, one in enumerate(data.categories)}
+    expected = [[rows[one["image_id"]], labels[one["category_id"]]] for one in tree["annotations"]]
+    with monkeypatch.context() as parsing:
+        parsing.setattr(examples, "read_json", None)
+        assert len(expected) > 5 and objects_of(data).tolist() == expected
+    last = max(rows)
+    tree["annotations"] += [{"image_id": 10**6, "category_id": 1}, {"image_id": last, "category_id": 99}]
+    tree["images"][0]["file_name"] = '"image_id": 1, "category_id": 1}'
+    for indent in (None, 1):
+        path.write_text(json.dumps(tree, indent=indent))
+        assert objects_of(data).tolist() == expected
+    for text in ("", "{}", '{"annotations": [3]}', '{"annotations": [{"image_id": "a", "category_id": 1}]}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="annotations.json: "):
+            objects_of(data)
 
 
 def test_sampling_needs_annotations(drawn):

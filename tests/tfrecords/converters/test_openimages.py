@@ -116,6 +116,8 @@ def test_classes_and_their_ancestors(build, tmp_path):
     (tmp_path / "names.txt").write_text("Puppy\nPet\n")
     pets = ancestors(classes=tmp_path / "names.txt", rename={"Cat": "Pet", "Dog": "Pet"})
     assert pets == {"Puppy": (1, [2], "/m/05"), "Pet": (2, [], "/m/02")}
+    (tmp_path / "names.csv").write_text("/m/77,Mood\n" + NAMES)  # of no box: not in the tree
+    assert "Mood" not in ancestors() and ancestors()["Animal"][0] == 1
 
 
 def test_without_a_tree_and_labels(build):
