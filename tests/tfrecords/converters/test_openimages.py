@@ -116,8 +116,29 @@ def test_classes_and_their_ancestors(build, tmp_path):
     (tmp_path / "names.txt").write_text("Puppy\nPet\n")
     pets = ancestors(classes=tmp_path / "names.txt", rename={"Cat": "Pet", "Dog": "Pet"})
     assert pets == {"Puppy": (1, [2], "/m/05"), "Pet": (2, [], "/m/02")}
+    # Puppy and Dog as one class, which is not above itself; the root is above nothing, even if it is listed
+    (tmp_path / "codes.csv").write_text("/m/05,Puppy\n/m/03,Dog\n/m/01,Animal\n/m/root,Entity\n")
+    joined = ancestors(classes=tmp_path / "codes.csv", rename={"Puppy": "Pup", "Dog": "Pup"})
+    assert joined == {
+        "Pup": (1, [3], "/m/05"),
+        "Animal": (3, [], "/m/01"),
+        "Entity": (4, [], "/m/root"),
+    }
     (tmp_path / "names.csv").write_text("/m/77,Mood\n" + NAMES)  # of no box: not in the tree
     assert "Mood" not in ancestors() and ancestors()["Animal"][0] == 1
+
+
+def test_ancestors_by_a_way_that_comes_later(tmp_path):
+    """x hangs under a, and again under d, which is under c, which is under b."""
+
+    def node(name, *below):
+        return {"LabelName": f"/m/{name}", "Subcategory": list(below)}
+
+    tree = node("r", node("a", node("x")), node("b", node("c", node("d", node("x")))))
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    (tmp_path / "names.csv").write_text("".join(f"/m/{name},{name}\n" for name in "abcdx"))
+    found = openimages.categories_of(tmp_path / "names.csv", tmp_path / "tree.json")
+    assert [one["ancestors"] for one in found] == [[], [], [2], [2, 3], [1, 2, 3, 4]]
 
 
 def test_without_a_tree_and_labels(build):
