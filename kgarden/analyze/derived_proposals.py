@@ -51,7 +51,9 @@ class DerivedProposals(StaticShapeModel):
 
     def call(self, x, training=False):
         detector = self.detector
-        proposals, seen = detector.second_stage(x, detector(x, training=False))
+        raw = detector(x, training=False)
+        proposals = detector.proposals(x, raw)
+        seen = detector.refined(x, raw, proposals)
         candidates = detector.roi_head.candidates(seen, proposals, x[SIZE_HW])
         detections = detector.select(x, detector.fused(candidates, proposals))
         rows = ops.maximum(detections[SOURCE], 0)

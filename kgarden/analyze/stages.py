@@ -67,7 +67,8 @@ class StageDetections(StaticShapeModel):
         detector, raw = self.detector, self.detector(x, training=False)
         if not num_stages(detector):
             return {FUSED: self._selected(x, detector.candidates(x, raw))}
-        proposals, predictions = detector.second_stage(x, raw)
+        proposals = detector.proposals(x, raw)
+        predictions = detector.refined(x, raw, proposals)
         head, size_hw = detector.roi_head, x[SIZE_HW]
         found = {}
         for answer in answers_of(detector):

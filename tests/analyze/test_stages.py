@@ -67,8 +67,11 @@ class Known:
     def __call__(self, x, training=False):
         return x
 
-    def second_stage(self, x, raw):
-        return {"valid": x["labels"] >= 0}, raw
+    def proposals(self, x, raw):
+        return {"valid": x["labels"] >= 0}
+
+    def refined(self, x, raw, proposals):
+        return raw
 
     def fused(self, found, proposals):
         return {**found, "scores": found["scores"] * 0.5}

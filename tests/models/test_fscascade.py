@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.marks import slow_on_jax
 from support.small_backbone import RESNET10
 from support.variants import batch
 
@@ -307,6 +308,7 @@ MASK_RCNN = {
 }
 
 
+@slow_on_jax
 @pytest.mark.parametrize("host", [CENTERNET2, MASK_RCNN], ids=lambda host: host["name"])
 def test_it_is_a_second_stage_of_other_hosts(host):
     """One step: the last stage's terms teach the layers that it shares; a mask head stands behind it."""

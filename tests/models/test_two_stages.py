@@ -85,7 +85,7 @@ class Proposer:
 class Parts(SimpleNamespace):
     """A TwoStage of parts that need no layers."""
 
-    second_stage, fused = TwoStage.second_stage, TwoStage.fused
+    refined, fused = TwoStage.refined, TwoStage.fused
     proposals, classified = TwoStage.proposals, TwoStage.classified
 
 

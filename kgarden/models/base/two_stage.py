@@ -96,13 +96,12 @@ class TwoStage(Detector):
 
     def classified(self, x, raw, proposals):
         """Candidates of given proposals, such as those of several views; px of the network input."""
-        predictions = self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
+        predictions = self.refined(x, raw, proposals)
         return self.fused(self.roi_head.candidates(predictions, proposals, x[SIZE_HW]), proposals)
 
-    def second_stage(self, x, raw):
-        """Proposals of inference, and the raw outputs of the RoI head for them."""
-        proposals = self.proposals(x, raw)
-        return proposals, self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
+    def refined(self, x, raw, proposals):
+        """Raw outputs of the RoI head for given proposals, in inference."""
+        return self.roi_head(raw["pyramid"], proposals, x[SIZE_HW], training=False)
 
     def fused(self, candidates, proposals):
         """The RoI head's candidates with their final scores."""
