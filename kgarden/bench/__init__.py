@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from kgarden.bench.cascade_stages import stages_over_base
 from kgarden.bench.deformable import deformable_over_plain
 from kgarden.bench.inference import inference
 from kgarden.bench.input_pipeline import data_memory, data_rates, evaluation
 from kgarden.bench.pss_nms import without_nms
 from kgarden.bench.roi_heads import heads_over_base
 from kgarden.bench.roi_pooling import pooling_over_roi_align
-from kgarden.bench.stages import stages_over_base
 from kgarden.bench.steps import training, training_settings
 from kgarden.bench.tsd_inference import tsd_over_base
 from kgarden.config.recipe import Recipe

@@ -6,8 +6,8 @@ import pytest
 from support.marks import slow_on_jax, slow_on_jax_but
 
 from kgarden.bench import bench
+from kgarden.bench.cascade_stages import _up_to
 from kgarden.bench.pss_nms import _selection_of, synthetic_maps
-from kgarden.bench.stages import _up_to
 from kgarden.bench.steps import synthetic_batch, training_settings
 from kgarden.bench.tsd_inference import base_of
 from kgarden.build import build_model
@@ -118,8 +118,8 @@ def test_stages_are_timed_relative_to_a_plain_cascade(monkeypatch):
         seen.extend(calls)
         return {(name, what): np.array(seconds[name][{1: 0, 2: 1}.get(what, 2)]) for name, what in calls}
 
-    monkeypatch.setattr("kgarden.bench.stages.rounds", timed)
-    monkeypatch.setattr("kgarden.bench.stages.CONFIGURATIONS", list(seconds))
+    monkeypatch.setattr("kgarden.bench.cascade_stages.rounds", timed)
+    monkeypatch.setattr("kgarden.bench.cascade_stages.CONFIGURATIONS", list(seconds))
     model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
     rpn = {"rpn": {"width": 8}, "proposals": {"test": {"total": 20}}}
     model |= {"name": "fscascade", "roi_head": {"width": 8, "ious": [0.5, 0.6]}, **rpn}
