@@ -36,6 +36,7 @@ LOW, HIGH = 0.5, 0.75  # IoU of the boxes whose scores are compared, Fig. 5
 IOU_BINS = 5  # between LOW and HIGH
 SCORE_BINS = 20  # between 0 and 1
 PRINTED = (0.5, 0.8)  # IoU thresholds of the table of gaps
+SHOWN = ("run", "answer", "ap", "ap50", "ap60", "ap70", "ap80", "ap90")  # on 80 columns of a terminal
 STYLES = ("-", "--", ":", "-.")  # of the last stage, the one before, ...
 
 READING = (

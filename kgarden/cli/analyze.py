@@ -137,13 +137,13 @@ def stages(
 ) -> None:
     """Compute AP over the IoU threshold of every stage of a cascade, beside detectors with one head."""
     start_tensorflow()
-    from kgarden.analyze.stages import analyze_stages, gap_table
+    from kgarden.analyze.stages import SHOWN, analyze_stages, gap_table
     from kgarden.utils.progress import progress_of
 
     with progress_of("images") as progress:
         options = {"weights": weights, "limit": limit, "progress": progress}
         result = analyze_stages(runs, to, max_detections, **options)
-    _print_table(list(result["rows"][0]), [list(row.values()) for row in result["rows"]], digits=1)
+    _print_table(SHOWN, [[row[column] for column in SHOWN] for row in result["rows"]], digits=1)
     _print_table(*gap_table(result["differences"]), digits=1)
     _print_reading(result, to)
 
