@@ -216,8 +216,8 @@ def test_scores_are_those_of_boxes_of_moderate_iou():
             (1, 0, 30, 0.3),  # 0.3 and 3 / 7
             (1, 0, 35, 0.4),  # 0.35 and 0.5
             (1, 0, 200, 0.45),  # 0.5 and 0.35
-            (2, 0, 60, 0.5),  # another class
-            (1, 50, 60, 0.6),  # in a crowd
+            (2, 0, 52, 0.5),  # another class: 0.52 and 52 / 70
+            (1, 54, 60, 0.6),  # 0.6 of it in a crowd
         )
     ]
     iou, score = scores_of(EvaluationTable(truth, results).arrays())
