@@ -155,7 +155,7 @@ def test_invalid_values_report_line_and_reason(write, old, new, line, words):
         (
             "data.sampling",
             "even",
-            "data.sampling = 'even': must be 'natural', 'repeat_factor' or",
+            "data.sampling = 'even': must be 'natural', 'repeat_factor', 'class_aware' or 'class_rounds'",
         ),
         ("evaluate.metrics", "x", "evaluate.metrics = 'x': must be 'coco', "),
         ("name", 3, "name = 3: must be text; quote it"),

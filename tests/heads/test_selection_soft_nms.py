@@ -80,7 +80,8 @@ def compare(selection, candidates):
         expected = softly(boxes.astype("float64"), usable, groups, FACTORS[selection.soft])
         left = [score for _, score in expected]
         assert valid.sum() == len(left) > 3
-        np.testing.assert_allclose(found["scores"][image][valid], left, rtol=1e-3)
+        # the order of scores that are equal but for rounding decides which of them decays the other
+        np.testing.assert_allclose(found["scores"][image][valid], left, rtol=1e-3, atol=1e-7)
         softened |= bool((scores[[row for row, _ in expected]] > 1.001 * np.array(left)).any())
     return softened
 

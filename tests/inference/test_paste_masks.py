@@ -182,9 +182,8 @@ def test_clipping_to_the_image_keeps_mask_frames():
     size_hw = np.int32([[64, 85], [47, 96], [61, 93]])
     corners = np.sort(random.uniform(-50, 150, (3, 40, 2, 2)), axis=2).reshape(3, 40, 4).astype("float32")
     selected = {"boxes": corners, "valid": np.ones((3, 40), bool)}
-    parts = types.SimpleNamespace(mask_head=None, selection=lambda found: found)
-    parts.candidates = lambda x, raw: raw
-    found = Detector.detect(parts, {"size_hw": size_hw}, selected)
+    parts = types.SimpleNamespace(selection=lambda found: found)
+    found = Detector.select(parts, {"size_hw": size_hw}, selected)
     boxes = keras.ops.convert_to_numpy(found["boxes"])
     limit = np.tile(size_hw[:, None, ::-1], (1, 1, 2))
     assert (boxes >= 0).all() and (boxes <= limit).all() and (boxes == limit).any()
