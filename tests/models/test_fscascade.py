@@ -336,7 +336,7 @@ def test_it_is_a_second_stage_of_other_hosts(host):
     assert shared <= moved and not outputs & moved
     assert any(path.startswith("neck/") for path in moved)
     found = {key: numpy(one) for key, one in detector.detect(x, detector(x)).items()}
-    assert found["boxes"].shape == (1, 6, 4) and found["valid"].any()
+    assert found["boxes"].shape == (1, 6, 4)
     assert all(np.isfinite(one).all() for one in found.values())
     assert ("masks" in found) is masked
     if masked:
