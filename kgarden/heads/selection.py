@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
+from kgarden.ops import boxes as box_ops
 from kgarden.ops.nms import nms
 from kgarden.ops.soft_nms import soft_nms
 from kgarden.structures import BOXES, LABELS, SCORES, SOURCE, VALID
@@ -167,6 +168,17 @@ class Selection:
         starts = np.cumsum([math.prod(level) for level in levels])[:-1].astype("int32")
         level = ops.sum(ops.cast(picked[SOURCE][..., None] >= starts, "int32"), axis=-1)
         return level if labels is None else level * classes + labels
+
+
+def clipped(found, size_hw):
+    """Detections whose boxes are clipped to their images; those left without area are no longer valid.
+
+    Args:
+        found:   detections as in kgarden.structures.
+        size_hw: (B, 2) int32 px.
+    """
+    boxes = box_ops.clip(found[BOXES], size_hw)
+    return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
 
 
 def _at(scores, pairs):

@@ -13,9 +13,9 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
+from kgarden.heads.selection import clipped
 from kgarden.inference.views import ViewModel
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
-from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, SOURCE, VALID
 
 PROPOSALS = "proposals"
@@ -112,6 +112,4 @@ class SelectMean(StaticShapeModel):
 
     def call(self, x, training=False):
         candidates = {BOXES: x[BOXES], SCORES: x[SCORES], VALID: ops.cast(x[VALID], "bool")[..., None]}
-        found = self.selection(candidates)
-        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
-        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        return clipped(self.selection(candidates), x[SIZE_HW])

@@ -19,11 +19,10 @@ import numpy as np
 from keras import ops
 
 from kgarden.errors import UserError
-from kgarden.heads.selection import GROUP, Selection
+from kgarden.heads.selection import GROUP, Selection, clipped
 from kgarden.inference.shared_proposals import SharedProposals
 from kgarden.inference.views import FIRST_HW, ViewModel
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
-from kgarden.ops import boxes as box_ops
 from kgarden.structures import BOXES, IMAGES, LABELS, MIRRORED, SCORES, SIZE_HW, SOURCE, VALID, VIEWS
 
 CONVENTIONS = ("detectron2", "maskrcnn_benchmark", "mmdetection_1")
@@ -172,6 +171,4 @@ class Merge(StaticShapeModel):
         number = ops.arange(rows[LABELS].shape[1], dtype="int32")
         picked = {key: rows[key] for key in (BOXES, SCORES, LABELS, GROUP) if key in rows}
         source = ops.broadcast_to(number, ops.shape(rows[LABELS]))
-        detections = self.selection.suppress({**picked, SOURCE: source})
-        boxes = box_ops.clip(detections[BOXES], rows[SIZE_HW])
-        return {**detections, BOXES: boxes, VALID: detections[VALID] & (box_ops.area(boxes) > 0)}
+        return clipped(self.selection.suppress({**picked, SOURCE: source}), rows[SIZE_HW])

@@ -106,6 +106,9 @@ def test_ground_truth_is_checked_in_one_line(detector, complete):
     ]:
         with pytest.raises(UserError, match=sentence):
             detector.fit(*data, verbose=0)
+    for pair in (images, y, None), (images,):
+        with pytest.raises(UserError, match=rf"validation_data has {len(pair)} parts"):
+            detector.fit(images, y, validation_data=pair)
     assert np.isfinite(loss(detector, images, {"boxes": empty, "labels": [[], []]}))  # images of background
     masked = build_detector(VARIANTS["mask_rcnn"], CLASSES)
     with pytest.raises(UserError, match='y needs "masks" for this detector'):
@@ -158,6 +161,18 @@ def test_callbacks_see_the_ap_of_validation_data(detector, complete, monkeypatch
     assert [row["objects"] for row in metrics.evaluation["per_class"]] == np.bincount(
         np.concatenate(y["labels"]), minlength=CLASSES
     ).tolist()
+
+    x, objects = complete
+    twice = (x, {**objects, "original_hw": 2 * x["size_hw"]})  # as build_datasets yields it, and a filler row
+    twice[1]["image_id"] = np.array([7, -1])
+    truth = {"images": [], "annotations": []}
+    of_twice = kgarden.CocoMetrics(twice)
+    of_twice.set_model(detector)
+    [(_, meta)] = of_twice._batches(truth)
+    assert meta["image_id"].tolist() == [1, -1]
+    assert truth["images"] == [{"id": 1, "height": 2 * HEIGHT, "width": 2 * WIDTH}]
+    corners = [[a, b, a + c, b + d] for a, b, c, d in (one["bbox"] for one in truth["annotations"])]
+    np.testing.assert_allclose(corners, 2 * objects["boxes"][0][objects["labels"][0] >= 0], rtol=1e-6)
 
     narrow = np.array(complete[1]["boxes"])
     narrow[..., 2] -= 0.32 * (

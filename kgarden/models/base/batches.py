@@ -41,6 +41,17 @@ def training_data(x: Any, y: Any, detector) -> tuple:
     return x, y
 
 
+def validation_pair(data: Any, detector) -> Any:
+    """Completes `validation_data` of `fit`: None, (x, y), or a data set; see `training_data`."""
+    if data is None:
+        return None
+    if not isinstance(data, tuple | list):
+        return training_data(data, None, detector)[0]
+    if len(data) != 2:
+        raise UserError(f"validation_data has {len(data)} parts; (x, y) or a data set is needed")
+    return training_data(*data, detector)
+
+
 def inputs_of(x: Any, detector) -> Any:
     """Completes the images that `predict` was given; of (x, y) batches only x is used."""
     if _is_dataset(x):
@@ -72,16 +83,22 @@ def _inputs(x, divisor):
     images = _images(x)
     sizes = np.tile(np.int32(images.shape[1:3]), (len(images), 1))
     missing = [(0, -side % divisor) for side in images.shape[1:3]]
-    x = {SIZE_HW: sizes, **(x if isinstance(x, dict) else {})}
-    return {**x, IMAGES: np.pad(images, ((0, 0), *missing, (0, 0)))}
+    if any(added for _, added in missing):  # else without a copy of all images
+        images = np.pad(images, ((0, 0), *missing, (0, 0)))
+    return {SIZE_HW: sizes, **(x if isinstance(x, dict) else {}), IMAGES: images}
 
 
-def _truth(y, count, detector):
+def _require(y, detector):
+    """Raises UserError unless y holds what the detector learns from."""
     if not isinstance(y, dict) or not {BOXES, LABELS} <= y.keys():
         has = ", ".join(map(repr, y)) if isinstance(y, dict) else type(y).__name__
         raise UserError(f'y needs "{BOXES}" (B, M, 4) xyxy px and "{LABELS}" (B, M), it has {has}')
     if detector.mask_head is not None and MASKS not in y:
         raise UserError(f'y needs "{MASKS}" for this detector, see kgarden/structures.py')
+
+
+def _truth(y, count, detector):
+    _require(y, detector)
     boxes = _padded([np.reshape(one, (-1, 4)) for one in y[BOXES]], 0.0, "float32")
     labels = _padded([np.reshape(one, (-1,)) for one in y[LABELS]], PAD_LABEL, "int32")
     if not len(boxes) == len(labels) == count:
@@ -164,10 +181,7 @@ def _of_dataset(dataset, detector):
             "these batches hold no ground truth, so that no loss can be computed: use the second data set of "
             "kgarden.build_datasets"
         )
-    if not isinstance(y, dict) or not {BOXES, LABELS} <= y.keys():
-        raise UserError(f'y needs "{BOXES}" (B, M, 4) xyxy px and "{LABELS}" (B, M)')
-    if detector.mask_head is not None and MASKS not in y:
-        raise UserError(f'y needs "{MASKS}" for this detector, see kgarden/structures.py')
+    _require(y, detector)
     complete = _mapped(dataset, lambda x, y, *_: (_inputs_in_graph(x, detector.divisor), _truth_in_graph(y)))
     for x, y in complete.take(1).as_numpy_iterator():
         _check(x, y, detector)

@@ -42,13 +42,13 @@ from keras import ops
 from kgarden.backbones import make_backbone
 from kgarden.backbones.adapted import AdaptedBackbone
 from kgarden.errors import UserError
+from kgarden.heads.selection import clipped
 from kgarden.layers.pixels import Normalize, pixel_settings, pixels_of_preset
 from kgarden.layers.precision import dtype_policy_scope
-from kgarden.models.base.batches import inputs_of, training_data
+from kgarden.models.base.batches import inputs_of, training_data, validation_pair
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
-from kgarden.ops import boxes as box_ops
 from kgarden.ops import replicas
-from kgarden.structures import BOXES, IMAGES, MASKS, SIZE_HW, VALID
+from kgarden.structures import IMAGES, MASKS, SIZE_HW
 
 ABSTRACT = "a subclass implements this; use OneStage or TwoStage"
 
@@ -180,9 +180,7 @@ class Detector(StaticShapeModel):
 
     def select(self, x, candidates):
         """Detections among candidates as in `detect`, without masks."""
-        found = self.selection(candidates)
-        boxes = box_ops.clip(found[BOXES], x[SIZE_HW])
-        return {**found, BOXES: boxes, VALID: found[VALID] & (box_ops.area(boxes) > 0)}
+        return clipped(self.selection(candidates), x[SIZE_HW])
 
     def inference_model(self):
         """This detector as a keras.Model x -> detections."""
@@ -257,10 +255,7 @@ class Detector(StaticShapeModel):
             UserError: ground truth is missing, of another form, or out of range.
         """
         x, y = training_data(x, y, self)
-        if isinstance(validation_data, tuple):
-            validation_data = training_data(*validation_data, self)
-        elif validation_data is not None:
-            validation_data, _ = training_data(validation_data, None, self)
+        validation_data = validation_pair(validation_data, self)
         return super().fit(x, y, *arguments, validation_data=validation_data, **settings)
 
     def evaluate(self, x=None, y=None, *arguments, **settings):
