@@ -36,10 +36,10 @@ from support import golden, not_yet  # noqa: E402
 
 if ON_JAX:
     collect_ignore = [
-        "export/test_portable.py",
-        "export/test_saved_model.py",
-        "export/test_weights.py",
-        "test_train.py",
+        "commands/test_train.py",
+        "exporters/test_portable.py",
+        "exporters/test_saved_model.py",
+        "exporters/test_weights.py",
         "training/test_gradient_accumulation.py",
         "training/test_resume.py",
         "training/test_workers.py",

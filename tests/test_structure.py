@@ -30,16 +30,15 @@ TIERS = [
     {"build"},
     {"inference"},
     {"visualization"},
-    {"predict"},
-    {"evaluate"},
-    {"training", "export", "analyze", "describe"},
-    {"train", "bench"},
+    {"evaluation"},
+    {"training", "exporters", "analyze"},
+    {"commands", "bench"},
     {"cli"},
 ]
 RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
 
-# at their top; of `training` only what is named, the rest serves JAX too
-MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "train", "export"}
+# at their top; of `training` and `commands` only what is named, the rest serves JAX too
+MAY_IMPORT_TENSORFLOW = {"tfrecords", "data", "exporters", "commands.train", "commands.export"}
 MAY_IMPORT_TENSORFLOW |= {
     f"training.{name}" for name in ("data_wait", "distribution", "gradient_accumulation", "trainer")
 }
@@ -50,8 +49,8 @@ MAY_WHEN_ASKED = {
     "training.loggers",
 }  # inside a function, behind a look at the backend, or in a *_sparse file
 
-MAY_OPEN_FILES = {"tfrecords", "analyze", "bench", "build", "cli", "config", "data", "evaluate", "export"}
-MAY_OPEN_FILES |= {"inference", "metrics", "predict", "runs", "train", "training", "utils", "weights"}
+MAY_OPEN_FILES = {"tfrecords", "analyze", "bench", "build", "cli", "commands", "config", "data", "evaluation"}
+MAY_OPEN_FILES |= {"exporters", "inference", "metrics", "runs", "training", "utils", "weights"}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savez", "load_weights"}
 
 
@@ -61,9 +60,9 @@ def unit_of(path):
 
 
 def module_of(path):
-    """A module of `training` by its own name, any other by its unit."""
+    """A module of `training` or `commands` by its own name, any other by its unit."""
     unit = unit_of(path)
-    return f"{unit}.{path.stem}" if unit == "training" else unit
+    return f"{unit}.{path.stem}" if unit in ("training", "commands") else unit
 
 
 def imported_modules(tree):

@@ -20,7 +20,7 @@ from kgarden.analyze.loaded_runs import (
 )
 from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.errors import UserError
-from kgarden.evaluate import batches_of, detect
+from kgarden.evaluation import batches_of, detect
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.arrays import COCO_MAX_DETECTIONS
 from kgarden.metrics.coco import AREAS, IOUS, ap_by_iou

@@ -18,7 +18,7 @@ from kgarden.analyze.loaded_runs import (
 )
 from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.errors import UserError
-from kgarden.evaluate import results_of
+from kgarden.evaluation import results_of
 from kgarden.inference.batching import pad_batch
 from kgarden.inference.postprocess import to_original
 from kgarden.metrics.arrays import pairs

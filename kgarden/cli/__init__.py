@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.analyze import analyze_app
-from kgarden.cli.commands import runs_app
 from kgarden.cli.convert import convert_app
 from kgarden.cli.data import data_app
+from kgarden.cli.recipes_and_runs import runs_app
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
 

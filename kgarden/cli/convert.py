@@ -29,7 +29,7 @@ def convert(
 ) -> None:
     """Convert weights of other projects to those of a recipe's model, or back."""
     start_tensorflow()
-    from kgarden.export.weights import convert_weights
+    from kgarden.exporters.weights import convert_weights
 
     chosen = load_recipe(recipe, settings_of(set_), row)
     convert_weights(chosen, from_, to, num_classes=classes, names=names)

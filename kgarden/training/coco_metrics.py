@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kgarden.errors import UserError
-from kgarden.evaluate import detect
+from kgarden.evaluation import detect
 from kgarden.metrics.coco import coco_metrics
 from kgarden.models.base.batches import training_data
 from kgarden.structures import BOXES, CROWD, IMAGE_ID, LABELS, ORIGINAL_HW, PAD_LABEL, SIZE_HW

@@ -101,7 +101,7 @@ class Reporter:
 
         Args:
             step:       the current one.
-            evaluation: as in `kgarden.evaluate.evaluate`.
+            evaluation: as in `kgarden.evaluation.evaluate`.
             best:       best headline metric so far, including this one; None if nothing could be measured.
             best_step:  the step of the weights kept as the best; None if none could be saved.
         """

@@ -17,7 +17,7 @@ from keras import ops
 from kgarden import build
 from kgarden.config.recipe import Recipe
 from kgarden.errors import TrainingFailed, UserError
-from kgarden.evaluate import batches_of, draw_examples, evaluate
+from kgarden.evaluation import batches_of, draw_examples, evaluate
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.registry import is_better
 from kgarden.metrics.report import numbers_of

@@ -20,7 +20,7 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, ground_truth, pic
 
 import kgarden  # noqa: E402
 from kgarden import build, cli  # noqa: E402
-from kgarden.cli import commands  # noqa: E402
+from kgarden.cli import recipes_and_runs  # noqa: E402
 from kgarden.cli.options import start_tensorflow  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.errors import TrainingFailed, UserError  # noqa: E402
@@ -291,7 +291,7 @@ def test_gmacs_of_known_layers():
     """A 3x3 convolution 4 -> 8 on 10x12 of stride 2, a depthwise one and a dense layer, each by hand."""
     import keras
 
-    from kgarden.describe import describe
+    from kgarden.commands.describe import describe
 
     class Toy(StandIn):
         def build(self, input_shape=None):
@@ -381,15 +381,15 @@ def test_internal_errors_keep_their_traceback(monkeypatch, call):
 
 def test_warnings_are_lines_of_ours_and_those_of_libraries_are_kept_away(monkeypatch, capsys):
     def listed():
-        for place in (commands.__file__, np.__file__):
+        for place in (recipes_and_runs.__file__, np.__file__):
             warnings.warn_explicit(f"from {place}\nand on", UserWarning, place, lineno=1)
         return {}
 
-    monkeypatch.setattr(commands, "packaged_recipes", listed)
+    monkeypatch.setattr(recipes_and_runs, "packaged_recipes", listed)
     before = warnings.showwarning
     assert cli.main(["list", "recipes"]) == 0
     err = capsys.readouterr().err
-    assert err.startswith(f"kgarden: from {commands.__file__}") and np.__file__ not in err
+    assert err.startswith(f"kgarden: from {recipes_and_runs.__file__}") and np.__file__ not in err
     assert len(err.splitlines()) == 1 and "UserWarning" not in err
     assert warnings.showwarning is before
 

@@ -24,7 +24,7 @@ from kgarden.training.reporter import Reporter
 def trained(tmp_path_factory):
     """A run of a stand-in that gives masks, on pictures of discs; what was said on the way."""
     pytest.importorskip("tensorflow")
-    from kgarden import train
+    from kgarden.commands import train
 
     folder = tmp_path_factory.mktemp("masks")
     (folder / "standin.yaml").write_text(RECIPE)
@@ -119,7 +119,7 @@ def test_predictor_returns_masks_for_the_original_size(trained, tmp_path):
     disc = (x - (x0 + x1) / 2) ** 2 + (y - (y0 + y1) / 2) ** 2 < 20**2
     assert (pasted[0] & disc).sum() / (pasted[0] | disc).sum() > 0.93
 
-    from kgarden.predict import draw_files
+    from kgarden.commands.predict import draw_files
 
     Image.fromarray(photo).save(tmp_path / "photo.png")
     (one,), faults = draw_files(trained.predictor, [tmp_path / "photo.png"], tmp_path / "drawn")

@@ -11,7 +11,7 @@ from support.small_backbone import RESNET10
 from kgarden.build import build_model, view_sizes
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
-from kgarden.evaluate import batches_of, detect
+from kgarden.evaluation import batches_of, detect
 from kgarden.inference.predictor import Predictor, inference_of, mirrored
 from kgarden.inference.test_time_augmentation import TestTimeAugmentation
 

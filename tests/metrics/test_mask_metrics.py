@@ -18,7 +18,7 @@ from support.fake_detector import CATEGORIES, RECIPE, circle, ground_truth, pict
 
 from kgarden import build
 from kgarden.config.loading import load_recipe
-from kgarden.evaluate import evaluate
+from kgarden.evaluation import evaluate
 from kgarden.heads.selection import Selection
 from kgarden.metrics.report import score_file
 from kgarden.training.reporter import Reporter

@@ -282,7 +282,7 @@ def test_a_recipe_on_open_images(drawn, tmp_path):
 
     from kgarden.build import prepare_data
     from kgarden.config.loading import load_recipe
-    from kgarden.evaluate import evaluate
+    from kgarden.evaluation import evaluate
 
     files = {"images": "images", "annotations": "boxes.csv", "descriptions": "names.csv"}
     files |= {"image_labels": "labels.csv", "hierarchy": "tree.json"}

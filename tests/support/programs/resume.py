@@ -15,9 +15,9 @@ import sys
 import numpy as np
 from support.variants import VARIANTS
 
+from kgarden.commands.train import train
 from kgarden.config.loading import load_recipe
 from kgarden.metrics import report
-from kgarden.train import train
 from kgarden.training import checkpoint, trainer
 from kgarden.training.reporter import Reporter
 

@@ -13,9 +13,9 @@ import sys
 
 from support.programs import resume
 
+from kgarden.commands.train import train
 from kgarden.config.loading import load_recipe
 from kgarden.errors import TrainingFailed, UserError
-from kgarden.train import train
 from kgarden.training import distribution, trainer
 from kgarden.training.reporter import Reporter
 

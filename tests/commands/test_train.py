@@ -16,8 +16,9 @@ import tensorflow as tf
 from rich.console import Console
 from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData
 
-from kgarden import build, train
-from kgarden import evaluate as evaluation_module
+from kgarden import build
+from kgarden.commands import evaluate as evaluation_module
+from kgarden.commands import train
 from kgarden.config.loading import load_recipe
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.inference.predictor import compiled_inference

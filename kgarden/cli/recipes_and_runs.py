@@ -139,8 +139,8 @@ def describe(
     from rich.table import Table
 
     from kgarden.build import build_model, canvases
-    from kgarden.describe import describe as measure
-    from kgarden.describe import published
+    from kgarden.commands.describe import describe as measure
+    from kgarden.commands.describe import published
     from kgarden.metrics.tables import plain
 
     chosen = load_recipe(recipe, settings_of(set_), row)
@@ -178,7 +178,7 @@ def train(
             f"with --set"
         )
     start_tensorflow()
-    from kgarden.train import train as fit
+    from kgarden.commands.train import train as fit
     from kgarden.training.reporter import Reporter
 
     reporter = Reporter()
@@ -280,7 +280,7 @@ def _evaluate_file(detections, annotations, settings, open_images, to):
 def _evaluate_run(run, data, weights, changes, to, keep):
     """Evaluates a run; the results are stored in the run only if nothing was overridden."""
     start_tensorflow()
-    from kgarden.evaluate import evaluate_run
+    from kgarden.commands.evaluate import evaluate_run
     from kgarden.utils.output_folder import OutputFolder
 
     keep = keep and not (data or weights or changes)
@@ -311,8 +311,8 @@ def predict(
 ) -> None:
     """Detect objects in images and draw the detections."""
     start_tensorflow()
+    from kgarden.commands.predict import draw_files, drawings_folder, find_images
     from kgarden.inference.predictor import Predictor
-    from kgarden.predict import draw_files, drawings_folder, find_images
     from kgarden.visualization.draw import check_labels
 
     check_labels(labels)
@@ -346,7 +346,7 @@ def export(
 ) -> None:
     """Export a run to SavedModel, ONNX or LiteRT; serving needs no kgarden."""
     start_tensorflow()
-    from kgarden.export import export_run
+    from kgarden.commands.export import export_run
 
     version = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch=batch, say=print)
     print(f"saved to {version}")

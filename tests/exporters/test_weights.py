@@ -7,7 +7,7 @@ from keras import ops
 from kgarden.build import build_model, start_from
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
-from kgarden.export.weights import convert_weights
+from kgarden.exporters.weights import convert_weights
 from kgarden.training.checkpoint import save_weights
 from kgarden.weights.files import read_weights, write_weights
 from kgarden.weights.projects import weights_as

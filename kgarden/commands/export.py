@@ -1,6 +1,6 @@
 """Export of runs to SavedModel, ONNX or LiteRT; serving needs no kgarden.
 
-All formats contain the same network (kgarden/export/network.py). A SavedModel adds the steps of
+All formats contain the same network (kgarden/exporters/network.py). A SavedModel adds the steps of
 `kgarden predict` around it, from encoded images to boxes in px of the original image; ONNX and LiteRT files
 contain the network only, one file for each canvas, and are compared with the model when they are written.
 """
@@ -15,9 +15,9 @@ import keras
 from kgarden.build import canvases as canvases_of
 from kgarden.build import load_run
 from kgarden.errors import UserError
-from kgarden.export.portable import write_portable
-from kgarden.export.saved_model import write_saved_model
-from kgarden.export.version import views_left_out
+from kgarden.exporters.portable import write_portable
+from kgarden.exporters.saved_model import write_saved_model
+from kgarden.exporters.version import views_left_out
 
 FORMATS = ("saved_model", "onnx", "litert")
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from kgarden.build import test_sizes
 from kgarden.data.canvas import canvas_of, resize_to_canvas
-from kgarden.export.network import COUNT, Network
-from kgarden.export.version import new_version, write_beside
+from kgarden.exporters.network import COUNT, Network
+from kgarden.exporters.version import new_version, write_beside
 from kgarden.inference.paste_masks import THRESHOLD
 from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
@@ -33,7 +33,7 @@ def write_saved_model(detector, recipe, categories: list[dict], to) -> pathlib.P
     labels.txt; num_detections (B,) float32; of a model with a mask head also detection_masks (B, K, S, S)
     float32, probabilities over the boxes. Rows beyond num_detections are zero.
 
-    canvas_<H>x<W>, one for each canvas: the network only, see kgarden/export/network.py.
+    canvas_<H>x<W>, one for each canvas: the network only, see kgarden/exporters/network.py.
 
     Args:
         detector:   a Detector with its weights.

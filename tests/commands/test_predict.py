@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kgarden.commands.predict import draw_files, drawing_names, find_images
 from kgarden.errors import UserError
 from kgarden.inference.predictor import read_image
-from kgarden.predict import draw_files, drawing_names, find_images
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 pytestmark = pytest.mark.both_backends

@@ -17,10 +17,10 @@ from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.data.canvas import resize_to_canvas
 from kgarden.errors import TrainingFailed, UserError
-from kgarden.export.agreement import check_agreement
-from kgarden.export.network import Network, ranked
-from kgarden.export.portable import write_portable
-from kgarden.export.saved_model import write_saved_model
+from kgarden.exporters.agreement import check_agreement
+from kgarden.exporters.network import Network, ranked
+from kgarden.exporters.portable import write_portable
+from kgarden.exporters.saved_model import write_saved_model
 from kgarden.inference.predictor import Predictor
 from kgarden.ops.nms import nms
 
@@ -243,7 +243,7 @@ def test_nms_agrees_in_other_runtimes(form, tmp_path):
     """Several blocks of boxes, chains within a block; tf2onnx loses a loop state that is handed through."""
     for package in NEEDED[form]:
         pytest.importorskip(package)
-    from kgarden.export.portable import LiteRT, Onnx
+    from kgarden.exporters.portable import LiteRT, Onnx
 
     count, total = 300, 40
     shapes = {"boxes": (1, count, 4), "scores": (1, count), "labels": (1, count)}
@@ -272,7 +272,7 @@ def test_nms_agrees_in_other_runtimes(form, tmp_path):
 
 
 def answer_of(scores, boxes, labels, total=4):
-    """One picture as kgarden/export/network.py answers."""
+    """One picture as kgarden/exporters/network.py answers."""
     missing = total - len(scores)
     return {
         "boxes": np.pad(np.float32(boxes).reshape(1, -1, 4), ((0, 0), (0, missing), (0, 0))),

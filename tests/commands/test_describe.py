@@ -8,7 +8,7 @@ pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
 from kgarden import cli  # noqa: E402
-from kgarden.describe import published  # noqa: E402
+from kgarden.commands.describe import published  # noqa: E402
 from kgarden.heads.conv_head import ConvHead  # noqa: E402
 from kgarden.models import build_detector  # noqa: E402
 

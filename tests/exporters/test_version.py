@@ -13,8 +13,8 @@ tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tensorflow
 
 from kgarden.errors import OutputError, UserError  # noqa: E402
-from kgarden.export import version  # noqa: E402
-from kgarden.export.version import new_version  # noqa: E402
+from kgarden.exporters import version  # noqa: E402
+from kgarden.exporters.version import new_version  # noqa: E402
 
 
 def export(to, content="x"):
@@ -27,7 +27,7 @@ def export(to, content="x"):
 def test_a_killed_export_leaves_nothing_that_stops_the_next(tmp_path):
     """Killed after it has written a part; its process number may come again, as in containers."""
     program = (
-        "import os, sys\nfrom kgarden.export.version import new_version\n"
+        "import os, sys\nfrom kgarden.exporters.version import new_version\n"
         "with new_version(sys.argv[1], 'onnx') as (aside, version):\n"
         "    (aside / 'model.onnx').write_text('half')\n    os.kill(os.getpid(), 9)\n"
     )

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from kgarden.build import test_sizes
 from kgarden.errors import UserError
-from kgarden.export.agreement import check_agreement, synthetic_batch
-from kgarden.export.network import COUNT, Network
-from kgarden.export.version import new_version, write_beside
+from kgarden.exporters.agreement import check_agreement, synthetic_batch
+from kgarden.exporters.network import COUNT, Network
+from kgarden.exporters.version import new_version, write_beside
 from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
 from kgarden.utils.quiet import quiet
 

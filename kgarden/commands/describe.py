@@ -14,7 +14,7 @@ import numpy as np
 from kgarden.models.published import PUBLISHED
 from kgarden.structures import IMAGES, SIZE_HW
 
-HOME = pathlib.Path(__file__).parent.parent
+HOME = pathlib.Path(__file__).parents[2]
 
 
 def describe(detector: keras.Model, canvas: tuple[int, int]) -> list[dict]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from kgarden.errors import TrainingFailed
-from kgarden.export.network import COUNT
+from kgarden.exporters.network import COUNT
 from kgarden.structures import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZE_HW
 
 TOLERANCE = 1e-4  # of boxes relative to the longer side of the canvas; of scores relative to the score
@@ -31,7 +31,7 @@ def synthetic_batch(canvas: tuple[int, int], batch: int, seed: int = 0) -> dict:
 def check_agreement(
     name: str, expected: dict, outputs: dict, *, canvas: tuple[int, int], tolerance: float = TOLERANCE
 ) -> dict:
-    """Compares the outputs of an exported file with those of kgarden/export/network.py.
+    """Compares the outputs of an exported file with those of kgarden/exporters/network.py.
 
     Args:
         name:      of the file, for the error message.

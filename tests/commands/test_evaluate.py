@@ -11,7 +11,8 @@ from support.fake_detector import CATEGORIES, ground_truth, pictures
 from support.fake_runs import make_run
 from support.metric_tables import METRICS
 
-from kgarden.evaluate import detect, evaluate_run, first_images
+from kgarden.commands.evaluate import evaluate_run
+from kgarden.evaluation import detect, first_images
 from kgarden.inference.postprocess import to_original
 from kgarden.metrics.coco import coco_metrics
 from kgarden.utils.files import write_json

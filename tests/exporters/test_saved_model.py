@@ -14,7 +14,7 @@ from support.small_backbone import RESNET10
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
-from kgarden.export import write_saved_model
+from kgarden.exporters.saved_model import write_saved_model
 from kgarden.inference.predictor import Predictor
 
 pytestmark = pytest.mark.tensorflow
