@@ -16,6 +16,7 @@ import typer
 from kgarden.cli.analyze import analyze_app
 from kgarden.cli.convert import convert_app
 from kgarden.cli.data import data_app
+from kgarden.cli.options import silence_tensorflow
 from kgarden.cli.recipes_and_runs import runs_app
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are no reason to fail
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    silence_tensorflow()
     shown_before = warnings.showwarning
     warnings.showwarning = shown_before if debug else _show_warning
     try:

@@ -33,13 +33,37 @@ DrawnOption = Annotated[
 LIBRARIES = ("absl", "tensorflow", "jax", "PIL", "matplotlib", "h5py")  # that log
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow without the messages that its libraries print before logging can be configured.
+QUIET = "3"  # TensorFlow's level at which only fatal errors are printed
 
-    Later messages of libraries below an error are kept away too, unless `--debug` is given.
+
+def silence_tensorflow() -> None:
+    """Keeps away what TensorFlow's C++ code prints, unless the user has set TF_CPP_MIN_LOG_LEVEL."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", QUIET)
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs in the user's cache folder.
+
+    JAX_COMPILATION_CACHE_DIR, if it is set, names another;
+    JAX_ENABLE_COMPILATION_CACHE=false is JAX's own way to do without.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "--debug" in sys.argv:
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "kgarden" / "jax"))
+
+
+def start_tensorflow(keep_programs: bool = True) -> None:
+    """Prepares the backend: imports TensorFlow without its messages, tells JAX where to keep programs.
+
+    Messages of libraries below an error are kept away later too, unless `--debug` is given or
+    TF_CPP_MIN_LOG_LEVEL asks for them.
+
+    Args:
+        keep_programs: see `keep_compiled_programs`; False where the time of compilation is measured.
+    """
+    if keep_programs:
+        keep_compiled_programs()
+    silence_tensorflow()
+    if "--debug" in sys.argv or os.environ["TF_CPP_MIN_LOG_LEVEL"] != QUIET:
         return
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -374,7 +374,7 @@ def bench(
     json_: JsonOption = None,
 ) -> None:
     """Benchmark speed and peak memory on this machine."""
-    start_tensorflow()
+    start_tensorflow(keep_programs=False)
     from kgarden.bench import bench as measure
     from kgarden.build import prepare_data
 

@@ -184,7 +184,7 @@ class Trainer(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.first_step = self.reported_step = self.step
-        self.reported_at = time.perf_counter()
+        self.reported_at, self.reported_traces = time.perf_counter(), self.detector.traces
         self.data_wait.take()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -237,21 +237,27 @@ class Trainer(keras.callbacks.Callback):
         images_per_s = per_second * self.recipe.data.batch_size
         waiting = min(self.data_wait.take() / seconds, 1.0)
         rate = float(self.learning_rate(ops.convert_to_tensor(self.step - 1, "int32")))
+        traces, warmup = self.detector.traces, self.recipe.schedule.warmup
+        compiled = traces > self.reported_traces or self.step == self.first_step + 1
         self.reporter.values(
             self.step,
             terms,
             rate=rate,
+            seconds=seconds,
             images_per_s=images_per_s,
             waiting=waiting,
-            seconds_left=self._seconds_left(per_second),
+            seconds_left=math.inf if compiled else (self.total - self.step) / per_second,
+            compiled=compiled,
+            warming_up=warmup is not None and self.step <= warmup.steps,
         )
+        self.reported_traces = traces
         report = {
             **terms,
             "lr": rate,
             "gradient_norm": self._gradient_norm(),
             "images_per_s": round(images_per_s, 3),
             "data_wait": round(waiting, 4),
-            "traces": self.detector.traces,
+            "traces": traces,
         }
         self._log(report)
         for warning in self.diagnostics.add(self.step, **report):
@@ -298,10 +304,6 @@ class Trainer(keras.callbacks.Callback):
         """Which checkpoint stays, for messages."""
         return f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
 
-    def _seconds_left(self, per_second):
-        """Returns the estimated seconds to the end; inf after the first step, which included tracing."""
-        return (self.total - self.step) / per_second if self.step > self.first_step + 1 else math.inf
-
     def _evaluate_interval(self):
         """Evaluates and saves the weights if they are the best so far; at the end also the last ones.
 
@@ -331,15 +333,18 @@ class Trainer(keras.callbacks.Callback):
     # --- helpers ----------------------------------------------------------------------------------
 
     def _evaluate(self, limit, **more):
-        return evaluate(
-            self.detector,
-            self.recipe,
-            self._batches(limit),
-            self.data.categories,
-            annotations=self.data.annotations,
-            model=self.inference,
-            **more,
-        )
+        images = sum(len(dataset.index) for dataset in self.data.val)
+        with self.reporter.evaluating(min(images, limit or images)) as on_batch:
+            return evaluate(
+                self.detector,
+                self.recipe,
+                self._batches(limit),
+                self.data.categories,
+                annotations=self.data.annotations,
+                model=self.inference,
+                on_batch=on_batch,
+                **more,
+            )
 
     def _batches(self, limit):
         return batches_of(self.data, self.recipe, self.detector, limit)

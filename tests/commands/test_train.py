@@ -129,7 +129,8 @@ def test_run_directory_has_all_documented_files(recipe_of, tmp_path, monkeypatch
     assert all(line["gradient_norm"] > 0 and line["traces"] == 1 for line in training)
     assert training[0]["lr"] == pytest.approx(0.05) and training[-1]["lr"] == 0.5
     assert [line["step"] for line in metrics if "val/ap50" in line] == [4, 8, 12]
-    for word in ("head/class", "images/s", "waiting for data", "left", "AP50"):
+    words = ("head/class", "images/s", "waiting for data", "ETA", "with compilation", "(warm-up)", "AP50")
+    for word in words:
         assert word in lines.text, word
     assert "\x1b" not in lines.text  # plain lines where there is no terminal
 
