@@ -347,6 +347,25 @@ def _divisor_of(recipe):
     return divisor_of(neck) if isinstance(neck, str | dict) else 32
 
 
+def give_image_counts(detector: Detector, data: Data) -> None:
+    """Tells a detector with a federated loss how many training images each class has, before the first step.
+
+    The numbers are those of the file `model.roi_head.federated.image_counts`, or of the training data. Other
+    detectors stay as they are.
+
+    Args:
+        detector: of `build_model`.
+        data:     of `prepare_data`.
+    """
+    subsets = getattr(getattr(detector, "roi_head", None), "federated", None)
+    if subsets is None:
+        return
+    from kgarden.data.image_counts import image_counts_of, read_image_counts
+
+    path = subsets.settings.image_counts
+    subsets.image_counts = read_image_counts(path, data.categories) if path else image_counts_of(data.train)
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 

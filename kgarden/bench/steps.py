@@ -67,6 +67,8 @@ def training(recipe: Recipe, repeats: int, data) -> dict:
     num_classes = num_classes_of(recipe, data)
     keras.utils.set_random_seed(recipe.seed)
     detector = build_model(recipe, num_classes)
+    if subsets := getattr(getattr(detector, "roi_head", None), "federated", None):
+        subsets.image_counts = np.ones(num_classes)  # as many objects of each class as of any other
     jit = keras.backend.backend() == "jax" or recipe.jit
     detector.compile(optimizer=build_optimizer(recipe), jit_compile=jit)
     if recipe.schedule.micro_batches > 1:

@@ -34,7 +34,7 @@ from kgarden.config.fields import (
 
 PATH_KEYS = {  # hold paths
     *("glob", "labels", "images", "annotations", "root", "classes", "weights", "run"),
-    *("descriptions", "image_labels", "hierarchy"),
+    *("descriptions", "image_labels", "hierarchy", "image_counts"),
 }
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment

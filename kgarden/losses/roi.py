@@ -22,15 +22,18 @@ def softmax_class_loss(logits, labels):
     return ops.where(labels >= 0, loss, 0.0)
 
 
-def sigmoid_class_loss(logits, labels):
+def sigmoid_class_loss(logits, labels, subset=None):
     """Binary cross-entropy over C classes; background is all zeros, and the last logit is not trained.
 
-    Args, returns: as `softmax_class_loss`; summed over the classes.
+    Args, returns: as `softmax_class_loss`; summed over the classes, or over those of a `subset`, (B or 1, C)
+    bool, see kgarden/losses/federated.py.
     """
     classes = logits.shape[-1] - 1
     target = ops.one_hot(labels, classes + 1)[..., :classes]
     logits = logits[..., :classes]
     loss = ops.maximum(logits, 0.0) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))
+    if subset is not None:
+        loss = ops.where(subset[:, None], loss, 0.0)
     return ops.where(labels >= 0, ops.sum(loss, axis=-1), 0.0)
 
 

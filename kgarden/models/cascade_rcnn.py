@@ -31,6 +31,7 @@ from kgarden.config.instantiate import forwards_to, merge_defaults, take
 from kgarden.errors import UserError
 from kgarden.heads.dense import one_of
 from kgarden.heads.roi_features import RoIFeatures, RoIPooling
+from kgarden.losses.federated import CLASS_RANDOM, make_subsets, with_numbers_of
 from kgarden.losses.roi import make_box_loss
 from kgarden.models.faster_rcnn import (
     FUSED,
@@ -177,7 +178,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
 
     Args:
         strides, num_classes, width, num_fcs, initializer, sigmoid, box_beta, box_loss: as in FasterHead.
-        clamp_below, plus_one, least_px: as in FasterHead.
+        federated, clamp_below, plus_one, least_px: as in FasterHead.
         ious:             foreground threshold of each stage; as many stages as thresholds.
         delta_weights:    factors on the deltas of each stage.
         stage_weights:    factors on the losses of each stage; None: 1.
@@ -211,6 +212,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         num_fcs=2,
         initializer="c2_xavier",
         sigmoid=False,
+        federated=None,
         box_loss="smooth_l1",
         box_beta=0.0,
         clamp_below=False,
@@ -238,7 +240,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         share = 1.0 / len(self.ious) if feature_gradient is None else feature_gradient
         self.feature_gradient = self._of_stages("feature_gradient", share)
         self.ensemble = ensemble
-        self.sigmoid = sigmoid
+        self.sigmoid, self.federated = sigmoid, make_subsets(federated, sigmoid, num_classes)
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         how = dict(width=width, num_fcs=num_fcs, initializer=initializer, sigmoid=sigmoid)
@@ -259,6 +261,15 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
         for head in self.box_heads:
             head.build((None, None, self.pool.size, self.pool.size, pyramid_shapes[0][-1]))
 
+    def sample(self, proposals, y, random):
+        """As CascadeRoIs; with `federated` also the draws of the classes of every stage."""
+        sampled = super().sample(proposals, y, random)
+        if self.federated:
+            rows = proposals[BOXES].shape[1] + 2 * y[BOXES].shape[1] + self.sampling.num_samples
+            stages = len(self.ious)
+            sampled[CLASS_RANDOM] = self.federated.numbers(random, used=stages * rows, stages=stages)
+        return sampled
+
     # Forward pass: B0 -> B1 -> B2 -> B3.
 
     def call(self, pyramid, proposals, size_hw, training=False):
@@ -278,7 +289,8 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
             if training:
                 features = scale_gradient(features, self.feature_gradient[number])
             logits, deltas = self._outputs(number, features)
-            stages.append({"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid})
+            raw = {"logits": logits, "deltas": deltas, BOXES: boxes, VALID: valid}
+            stages.append(with_numbers_of(raw, proposals, stage=number))
         if training or self.test_stage is not None or self.ensemble != "last_rois":
             return {"stages": stages}
         earlier = [self._outputs(number, features)[0] for number in range(len(stages) - 1)]
@@ -291,6 +303,7 @@ class CascadeHead(CascadeRoIs, keras.layers.Layer):
     def losses(self, raw, y):
         """Terms stage<k>/class and stage<k>/box, weighted; every stage matches its own boxes anew."""
         shared = dict(num_classes=self.num_classes, sigmoid=self.sigmoid, box_loss=self.box_loss)
+        shared["federated"] = self.federated
         terms = []
         for stage, iou, coder, weight in zip(
             raw["stages"], self.ious, self.coders, self.stage_weights, strict=True

@@ -24,6 +24,7 @@ from kgarden.heads.dense import one_of
 from kgarden.heads.fc_head import FCHead
 from kgarden.heads.roi_features import RoIFeatures, RoIPooling
 from kgarden.layers.initializers import normal, prior_bias
+from kgarden.losses.federated import CLASS_RANDOM, make_subsets, with_numbers_of
 from kgarden.losses.roi import make_box_loss, sigmoid_class_loss, smooth_l1, softmax_class_loss
 from kgarden.models import rpn as first_stage
 from kgarden.models.base.detector import trunk
@@ -133,6 +134,7 @@ class FasterHead(keras.layers.Layer):
         width, num_fcs, class_agnostic, sigmoid, num_convs, norm, initializer, features: see BoxHead.
         box_loss:      "smooth_l1" or "balanced_l1", see kgarden/losses/roi.py.
         box_beta:      of the box loss; smooth L1 with 0 is L1.
+        federated:     settings of Federated (kgarden/losses/federated.py), with `sigmoid`; None: no subsets.
         clamp_below:   see `decode_deltas`.
         plus_one:      see `encode_deltas`.
         least_px:      see RPNHead in kgarden/models/rpn.py.
@@ -152,6 +154,7 @@ class FasterHead(keras.layers.Layer):
         num_fcs=2,
         class_agnostic=False,
         sigmoid=False,
+        federated=None,
         num_convs=0,
         norm=None,
         initializer="c2_xavier",
@@ -168,7 +171,7 @@ class FasterHead(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)  # boxes stay float32 under mixed precision
         self.num_classes = num_classes
         self.coder = Coder(tuple(delta_weights), clamp_below, plus_one, least_px)
-        self.sigmoid = sigmoid
+        self.sigmoid, self.federated = sigmoid, make_subsets(federated, sigmoid, num_classes)
         self.box_loss = make_box_loss(box_loss, box_beta)
         self.pool = RoIFeatures(strides, pooling, plus_one=plus_one, name="pool")
         self.box_head = BoxHead(
@@ -189,12 +192,17 @@ class FasterHead(keras.layers.Layer):
 
     def sample(self, proposals, y, random):
         """RoIs to learn from; see kgarden/targets/roi.py."""
-        return sample_rois(proposals, y, self.sampling, random)
+        sampled = sample_rois(proposals, y, self.sampling, random)
+        if self.federated:
+            used = proposals[BOXES].shape[1] + y[BOXES].shape[1]
+            sampled[CLASS_RANDOM] = self.federated.numbers(random, used)
+        return sampled
 
     def call(self, pyramid, proposals, size_hw, training=False):
         """{"logits", "deltas"} of BoxHead, and the "boxes" and "valid" that they belong to."""
         logits, deltas = self.box_head(self.pool(pyramid, proposals[BOXES]), valid=proposals[VALID])
-        return {"logits": logits, "deltas": deltas, BOXES: proposals[BOXES], VALID: proposals[VALID]}
+        raw = {"logits": logits, "deltas": deltas, BOXES: proposals[BOXES], VALID: proposals[VALID]}
+        return with_numbers_of(raw, proposals, stage=0)
 
     def losses(self, raw, y):
         """Terms roi/class and roi/box."""
@@ -205,6 +213,7 @@ class FasterHead(keras.layers.Layer):
             num_classes=self.num_classes,
             coder=self.coder,
             sigmoid=self.sigmoid,
+            federated=self.federated,
             box_loss=self.box_loss,
         )
         return {"roi/class": of_class, "roi/box": of_box}
@@ -256,22 +265,24 @@ def class_probability(logits, sigmoid):
     return (ops.sigmoid(logits) if sigmoid else ops.softmax(logits))[..., :-1]
 
 
-def stage_losses(raw, y, *, iou, num_classes, coder, sigmoid=False, box_loss=smooth_l1):
+def stage_losses(raw, y, *, iou, num_classes, coder, sigmoid=False, federated=None, box_loss=smooth_l1):
     """Class and box loss of one box head on one set of RoIs.   Ren et al. 2015, Eq. 1.   (), () float32."""
     labels, gt_boxes = label_rois(raw[BOXES], raw[VALID], y, iou=iou, num_classes=num_classes)
     how = dict(coder=coder, num_classes=num_classes, loss=box_loss)
     of_box = box_loss_of(raw["deltas"], raw[BOXES], labels, gt_boxes, **how)
-    return class_loss_of(raw["logits"], labels, sigmoid), of_box
+    subset = federated.of(labels, raw[CLASS_RANDOM]) if federated else None
+    return class_loss_of(raw["logits"], labels, sigmoid, subset), of_box
 
 
-def class_loss_of(logits, labels, sigmoid=False):
+def class_loss_of(logits, labels, sigmoid=False, subset=None):
     """Mean over all RoIs that are none of padding.   () float32.
 
     Args:
         logits: (B, P, C + 1).
         labels: (B, P) of `label_rois`.
+        subset: of the classes, with `sigmoid`, see `sigmoid_class_loss`.
     """
-    loss = (sigmoid_class_loss if sigmoid else softmax_class_loss)(logits, labels)
+    loss = sigmoid_class_loss(logits, labels, subset) if sigmoid else softmax_class_loss(logits, labels)
     return global_mean(ops.sum(loss), _count(labels))
 
 

@@ -83,6 +83,7 @@ class Trainer(keras.callbacks.Callback):
         self.every = min(recipe.evaluate.every or self.total, self.total)
         self.checkpoint_every = recipe.schedule.checkpoint_every or self.total
         self.learning_rate = build.learning_rate_of(recipe)
+        build.give_image_counts(detector, data)
         ema = recipe.schedule.ema
         with cluster.strategy.scope():
             self.ema = ExponentialMovingAverage(detector.weights, ema.decay, compiled) if ema else None
