@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kgarden.cli.catalogue import entry, recipe_summaries, summaries
 from kgarden.cli.options import (
     DrawnOption,
     JsonOption,
@@ -20,7 +21,7 @@ from kgarden.cli.options import (
     settings_of,
     start_tensorflow,
 )
-from kgarden.config.loading import load_recipe, packaged_recipes, row_settings
+from kgarden.config.loading import load_recipe, row_settings
 from kgarden.errors import UserError
 from kgarden.runs import default_run, load_run_recipe, writer_of
 from kgarden.utils.files import check_report, write_json, write_report
@@ -52,17 +53,16 @@ def list_(
     elif what == "all":
         for name in ("recipes", "models"):
             print(f"{name}:")
-            for line in listings[name]():
-                print(f"  {line}")
+            for line in listings[name](indent="  "):
+                print(line)
     else:
         raise UserError(
             f"list {what}: unknown; use recipes, rows RECIPE, models, backbones, datasets or transforms"
         )
 
 
-def _recipes():
-    for stem, path in packaged_recipes().items():
-        yield f"{stem:24} {path.read_text().splitlines()[0].lstrip('# ')}"
+def _recipes(indent=""):
+    return [entry(name, text, indent) for name, text in recipe_summaries().items()]
 
 
 def _rows(path_or_stem):
@@ -91,19 +91,14 @@ def _needs(backbone):
 
 
 def _transforms():
-    start_tensorflow()
-    from kgarden.data.transforms import describe
-
-    for name, settings, summary in describe():
-        defaults = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
-        yield f"{name:20} {summary}"
-        yield f"{'':20} {{{defaults}}}"
+    for name, (text, settings) in summaries("data/transforms", "TRANSFORMS").items():
+        defaults = ", ".join(f"{k}: {json.dumps(v)}" for k, v in settings.items() if k != "antialias")
+        yield entry(name, text)
+        yield entry("", f"{{{defaults}}}")
 
 
-def _models():
-    from kgarden.models import MODELS
-
-    return [f"{name:24} {builder.__doc__.strip().splitlines()[0]}" for name, builder in MODELS.items()]
+def _models(indent=""):
+    return [entry(name, text, indent) for name, (text, _) in summaries("models", "MODELS").items()]
 
 
 def _backbones():

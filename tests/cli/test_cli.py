@@ -385,7 +385,7 @@ def test_warnings_are_lines_of_ours_and_those_of_libraries_are_kept_away(monkeyp
             warnings.warn_explicit(f"from {place}\nand on", UserWarning, place, lineno=1)
         return {}
 
-    monkeypatch.setattr(recipes_and_runs, "packaged_recipes", listed)
+    monkeypatch.setattr(recipes_and_runs, "recipe_summaries", listed)
     before = warnings.showwarning
     assert cli.main(["list", "recipes"]) == 0
     err = capsys.readouterr().err

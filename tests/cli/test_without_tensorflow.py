@@ -36,7 +36,6 @@ def test_bench_runs_without_tensorflow(tmp_path, capsys):
     "command",
     [
         ["train", "quickstart", "--run", "run"],
-        ["list", "transforms"],
         ["data", "build", "shapes", "--to", "shards", "--count", "4"],
     ],
 )
