@@ -12,7 +12,8 @@ proposals (256) are enough.
                                         `roi_head.fuse` chooses
     loss weight 0.5 of stage one        `weights` {positive 0.5, negative 0.5, box 1.0}
     256 proposals, NMS 0.9              proposer.test
-    other first stages (section 5)      proposer.name: retinanet, atss, gfl
+    other first stages (section 5)      proposer.name: retinanet, atss, gfl, and rpn (Tables 4, 5);
+                                        in no paper: fcos, and pss, whose proposals need no NMS
     IoU 0.6 / 0.7 / 0.8, NMS 0.7        roi_head.ious, selection.iou
 
 Where paper and release disagree the release is the default: it produced the published numbers.
@@ -29,21 +30,26 @@ from kgarden.models.base.detector import trunk
 from kgarden.models.base.two_stage import AsProposer, TwoStage, roi_selection
 from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.centernet import CenterNetHead, centernet
+from kgarden.models.dense_bases import BASES
+from kgarden.models.double_head import DoubleHead
 from kgarden.models.faster_rcnn import FasterHead
+from kgarden.models.fcos import FCOSHead
 from kgarden.models.fscascade import FSCascadeHead
 from kgarden.models.gfl import GFLHead
+from kgarden.models.pss import PSSHead
 from kgarden.models.retinanet import RetinaNetHead
+from kgarden.models.rpn import make_proposer
 from kgarden.models.tsd import TSDHead
 from kgarden.necks import make_neck
-from kgarden.structures import SCORES
 
 STAGE_ONE_WEIGHTS = {"positive": 0.5, "negative": 0.5, "box": 1.0}
 
-# First stages of Table 1. The release has the first alone; of the others the paper says that classes and
-# boxes read one tower, that GFL regresses plain distances, and that terms weigh half of what they do alone.
-# Their scores are square roots like CenterNet's, so that `fuse` means the same for all; as in detectron2,
-# anchors in the padding are background.
-OTHERS = {"shared_tower": True, "sqrt_scores": True, "pad_divisor": None}
+# First stages of Table 1, and FCOS. The release has the first alone; of the others the paper says that
+# classes and boxes read one tower, that GFL regresses plain distances, and that terms weigh half of what they
+# do alone. Their scores are square roots like CenterNet's; as in detectron2, anchors in the padding are
+# background.
+ONE_TOWER = {"shared_tower": True, "sqrt_scores": True}
+OTHERS = ONE_TOWER | {"pad_divisor": None}
 FIRST_STAGES = {
     "centernet": (
         CenterNetHead,
@@ -58,26 +64,30 @@ FIRST_STAGES = {
         OTHERS | {"rank_by": "score", "weights": {"class": 0.5, "box": 1.0, "centerness": 0.5}},
     ),
     "gfl": (GFLHead, OTHERS | {"reg_max": None, "weights": {"class": 0.5, "box": 1.0}}),
+    "fcos": (
+        FCOSHead,
+        ONE_TOWER | {"rank_by": "score", "weights": {"class": 0.5, "box": 0.5, "centerness": 0.5}},
+    ),
+}
+PSS = {"weights": {"class": 0.5, "rank": 0.125}}  # halves as well, on a base of these
+# Selection of proposals, the release's: best of all and of each level. RPN keeps its own (rpn.py).
+PROPOSALS = {
+    "train": 2000,
+    "test": 256,
+    "train_per_level": 4000,
+    "test_per_level": 1000,
+    "nms_iou": 0.9,
+    "method": "nms",
+    "score_threshold": 1e-4,
 }
 ROI_HEADS = {
     "cascade": (CascadeHead, {"ious": (0.6, 0.7, 0.8)}),
     "faster": (FasterHead, {"iou": 0.6, "class_agnostic": True}),
-    "fscascade": (FSCascadeHead, {"ious": (0.6, 0.7, 0.8)}),  # in no paper, nor is TSD
+    # In no paper:
+    "double_head": (DoubleHead, {"iou": 0.6}),
+    "fscascade": (FSCascadeHead, {"ious": (0.6, 0.7, 0.8)}),
     "tsd": (TSDHead, {"iou": 0.6}),
 }
-
-# What only a proposer has: how many proposals, and the loss settings that the release changes for it.
-PROPOSER_ONLY = (
-    "name",
-    "train",
-    "test",
-    "train_per_level",
-    "test_per_level",
-    "nms_iou",
-    "score_threshold",
-    "weights",
-)
-
 
 # Equation 1: the score of a class is likelihood times conditional probability.
 
@@ -97,10 +107,9 @@ def product(scores, proposals):
 def released(scores, proposals):
     """sqrt(P(C_k | O) sqrt(P(O))), the published models' form of Eq. 1 (MULT_PROPOSAL_SCORE).
 
-    The proposals' scores are sqrt(P(O)) already: the release takes the root of every first stage's scores.
     Arguments and result as for `product`.
     """
-    return ops.sqrt(scores * proposals[SCORES][..., None])
+    return ops.sqrt(scores * ops.sqrt(proposals["probability"])[..., None])
 
 
 FUSIONS = {"released": released, "product": product, "off": None}
@@ -110,7 +119,7 @@ def fusion(how):
     """The function by which `TwoStage` fuses the scores of both stages, by its name in FUSIONS; None: "off".
 
     Raises:
-        UserError: unknown name; when called, a proposer whose scores are only a ranking, such as RPN's.
+        UserError: unknown name; when called, proposals without "probability".
     """
     one_of("roi_head.fuse", how, FUSIONS)
     if how == "off":
@@ -120,7 +129,7 @@ def fusion(how):
         if proposals.get("probability") is None:
             raise UserError(
                 f"model.roi_head.fuse {how!r}: fusion needs proposal probabilities, and this proposer gives "
-                "only a ranking, as RPN does; use 'off'"
+                "only a ranking; use 'off'"
             )
         return FUSIONS[how](scores, proposals)
 
@@ -147,8 +156,8 @@ def centernet2(
         seed:        of the sampling of RoIs.
         backbone:    a name, or {name, ...}; see kgarden/backbones.
         neck:        settings of the FPN.
-        proposer:    {name: a key of FIRST_STAGES, "centernet" if left out, and the settings of its head}, and
-                     "train", "test": how many proposals, "nms_iou".
+        proposer:    {name: a key of FIRST_STAGES, "centernet" if left out, "pss" or "rpn", and the settings
+                     of its head, and any of PROPOSALS}.
         roi_head:    {name: a key of ROI_HEADS, and the settings of that head, fuse: a key of
                      FUSIONS}; "none" leaves the second stage out: CenterNet* alone, with the tower and target
                      settings of `proposer`.
@@ -164,7 +173,7 @@ def centernet2(
     settings = {"name": "cascade", "fuse": "released", **(roi_head or {})}
     return TwoStage(
         **trunk(backbone, neck, pixels),
-        proposer=_proposer(neck, **(proposer or {})),
+        proposer=_proposer(neck, seed, **(proposer or {})),
         fuse=fusion(settings.pop("fuse")),
         roi_head=_roi_head(settings, neck.strides, num_classes),
         selection=roi_selection(selection, iou=0.7),
@@ -178,32 +187,55 @@ def first_stage_alone(num_classes, proposer, **shared):
     """CenterNet* with the tower and target settings of a proposer."""
     if proposer.get("name", "centernet") != "centernet":
         raise UserError("model.roi_head none leaves CenterNet* alone: leave model.proposer.name out")
-    of_head = {key: value for key, value in proposer.items() if key not in PROPOSER_ONLY}
+    of_head = {key: value for key, value in proposer.items() if key not in ("name", "weights", *PROPOSALS)}
     return centernet(num_classes, dense_head=of_head, **shared)
 
 
-def _proposer(
-    neck,
-    name="centernet",
-    train=2000,
-    test=256,
-    train_per_level=4000,
-    test_per_level=1000,
-    nms_iou=0.9,
-    score_threshold=1e-4,
-    **head,
-):
-    """A first stage that proposes; numbers of proposals are those of the release, "Base-CenterNet2"."""
-    one_of("proposer.name", name, FIRST_STAGES)
-    kind, defaults = FIRST_STAGES[name]
-    settings = {"width": neck.channels, **defaults, **head}
-    shared = dict(score_threshold=score_threshold, iou=nms_iou, class_wise=False)
+def _proposer(neck, seed, name="centernet", **settings):
+    """The first stage by name, with its selections of proposals."""
+    one_of("proposer.name", name, [*FIRST_STAGES, "pss", "rpn"])
+    given = {key: settings.pop(key) for key in PROPOSALS if key in settings}
+    if name == "rpn":
+        return make_proposer(neck, seed, rpn=settings, proposals=_selections(**given))
+    kind, settings = _dense_head(name, neck.channels, settings)
+    own = {"method": "none"} if settings.get("prediction", "one_to_many") == "end_to_end" else {}
+    selections = _selections(**{**PROPOSALS, **own, **given})
     return AsProposer(
         instantiate(kind, settings, "model.proposer", strides=neck.strides, num_classes=None),
-        train=Selection(total=train, per_level=train_per_level, **shared),
-        test=Selection(total=test, per_level=test_per_level, **shared),
+        **{when: Selection(class_wise=False, **of_mode) for when, of_mode in selections.items()},
         name="proposer",
     )
+
+
+def _dense_head(name, width, settings):
+    """Class and settings of a first stage that knows likelihoods."""
+    if name != "pss":
+        kind, defaults = FIRST_STAGES[name]
+        return kind, {"width": width, **defaults, **settings}
+    base, of_base = name_and_settings(settings.get("base"), "model.proposer.base", BASES, "fcos")
+    of_base = {"name": base, "width": width, **FIRST_STAGES[base][1], **of_base}
+    return PSSHead, {"prediction": "end_to_end", **PSS, **settings, "base": of_base}
+
+
+def _selections(
+    train=None,
+    test=None,
+    train_per_level=None,
+    test_per_level=None,
+    nms_iou=None,
+    method=None,
+    score_threshold=None,
+):
+    """{"train", "test": those settings of Selection that are given}."""
+    shared = {"iou": nms_iou, "method": method, "score_threshold": score_threshold}
+    counts = {"train": (train, train_per_level), "test": (test, test_per_level)}
+    found = {
+        when: {**shared, "total": total, "per_level": of_level} for when, (total, of_level) in counts.items()
+    }
+    return {
+        when: {key: value for key, value in of_mode.items() if value is not None}
+        for when, of_mode in found.items()
+    }
 
 
 def _roi_head(settings, strides, num_classes):

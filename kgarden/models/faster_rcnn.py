@@ -374,13 +374,13 @@ def rcnn(
 
 
 def without_fusion(roi_head):
-    """Settings of a RoI head behind RPN, whose score is a ranking that no class score can be fused with."""
+    """Settings of a RoI head whose scores are not fused with those of RPN."""
     settings = dict(roi_head or {})
     fuse = settings.pop("fuse", "off")
     if fuse != "off":
         raise UserError(
-            f"model.roi_head.fuse {fuse!r}: fusion needs proposal probabilities, and this proposer, RPN, "
-            "gives only a ranking; use 'off'"
+            f"model.roi_head.fuse {fuse!r}: this model does not fuse scores with RPN's; centernet2 with "
+            "proposer.name rpn does"
         )
     return settings
 

@@ -258,13 +258,14 @@ class RPNHead(DenseHead):
     # Inference.
 
     def candidates(self, raw, size_hw=None):
-        """Every anchor's box and rank; a box that is empty in the image still takes its level's slot."""
-        boxes = self.boxes(raw)
+        """Every anchor's box, rank and probability; a box empty in the image still takes its level's slot."""
+        boxes, logits = self.boxes(raw), flatten(raw["classes"], 1)
         if size_hw is not None:
             boxes = box_ops.clip(boxes, size_hw, self.least_px)
         return {
             BOXES: boxes,
-            SCORES: ranking(flatten(raw["classes"], 1)),
+            SCORES: ranking(logits),
+            "probability": ops.sigmoid(logits),
             "levels": self.levels(raw),
             "keep_after_topk": box_ops.nonempty(boxes),
         }

@@ -209,8 +209,6 @@ def test_mistakes_in_settings_are_named():
         build_detector({"name": "centernet2", "roi_head": {"iouss": [0.5]}}, 3)
     with pytest.raises(UserError, match=r"model\.proposer\.trian"):
         build_detector({"name": "centernet2", "proposer": {"trian": 5}}, 3)
-    with pytest.raises(UserError, match=r"proposer\.name 'rpn': one of centernet"):
-        build_detector({"name": "centernet2", "proposer": {"name": "rpn"}}, 3)
     with pytest.raises(UserError, match="leaves CenterNet"):
         build_detector({"name": "centernet2", "proposer": {"name": "gfl"}, "roi_head": "none"}, 3)
     with pytest.raises(UserError, match=r"dense_head\.num_conv: .*'num_convs'"):
