@@ -84,7 +84,7 @@ def _bare_model(recipe, num_classes, precision=None):
     with dtype_policy_scope(precision or recipe.precision):
         detector = build_detector(settings, expected or num_classes, recipe.seed)
     _rematerialise(detector, recipe.remat)
-    for height, width in canvases(recipe):
+    for height, width in canvases(recipe) + canvases(recipe, test=True):
         if height % detector.divisor or width % detector.divisor:
             raise UserError(
                 f"data.canvases: {height}x{width} is not divisible by {detector.divisor}, "
@@ -292,7 +292,7 @@ def test_sizes(recipe: Recipe) -> dict[str, Any]:
     return {
         "short_side_px": data.test_short_side_px or max(data.short_side_px),
         "long_side_px": data.test_long_side_px or data.long_side_px,
-        "canvases": canvases(recipe),
+        "canvases": canvases(recipe, test=True),
         "antialias": data.antialias,
     }
 
@@ -331,11 +331,16 @@ def _size_of_view(test, short, long, divisor):
     return {**test, "short_side_px": short, "long_side_px": long, "canvases": canvases}
 
 
-def canvases(recipe: Recipe) -> list[list[int]]:
-    """Returns [[height, width], ...] px: the recipe's, or those of `default_canvases` for its neck."""
+def canvases(recipe: Recipe, test: bool = False) -> list[list[int]]:
+    """Returns [[height, width], ...] px: the recipe's, or those of `default_canvases` for its neck.
+
+    Args:
+        recipe: of `load_recipe`.
+        test:   those of inference, which differ where `data.test_canvases` is set.
+    """
     data = recipe.data
-    if data.canvases:
-        return [list(canvas) for canvas in data.canvases]
+    if given := (test and data.test_canvases) or data.canvases:
+        return [list(canvas) for canvas in given]
     short = max(*data.short_side_px, data.test_short_side_px or 0)
     long = max(data.long_side_px, data.test_long_side_px or 0)
     return default_canvases(short, long, _divisor_of(recipe))

@@ -17,6 +17,16 @@ def as_tuple(value):
 AsTuple = BeforeValidator(as_tuple)
 
 
+def as_sides(value):
+    """Returns a number or a list as a tuple; {"from": 480, "to": 960} as all whole numbers between."""
+    if not isinstance(value, dict):
+        return as_tuple(value)
+    ends = value.get("from"), value.get("to")
+    if value.keys() != {"from", "to"} or any(type(end) is not int for end in ends) or ends[0] > ends[1]:
+        raise ValueError("a range of sizes is {from: 480, to: 960}, both ends included")
+    return tuple(range(ends[0], ends[1] + 1))
+
+
 def as_sources(value):
     """Returns a glob, a dictionary, or a list of either as a tuple of dictionaries."""
     return tuple({"glob": one} if isinstance(one, str) else one for one in as_tuple(value))

@@ -27,10 +27,12 @@ from kgarden.config.fields import (
     as_augment,
     as_canvases,
     as_names,
+    as_sides,
     as_sources,
     convention,
     named,
 )
+from kgarden.config.schedule import Schedule
 
 PATH_KEYS = {  # hold paths
     *("glob", "labels", "images", "annotations", "root", "classes", "weights", "run"),
@@ -107,7 +109,7 @@ class Source(Section):
 
 
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_sources), Field(min_length=1)]
-Sides = Annotated[tuple[PositiveInt, ...], AsTuple, Field(min_length=1)]
+Sides = Annotated[tuple[PositiveInt, ...], BeforeValidator(as_sides), Field(min_length=1)]
 Canvas = tuple[PositiveInt, PositiveInt]
 
 
@@ -131,11 +133,12 @@ class Data(Section):
 
     train: Sources
     val: Sources
-    short_side_px: Sides  # one, or several to sample from
+    short_side_px: Sides  # one, or several to sample from, or {from, to}
     long_side_px: PositiveInt
     test_short_side_px: PositiveInt | None = None  # None: the largest of short_side_px
     test_long_side_px: PositiveInt | None = None  # None: long_side_px
     canvases: Annotated[tuple[Canvas, ...], BeforeValidator(as_canvases)] | None = None  # [height, width]
+    test_canvases: Annotated[tuple[Canvas, ...], BeforeValidator(as_canvases)] | None = None  # None: canvases
     max_objects: PositiveInt = 100  # ground-truth boxes of an image, padded; more are dropped
     batch_size: PositiveInt  # over all replicas
     sampling: Annotated[Sampling, BeforeValidator(named)] = Sampling()
@@ -144,88 +147,6 @@ class Data(Section):
     scaled_decode: bool = False  # let the JPEG decoder downscale images by powers of two
     cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized images, in memory
     keep_empty: bool = False  # also train on images without objects
-
-
-class Rule(Section):
-    """Factors on learning rate and weight decay of one kind of parameter; None: as the short forms say."""
-
-    lr_factor: PositiveFloat | None = None
-    decay_factor: NonNegativeFloat | None = None
-
-
-class Rules(Section):
-    """Rules by kind of parameter."""
-
-    kernel: Rule | None = None  # and all that is none of the following
-    bias: Rule | None = None
-    norm_scale: Rule | None = None
-    norm_shift: Rule | None = None
-
-
-class Optimizer(Section):
-    """The optimizer, weight decay and gradient clipping."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    momentum: NonNegativeFloat | None = None  # sgd; None: 0.9
-    betas: Annotated[tuple[float, float], AsTuple] | None = None  # adamw; None: 0.9, 0.999
-    weight_decay: NonNegativeFloat = 0.0
-    decay_norms: bool = False  # short form of rules.norm_scale and rules.norm_shift: decay_factor
-    decay_biases: bool = True  # ... of rules.bias: decay_factor
-    bias_lr_factor: PositiveFloat = 1.0  # ... of rules.bias: lr_factor
-    rules: Rules | None = None  # learning rate and decay by kind of parameter, over the short forms
-    clip_value: PositiveFloat | None = None  # of every element of the gradient
-    clip_norm: PositiveFloat | None = None  # of the norm of all gradients together
-
-    @model_validator(mode="after")
-    def _whole(self):
-        foreign = "betas" if self.name == "sgd" else "momentum"
-        if getattr(self, foreign) is not None:
-            raise ValueError(f"{foreign} is not a parameter of {self.name}; remove it")
-        return self
-
-
-class Warmup(Section):
-    """Warm-up of the learning rate, linear up to the full rate, or constant."""
-
-    steps: PositiveInt
-    factor: NonNegativeFloat  # multiplies the learning rate at step 0
-    constant: bool = False  # multiplies it by the factor at every step of the warm-up
-
-
-class Decay(Section):
-    """Decay of the learning rate: multi-step or cosine."""
-
-    name: Literal["steps", "cosine"] = "steps"
-    at: Annotated[tuple[NonNegativeInt, ...], AsTuple] | None = None
-    factor: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _whole(self):
-        present = self.at is not None, self.factor is not None
-        if self.name == "steps" and not all(present):
-            raise ValueError("decay of name steps requires at and factor")
-        if self.name == "cosine" and any(present):
-            raise ValueError("at and factor are not parameters of name: cosine; remove them")
-        return self
-
-
-class Ema(Section):
-    """Exponential moving average of the weights."""
-
-    decay: Annotated[float, Field(gt=0, lt=1)]  # min(decay, (1 + t) / (10 + t)) after t updates
-
-
-class Schedule(Section):
-    """Optimizer, learning rate and length of the training."""
-
-    optimizer: Optimizer = Optimizer()
-    base_lr: PositiveFloat
-    warmup: Warmup | None = None
-    decay: Decay | None = None  # None: constant
-    steps: PositiveInt
-    micro_batches: PositiveInt = 1  # gradient accumulation: micro-batches for one update
-    checkpoint_every: PositiveInt | None = None  # steps; also after each evaluation
-    ema: Ema | None = None
 
 
 Metric = Literal["coco", "voc07", "voc_area", "open_images"]

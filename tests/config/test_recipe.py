@@ -56,6 +56,8 @@ def test_values_and_defaults(write):
     assert recipe.schedule.optimizer.weight_decay == 1e-4  # without a dot, as YAML 1.1 does not read it
     assert recipe.schedule.optimizer.momentum is None and recipe.schedule.ema is None
     assert recipe.data.short_side_px == (64, 80)
+    ranged = load_recipe(write(TEXT), {"data.short_side_px": {"from": 64, "to": 67}})
+    assert ranged.data.short_side_px == (64, 65, 66, 67)
     assert recipe.data.train[0].glob == "shards/train-*.tfrecord"
     assert recipe.model.model_extra == {
         "backbone": "resnet18",
@@ -151,6 +153,8 @@ def test_invalid_values_report_line_and_reason(write, old, new, line, words):
         ("schedule", 3, "schedule = 3: must be a mapping of keys, {key: value}"),
         ("data.masks", 1, "data.masks = 1: must be true or false"),
         ("data.canvases", 3, "data.canvases = 3: must be a list"),
+        ("data.short_side_px", {"from": 9, "to": 8}, "a range of sizes is {from: 480, to: 960}"),
+        ("data.short_side_px", {"from": 9, "upto": 12}, "a range of sizes is {from: 480, to: 960}"),
         ("data.canvases", [[64]], "data.canvases.0.1 is missing"),
         (
             "data.sampling",

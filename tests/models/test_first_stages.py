@@ -32,7 +32,12 @@ def proposals_of(stage, pyramid, training=False):
 
 def test_rpn_proposes_with_its_own_selection_and_a_probability(pyramid):
     own = first_stage("rpn", width=8)
-    assert (own.train.total, own.train.per_level, own.test.total, own.test.per_level) == (1000, 2000, 1000, 1000)
+    assert (own.train.total, own.train.per_level, own.test.total, own.test.per_level) == (
+        1000,
+        2000,
+        1000,
+        1000,
+    )
     assert own.test.iou == 0.7 and own.test.method == "nms" and own.test.level_wise
     assert own.head.seed == 5
     given = first_stage("rpn", width=8, test=3, train_per_level=7, nms_iou=0.8)
