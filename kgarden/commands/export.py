@@ -61,7 +61,7 @@ def export_run(
         say(line)
     if form == "saved_model":
         return write_saved_model(detector, recipe, categories, to)
-    known = [tuple(canvas) for canvas in canvases_of(recipe)]
+    known = [tuple(canvas) for canvas in canvases_of(recipe, test=True)]
     for canvas in canvases or known:
         if tuple(canvas) not in known:
             raise UserError(f"export --canvas {_name(canvas)}: the recipe has {', '.join(map(_name, known))}")
