@@ -91,7 +91,7 @@ def analyze_compare(
                 progress(done, total)
     head = ("image_id", "column", "class", "score", "x0", "y0", "x1", "y1")
     reading = " ".join(filter(None, (READING, missing_glyphs(loaded[0].categories))))
-    write_analysis(to, reading, {"compare": (head, rows)}, {"compare": figure(drawn)})
+    write_analysis(to, reading, {"compare": (head, rows)}, {"compare": comparison_figure(drawn)})
     return {"rows": rows, "reading": reading}
 
 
@@ -137,7 +137,7 @@ def _rows(detections, names, min_score):
     ]
 
 
-def figure(drawn):
+def comparison_figure(drawn):
     """Draws a row for each image.   drawn: {image id: {column: PIL.Image}}."""
     columns = list(next(iter(drawn.values())))
     heights = [max(image.height for image in cells.values()) for cells in drawn.values()]

@@ -149,6 +149,37 @@ def stages(
 
 
 @analyze_app.command()
+def proposals(
+    runs: RunsArgument,
+    to: ToOption,
+    count: Annotated[
+        int | None, typer.Option("--proposals", min=1, help="Proposals of an image; default: the recipes'.")
+    ] = None,
+    iou: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="IoU with an object at which a proposal counts as one.")
+    ] = 0.5,
+    min_score: Annotated[float, typer.Option(help="Minimum P(O) of drawn proposals.")] = 0.3,
+    pictures: Annotated[int, typer.Option(min=0, help="Number of images to draw, from the first.")] = 4,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Measure first stages: recall over the number of proposals, calibration of P(O); draw proposals."""
+    start_tensorflow()
+    from kgarden.analyze.proposals import analyze_proposals
+    from kgarden.utils.progress import progress_of
+
+    with progress_of("images") as progress:
+        options = {"weights": weights, "limit": limit, "progress": progress}
+        drawing = {"min_score": min_score, "pictures": pictures}
+        result = analyze_proposals(runs, to, count, iou, **drawing, **options)
+    columns = ("run", "proposals", "ar_all", "ar_small", "ar_medium", "ar_large")
+    _print_table(columns, [[row[column] for column in columns] for row in result["recall"]], digits=1)
+    columns = ("run", "from", "to", "n", "mean_probability", "fraction_objects")
+    _print_table(columns, [[row[column] for column in columns] for row in result["calibration"]])
+    _print_reading(result, to)
+
+
+@analyze_app.command()
 def compare(
     runs: RunsArgument,
     to: ToOption,

@@ -72,7 +72,22 @@ def ap_by_iou(table: EvaluationTable, ious: Sequence[float] = IOUS, iou_type: st
     return np.array([[np.nan if mean < 0 else 100.0 * mean for mean in row] for row in means])
 
 
-def _accumulated(table, ious, iou_type):
+def average_recall(table: EvaluationTable, limits: Sequence[int], iou_type: str = "bbox") -> np.ndarray:
+    """Computes COCO's average recall over IoU 0.5 to 0.95 of the best detections of an image.
+
+    Args:
+        table:    EvaluationTable.
+        limits:   numbers of detections of a class in an image, ascending.
+        iou_type: "bbox" or "segm".
+    Returns:
+        (len(limits), 4) float64 in percent, columns as AREAS; NaN in those of sizes without objects.
+    """
+    recall = _accumulated(table, IOUS, iou_type, limits).eval["recall"]  # (T, classes, 4, limits)
+    means = [[_mean(recall[:, :, area, n]) for area in range(len(AREAS))] for n in range(len(limits))]
+    return np.array([[np.nan if mean < 0 else 100.0 * mean for mean in row] for row in means])
+
+
+def _accumulated(table, ious, iou_type, limits=None):
     """COCOeval with the precision and recall of all classes, sizes and limits."""
     if iou_type not in ("bbox", "segm"):
         raise UserError(f"iou type {iou_type!r} is not supported; use bbox or segm")
@@ -82,7 +97,8 @@ def _accumulated(table, ious, iou_type):
         if table.image_ids is not None:
             evaluator.params.imgIds = sorted(table.image_ids & ground_truth.imgs.keys())
         evaluator.params.iouThrs = np.asarray(ious, "float64")
-        evaluator.params.maxDets = [n for n in (1, 10) if n < table.max_detections] + [table.max_detections]
+        own = [n for n in (1, 10) if n < table.max_detections] + [table.max_detections]
+        evaluator.params.maxDets = list(limits or own)
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
