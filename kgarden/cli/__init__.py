@@ -5,6 +5,7 @@ in one line. Heavy imports are inside the commands, so that `kgarden --help` is 
 """
 
 import errno
+import os
 import pathlib
 import sys
 import warnings
@@ -14,9 +15,11 @@ from typing import Annotated
 import typer
 
 from kgarden.cli.analyze import analyze_app
+from kgarden.cli.completion import VARIABLE, completion_app, register_shells
 from kgarden.cli.convert import convert_app
 from kgarden.cli.data import data_app
 from kgarden.cli.options import silence_tensorflow
+from kgarden.cli.recipe_commands import recipe_app
 from kgarden.cli.recipes_and_runs import runs_app
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
@@ -30,7 +33,9 @@ app = typer.Typer(
 )
 app.add_typer(runs_app)
 app.add_typer(convert_app)
+app.add_typer(completion_app)
 app.add_typer(data_app, name="data")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(analyze_app, name="analyze")
 
 
@@ -65,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     silence_tensorflow()
+    if VARIABLE in os.environ:
+        register_shells()
     shown_before = warnings.showwarning
     warnings.showwarning = shown_before if debug else _show_warning
     try:

@@ -5,24 +5,40 @@ import importlib
 import logging
 import os
 import pathlib
+import shutil
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
 
+from kgarden.cli.completion import complete_recipe, complete_row, complete_setting
 from kgarden.config.loading import parse_value
 from kgarden.errors import UserError
 from kgarden.utils.quiet import quiet
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or name of a packaged one.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Path of a recipe, or name of a packaged one.",
+        autocompletion=complete_recipe,
+    ),
 ]
 RunArgument = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Run directory.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe; can be repeated.",
+        autocompletion=complete_setting,
+    ),
 ]
-RowOption = Annotated[str | None, typer.Option("--row", help="Row of the recipe's tables.")]
+RowOption = Annotated[
+    str | None,
+    typer.Option("--row", help="Row of the recipe's tables.", autocompletion=complete_row),
+]
 JsonOption = Annotated[
     pathlib.Path | None, typer.Option("--json", help="Write the results to this JSON file.")
 ]
@@ -30,6 +46,7 @@ DrawnOption = Annotated[
     str, typer.Option("--labels", help="Text at a drawn box: none, score, or name (with the score).")
 ]
 
+INDENT = 25  # columns of names in a list
 LIBRARIES = ("absl", "tensorflow", "jax", "PIL", "matplotlib", "h5py")  # that log
 
 
@@ -103,3 +120,12 @@ def say_missing_glyphs(categories: list[dict]) -> None:
 
     if note := missing_glyphs(categories):
         print(note, file=sys.stderr)
+
+
+def entry(name: str, text: str, indent: str = "") -> str:
+    """Returns a name and its description, wrapped to the terminal; elsewhere one line."""
+    line = f"{indent}{name:{INDENT - 1}} {text}"
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns, INDENT + 30)
+    return textwrap.fill(line, width, subsequent_indent=indent + " " * INDENT, break_on_hyphens=False)

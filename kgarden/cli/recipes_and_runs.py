@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from kgarden.cli.catalogue import entry, recipe_summaries, summaries
 from kgarden.cli.options import (
     DrawnOption,
     JsonOption,
@@ -17,10 +16,12 @@ from kgarden.cli.options import (
     RowOption,
     RunArgument,
     SetOption,
+    entry,
     say_missing_glyphs,
     settings_of,
     start_tensorflow,
 )
+from kgarden.config.catalogue import recipe_summaries, summaries
 from kgarden.config.loading import load_recipe, row_settings
 from kgarden.errors import UserError
 from kgarden.runs import default_run, load_run_recipe, writer_of

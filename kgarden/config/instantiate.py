@@ -1,10 +1,33 @@
 """Instantiation: calls builders with settings from a recipe, after a check of their names."""
 
+import contextlib
 import difflib
 import inspect
+from collections.abc import Iterator
 
 from kgarden.config.renamed import RENAMED
 from kgarden.errors import UserError
+
+_listeners = []  # lists of `recorded` that are open
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple]]:
+    """Yields a list of what is instantiated meanwhile: (where, function or None, {setting: value}, names).
+
+    The values are those that apply, defaults included; `names` are the possible values of `where.name`.
+    """
+    calls = []
+    _listeners.append(calls)
+    try:
+        yield calls
+    finally:
+        _listeners.remove(calls)
+
+
+def _note(where, function, settings, names=()):
+    for calls in _listeners:
+        calls.append((where, function, dict(settings), tuple(names)))
 
 
 def instantiate(function, settings: dict, where: str, **fixed):
@@ -21,6 +44,8 @@ def instantiate(function, settings: dict, where: str, **fixed):
     """
     _check(settings, [name for name in arguments(function) if name not in fixed], where)
     _check_kinds(settings, function, where)
+    defaults = {name: value for name, value in _defaults(function).items() if name not in fixed}
+    _note(where, function, {**defaults, **settings})
     return function(**settings, **fixed)
 
 
@@ -35,6 +60,7 @@ def merge_defaults(defaults: dict, settings: dict | None, where: str) -> dict:
         UserError: a name that has no default.
     """
     _check(settings or {}, defaults, where)
+    _note(where, None, {**defaults, **(settings or {})})
     return {**defaults, **(settings or {})}
 
 
@@ -58,6 +84,7 @@ def name_and_settings(
     name = settings.pop("name", default)
     if name not in known and not (also and also(name)):
         raise UserError(f"{where}.name {name!r}: one of {', '.join(known)}")
+    _note(where, None, {"name": name}, known)
     return name, settings
 
 

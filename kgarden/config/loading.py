@@ -85,6 +85,18 @@ def find_recipe(path_or_stem: str | os.PathLike) -> pathlib.Path:
     )
 
 
+def packaged_recipe(name: str) -> pathlib.Path:
+    """Returns the file of a packaged recipe.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    packaged = packaged_recipes()
+    if name not in packaged:
+        raise UserError(f"no packaged recipe {name!r}{_nearest(name, packaged)}")
+    return packaged[name]
+
+
 def load_recipe(
     path_or_stem: str | os.PathLike, overrides: dict[str, Any] | None = None, row: str | None = None
 ) -> Recipe:
@@ -141,6 +153,14 @@ def row_settings(recipe: Recipe, row: Row) -> dict[str, Any]:
     """Returns all settings of a row of this recipe, as nested dictionaries that are not validated."""
     tree = json.loads(json.dumps({key: value for key, value in recipe.plain().items() if key != "rows"}))
     for dotted, value in row.set.items():
+        _set(tree, dotted, value)
+    return tree
+
+
+def nested(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of nested dictionaries with overrides by dotted keys."""
+    tree = copy.deepcopy(tree)
+    for dotted, value in overrides.items():
         _set(tree, dotted, value)
     return tree
 
@@ -262,12 +282,39 @@ def _validate(tree, path, lines):
     try:
         return Recipe.model_validate(_tuples(tree))
     except ValidationError as error:
-        # a mistyped key is also a missing one: report the typo first
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        places = [written_keys(tree, problem["loc"]) for problem in problems]
-        others = len(set(places)) - 1
-        more = f" (and {others} more)" if others else ""
-        raise UserError(_message(problems[0], places[0], path, lines=lines) + more) from None
+        first, *others = _messages(error, tree, path, lines=lines)
+        more = f" (and {len(others)} more)" if others else ""
+        raise _Invalid(first + more, [first, *others]) from None
+
+
+class _Invalid(UserError):
+    """The first of several faults of a recipe, and all of them."""
+
+    def __init__(self, message, faults):
+        super().__init__(message)
+        self.faults = faults
+
+
+def _messages(error, tree, path, *, lines):
+    """The faults of a recipe, one for each key."""
+    # a mistyped key is also a missing one: report the typo first
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    found = {}
+    for problem in problems:
+        keys = written_keys(tree, problem["loc"])
+        found.setdefault(keys, _message(problem, keys, path, lines=lines))
+    return list(found.values())
+
+
+def faults_in(
+    path_or_stem: str | os.PathLike, overrides: dict[str, Any] | None = None, row: str | None = None
+) -> list[str]:
+    """Returns every fault for which `load_recipe` refuses a recipe, a line each; [] if it does not."""
+    try:
+        load_recipe(path_or_stem, overrides, row)
+    except UserError as error:
+        return getattr(error, "faults", [str(error)])
+    return []
 
 
 def _tuples(tree):

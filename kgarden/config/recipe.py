@@ -46,7 +46,7 @@ class Model(Section):
     """The model. Further keys are arguments of its builder."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    name: str
+    name: str  # `kgarden list models` lists them
     num_classes: PositiveInt | None = None  # None: that of the training data
 
 
@@ -70,10 +70,10 @@ SOURCE_KEYS = {  # format -> (required keys, optional keys)
 class Source(Section):
     """A data source: shards (`glob`), or raw files that are converted once (`format`)."""
 
-    glob: str | None = None
+    glob: str | None = None  # shards: a folder, a pattern, or several with commas
     labels: str | None = None  # glob: class list of shards of other tools; None: from the records
     weight: PositiveFloat | None = None  # sampling weight; None: its number of images
-    format: Literal["coco", "voc", "csv", "yolo", "openimages", "shapes"] | None = None
+    format: Literal["coco", "voc", "csv", "yolo", "openimages", "shapes"] | None = None  # of raw files
     images: str | None = None  # coco, voc, csv, yolo, openimages: folder of images
     # coco: JSON; voc: folder of XML; csv, openimages: table; yolo: data.yaml or folder
     annotations: str | None = None
@@ -116,7 +116,7 @@ Canvas = tuple[PositiveInt, PositiveInt]
 class Sampling(Section):
     """Sampling of training images."""
 
-    name: Literal["natural", "repeat_factor", "class_aware", "class_rounds"] = "natural"
+    name: Literal["natural", "repeat_factor", "class_aware", "class_rounds"] = "natural"  # natural: all
     threshold: PositiveFloat | None = None  # repeat_factor: rarer classes (fraction of images) are repeated
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class Data(Section):
     train: Sources
     val: Sources
     short_side_px: Sides  # one, or several to sample from, or {from, to}
-    long_side_px: PositiveInt
+    long_side_px: PositiveInt  # at most; an image whose long side would be larger is resized to it
     test_short_side_px: PositiveInt | None = None  # None: the largest of short_side_px
     test_long_side_px: PositiveInt | None = None  # None: long_side_px
     canvases: Annotated[tuple[Canvas, ...], BeforeValidator(as_canvases)] | None = None  # [height, width]
@@ -143,7 +143,7 @@ class Data(Section):
     batch_size: PositiveInt  # over all replicas
     sampling: Annotated[Sampling, BeforeValidator(named)] = Sampling()
     masks: bool = False  # load the objects' masks
-    antialias: bool = True
+    antialias: bool = True  # of resizing
     scaled_decode: bool = False  # let the JPEG decoder downscale images by powers of two
     cache: Literal["none", "encoded", "decoded"] = "none"  # keep records, or resized images, in memory
     keep_empty: bool = False  # also train on images without objects
@@ -157,7 +157,7 @@ class Views(Section):
 
     short_side_px: Sides | None = None  # None: data.test_short_side_px
     long_side_px: PositiveInt | None = None  # None: data.test_long_side_px
-    flip: bool = False
+    flip: bool = False  # also the mirrored image
 
     @property
     def number(self) -> int:
@@ -175,9 +175,9 @@ class Views(Section):
 class Merge(Section):
     """Merging of the predictions of several views; None: as in the model's selection."""
 
-    convention: Literal["detectron2", "maskrcnn_benchmark", "mmdetection_1"] = "detectron2"
+    convention: Literal["detectron2", "maskrcnn_benchmark", "mmdetection_1"] = "detectron2"  # whose rules
     method: Literal["nms", "soft_nms"] | None = None  # None: the model's, or nms
-    iou: Annotated[float, Field(ge=0, le=1)] | None = None
+    iou: Annotated[float, Field(ge=0, le=1)] | None = None  # threshold of the NMS
     soft: Literal["linear", "gaussian"] | None = None  # soft_nms
     sigma: PositiveFloat | None = None  # soft_nms, gaussian
     min_score: NonNegativeFloat | None = None  # soft_nms
@@ -196,7 +196,7 @@ class Evaluate(Section):
     """Evaluation during and after training."""
 
     every: PositiveInt | None = None  # steps; None: at the end
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt = 1  # images at a time
     limit: PositiveInt | None = None  # images of data.val, for evaluation during training
     pictures: NonNegativeInt = 8  # images drawn at the end
     metrics: Annotated[tuple[Metric, ...], AsTuple, Field(min_length=1)] = (
@@ -236,8 +236,8 @@ class Init(Section):
 class Row(Section):
     """One row of a paper's table: this recipe with overrides."""
 
-    set: dict[str, Any] = {}
-    reported: dict[str, float] = {}
+    set: dict[str, Any] = {}  # {dotted key: value}
+    reported: dict[str, float] = {}  # {metric: the paper's value}
     evaluates: str | None = None  # re-evaluates the run of that row, without training
     recipe: str | None = None  # another recipe that defines this row
     row: str | None = None  # row of that recipe; None: without overrides
@@ -254,9 +254,9 @@ class Row(Section):
 class Recipe(Section):
     """A training: model, data, schedule and evaluation."""
 
-    name: str
-    seed: NonNegativeInt = 0
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    name: str  # of runs and in reports
+    seed: NonNegativeInt = 0  # of weights, order, augmentation and sampling
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"  # dtype policy of Keras
     allow_tf32: bool = True  # False: float32 convolutions and products are true float32 on every GPU
     remat: Annotated[tuple[str, ...], AsTuple] = ()  # parts with rematerialisation (activation checkpointing)
     jit: bool = False  # XLA for the step on TensorFlow; JAX always compiles
@@ -264,9 +264,9 @@ class Recipe(Section):
     deterministic: bool = False  # bitwise reproducible on the same machine; slower
     model: Model
     init: Init | None = None
-    freeze: Annotated[tuple[str, ...], AsTuple] = ()
+    freeze: Annotated[tuple[str, ...], AsTuple] = ()  # parts that are not trained
     data: Data
-    augment: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(as_augment)] = (
+    augment: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(as_augment)] = (  # transforms
         {"horizontal_flip": {}},
     )
     schedule: Schedule

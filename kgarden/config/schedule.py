@@ -10,8 +10,8 @@ from kgarden.config.fields import AsTuple, Section
 class Rule(Section):
     """Factors on learning rate and weight decay of one kind of parameter; None: as the short forms say."""
 
-    lr_factor: PositiveFloat | None = None
-    decay_factor: NonNegativeFloat | None = None
+    lr_factor: PositiveFloat | None = None  # on schedule.base_lr
+    decay_factor: NonNegativeFloat | None = None  # on weight_decay
 
 
 class Rules(Section):
@@ -26,10 +26,10 @@ class Rules(Section):
 class Optimizer(Section):
     """The optimizer, weight decay and gradient clipping."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw"] = "sgd"  # SGD with momentum, or AdamW
     momentum: NonNegativeFloat | None = None  # sgd; None: 0.9
     betas: Annotated[tuple[float, float], AsTuple] | None = None  # adamw; None: 0.9, 0.999
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0  # sgd: L2 in the gradient; adamw: decoupled
     decay_norms: bool = False  # short form of rules.norm_scale and rules.norm_shift: decay_factor
     decay_biases: bool = True  # ... of rules.bias: decay_factor
     bias_lr_factor: PositiveFloat = 1.0  # ... of rules.bias: lr_factor
@@ -48,7 +48,7 @@ class Optimizer(Section):
 class Warmup(Section):
     """Warm-up of the learning rate, linear up to the full rate, or constant."""
 
-    steps: PositiveInt
+    steps: PositiveInt  # length
     factor: NonNegativeFloat  # multiplies the learning rate at step 0
     constant: bool = False  # multiplies it by the factor at every step of the warm-up
 
@@ -56,9 +56,9 @@ class Warmup(Section):
 class Decay(Section):
     """Decay of the learning rate: multi-step or cosine."""
 
-    name: Literal["steps", "cosine"] = "steps"
-    at: Annotated[tuple[NonNegativeInt, ...], AsTuple] | None = None
-    factor: PositiveFloat | None = None
+    name: Literal["steps", "cosine"] = "steps"  # multi-step, or cosine to 0
+    at: Annotated[tuple[NonNegativeInt, ...], AsTuple] | None = None  # steps: where the rate falls
+    factor: PositiveFloat | None = None  # steps: multiplies the rate at each of them
 
     @model_validator(mode="after")
     def _whole(self):
@@ -80,10 +80,10 @@ class Schedule(Section):
     """Optimizer, learning rate and length of the training."""
 
     optimizer: Optimizer = Optimizer()
-    base_lr: PositiveFloat
+    base_lr: PositiveFloat  # learning rate after the warm-up
     warmup: Warmup | None = None
     decay: Decay | None = None  # None: constant
-    steps: PositiveInt
+    steps: PositiveInt  # length of the training, in batches
     micro_batches: PositiveInt = 1  # gradient accumulation: micro-batches for one update
     checkpoint_every: PositiveInt | None = None  # steps; also after each evaluation
     ema: Ema | None = None

@@ -62,20 +62,30 @@ def build_detector(settings, num_classes, seed=0):
     """
     settings = dict(settings)
     name = settings.pop("name", None)
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
-        raise UserError(f"model.name: no model {name!r}; {hint}")
+    builder = builder_of(name)
     origin = {
         "settings": {"name": name, **settings},
         "num_classes": num_classes,
         "seed": seed,
         "precision": keras.config.dtype_policy().name,
     }
-    detector = instantiate(MODELS[name], settings, "model", num_classes=num_classes, seed=seed)
+    detector = instantiate(builder, settings, "model", num_classes=num_classes, seed=seed)
     detector.origin = _as_json(origin)
     detector.build()
     return detector
+
+
+def builder_of(name):
+    """The builder of a model.
+
+    Raises:
+        UserError: no model of this name.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODELS)}"
+        raise UserError(f"model.name: no model {name!r}; {hint}")
+    return MODELS[name]
 
 
 def _as_json(origin):

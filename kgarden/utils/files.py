@@ -106,6 +106,26 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def create_file(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a new file.
+
+    Raises:
+        UserError: there is one already, or it cannot be written.
+    """
+    path = pathlib.Path(path)
+    with writing(path):
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            raise UserError(f"{path}: exists already; choose another name, or remove it first") from None
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text as UTF-8, aside and renamed."""
+    replace_file(path, text.encode())
+
+
 def append(path: str | os.PathLike, content: bytes) -> None:
     """Appends all of the content to a file, or nothing if the disk is full; links are not followed.
 

@@ -5,19 +5,23 @@ Importing a model imports Keras and TensorFlow, which takes seconds; a docstring
 
 import ast
 import pathlib
-import shutil
-import sys
-import textwrap
 from typing import Any
 
 from kgarden.config.loading import packaged_recipes
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-INDENT = 25  # columns of the names
 
 
 def summaries(package: str, table: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Returns what a table of functions offers: {name: (first sentence, {argument: default})}.
+    """Returns `documented` with the first paragraph of each docstring, in one line."""
+    found = documented(package, table)
+    return {
+        name: (" ".join(text.split("\n\n")[0].split()), defaults) for name, (text, defaults) in found.items()
+    }
+
+
+def documented(package: str, table: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Returns {name: (docstring, {argument: default})} of a table of functions.
 
     Args:
         package: folder of kgarden whose __init__.py holds the table: "models", "data/transforms".
@@ -36,17 +40,16 @@ def summaries(package: str, table: str) -> dict[str, tuple[str, dict[str, Any]]]
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == table
     ]
     names = {key.value: value.id for key, value in zip(entries.keys, entries.values, strict=True)}
-    return {name: _summary(*imports[function]) for name, function in names.items()}
+    return {name: _documented(*imports[function]) for name, function in names.items()}
 
 
-def _summary(module, function):
+def _documented(module, function):
     path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
     [node] = [one for one in _parsed(path).body if getattr(one, "name", None) == function]
-    text = ast.get_docstring(node).split("\n\n")[0]
     arguments = node.args
     named = [*arguments.args[len(arguments.args) - len(arguments.defaults) :], *arguments.kwonlyargs]
     defaults = zip(named, [*arguments.defaults, *arguments.kw_defaults], strict=True)
-    return " ".join(text.split()), {argument.arg: _literal(value) for argument, value in defaults}
+    return ast.get_docstring(node), {argument.arg: _literal(value) for argument, value in defaults}
 
 
 def _literal(node):
@@ -74,12 +77,3 @@ def _first_comment(path):
             break
         lines.append(line.removeprefix("# "))
     return " ".join(" ".join(lines).split())
-
-
-def entry(name: str, text: str, indent: str = "") -> str:
-    """Returns a name and its description, wrapped to the terminal; elsewhere one line."""
-    line = f"{indent}{name:{INDENT - 1}} {text}"
-    if not sys.stdout.isatty():
-        return line
-    width = max(shutil.get_terminal_size().columns, INDENT + 30)
-    return textwrap.fill(line, width, subsequent_indent=indent + " " * INDENT, break_on_hyphens=False)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from kgarden import cli
-from kgarden.cli.catalogue import entry, recipe_summaries, summaries
+from kgarden.cli.options import entry
+from kgarden.config.catalogue import recipe_summaries, summaries
 from kgarden.models import MODELS
 
 
