@@ -14,7 +14,8 @@ from kgarden.commands.key_reference import reference
 from kgarden.commands.model_keys import model_keys
 from kgarden.config.keys import arguments_in, kind_of, section_keys, transform_keys
 from kgarden.config.loading import load_recipe, packaged_recipes
-from kgarden.config.recipe import Data, Ema, Evaluate, Optimizer, Recipe
+from kgarden.config.recipe import Data, Evaluate, Recipe
+from kgarden.config.schedule import Ema, Optimizer
 
 pytestmark = pytest.mark.tensorflow
 ROOT = pathlib.Path(__file__).parents[2]
