@@ -295,7 +295,7 @@ def test_all_but_a_few_modules_are_imported_without_tensorflow():
 
 
 FULL_SIZE = {"quickstart", "bccd_centernet2", "shapes_double_head"}  # small recipes as they are
-MOBILE = {f"neu_det_{name}" for name in ("fcos", "faster_rcnn", "tsd", "fscascade")} | {
+MOBILE = {f"neu_det_{name}" for name in ("fcos", "faster_rcnn", "tsd", "fscascade", "centernet2")} | {
     "bccd_fcos",
     "bccd_faster_rcnn",
 }
@@ -307,6 +307,8 @@ def test_every_recipe_builds(stem):
         narrow = {}
     elif stem in MOBILE:
         narrow = {"model.backbone.width": 0.25}
+    elif stem == "centernet2_realtime":
+        narrow = {"model.backbone.widths": [8, 8, 16, 16, 32, 32]}
     else:
         narrow = {"model.backbone.stem_channels": 8, "model.backbone.res2_channels": 16}
     recipe = load_recipe(stem, overrides={"init": None, **narrow})

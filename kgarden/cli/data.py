@@ -1,4 +1,4 @@
-"""The commands on data sets: data build, data check, data show."""
+"""The commands on data sets: data build, data check, data pseudo, data show, data split."""
 
 import pathlib
 import sys
@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from kgarden.cli.data_check import check_
 from kgarden.cli.options import (
-    JsonOption,
     RowOption,
+    RunArgument,
     SetOption,
     renaming_of,
     say_missing_glyphs,
@@ -20,66 +21,9 @@ from kgarden.errors import UserError
 from kgarden.utils.text import printable
 
 data_app = typer.Typer(help="Build, check and show data sets.", no_args_is_help=True)
-EXAMPLES = 5  # locations listed for each kind of fault without --verbose
 
 
-@data_app.command("check")
-def check_(
-    shards: Annotated[str, typer.Argument(metavar="GLOB|DIR", help="Shards; comma-separated if several.")],
-    verbose: Annotated[bool, typer.Option("--verbose", help="List every location of every fault.")] = False,
-    figures: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="Folder for histograms of classes, sizes and objects per image: .png and .txt."),
-    ] = None,
-    json_: JsonOption = None,
-) -> None:
-    """Read every record, decode every image, compare every file, and say what is implausible.
-
-    Exit code 1 if there are faults, or if most boxes are wrong.
-    """
-    start_tensorflow()
-    from kgarden.utils.files import check_report, write_report
-    from kgarden.utils.output_folder import OutputFolder
-    from kgarden.utils.progress import progress_of
-    from tfrecords.check import check
-    from tfrecords.plausibility import findings
-
-    if json_ is not None:
-        check_report(json_)
-    folder = None if figures is None else OutputFolder(figures)
-    with progress_of("shards") as progress:
-        report = check(shards, progress)
-    if json_ is not None:
-        write_report(json_, report.plain())
-    if folder is not None:
-        _draw_histograms(report.facts, folder)
-    print(f"{report.shards} shards, {report.records} records, {report.objects} objects")
-    for kind, locations in report.faults.items():
-        print(f"{len(locations):8} x {kind}")
-        for location in locations if verbose else locations[:EXAMPLES]:
-            print(f"{'':11}{printable(location)}")
-    found = {folder: findings(facts) for folder, facts in report.facts.items()}
-    for folder, of_folder in found.items():
-        for finding in of_folder:
-            print(printable(f"{folder}: {finding.sentence}" if len(found) > 1 else finding.sentence))
-    if report.faults or any(one.kind == "mistake" for of_folder in found.values() for one in of_folder):
-        raise typer.Exit(1)
-    print("no faults found")
-
-
-def _draw_histograms(facts_of_folder, output):
-    """One figure and its numbers as text for each data set, and the text on the screen."""
-    from kgarden.metrics.histograms import histograms_figure, histograms_text
-
-    names = [folder.resolve().name for folder in facts_of_folder]
-    for number, (folder, facts) in enumerate(facts_of_folder.items()):
-        name = folder.resolve().name
-        name = f"{number + 1}-{name}" if names.count(name) > 1 else name
-        text = histograms_text(facts)
-        say_missing_glyphs(facts.categories)
-        output.write(f"{name}.png", histograms_figure(facts))
-        output.write(f"{name}.txt", text.encode())
-        print(text, end="")
+data_app.command("check")(check_)
 
 
 @data_app.command("show")
@@ -160,6 +104,35 @@ def split_(
     for part, other in (("train", "val"), ("val", "train")):
         if names := parts.only_in(part):
             print(f"only in {part}, not in {other}: {', '.join(map(printable, names))}", file=sys.stderr)
+
+
+@data_app.command("pseudo")
+def pseudo_(
+    run: RunArgument,
+    images: Annotated[pathlib.Path, typer.Argument(metavar="IMAGES", help="Folder of unlabelled images.")],
+    to: Annotated[pathlib.Path, typer.Option(help="Output directory of the shards.")],
+    score: Annotated[float, typer.Option(help="Minimum score of a detection that becomes an object.")] = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Label images with a run's detections, for self-training: shards to train on beside labelled ones."""
+    start_tensorflow()
+    from kgarden.commands.pseudo_labels import build_pseudo_labels
+
+    with _bar() as progress:
+        report = build_pseudo_labels(
+            run,
+            images,
+            to,
+            score=score,
+            batch_size=batch_size,
+            overrides=settings_of(set_),
+            progress=progress,
+            say=lambda line: print(printable(line), file=sys.stderr),
+            shards=shards,
+        )
+    _print_report(report, verbose=False)
 
 
 build_app = typer.Typer(help="Convert raw data to TFRecord shards with a manifest.", no_args_is_help=True)

@@ -143,7 +143,7 @@ def draw_files(
             drawing = draw_detections(image, detections, names, min_score, labels=labels)
             drawing.save(temporary, quality=92)
         height, width = image.shape[:2]
-        rows = _as_rows(detections, predictor.categories, (height, width))
+        rows = as_rows(detections, predictor.categories, (height, width))
         record = {"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows}
         records.append(record)
     return records, faults
@@ -179,7 +179,16 @@ def drawing_names(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
     return names
 
 
-def _as_rows(detections, categories, size_hw):
+def as_rows(detections: dict, categories: list[dict], size_hw: tuple[int, int]) -> list[dict]:
+    """Returns the detections of an image as plain values.
+
+    Args:
+        detections: of `Predictor`.
+        categories: [{"id", "name"}, ...] in label order.
+        size_hw:    px of the image.
+    Returns:
+        [{"box" xyxy px, "score", "category_id", "name"}, ...], with masks also "segmentation", run lengths.
+    """
     rows = []
     for row in np.flatnonzero(detections["valid"]):
         category = categories[int(detections["labels"][row])]
