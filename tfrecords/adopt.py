@@ -164,6 +164,8 @@ def _result(row, classes, file_name):
     image = {"file_name": row.file_name, "height": row.height, "width": row.width}
     if row.verified is not None:
         image["verified"] = list(row.verified.items())
+    if row.not_exhaustive:
+        image["not_exhaustive_category_ids"] = row.not_exhaustive
     parts = {"annotations": annotations, "faults": faults, "remarks": remarks, "clipped": clipped}
     parts["signs"] = signs_of(row.boxes_xywh(), row.height, row.width)
     return {"offset": row.offset, "image": image, **parts}
@@ -171,6 +173,9 @@ def _result(row, classes, file_name):
 
 def _image(image, names):
     """The entry of an image, with its image-level labels of known classes in the form of annotations.json."""
+    if "not_exhaustive_category_ids" in image:
+        listed = image["not_exhaustive_category_ids"]
+        image["not_exhaustive_category_ids"] = [one for one in listed if one in names]
     if "verified" not in image:
         return image
     of_class = {one: present for one, present in image.pop("verified") if one in names}

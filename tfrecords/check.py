@@ -234,9 +234,8 @@ class _Folder:
             if not _is_same(row, of_image[image_id]):
                 self.findings.add("annotations.json has other objects than the record", row.where)
             image = image_of.get(image_id, {})
-            if row.verified != tuple(
-                tuple(image.get(key, ())) for key in ("pos_category_ids", "neg_category_ids")
-            ):
+            keys = ("pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
+            if (*row.verified, row.not_exhaustive) != tuple(tuple(image.get(key, ())) for key in keys):
                 self.findings.add("annotations.json has other image-level labels than the record", row.where)
 
 

@@ -27,6 +27,7 @@ class Row:
     crowd: np.ndarray  # (N,) bool
     group_of: np.ndarray  # (N,) bool
     verified: tuple  # (categories verified to be in the image, not to be)
+    not_exhaustive: tuple  # categories of which not every object has a box
 
 
 def check_record(file, offset, data, categories, is_ours):
@@ -61,6 +62,7 @@ def check_record(file, offset, data, categories, is_ours):
         crowd=_flags(features, "is_crowd", len(boxes)),
         group_of=_flags(features, "group_of", len(boxes)),
         verified=verified,
+        not_exhaustive=tuple(_ints(features, "image/class/not_exhaustive")),
     )
     return row, [(kind, where) for kind in faults], objects
 

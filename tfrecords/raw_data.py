@@ -10,8 +10,11 @@ TITLES = {
     "csv": "a CSV table",
     "yolo": "a YOLO data set",
     "openimages": "Open Images",
+    "lvis": "LVIS",
+    "objects365": "Objects365",
 }
 OPEN_IMAGES = ("annotations-bbox", "detection-bbox")  # in the names of its tables of boxes
+JSON_NAMES = {"lvis_": "lvis", "objects365": "objects365", "zhiyuan_objv2_": "objects365"}  # their beginnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,9 @@ def _of_file(form, path):
     if form == "csv" and any(part in path.name for part in OPEN_IMAGES):
         tables = {"annotations": path, "descriptions": "DESCRIPTIONS"}
         return RawData("openimages", {"images": "IMAGES", **tables})
+    if form == "coco":
+        name = path.name.lower()
+        form = next((to for begin, to in JSON_NAMES.items() if name.startswith(begin)), form)
     if form == "yolo":
         return RawData("yolo", {"annotations": path, "split": "train"})
     return RawData(form, {"images": "IMAGES", "annotations": path.parent if form == "voc" else path})

@@ -25,6 +25,7 @@ KINDS = {
     f"{OBJECT}mask": "bytes_list",
     "image/class/label": "int64_list",
     "image/class/confidence": "float_list",
+    "image/class/not_exhaustive": "int64_list",
 }
 SINGLE = ("image/encoded", "image/source_id", "image/height", "image/width")
 
@@ -47,6 +48,7 @@ class Row:
     difficult: list
     group_of: list
     verified: dict | None  # {category id: whether the image has it}; None without image-level labels
+    not_exhaustive: list  # category ids of which not every object has a box
     masks: list  # bytes of PNG files
 
     def boxes_xywh(self):
@@ -144,6 +146,7 @@ def _row(offset, lists):
         difficult=difficult,
         group_of=groups,
         verified=_verified(lists["image/class/label"], lists["image/class/confidence"]),
+        not_exhaustive=lists["image/class/not_exhaustive"],
         masks=masks,
     )
 

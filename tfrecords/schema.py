@@ -17,6 +17,7 @@
     image/class/label                   int64   categories of the verified image-level labels
     image/class/text                    bytes   their names
     image/class/confidence              float   1: verified to be in the image, 0: verified not to be
+    image/class/not_exhaustive          int64   categories of which not every object has a box (LVIS)
 
 `difficult`, `group_of`, `mask` and `image/class/` are present if the source has them. An image without
 objects may lack every `image/object/` key: they are read as lists of length 0.
@@ -48,6 +49,7 @@ def serialize(
     group_of=(),
     masks=(),
     verified=None,
+    not_exhaustive=None,
 ):
     """Serialise an image and its objects as a tf.train.Example.
 
@@ -67,6 +69,7 @@ def serialize(
         masks:         (N,) bytes of PNG files, b"" for an object without one, or empty: the source has none.
         verified:      {category id: (class name, whether the image has it)}, the verified image-level labels;
                        None: the source has none.
+        not_exhaustive: category ids of which not every object has a box; None: the source does not say.
     """
     import tensorflow as tf
 
@@ -97,6 +100,8 @@ def serialize(
         numbers["image/class/label"] = list(verified)
         texts["image/class/text"] = [name.encode() for name, _ in verified.values()]
         floats["image/class/confidence"] = [float(present) for _, present in verified.values()]
+    if not_exhaustive is not None:
+        numbers["image/class/not_exhaustive"] = list(not_exhaustive)
 
     example = tf.train.Example()
     # an empty list needs its type: readers that expect another one fail

@@ -291,6 +291,49 @@ def build_openimages(
     _build("openimages", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
 
 
+@build_app.command("lvis")
+def build_lvis(
+    images: Annotated[
+        pathlib.Path, typer.Option(help="Folder with train2017 and val2017 of COCO, or of the images.")
+    ],
+    annotations: Annotated[pathlib.Path, typer.Option(help="JSON of version 0.5 or 1, lvis_v1_train.json.")],
+    to: ToOption,
+    classes: ClassesOption = None,
+    rename: RenameOption = None,
+    masks: Annotated[bool, typer.Option(help="Store masks.")] = True,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Convert LVIS: as COCO, with the classes that people looked for and how frequent they are."""
+    arguments = {"images": images, "annotations": annotations, "with_masks": masks}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
+    _build("lvis", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
+
+
+@build_app.command("objects365")
+def build_objects365(
+    images: Annotated[pathlib.Path, typer.Option(help="Folder with patch0, patch1, ... of train or val.")],
+    annotations: Annotated[pathlib.Path, typer.Option(help="JSON, zhiyuan_objv2_train.json.")],
+    to: ToOption,
+    name_fixes: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Table of corrected class names, Objects365_names_fix.csv; default: as they are."),
+    ] = None,
+    classes: ClassesOption = None,
+    rename: RenameOption = None,
+    shards: ShardsOption = None,
+    workers: WorkersOption = None,
+    strict: StrictOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Convert a part of Objects365: train or val."""
+    arguments = {"images": images, "annotations": annotations, "name_fixes": name_fixes}
+    arguments |= {"classes": classes, "rename": renaming_of(rename)}
+    _build("objects365", verbose, to, **arguments, shards=shards, workers=workers, strict=strict)
+
+
 @build_app.command("shapes")
 def build_shapes(
     to: ToOption,

@@ -117,6 +117,8 @@ def _datasets():
         "csv       CSV table with one row for each box, and a folder of images",
         "yolo      data.yaml or a folder of label files, boxes and polygons; Ultralytics' folders",
         "openimages  tables of boxes and image-level labels, class tree; groups",
+        "lvis      LVIS 0.5 and 1: COCO form, classes that people looked for, frequencies",
+        "objects365  Objects365: COCO form, folders of patches, corrected class names",
         "shapes    built-in synthetic images: textured backgrounds, six shapes",
         "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, used in place",
     ]

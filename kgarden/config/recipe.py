@@ -26,17 +26,17 @@ from kgarden.config.fields import (
     Section,
     as_augment,
     as_canvases,
-    as_names,
     as_sides,
     as_sources,
     convention,
     named,
 )
 from kgarden.config.schedule import Schedule
+from kgarden.config.source import Source
 
 PATH_KEYS = {  # hold paths
     *("glob", "labels", "images", "annotations", "root", "classes", "weights", "run"),
-    *("descriptions", "image_labels", "hierarchy", "image_counts"),
+    *("descriptions", "image_labels", "hierarchy", "image_counts", "name_fixes"),
 }
 
 NOT_IN_DIGEST = {"rows", "loggers"}  # keys of a recipe that do not affect the experiment
@@ -48,64 +48,6 @@ class Model(Section):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     name: str  # `kgarden list models` lists them
     num_classes: PositiveInt | None = None  # None: that of the training data
-
-
-SOURCE_KEYS = {  # format -> (required keys, optional keys)
-    None: ({"glob"}, {"labels"}),
-    "coco": ({"images", "annotations"}, {"classes", "rename"}),
-    "voc": (
-        set(),
-        {"root", "images", "annotations", "split", "classes", "rename", "one_based", "ignore_difficult"},
-    ),
-    "csv": ({"images", "annotations"}, {"classes", "rename"}),
-    "yolo": ({"annotations"}, {"images", "split", "classes", "rename"}),
-    "openimages": (
-        {"images", "annotations", "descriptions"},
-        {"image_labels", "hierarchy", "classes", "rename"},
-    ),
-    "shapes": ({"count", "seed"}, {"size_hw"}),
-}
-
-
-class Source(Section):
-    """A data source: shards (`glob`), or raw files that are converted once (`format`)."""
-
-    glob: str | None = None  # shards: a folder, a pattern, or several with commas
-    labels: str | None = None  # glob: class list of shards of other tools; None: from the records
-    weight: PositiveFloat | None = None  # sampling weight; None: its number of images
-    format: Literal["coco", "voc", "csv", "yolo", "openimages", "shapes"] | None = None  # of raw files
-    images: str | None = None  # coco, voc, csv, yolo, openimages: folder of images
-    # coco: JSON; voc: folder of XML; csv, openimages: table; yolo: data.yaml or folder
-    annotations: str | None = None
-    descriptions: str | None = None  # openimages: table of class codes and names
-    image_labels: str | None = None  # openimages: table of labels that people verified; None: not known
-    hierarchy: str | None = None  # openimages: JSON of the class tree; None: no class is above another
-    root: str | None = None  # voc: folder with JPEGImages, Annotations, ImageSets
-    split: str | None = None  # voc: list in ImageSets/Main, or a file of names; yolo: train, val, test
-    classes: str | None = None  # class list in label order: chooses and orders; None: all
-    rename: Annotated[dict[str, str], BeforeValidator(as_names)] | None = None  # {old class: new class}
-    one_based: bool | None = None  # voc: coordinates start at 1; None: at 0
-    ignore_difficult: bool | None = None  # voc: exclude them from training and COCO metrics
-    count: PositiveInt | None = None  # shapes: number of images
-    seed: NonNegativeInt | None = None  # shapes: seed of the images
-    size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px
-
-    @model_validator(mode="after")
-    def _whole(self):
-        present = {key for key in self.model_fields_set if getattr(self, key) is not None}
-        present -= {"weight", "format"}
-        needed, possible = SOURCE_KEYS[self.format]
-        missing, extra = needed - present, present - needed - possible
-        name = f"format: {self.format}" if self.format else "glob"
-        if missing:
-            raise ValueError(
-                f"a source of format {self.format or 'glob'} requires {', '.join(sorted(missing))}"
-            )
-        if extra:
-            raise ValueError(f"unexpected {', '.join(sorted(extra))} with {name}; remove it")
-        if self.format == "voc" and not ({"root"} <= present or {"images", "annotations"} <= present):
-            raise ValueError("a source of format voc requires root, or images and annotations")
-        return self
 
 
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_sources), Field(min_length=1)]

@@ -9,7 +9,7 @@ import pathlib
 from kgarden.data.identity import check_classes, source_names
 from kgarden.data.sources import converted_folder
 from kgarden.errors import UserError
-from tfrecords.converters import coco, openimages, shapes, yolo
+from tfrecords.converters import coco, lvis, objects365, openimages, shapes, yolo
 from tfrecords.index import shards_of
 from tfrecords.labels import read_labels
 from tfrecords.schema import DataError
@@ -17,8 +17,13 @@ from tfrecords.write import read_manifest
 
 PATH_KEYS = (
     *("images", "annotations", "root", "classes", "labels"),
-    *("descriptions", "image_labels", "hierarchy"),
+    *("descriptions", "image_labels", "hierarchy", "name_fixes"),
 )
+JSON_CLASSES = {  # files that take time to read
+    "coco": coco.categories_of,
+    "lvis": lvis.categories_of,
+    "objects365": objects365.categories_of,
+}
 NAMED = 5  # classes that a message names
 RAW = "{format: coco, images: …, annotations: …}"
 
@@ -103,10 +108,11 @@ def _classes_of(source, cache):
     form = source.get("format")
     if form == "shapes":
         return shapes.CATEGORIES
-    if form == "coco":
-        files = (source["annotations"], source.get("classes"))
+    if form in JSON_CLASSES:
+        keys = ("annotations", "name_fixes", "classes")
+        files = tuple((key, source[key]) for key in keys if key in source)
         rename = tuple(sorted(source.get("rename", {}).items()))
-        return _coco_classes(*files, tuple(_state(file) for file in files if file), rename)
+        return _json_classes(form, files, tuple(_state(file) for _, file in files), rename)
     if form == "yolo":
         return yolo.categories_of(**{key: value for key, value in source.items() if key != "format"})
     if form == "openimages":
@@ -121,6 +127,6 @@ def _state(path):
 
 
 @functools.lru_cache(maxsize=8)
-def _coco_classes(annotations, classes, state, rename):
+def _json_classes(form, files, state, rename):
     """Kept in memory as long as the files are the same: `state` is part of the key alone."""
-    return coco.categories_of(annotations, classes, dict(rename))
+    return JSON_CLASSES[form](**dict(files), rename=dict(rename))

@@ -8,6 +8,7 @@ from tfrecords import ground_truth
 from tfrecords.conversion_report import Fault
 from tfrecords.converters import common
 from tfrecords.converters.classes import NOT_LISTED, Classes
+from tfrecords.image_names import ImageFolder
 from tfrecords.schema import DataError
 from tfrecords.values import as_hw
 
@@ -45,21 +46,14 @@ def build(
     Returns:
         tfrecords.conversion_report.Report
     """
-    path = pathlib.Path(annotations)
-    read = _read(path)
-    boxes_total = len(read.annotations) + len(read.faults.boxes)
-    categories, number_of = read.numbered_categories()
-    categories, chosen = Classes(classes, rename).of_categories(categories, path, read.faults)
-    jobs = _jobs(read, {key: chosen.get(number) for key, number in number_of.items()})
-    return common.convert(
+    return convert(
         to,
-        jobs,
-        categories,
-        folder=images,
+        Dialect(),
+        images=images,
+        annotations=annotations,
+        classes=classes,
+        rename=rename,
         with_masks=with_masks,
-        source={"format": "coco", "annotations": path.name, "masks": with_masks},
-        boxes_total=boxes_total,
-        before=read.faults,
         shards=shards,
         workers=workers,
         strict=strict,
@@ -67,11 +61,84 @@ def build(
     )
 
 
-def categories_of(annotations, classes=None, rename=None):
+class Dialect:
+    """What a JSON in COCO form has besides, or says otherwise: here nothing; the base class of other formats.
+
+    Attributes:
+        format: its name.
+    """
+
+    format = "coco"
+
+    def source(self):
+        """Further entries of "source" of the manifest."""
+        return {}
+
+    def named(self, categories):
+        """The categories with the names by which classes are chosen and renamed."""
+        return categories
+
+    def described(self, category, entries):
+        """A category of the data set with what the JSON knows of it.
+
+        Args:
+            category: {"id", "name"}.
+            entries:  entries of the JSON that became this category.
+        """
+        return category
+
+    def completed(self, job, entry, number_of, folder):
+        """A job with what the entry of its image says besides.
+
+        Args:
+            job:       in the form of `common`.
+            entry:     of the image in the JSON.
+            number_of: {category id in the JSON: in the data set, None if it is not chosen}.
+            folder:    ImageFolder.
+        """
+        return job
+
+
+def convert(to, dialect, *, images, annotations, classes, rename, with_masks, **options):
+    """Convert a JSON in COCO form; see `build`."""
+    path, folder = pathlib.Path(annotations), ImageFolder(images)
+    read = _read(path)
+    boxes_total = len(read.annotations) + len(read.faults.boxes)
+    categories, number_of = _categories(read, path, dialect, classes, rename=rename)
+    return common.convert(
+        to,
+        _jobs(read, number_of, dialect, folder),
+        categories,
+        folder=folder,
+        with_masks=with_masks,
+        source={
+            "format": dialect.format,
+            "annotations": path.name,
+            "masks": with_masks,
+            **dialect.source(),
+        },
+        boxes_total=boxes_total,
+        before=read.faults,
+        **options,
+    )
+
+
+def categories_of(annotations, classes=None, rename=None, dialect=None):
     """The classes that `build` gives a data set -> [{"id", "name"}, ...] in label order; reads no image."""
-    read = _read(pathlib.Path(annotations))
-    categories, _ = read.numbered_categories()
-    return Classes(classes, rename).of_categories(categories, annotations, read.faults)[0]
+    path = pathlib.Path(annotations)
+    return _categories(_read(path), path, dialect or Dialect(), classes, rename=rename)[0]
+
+
+def _categories(read, path, dialect, classes, rename):
+    """(categories of the data set, {id in the JSON: id in the data set, None if it is not chosen})."""
+    categories, number_of = read.numbered_categories()
+    categories = dialect.named(categories)
+    categories, chosen = Classes(classes, rename).of_categories(categories, path, read.faults)
+    number_of = {key: chosen.get(number) for key, number in number_of.items()}
+    entries = collections.defaultdict(list)
+    for key, number in number_of.items():
+        entries[number].append(read.categories[key])
+    return [dialect.described(one, entries[one["id"]]) for one in categories], number_of
 
 
 def _read(path):
@@ -88,7 +155,7 @@ def _read(path):
         raise DataError(f"{path}: not JSON: {error}") from None
 
 
-def _jobs(read, number_of):
+def _jobs(read, number_of, dialect, folder):
     """One job for every image that is not left out; `number_of` is None for classes that are not chosen."""
     of_image = collections.defaultdict(list)
     for where, annotation in read.annotations:
@@ -99,15 +166,16 @@ def _jobs(read, number_of):
             of_image[annotation["image_id"]].append(_object(annotation, where, category))
     kept = {key: image for key, image in read.images.items() if image is not None}
     numbered = all(isinstance(key, int) and key >= 0 for key in kept)
-    return [
-        {
+    jobs = []
+    for number, (key, image) in enumerate(kept.items(), 1):
+        job = {
             "id": key if numbered else number,
             "file_name": str(image.get("file_name") or ""),
             "hw": as_hw(image.get("height"), image.get("width")),
             "objects": of_image[key],
         }
-        for number, (key, image) in enumerate(kept.items(), 1)
-    ]
+        jobs.append(dialect.completed(job, image, number_of, folder))
+    return jobs
 
 
 def _object(annotation, where, category):

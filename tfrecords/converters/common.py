@@ -4,7 +4,8 @@ A converter reads its format into jobs; everything after that is shared and is h
 
     job     {"id": int, "file_name": str, "hw": annotated (height, width) or None, "objects": [object, ...]},
             and "fault", a reason, if the image cannot be used; "verified", the verified image-level labels,
-            where the source has them: (category ids in the image, category ids not in it)
+            where the source has them: (category ids in the image, category ids not in it); "not_exhaustive",
+            likewise, the category ids of which not every object has a box
     object  {"where": str, "category_id": int, "bbox": [x, y, w, h] px} and, where the source has them,
             "area" px^2, "iscrowd" 0 or 1, "difficult" 0 or 1, "is_group_of" 0 or 1, "segmentation"; with
             "fractions" True box and polygons are in fractions of the image instead of px
@@ -118,6 +119,8 @@ def make_record(job, *, folder, names, with_masks=True, object_of=None):
     }
     if "verified" in job:
         image["pos_category_ids"], image["neg_category_ids"] = map(list, job["verified"])
+    if "not_exhaustive" in job:
+        image["not_exhaustive_category_ids"] = list(job["not_exhaustive"])
     serialized = serialize(encoded_image, image, annotations, names=names, pngs=pngs)
     return Record(
         serialized, image, annotations, faults=faults, remarks=remarks, clipped=clipped, signs=signs
@@ -145,6 +148,7 @@ def serialize(encoded_image, image, annotations, names, pngs=()):
         crowd=[a["iscrowd"] for a in annotations],
         masks=pngs,
         verified=_verified(image, names),
+        not_exhaustive=image.get("not_exhaustive_category_ids"),
         **flags,
     )
 

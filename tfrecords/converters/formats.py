@@ -1,6 +1,6 @@
 """Converters by the name of their format; their arguments are those of the modules' `build`."""
 
-from tfrecords.converters import coco, csv_table, openimages, shapes, voc, yolo
+from tfrecords.converters import coco, csv_table, lvis, objects365, openimages, shapes, voc, yolo
 
 FORMATS = {
     "coco": coco.build,
@@ -8,5 +8,7 @@ FORMATS = {
     "csv": csv_table.build,
     "yolo": yolo.build,
     "openimages": openimages.build,
+    "lvis": lvis.build,
+    "objects365": objects365.build,
     "shapes": shapes.build,
 }
