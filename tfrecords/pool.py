@@ -8,6 +8,7 @@ import threading
 from concurrent.futures.process import BrokenProcessPool
 
 from tfrecords import shard as shard_files
+from tfrecords.beam import BeamWorkers
 from tfrecords.files import Unfinished
 
 POOL_FROM = 2000  # images; below, starting a pool takes longer than the work
@@ -21,6 +22,9 @@ def make_all(tasks, work, *, strict=False, workers=None, progress=None):
         tasks:    [(file, key, jobs), ...], see `shard.make`.
         work, strict, workers, progress: see `tfrecords.write.write`.
     """
+    if isinstance(workers, BeamWorkers):
+        workers.make_all(tasks, work, strict=strict, progress=progress)
+        return
     total = sum(len(jobs) for _, _, jobs in tasks)
     if workers is None:
         workers = os.cpu_count() if total >= POOL_FROM else 0

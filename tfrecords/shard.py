@@ -24,7 +24,7 @@ def make(file, key, jobs, work, strict=False, tick=None):
         tick:   function of the number of images done since the last call.
     """
     tick = tick or (lambda count: None)
-    if _is_done(file, key):
+    if is_done(file, key):
         tick(len(jobs))
         return
     side = side_of(file)
@@ -91,7 +91,8 @@ def _line_of(record):
     }
 
 
-def _is_done(file, key):
+def is_done(file, key):
+    """Whether a complete shard with this key exists."""
     with contextlib.suppress(FileNotFoundError, ValueError), side_of(file).open(encoding="utf-8") as lines:
         return file.is_file() and json.loads(next(lines, "null")) == {"key": key}
     return False

@@ -55,7 +55,8 @@ def write(
         boxes_total: boxes in the source, see `Report.close`. None: all that the jobs read.
         before:      Faults of the annotations, found before the jobs.
         shards:      number of files. None: 8, more above 8,000 images.
-        workers:     number of processes. None: one per CPU for large sets, none for small ones.
+        workers:     number of processes, or `tfrecords.beam.BeamWorkers`. None: one process per CPU for large
+                     sets, none for small ones.
         strict:      raise at the first fault instead of counting it.
         progress:    function of (images done, images in all), called every few images.
     Returns:
