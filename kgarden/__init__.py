@@ -7,6 +7,13 @@
     detector.fit(train, steps_per_epoch=100)
     detections = kgarden.Predictor(detector, recipe)("photo.jpg")
 
+or, with a run directory, as on the command line:
+
+    kgarden.train("quickstart", "runs/first", {"schedule.steps": 100})
+    kgarden.evaluate("runs/first")["metrics"]
+    [detections] = kgarden.predict("runs/first", "photo.jpg")
+    kgarden.export("runs/first", "served/first")
+
 Names are imported lazily, at first use, so that `import kgarden` is fast.
 """
 
@@ -18,13 +25,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; at run time names are imported from _HOMES
     from kgarden.build import build_datasets, build_model, build_optimizer, load_run
+    from kgarden.commands.evaluate import evaluate
+    from kgarden.commands.export import export
+    from kgarden.commands.predict import predict
+    from kgarden.commands.train import train
     from kgarden.config.loading import load_recipe
     from kgarden.config.recipe import Recipe
     from kgarden.errors import UserError
-    from kgarden.inference.paste_masks import paste_masks
+    from kgarden.inference.detections import Detections
     from kgarden.inference.predictor import Predictor
     from kgarden.models.base.detector import Detector, InferenceModel
     from kgarden.training.coco_metrics import CocoMetrics
+    from kgarden.utils.paste_masks import paste_masks
 
 __version__ = "0.1.0"
 
@@ -40,12 +52,18 @@ _HOMES = {
     "Detector": "kgarden.models.base.detector",
     "InferenceModel": "kgarden.models.base.detector",
     "Predictor": "kgarden.inference.predictor",
-    "paste_masks": "kgarden.inference.paste_masks",
+    "Detections": "kgarden.inference.detections",
+    "train": "kgarden.commands.train",
+    "evaluate": "kgarden.commands.evaluate",
+    "predict": "kgarden.commands.predict",
+    "export": "kgarden.commands.export",
+    "paste_masks": "kgarden.utils.paste_masks",
     "CocoMetrics": "kgarden.training.coco_metrics",
     "UserError": "kgarden.errors",
 }
 __all__ = [
     "CocoMetrics",
+    "Detections",
     "Detector",
     "InferenceModel",
     "Predictor",
@@ -55,16 +73,29 @@ __all__ = [
     "build_datasets",
     "build_model",
     "build_optimizer",
+    "evaluate",
+    "export",
     "load_recipe",
     "load_run",
     "paste_masks",
+    "predict",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kgarden' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "tensorflow":
+            raise
+        from kgarden.errors import UserError
+
+        raise UserError(
+            f"kgarden.{name} needs TensorFlow, on JAX too: pip install 'tensorflow~=2.21.0'"
+        ) from error
     globals()[name] = value
     return value
 

@@ -26,6 +26,7 @@ from kgarden.optimizers.of_recipe import (  # noqa: F401 - offered here
     learning_rate_of,
 )
 from kgarden.runs import best_weights, load_categories, load_run_recipe
+from kgarden.utils.arguments import path_of
 from kgarden.weights.foreign import is_foreign, load_foreign
 from kgarden.weights.init_settings import check_init, donor_weights, with_pixels_of_weights
 from kgarden.weights.initial import load_all, load_parts, load_what_fits, num_classes_of
@@ -396,5 +397,5 @@ def load_run(
     recipe, categories = load_run_recipe(run, overrides), load_categories(run)
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, len(categories), precision="float32")
-    load_all(detector, weights or best_weights(run))
+    load_all(detector, best_weights(run) if weights is None else path_of(weights, "weights"))
     return recipe, detector, categories

@@ -13,7 +13,6 @@ from keras import ops
 from kgarden.build import Data
 from kgarden.config.recipe import Recipe
 from kgarden.inference.batching import pad_batch
-from kgarden.inference.paste_masks import run_lengths_of
 from kgarden.inference.postprocess import to_original
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.evaluation_table import EvaluationTable
@@ -23,6 +22,7 @@ from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCOR
 from kgarden.utils.files import read_json
 from kgarden.utils.fonts import shown_name
 from kgarden.utils.output_folder import OutputFolder
+from kgarden.utils.paste_masks import run_lengths_of
 from kgarden.visualization.draw import draw_detections
 from tfrecords.data_statistics import facts_in
 

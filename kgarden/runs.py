@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from kgarden.config.loading import load_recipe
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
+from kgarden.utils.arguments import path_of
 from kgarden.utils.files import ASIDE, read_json, replace_file, writing
 from kgarden.utils.process_lock import locked
 
@@ -204,7 +205,7 @@ def load_run_recipe(run: str | os.PathLike, overrides: dict | None = None) -> Re
     Raises:
         UserError: the directory is not a run directory.
     """
-    path = pathlib.Path(run) / "recipe.yaml"
+    path = path_of(run, "run") / "recipe.yaml"
     if not path.is_file():
         raise UserError(f"{run}: not a run directory, it has no recipe.yaml")
     return load_recipe(path, overrides)
@@ -216,7 +217,7 @@ def load_categories(run: str | os.PathLike) -> list[dict]:
     Raises:
         UserError: the training has not started.
     """
-    path = pathlib.Path(run) / "labels.json"
+    path = path_of(run, "run") / "labels.json"
     if not path.is_file():
         raise UserError(f"{run}: no labels.json: the training has not started")
     categories = read_json(path)

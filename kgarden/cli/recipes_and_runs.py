@@ -1,6 +1,5 @@
 """The commands on recipes and runs: list, describe, train, evaluate, predict, export, bench."""
 
-import contextlib
 import functools
 import json
 import pathlib
@@ -24,8 +23,8 @@ from kgarden.cli.options import (
 from kgarden.config.catalogue import recipe_summaries, summaries
 from kgarden.config.loading import load_recipe, row_settings
 from kgarden.errors import UserError
-from kgarden.runs import default_run, load_run_recipe, writer_of
-from kgarden.utils.files import check_report, write_json, write_report
+from kgarden.runs import default_run
+from kgarden.utils.files import check_report, write_report
 from kgarden.utils.text import printable
 
 runs_app = typer.Typer()
@@ -169,19 +168,14 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe, or resume an interrupted run."""
-    chosen = load_recipe(recipe, settings_of(set_), row)
-    if row in chosen.rows and chosen.rows[row].evaluates:  # a row may lead to another recipe, with other rows
-        raise UserError(
-            f"row {row} re-evaluates {chosen.rows[row].evaluates}; train that row, then evaluate its run "
-            f"with --set"
-        )
+    settings = settings_of(set_)
+    run = run or default_run(load_recipe(recipe, settings, row).name, row)  # faults are said at once
     start_tensorflow()
     from kgarden.commands.train import train as fit
     from kgarden.training.reporter import Reporter
 
     reporter = Reporter()
-    run = run or default_run(chosen.name, row)
-    if fit(chosen, run, fresh=fresh, reporter=reporter) is None:
+    if fit(recipe, run, settings, row=row, fresh=fresh, reporter=reporter) is None:
         raise typer.Exit(1)
     print(f"saved to {run}: evaluation.json, evaluation/, detections.json, best.weights.h5, pictures/")
     for note in reporter.notes:
@@ -278,22 +272,13 @@ def _evaluate_file(detections, annotations, settings, open_images, to):
 def _evaluate_run(run, data, weights, changes, to, keep):
     """Evaluates a run; the results are stored in the run only if nothing was overridden."""
     start_tensorflow()
-    from kgarden.commands.evaluate import evaluate_run
-    from kgarden.utils.output_folder import OutputFolder
+    from kgarden.commands.evaluate import evaluate as measure
 
     keep = keep and not (data or weights or changes)
-    with contextlib.ExitStack() as held:
-        if keep:
-            load_run_recipe(run)  # before a lock is written into a directory that is no run
-            say, remedy = functools.partial(print, file=sys.stderr), "wait for it to end, or use --json FILE"
-            held.enter_context(writer_of(run, say, remedy))
-        folder = to or (OutputFolder(run / "evaluation", owned=True) if keep else None)
-        evaluation, results = evaluate_run(run, data=data, weights=weights, overrides=changes, folder=folder)
-        if folder:
-            say_missing_glyphs(evaluation["per_class"])
-        if keep:
-            write_json(run / "detections.json", results)
-            write_report(run / "evaluation.json", evaluation)
+    say = functools.partial(print, file=sys.stderr)
+    evaluation = measure(run, data or None, weights, changes, to=to, store=keep, say=say)
+    if to or keep:
+        say_missing_glyphs(evaluation["per_class"])
     return evaluation
 
 
@@ -309,20 +294,20 @@ def predict(
 ) -> None:
     """Detect objects in images and draw the detections."""
     start_tensorflow()
-    from kgarden.commands.predict import draw_files, drawings_folder, find_images
-    from kgarden.inference.predictor import Predictor
-    from kgarden.visualization.draw import check_labels
+    from kgarden.commands.predict import predict as detect
 
-    check_labels(labels)
-    paths = find_images(images, skip=to, say=lambda line: print(printable(line), file=sys.stderr))
-    folder = drawings_folder(to, paths)
-    folder.check("detections.json")
-    predictor = Predictor.from_run(run, batch_size, settings_of(set_))
-    say_missing_glyphs(predictor.categories)
-    results, faults = draw_files(predictor, paths, folder, min_score, labels=labels)
-    if not results:
-        raise UserError(faults[0])
-    folder.write_json("detections.json", results)
+    faults = []
+    results = detect(
+        run,
+        images,
+        to,
+        min_score=min_score,
+        labels=labels,
+        batch_size=batch_size,
+        overrides=settings_of(set_),
+        say=lambda line: print(printable(line), file=sys.stderr),
+        on_fault=faults.append,
+    )
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
@@ -344,9 +329,9 @@ def export(
 ) -> None:
     """Export a run to SavedModel, ONNX or LiteRT; serving needs no kgarden."""
     start_tensorflow()
-    from kgarden.commands.export import export_run
+    from kgarden.commands.export import export as write
 
-    version = export_run(run, to, form, [_canvas(text) for text in canvas or []], batch=batch, say=print)
+    version = write(run, to, form, canvases=[_canvas(text) for text in canvas or []], batch=batch, say=print)
     print(f"saved to {version}")
 
 

@@ -10,65 +10,39 @@ import pathlib
 import warnings
 from collections.abc import Callable, Sequence
 
-import keras
-
-from kgarden.build import canvases as canvases_of
 from kgarden.build import load_run
-from kgarden.errors import UserError
-from kgarden.exporters.portable import write_portable
-from kgarden.exporters.saved_model import write_saved_model
-from kgarden.exporters.version import views_left_out
-
-FORMATS = ("saved_model", "onnx", "litert")
+from kgarden.exporters.export_formats import check_export, write_export
+from kgarden.utils.arguments import path_of
 
 
-def export_run(
+def export(
     run: str | os.PathLike,
-    to: str | os.PathLike,
-    form: str = "saved_model",
+    path: str | os.PathLike,
+    format: str = "saved_model",
+    *,
     canvases: Sequence[tuple[int, int]] | None = None,
     batch: int | None = None,
     say: Callable[[str], object] = warnings.warn,
 ) -> pathlib.Path:
-    """Exports a run to TO/1/, or the next free version number, atomically.
+    """Exports a run to PATH/1/, or the next free version number, atomically, as `kgarden export`.
 
     Args:
         run:      run directory; its best weights are exported.
-        to:       parent of the version directory.
-        form:     one of FORMATS.
+        path:     parent of the version directory.
+        format:   "saved_model", "onnx" or "litert".
         canvases: [(height, width), ...] of ONNX and LiteRT files; None: all of the recipe.
         batch:    batch size of ONNX and LiteRT files; None: 1.
         say:      called with a line on features that the exported model omits, if any.
     Returns:
         path of the version directory.
     Raises:
-        UserError: the format is unknown or needs a package that is not installed, the recipe does not have a
-                   canvas, or `to` cannot be written to.
+        UserError: not a run, the format is unknown or needs a package that is not installed, the recipe does
+                   not have a canvas, `path` cannot be written to, or the backend is JAX.
         TrainingFailed: the exported file's predictions differ from the model's.
     """
-    if form not in FORMATS:
-        raise UserError(f"export --format {form} is not supported; use one of {', '.join(FORMATS)}")
-    if form == "saved_model" and (canvases or batch):
-        raise UserError(
-            "export: --canvas and --batch apply to onnx and litert; a SavedModel accepts any canvas and batch"
-        )
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"export does not support KERAS_BACKEND={keras.backend.backend()}; use the TensorFlow backend"
-        )
+    path = path_of(path, "path")
+    check_export(format, canvases, batch)
     recipe, detector, categories = load_run(run)
-    if line := views_left_out(recipe):
-        say(line)
-    if form == "saved_model":
-        return write_saved_model(detector, recipe, categories, to)
-    known = [tuple(canvas) for canvas in canvases_of(recipe, test=True)]
-    for canvas in canvases or known:
-        if tuple(canvas) not in known:
-            raise UserError(f"export --canvas {_name(canvas)}: the recipe has {', '.join(map(_name, known))}")
-    return write_portable(
-        detector, recipe, categories, to, form=form, canvases=canvases or known, batch=batch or 1
+    return write_export(
+        detector, recipe, categories, path, format=format, canvases=canvases, batch=batch, say=say
     )
-
-
-def _name(canvas):
-    return "x".join(map(str, canvas))

@@ -1,101 +1,87 @@
-"""Prediction on image files: detects objects and saves visualised detections."""
+"""Prediction on images: detects objects, and saves visualised detections of image files."""
 
-import collections
-import glob
 import itertools
 import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable
-
-import numpy as np
+from typing import Any
 
 from kgarden.errors import UserError
-from kgarden.inference.paste_masks import run_lengths_of
-from kgarden.inference.predictor import Predictor, read_image
-from kgarden.structures import BOXES, MASKS
-from kgarden.utils.fonts import shown_name
+from kgarden.inference.detections import Detections
+from kgarden.inference.image_sources import find_images, images_of
+from kgarden.inference.predictor import Predictor
+from kgarden.runs import load_run_recipe
+from kgarden.utils.arguments import check_count, check_fraction, path_of, shown
+from kgarden.utils.fonts import missing_glyphs, shown_name
 from kgarden.utils.output_folder import OutputFolder
-from kgarden.visualization.draw import draw_detections
-from tfrecords.conversion_report import Faults
-from tfrecords.image_lists import listed_images
-from tfrecords.images import UNREAD_SUFFIXES, suffixes
-from tfrecords.schema import DataError
+from kgarden.visualization.draw import check_labels, draw_detections
 
 
-def find_images(
-    sources: Iterable[str | os.PathLike],
-    skip: str | os.PathLike | None = None,
+def predict(
+    run: str | os.PathLike,
+    images: Any,
+    to: str | os.PathLike | None = None,
+    *,
+    min_score: float = 0.3,
+    labels: str = "name",
+    batch_size: int = 1,
+    overrides: dict[str, Any] | None = None,
     say: Callable[[str], object] = warnings.warn,
-) -> list[pathlib.Path]:
-    """Lists the image files of paths, directories, glob patterns and lists, each once and in order.
-
-    A directory stands for its files with the ending of an image, those of its subdirectories included; a .txt
-    file for the images that it lists, one path a line, relative to the list; see `tfrecords.image_lists`.
+    on_fault: Callable[[str], object] | None = None,
+) -> list[Detections] | list[dict]:
+    """Detects objects in images with a run's best weights, and draws them as `kgarden predict` if asked to.
 
     Args:
-        sources: paths, directories, glob patterns, .txt files.
-        skip:    directory that is not searched: that of the output.
-        say:     called with a line on what a directory holds besides.
+        run:        run directory.
+        images:     one image or a list: paths, bytes, open files, Pillow images, arrays, as `Predictor` takes
+                    them; or a folder. With `to`: paths of images, folders and lists (.txt), and globs.
+        to:         folder for the drawings and `detections.json`; None: nothing is written.
+        min_score:  smallest score of a detection that is returned or drawn; detections.json holds all.
+        labels:     what is written at a drawn box: "none", "score" in percent, or "name" and score.
+        batch_size: images of one canvas in a batch.
+        overrides:  recipe settings for inference, {"evaluate.views.flip": True, ...}.
+        say:        called with a line on files that are passed over in a folder, and on class names that no
+                    font can draw.
+        on_fault:   called with a line on an image that cannot be read, which is left out; None: it raises.
+    Returns:
+        [Detections, ...] of the images in order; with `to` the content of detections.json, [{"file",
+        "height", "width", "drawn", "detections"}, ...].
     Raises:
-        UserError: a source has no images.
+        UserError: not a run; an image cannot be read, or none can; or a drawing would replace one of the
+                   images, or a file that kgarden has not written.
     """
-    images = []
-    for source in map(str, sources):
-        path = pathlib.Path(source)
-        if path.is_file() and path.suffix.lower() == ".txt":
-            found = _listed(path, say)
-        elif path.is_dir() or path.is_file():
-            found = [path]
-        else:
-            found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
-        matches = [
-            one for path in found for one in (_in_folder(path, skip, say) if path.is_dir() else [path])
-        ]
-        if not matches:
-            raise UserError(f"{source}: no image found")
-        images += matches
-    return list(dict.fromkeys(images))
+    check_labels(labels)
+    check_count(batch_size, "batch_size")
+    check_fraction(min_score, "min_score")
+    load_run_recipe(run, overrides)  # its faults are said before images are looked for
+    if to is not None:
+        files = find_images(_paths(images), skip=path_of(to, "to"), say=say)
+        folder = drawings_folder(to, files)
+        folder.check("detections.json")
+    else:
+        several = images_of(images, say)
+    predictor = Predictor.from_run(run, batch_size, overrides, min_score if to is None else 0.0)
+    if to is None:
+        sources = [images] if several is None else several
+        return [found for _, found in predictor.stream(sources, on_fault)]
+    if note := missing_glyphs(predictor.categories):
+        say(note)
+    records, faults = draw_files(predictor, files, folder, min_score, labels=labels)
+    for fault in faults:
+        if on_fault is None or not records:
+            raise UserError(fault)
+        on_fault(fault)
+    folder.write_json("detections.json", records)
+    return records
 
 
-def _listed(path, say):
-    """The images of a list; those that do not exist too, which are faults when they are read."""
-    faults = Faults()
-    try:
-        images = listed_images(path, path.parent, faults)
-    except DataError as error:
-        raise UserError(str(error)) from None
-    for fault in faults.remarks:
-        say(str(fault))
-    return [pathlib.Path(image.path) for image in images]
-
-
-def _in_folder(folder, skip, say):
-    """The images of a folder and its subfolders, in order."""
-    endings, skip = suffixes() | UNREAD_SUFFIXES, skip and pathlib.Path(skip).resolve()
-    images, others = [], collections.Counter()
-
-    def unread(error):
-        others[f"folder that cannot be read ({error.filename})"] += 1
-
-    for root, folders, files in os.walk(folder, onerror=unread):
-        here = pathlib.Path(root)
-        linked = [name for name in folders if (here / name).is_symlink()]
-        others["linked folder"] += len(linked)
-        others["hidden folder"] += sum(name.startswith(".") for name in folders)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name not in linked and not name.startswith(".") and (here / name).resolve() != skip
-        )
-        for name in sorted(files):
-            ending = "hidden" if name.startswith(".") else pathlib.Path(name).suffix.lower()
-            if ending in endings:
-                images.append(here / name)
-            else:
-                others[ending or "without an ending"] += 1
-    if listed := ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count):
-        say(f"{folder}: {len(images)} images; passed over: {listed}")
+def _paths(images):
+    """The paths, folders and globs of `predict` with `to`, as a list."""
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    for one in images:
+        if isinstance(one, bytes) or not isinstance(one, str | os.PathLike):
+            raise UserError(f"images: with `to` they are paths of files and folders, not {shown(one)}")
     return images
 
 
@@ -123,29 +109,16 @@ def draw_files(
     """
     paths = list(paths)
     folder, file_names = drawings_folder(to, paths), drawing_names(paths)
-    faults, pending, records = [], collections.deque(), []
     names = [shown_name(category) for category in predictor.categories]
-
-    def readable():
-        for path in paths:
-            try:
-                image = read_image(path)
-            except UserError as fault:
-                faults.append(str(fault))
-                continue
-            pending.append(path)
-            yield image
-
-    for image, detections in predictor.stream(readable()):
-        path = pending.popleft()
-        name = file_names[path]
+    faults, records = [], []
+    for image, detections in predictor.stream(paths, on_fault=faults.append):
+        name = file_names[detections.path]
         with folder.replacing(name) as temporary:
             drawing = draw_detections(image, detections, names, min_score, labels=labels)
             drawing.save(temporary, quality=92)
         height, width = image.shape[:2]
-        rows = as_rows(detections, predictor.categories, (height, width))
-        record = {"file": str(path), "height": height, "width": width, "drawn": name, "detections": rows}
-        records.append(record)
+        record = {"file": str(detections.path), "height": height, "width": width, "drawn": name}
+        records.append({**record, "detections": detections.to_records()})
     return records, faults
 
 
@@ -177,25 +150,3 @@ def drawing_names(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
         taken.add(name.lower())
         names[path] = name
     return names
-
-
-def as_rows(detections: dict, categories: list[dict], size_hw: tuple[int, int]) -> list[dict]:
-    """Returns the detections of an image as plain values.
-
-    Args:
-        detections: of `Predictor`.
-        categories: [{"id", "name"}, ...] in label order.
-        size_hw:    px of the image.
-    Returns:
-        [{"box" xyxy px, "score", "category_id", "name"}, ...], with masks also "segmentation", run lengths.
-    """
-    rows = []
-    for row in np.flatnonzero(detections["valid"]):
-        category = categories[int(detections["labels"][row])]
-        box = [round(float(side), 3) for side in detections[BOXES][row]]
-        score = float(detections["scores"][row])
-        rows.append({"box": box, "score": score, "category_id": category["id"], "name": category["name"]})
-        if MASKS in detections:
-            mask = detections[MASKS][row]
-            rows[-1]["segmentation"] = run_lengths_of(mask, detections[BOXES][row], size_hw)
-    return rows

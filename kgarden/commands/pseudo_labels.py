@@ -11,9 +11,9 @@ import tempfile
 import warnings
 from collections.abc import Callable
 
-from kgarden.commands.predict import as_rows, find_images
 from kgarden.errors import UserError
-from kgarden.inference.predictor import Predictor, read_image
+from kgarden.inference.image_sources import find_images
+from kgarden.inference.predictor import Predictor
 from tfrecords.converters import coco
 from tfrecords.schema import DataError
 
@@ -70,23 +70,12 @@ def build_pseudo_labels(
 
 def _labelled(predictor, paths, folder, *, score, progress, say):
     """Images and detections as annotations in COCO form; images without any are kept."""
-    images, annotations, names = [], [], []
-
-    def readable():
-        for path in paths:
-            try:
-                image = read_image(path)
-            except UserError as fault:
-                say(str(fault))
-                continue
-            names.append(path.relative_to(folder).as_posix())
-            yield image
-
-    for image, detections in predictor.stream(readable()):
-        number = len(images) + 1
+    images, annotations = [], []
+    for image, detections in predictor.stream(paths, on_fault=say):
+        number, name = len(images) + 1, detections.path.relative_to(folder).as_posix()
         height, width = image.shape[:2]
-        images.append({"id": number, "file_name": names[number - 1], "height": height, "width": width})
-        rows = as_rows(detections, predictor.categories, (height, width))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        rows = detections.to_records()
         annotations += [_annotation(row, number) for row in rows if row["score"] >= score]
         if progress:
             progress(number, len(paths))

@@ -1,48 +1,65 @@
 """Training of a recipe in a run directory; the same call resumes an interrupted run.
 
-train(recipe, "runs/c2")
+train("centernet2", "runs/c2", {"schedule.steps": 1000})
 """
 
 import contextlib
 import os
-import pathlib
+from typing import Any
 
 import keras
 from rich.console import Console
 
 from kgarden import build
-from kgarden.config.loading import load_recipe, stage_recipes
+from kgarden.config.loading import as_recipe, load_recipe, stage_recipes
 from kgarden.config.recipe import Recipe
 from kgarden.data.identity import changes, check_classes
 from kgarden.errors import UserError
-from kgarden.runs import best_weights, claimed, load_categories, write_recipe
+from kgarden.runs import best_weights, claimed, default_run, load_categories, write_recipe
 from kgarden.training.data_remarks import data_remarks
 from kgarden.training.distribution import make_cluster, make_deterministic
 from kgarden.training.gradient_accumulation import accumulated_train_step
 from kgarden.training.loggers import check_packages
 from kgarden.training.reporter import Reporter
 from kgarden.training.trainer import Trainer
+from kgarden.utils.arguments import path_of
 from kgarden.utils.files import make_folder, read_json, write_json
 from kgarden.utils.progress import progress_of
 
 
 def train(
-    recipe: Recipe, run: str | os.PathLike, fresh: bool = False, reporter: Reporter | None = None
+    recipe: Recipe | str | os.PathLike,
+    run: str | os.PathLike | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    row: str | None = None,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
 ) -> dict | None:
-    """Trains a recipe in a run directory, or resumes the run that the directory holds.
+    """Trains a recipe in a run directory, or resumes the run that the directory holds, as `kgarden train`.
 
     Args:
-        recipe:   of `load_recipe`.
-        run:      run directory; created if missing; must not hold another recipe.
-        fresh:    move the existing run aside and start over.
-        reporter: kgarden.training.reporter.Reporter; None: standard output.
+        recipe:    of `load_recipe`; or its path, or the name of a packaged one.
+        run:       run directory; created if missing; must not hold another recipe. None: runs/NAME, or
+                   runs/NAME.ROW, in the working directory.
+        overrides: {"schedule.steps": 20, ...}, keys of the recipe that are replaced.
+        row:       id of one of the recipe's rows.
+        fresh:     move the existing run aside and start over.
+        reporter:  kgarden.training.reporter.Reporter; None: standard output.
     Returns:
         the final evaluation, as in `evaluation.json`; None if the training was interrupted.
     Raises:
         UserError:      the directory or the recipe cannot be used.
         TrainingFailed: a loss is not finite, or another worker is lost.
     """
-    run, reporter = pathlib.Path(run), reporter or Reporter()
+    recipe = as_recipe(recipe, overrides, row)
+    if row in recipe.rows and recipe.rows[row].evaluates:  # a row may lead to a recipe with other rows
+        raise UserError(
+            f"row {row} re-evaluates {recipe.rows[row].evaluates}; train that row, then evaluate its run "
+            f"with --set"
+        )
+    run = default_run(recipe.name, row) if run is None else path_of(run, "run")
+    reporter = reporter or Reporter()
     for stage in stage_recipes(recipe):
         if remark := build.check_learning_rate(stage):
             reporter.line(remark)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from kgarden.config.recipe import PATH_KEYS, Recipe, Row
 from kgarden.config.words import words_of, written_keys
 from kgarden.errors import UserError
+from kgarden.utils.arguments import check_overrides, path_of, shown
 from tfrecords import bounded_yaml
 from tfrecords.bounded_yaml import BoundedLoader
 
@@ -71,7 +72,7 @@ def packaged_recipes() -> dict[str, pathlib.Path]:
 
 def find_recipe(path_or_stem: str | os.PathLike) -> pathlib.Path:
     """Returns the file of a recipe, from a path, a run directory or the name of a packaged recipe."""
-    path = pathlib.Path(path_or_stem)
+    path = path_of(path_or_stem, "recipe")
     if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     if path.is_file():
@@ -111,7 +112,34 @@ def load_recipe(
     Raises:
         UserError: no such recipe or row, or an invalid key or value.
     """
+    check_overrides(overrides)
+    if not isinstance(row, str | None):
+        raise UserError(f"row: the id of a row is needed, not {shown(row)}")
     return _load(find_recipe(path_or_stem), overrides, row)
+
+
+def as_recipe(
+    recipe: Recipe | str | os.PathLike, overrides: dict[str, Any] | None = None, row: str | None = None
+) -> Recipe:
+    """Returns a recipe with overrides, from a Recipe or from what `load_recipe` takes.
+
+    Args:
+        recipe:         Recipe, path of a YAML file, run directory, or name of a packaged recipe.
+        overrides, row: as in `load_recipe`.
+    Raises:
+        UserError: as `load_recipe`; or `row` with a Recipe, which was loaded with or without one.
+    """
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides, row)
+    check_overrides(overrides)
+    if row is not None:
+        raise UserError("row: give it to load_recipe; a Recipe holds its row already")
+    if not overrides:
+        return recipe
+    tree = json.loads(json.dumps(recipe.plain()))
+    for dotted, value in overrides.items():
+        _set(tree, dotted, value)
+    return _validate(tree, recipe.name, {})
 
 
 def _load(path, overrides, row, visited=()):

@@ -12,9 +12,9 @@ from kgarden.build import test_sizes
 from kgarden.data.canvas import canvas_of, resize_to_canvas
 from kgarden.exporters.network import COUNT, Network
 from kgarden.exporters.version import new_version, write_beside
-from kgarden.inference.paste_masks import THRESHOLD
 from kgarden.inference.postprocess import to_original
 from kgarden.structures import BOXES, LABELS, MASKS, SCORES
+from kgarden.utils.paste_masks import THRESHOLD
 from tfrecords.images import MAX_PIXELS, decode
 
 WARMUP_SIDE = 64  # px, side of the grey image in the warm-up requests

@@ -5,25 +5,28 @@ Predictor, `kgarden evaluate` and the exported graph share this path: an image i
 maps the boxes back.
 """
 
+import functools
 import os
-import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
-from PIL import Image
 
 from kgarden.build import load_run, view_sizes
+from kgarden.config.loading import as_recipe
 from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.inference.batching import pad_batch
+from kgarden.inference.detections import Detections
+from kgarden.inference.image_sources import images_of, read_image
 from kgarden.inference.postprocess import to_original
 from kgarden.inference.test_time_augmentation import TestTimeAugmentation
+from kgarden.inference.video import frames_of
 from kgarden.models.base.static_shapes import ready_to_predict
-from kgarden.structures import IMAGES, MIRRORED, SIZE_HW, VIEWS
-from tfrecords.images import decoded_pixels, pixels_of, read_pixels
-from tfrecords.schema import DataError
+from kgarden.structures import IMAGES, MIRRORED, SCORES, SIZE_HW, VALID, VIEWS
+from kgarden.utils.arguments import check_count, check_fraction, shown
 
 
 def compiled_inference(detector: keras.Model) -> keras.Model:
@@ -42,99 +45,54 @@ def inference_of(detector: keras.Model, recipe: Recipe) -> keras.Model | TestTim
     return TestTimeAugmentation(detector, **merge.model_dump())
 
 
-def read_image(source) -> np.ndarray:
-    """Reads an image as RGB, with its EXIF orientation applied.
-
-    Args:
-        source: path of a file in one of `tfrecords.images.FORMATS`; the bytes of such a file, or an open
-                one; a Pillow image; or an array or tensor (H, W), (H, W, 3) or (H, W, 4) uint8.
-    Returns:
-        (H, W, 3) uint8.
-    Raises:
-        UserError: the file is missing, damaged or not an image; the array is not uint8; or the source is of
-                   another kind.
-    """
-    name = "the image"
-    try:
-        if isinstance(source, str | os.PathLike):
-            name = path = pathlib.Path(source)
-            if not path.is_file():
-                raise DataError("no such file")
-            return read_pixels(path)
-        if isinstance(source, Image.Image):
-            return pixels_of(source)
-        if isinstance(source, bytes | bytearray | memoryview):
-            return decoded_pixels(bytes(source))
-        if hasattr(source, "read"):
-            return decoded_pixels(_content(source))
-    except DataError as error:
-        raise UserError(f"{name}: {error}") from error
-    return _check_array(_as_array(source))
-
-
-def _content(file):
-    """The bytes of an open file."""
-    try:
-        content = file.read()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}") from error
-    if not isinstance(content, bytes):
-        raise DataError("a file opened as text is no image: open it with mode 'rb'")
-    return content
-
-
-def _as_array(source):
-    """An array or tensor as an array."""
-    if not hasattr(source, "__array__"):
-        raise UserError(
-            f"an image of type {type(source).__name__} is not supported; give a path, bytes, an open file, a "
-            f"Pillow image or an array (height, width, 3) uint8, or a list of these"
-        )
-    try:
-        return np.asarray(source)
-    except Exception as error:  # a tensor without values, or on a GPU
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"a {type(source).__name__} that has no NumPy array is no image: {reason}") from error
-
-
-def _check_array(array):
-    if array.dtype != np.uint8:
-        raise UserError(f"an array of {array.dtype} is not supported; images are uint8 RGB, 0..255")
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=-1)
-    if array.ndim != 3 or array.shape[-1] not in (3, 4) or 0 in array.shape:
-        raise UserError(f"an array of shape {array.shape} is not supported; images are (height, width, 3)")
-    return array[..., :3]
-
-
 class Predictor:
-    """Detects objects in image files and arrays.
+    """Detects objects in image files, images in memory, folders and videos.
 
     Args:
         detector:   a Detector with its weights.
-        recipe:     the recipe that it was trained with; it gives image sizes and canvases.
-        categories: [{"id", "name"}, ...] in label order, for drawing; None: the labels are the names.
+        recipe:     the recipe that it was trained with, or its name or path; it gives image sizes and
+                    canvases. None: that of the detector, which `load_run` and .keras files carry.
+        categories: [{"id", "name"}, ...] in label order; None: the detector's classes, or their labels.
         batch_size: images of one canvas in a batch.
+        min_score:  smallest score of a detection; 0: all that the model's selection keeps.
+    Raises:
+        UserError: no detector; no recipe; or classes of another number than the detector's.
     """
 
     def __init__(
         self,
         detector: keras.Model,
-        recipe: Recipe,
+        recipe: Recipe | str | os.PathLike | None = None,
         categories: list[dict] | None = None,
         batch_size: int = 1,
+        min_score: float = 0.0,
     ):
+        if not hasattr(detector, "inference_model"):
+            raise UserError(f"detector: a kgarden.Detector is needed, not {shown(detector)}")
+        recipe = getattr(detector, "recipe", None) if recipe is None else recipe
+        if recipe is None:
+            raise UserError("recipe: this detector carries none; give the recipe that it was trained with")
+        check_count(batch_size, "batch_size")
+        check_fraction(min_score, "min_score")
         self.detector = detector
-        self.recipe = recipe
-        self.categories = categories or [{"id": n, "name": str(n)} for n in range(detector.num_classes)]
-        self.batch_size = batch_size
-        self.sizes = view_sizes(recipe, detector.divisor)
-        self.flip = recipe.evaluate.flip
-        self.model = inference_of(detector, recipe)
+        self.recipe = as_recipe(recipe)
+        self.categories = categories or _categories_of(detector)
+        if len(self.categories) != detector.num_classes:
+            raise UserError(
+                f"{len(self.categories)} categories, the detector has {detector.num_classes} classes"
+            )
+        self.batch_size, self.min_score = batch_size, min_score
+        self.sizes = view_sizes(self.recipe, detector.divisor)
+        self.flip = self.recipe.evaluate.flip
+        self.model = inference_of(detector, self.recipe)
 
     @classmethod
     def from_run(
-        cls, run: str | os.PathLike, batch_size: int = 1, overrides: dict | None = None
+        cls,
+        run: str | os.PathLike,
+        batch_size: int = 1,
+        overrides: dict | None = None,
+        min_score: float = 0.0,
     ) -> "Predictor":
         """Builds the predictor of a run directory, with the run's best weights.
 
@@ -142,40 +100,68 @@ class Predictor:
             run:        run directory of a finished training, or of one in progress.
             batch_size: images of one canvas in a batch.
             overrides:  recipe settings for inference, {"evaluate.views.flip": True, ...}.
+            min_score:  smallest score of a detection.
         """
         recipe, detector, categories = load_run(run, overrides=overrides)
-        return cls(detector, recipe, categories, batch_size)
+        return cls(detector, recipe, categories, batch_size=batch_size, min_score=min_score)
 
     @property
     def names(self) -> list[str]:
         """Names of the classes, in label order."""
         return [category["name"] for category in self.categories]
 
-    def __call__(self, source) -> dict | list[dict]:
-        """Returns the detections of one image, or a list of them for a list of images.
+    def __call__(self, source: Any) -> Detections | list[Detections]:
+        """Returns the detections of one image, or a list of them for several.
 
         Args:
-            source: a path, the bytes of an image file, an open file, a Pillow image, an array or tensor
-                    (H, W, 3) uint8 RGB, or a list of these.
+            source: one image: a path, the bytes of an image file, an open file, a Pillow image, or an array
+                    or tensor (H, W, 3) RGB from 0 to 255. Several: a list of these, an array (B, H, W, 3),
+                    or the path of a folder. For videos see `video`.
         Returns:
-            {"boxes": (K, 4) xyxy px of the image, "scores": (K,), "labels": (K,), "valid": (K,) bool,
-            "source": (K,)}, numpy, sorted by score, padded to K rows; with a mask head also "masks"
-            (K, S, S) float32, probabilities over the boxes, to be pasted by `kgarden.paste_masks`.
+            Detections, whose arrays are numpy, in px of the image.
+        Raises:
+            UserError: an image cannot be read, or is of another kind.
         """
-        if not isinstance(source, list | tuple):
+        several = images_of(source)
+        if several is None:
             return next(self.stream([source]))[1]
-        return [detections for _, detections in self.stream(source)]
+        return [detections for _, detections in self.stream(several)]
 
-    def stream(self, sources: Iterable) -> Iterator[tuple[np.ndarray, dict]]:
-        """Yields (image (H, W, 3), detections) of each source in order, with one batch in memory."""
-        batch = []  # [(image, its views)], all of the same canvases
-        for source in sources:
-            image = read_image(source)
+    def stream(
+        self, sources: Iterable, on_fault: Callable[[str], object] | None = None
+    ) -> Iterator[tuple[np.ndarray, Detections]]:
+        """Yields (image (H, W, 3), Detections) of each source in order, with one batch in memory.
+
+        Args:
+            sources:  images, as in `__call__`.
+            on_fault: called with a line on an image that cannot be read, which is left out; None: it raises.
+        """
+        return self._detected(_read_all(sources, on_fault))
+
+    def video(self, source: Any, every: int = 1) -> Iterator[Detections]:
+        """Yields the detections of a video frame by frame; `.image` holds the frame.
+
+        It needs the extra `video` (PyAV). With a batch size above 1, results come a batch at a time.
+
+        Args:
+            source: path of a video file, an open file, or an address that FFmpeg reads, such as rtsp://.
+            every:  1: all frames; n: every n-th one.
+        Raises:
+            UserError: PyAV is not installed, or the source is no video that it can read.
+        """
+        check_count(every, "every")
+        frames = ((frame, frame, path) for frame, path in frames_of(source, every))
+        return (detections for _, detections in self._detected(frames))
+
+    def _detected(self, images):
+        """(image, Detections) of (image, what it was read from, its path), in batches of one canvas."""
+        batch = []  # [(image, source, path, its views)], all of the same canvases
+        for image, source, path in images:
             views = self._views(image)
-            if batch and (len(batch) == self.batch_size or _canvases(batch[0][1]) != _canvases(views)):
+            if batch and (len(batch) == self.batch_size or _canvases(batch[0][-1]) != _canvases(views)):
                 yield from self._detect(batch)
                 batch = []
-            batch.append((image, views))
+            batch.append((image, source, path, views))
         if batch:
             yield from self._detect(batch)
 
@@ -192,14 +178,43 @@ class Predictor:
         return views
 
     def _detect(self, batch):
-        images, views = zip(*batch, strict=True)
+        images, sources, paths, views = zip(*batch, strict=True)
         first, *others = pad_batch([_stacked(view) for view in zip(*views, strict=True)], self.batch_size)
         x = {IMAGES: first[IMAGES], SIZE_HW: first[SIZE_HW]} | ({VIEWS: tuple(others)} if others else {})
         original_hw = pad_batch(np.array([image.shape[:2] for image in images], "int32"), self.batch_size)
         detections = to_original(self.model.predict_on_batch(x), x[SIZE_HW], original_hw)
         detections = {key: ops.convert_to_numpy(value) for key, value in detections.items()}
-        for row, image in enumerate(images):
-            yield image, {key: value[row] for key, value in detections.items()}
+        detections[VALID] = detections[VALID].astype(bool) & (detections[SCORES] >= self.min_score)
+        for row, (image, source, path) in enumerate(zip(images, sources, paths, strict=True)):
+            yield (
+                image,
+                Detections(
+                    {key: value[row] for key, value in detections.items()},
+                    self.categories,
+                    image.shape[:2],
+                    read=functools.partial(read_image, source),
+                    path=path,
+                ),
+            )
+
+
+def _categories_of(detector):
+    names = getattr(detector, "class_names", None) or map(str, range(detector.num_classes))
+    return [{"id": number, "name": name} for number, name in enumerate(names)]
+
+
+def _read_all(sources, on_fault):
+    """(image, what it can be read from again, its path) of each source."""
+    for source in sources:
+        try:
+            image = read_image(source)
+        except UserError as fault:
+            if on_fault is None:
+                raise
+            on_fault(str(fault))
+            continue
+        is_path = isinstance(source, str | os.PathLike)
+        yield image, image if hasattr(source, "read") else source, source if is_path else None
 
 
 def mirrored(canvas: np.ndarray, size_hw: np.ndarray) -> np.ndarray:

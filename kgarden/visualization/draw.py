@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kgarden.errors import UserError
-from kgarden.inference.paste_masks import pasted_part
 from kgarden.utils.fonts import font_of
+from kgarden.utils.paste_masks import pasted_part
 
 GOLDEN_RATIO = 0.618034  # steps of this size around the colour circle never coincide
 LABELS = ("none", "score", "name")  # what is written at a box: nothing, the score, or name and score

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgarden.commands.predict import draw_files, drawing_names, find_images
+from kgarden.commands.predict import draw_files, drawing_names
 from kgarden.errors import UserError
-from kgarden.inference.predictor import read_image
+from kgarden.inference.detections import Detections
+from kgarden.inference.image_sources import find_images, read_image
 from kgarden.visualization.draw import color_of, draw_detections, line_width, text_height
 
 pytestmark = pytest.mark.both_backends
@@ -73,7 +74,7 @@ def test_unreadable_images_are_errors_with_their_name(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             read_image(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
-    for array in (np.zeros((4, 4, 3), "float32"), np.zeros((4, 4, 2), "uint8"), np.zeros((0, 4, 3), "uint8")):
+    for array in (np.zeros((4, 4, 2), "uint8"), np.zeros((0, 4, 3), "uint8")):
         with pytest.raises(UserError, match="images are"):
             read_image(array)
     assert read_image(np.zeros((4, 5), "uint8")).shape == (4, 5, 3)
@@ -284,6 +285,9 @@ def test_images_in_memory_are_those_of_files(tmp_path):
             opened.getpixel((0, 0))  # is still open
     for source in (Image.fromarray(image), Tensor(image), image):
         np.testing.assert_array_equal(read_image(source), image)
+    for kind in ("float32", "float64", "int64"):
+        np.testing.assert_array_equal(read_image(Tensor(image.astype(kind))), image)
+    assert read_image(np.full((2, 2, 3), 1.6)).max() == 2 and not read_image(np.zeros((2, 2, 3))).any()
     assert read_image(Image.fromarray(image).convert("CMYK")).shape == image.shape
     assert read_image(Image.fromarray(image[..., 0])).shape == image.shape
 
@@ -297,10 +301,18 @@ def test_images_in_memory_are_those_of_files(tmp_path):
     ((name for name in ["photo.png"]), "of type generator is not supported"),
     (7, "of type int is not supported"),
     ({"a": 1}, "of type dict is not supported"),
-    (Tensor(np.zeros((3, 4, 3), "float32")), "an array of float32 is not supported"),
+    (Tensor(np.full((3, 4, 3), 0.5, "float32")), "fractions up to 1 is not supported: multiply it by 255"),
+    (np.full((3, 4, 3), 255.5, "float32"), "an array with values from 255.5 to 255.5 is no image"),
+    (np.full((3, 4, 3), -1), "an array with values from -1 to -1 is no image"),
+    (np.full((3, 4, 3), np.nan), "an array with values from nan to nan is no image"),
+    (np.zeros((3, 4, 3), bool), "an array of bool is not supported"),
+    ("https://example.org/photo.jpg", "download the file first"),
+    ("clip.MP4", "clip.MP4: a video is no image; use Predictor.video"),
+    ("", "image: the path is empty"),
+    ("x" * 5000, "File name too long"),
     (Tensor(np.zeros((2, 4, 4, 3), "uint8")), "(2, 4, 4, 3) is not supported; images are (height, width, 3)"),
     (Tensor(TypeError("copy it to the CPU first\nsecond line")), "is no image: copy it to the CPU first"),
-    (np.array([None]), "an array of object is not supported"),
+    (np.array([[None]]), "an array of object is not supported"),
 ])  # fmt: skip
 def test_what_is_no_image_is_refused_in_one_line(source, words):
     with pytest.raises(UserError) as caught:
@@ -317,10 +329,13 @@ class NothingFound:
 
     categories = [{"id": 1, "name": "one"}]
 
-    def stream(self, images):
+    def stream(self, paths, on_fault):
         nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
-        for image in images:
-            yield image, {**nothing, "valid": np.zeros(0, bool)}
+        for path in paths:
+            image = read_image(path)
+            found = {**nothing, "valid": np.zeros(0, bool)}
+            size_hw = image.shape[:2]
+            yield image, Detections(found, self.categories, size_hw, read=None, path=path)
 
 
 def test_drawings_of_images_of_one_name_are_numbered():

@@ -163,7 +163,7 @@ def test_single_view_equals_plain_inference(detector, photos):
     _, paths = photos
     plain = Predictor(detector, recipe_of())(paths[0])
     alone = Predictor(detector, recipe_of(views={"short_side_px": 64}))(paths[0])
-    for key in plain:
+    for key in plain.keys():
         np.testing.assert_array_equal(plain[key], alone[key])
     smaller = Predictor(detector, recipe_of(views={"short_side_px": 48}))
     assert not isinstance(smaller.model, TestTimeAugmentation)

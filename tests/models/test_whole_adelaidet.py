@@ -9,11 +9,11 @@ from scipy import ndimage
 from support import whole_models as whole
 from support.golden import assert_agrees, goldens, params
 
-from kgarden.inference.paste_masks import paste_masks
 from kgarden.models import build_detector
 from kgarden.ops.box_masks import mass_centers
 from kgarden.ops.points import point_grid_of
 from kgarden.structures import BOXES, MASKS
+from kgarden.utils.paste_masks import paste_masks
 from kgarden.weights.adelaidet import IGNORE, TABLE
 from kgarden.weights.state_dict import load_state_dict
 

@@ -12,9 +12,9 @@ from keras import ops
 from pycocotools import mask as mask_tools
 from support.whole_models import detections_of, fast, named_detections, named_maps
 
-from kgarden.inference.paste_masks import paste_masks
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.structures import BOXES, MASK_SIDE, SCORES, VALID
+from kgarden.utils.paste_masks import paste_masks
 from kgarden.weights.state_dict import SUFFIXES, our_name
 
 numpy = ops.convert_to_numpy

@@ -10,9 +10,9 @@ from pycocotools import mask as mask_tools
 from scipy import ndimage
 
 from kgarden.errors import UserError
-from kgarden.inference.paste_masks import paste_masks, pasted_part, run_lengths_of
 from kgarden.inference.postprocess import to_original
 from kgarden.models.base.detector import Detector
+from kgarden.utils.paste_masks import paste_masks, pasted_part, run_lengths_of
 
 
 def paste(mask, box, size_hw):
