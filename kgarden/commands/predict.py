@@ -11,7 +11,6 @@ from kgarden.errors import UserError
 from kgarden.inference.detections import Detections
 from kgarden.inference.image_sources import find_images, images_of
 from kgarden.inference.predictor import Predictor
-from kgarden.runs import load_run_recipe
 from kgarden.utils.arguments import check_count, check_fraction, path_of, shown
 from kgarden.utils.fonts import missing_glyphs, shown_name
 from kgarden.utils.output_folder import OutputFolder
@@ -54,7 +53,6 @@ def predict(
     check_labels(labels)
     check_count(batch_size, "batch_size")
     check_fraction(min_score, "min_score")
-    load_run_recipe(run, overrides)  # its faults are said before images are looked for
     if to is not None:
         files = find_images(_paths(images), skip=path_of(to, "to"), say=say)
         folder = drawings_folder(to, files)
