@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -38,24 +38,36 @@ CACHE = pathlib.Path("~/.cache/kgarden/data")  # of converted data sets outside 
 
 
 def build_model(
-    recipe: Recipe, num_classes: int | None = None, say: Callable[[str], object] = warnings.warn
+    recipe: Recipe,
+    num_classes: int | None = None,
+    say: Callable[[str], object] = warnings.warn,
+    class_names: Sequence[str] | None = None,
 ) -> Detector:
     """Builds the recipe's detector, initialised and frozen as the recipe specifies.
 
     Args:
         recipe:      of `load_recipe`.
-        num_classes: number of classes of the data; None: that of the recipe, or of its training data.
+        num_classes: number of classes of the data; None: that of `class_names`, of the recipe, or of its
+                     training data.
         say:         function that receives a line on initial weights that do not fit.
+        class_names: names of the classes in label order; None: those of the training data, if that is
+                     opened, else not known.
     Returns:
-        Detector with all its variables, not compiled. TF32 is allowed or forbidden in the whole process.
+        Detector with all its variables, not compiled, with its `recipe` and `class_names`. TF32 is
+        allowed or forbidden in the whole process.
     Raises:
         UserError: an unknown name or setting, or weights that do not fit.
     """
     _check_policy(recipe)
     check_init(recipe)
     recipe = with_pixels_of_weights(recipe)
-    if num_classes is None and recipe.model.num_classes is None:
-        num_classes = len(prepare_data(recipe, splits=("train",)).categories)
+    categories = None
+    if class_names is not None:
+        categories = [{"id": number, "name": name} for number, name in enumerate(class_names)]
+    elif num_classes is None and recipe.model.num_classes is None:
+        categories = prepare_data(recipe, splits=("train",)).categories
+    if num_classes is None and categories is not None:
+        num_classes = len(categories)
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
@@ -64,6 +76,8 @@ def build_model(
             say(left_out)
     if recipe.freeze:
         detector.freeze(recipe.freeze)
+    if categories is not None:
+        detector.categories = categories
     return detector
 
 
@@ -84,6 +98,7 @@ def _bare_model(recipe, num_classes, precision=None):
         raise UserError(f"model.num_classes is {expected}, the data has {num_classes} classes; remove it")
     with dtype_policy_scope(precision or recipe.precision):
         detector = build_detector(settings, expected or num_classes, recipe.seed)
+    detector.recipe = recipe
     _rematerialise(detector, recipe.remat)
     for height, width in canvases(recipe) + canvases(recipe, test=True):
         if height % detector.divisor or width % detector.divisor:
@@ -398,4 +413,5 @@ def load_run(
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, len(categories), precision="float32")
     load_all(detector, best_weights(run) if weights is None else path_of(weights, "weights"))
+    detector.categories = categories
     return recipe, detector, categories

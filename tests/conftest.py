@@ -37,6 +37,7 @@ from support import golden, not_yet  # noqa: E402
 if ON_JAX:
     collect_ignore = [
         "commands/test_train.py",
+        "exporters/test_detector_export.py",
         "exporters/test_portable.py",
         "exporters/test_saved_model.py",
         "exporters/test_weights.py",

@@ -11,6 +11,7 @@ import pathlib
 import keras
 import numpy as np
 
+from kgarden.models.base.part_shapes import call_hook
 from kgarden.models.published import PUBLISHED
 from kgarden.structures import IMAGES, SIZE_HW
 
@@ -32,10 +33,10 @@ def describe(detector: keras.Model, canvas: tuple[int, int]) -> list[dict]:
     with contextlib.ExitStack() as hooks:
         for name, part in parts.items():
             hooks.enter_context(
-                _call_hook(part, lambda result, args, name=name: outputs.update({name: result}))
+                call_hook(part, lambda result, args, name=name: outputs.update({name: result}))
             )
             for layer in _kernel_layers(part):
-                hooks.enter_context(_call_hook(layer, _mac_counter(macs, name, layer)))
+                hooks.enter_context(call_hook(layer, _mac_counter(macs, name, layer)))
         x = {IMAGES: np.zeros((1, *canvas, 3), "uint8"), SIZE_HW: np.array([canvas], "int32")}
         detector.inference_model()(x)
     rows = []
@@ -105,27 +106,6 @@ def _mac_counter(macs, name, layer):
         macs[name] += positions * kernel
 
     return count
-
-
-@contextlib.contextmanager
-def _call_hook(layer, hook):
-    """Context in which `hook(result, args)` runs after every call of a layer."""
-    call, own = layer.call, vars(layer).get("call")
-
-    def hooked(*args, **kwargs):
-        result = call(*args, **kwargs)
-        hook(result, args)
-        return result
-
-    # Keras reads the signature of `call` once, when the layer is created: any callable will do now
-    object.__setattr__(layer, "call", hooked)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(layer, "call")
-        else:
-            object.__setattr__(layer, "call", own)
 
 
 def shapes_of(result) -> str:

@@ -109,7 +109,7 @@ def _train_stage(recipe, run, before, *, reporter, cluster):
     built = {}
 
     def make(categories):
-        built["detector"] = _compiled(recipe, len(categories), before, reporter=reporter, cluster=cluster)
+        built["detector"] = _compiled(recipe, categories, before, reporter=reporter, cluster=cluster)
 
     # What is wrong with the model is said before data are converted. Workers build theirs together, later.
     early = None if cluster.workers else make
@@ -131,13 +131,14 @@ def _train_stage(recipe, run, before, *, reporter, cluster):
     return trainer.finish()
 
 
-def _compiled(recipe, num_classes, before, *, reporter, cluster):
+def _compiled(recipe, categories, before, *, reporter, cluster):
     """Builds and compiles the detector with its initial weights, or with those of the stage before."""
     keras.utils.set_random_seed(recipe.seed)
     if recipe.deterministic:
         make_deterministic()
     with cluster.strategy.scope():
-        detector = build.build_model(recipe, num_classes=num_classes, say=reporter.note)
+        detector = build.build_model(recipe, num_classes=len(categories), say=reporter.note)
+        detector.categories = categories
         if before is not None and recipe.init is None:
             left_out = build.start_from(detector, weights=best_weights(before))
             if left_out:

@@ -142,6 +142,18 @@ def as_recipe(
     return _validate(tree, recipe.name, {})
 
 
+def recipe_from(tree: dict, where: str) -> Recipe:
+    """Returns the recipe of a nested dictionary, as `Recipe.plain` gives it.
+
+    Args:
+        tree:  of JSON types.
+        where: what holds it, for messages.
+    Raises:
+        UserError: an invalid key or value.
+    """
+    return _validate(json.loads(json.dumps(tree)), where, {})
+
+
 def _load(path, overrides, row, visited=()):
     """`load_recipe`; `visited` are the (path, row) that led here."""
     tree, lines = _read(path)

@@ -1,6 +1,7 @@
 """Export formats: checks of an export's arguments, and the writer of each format."""
 
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from kgarden.errors import UserError
 from kgarden.exporters.portable import write_portable
 from kgarden.exporters.saved_model import write_saved_model
 from kgarden.exporters.version import views_left_out
-from kgarden.utils.arguments import check_count, shown
+from kgarden.utils.arguments import check_count, path_of, shown
 
 FORMATS = ("saved_model", "onnx", "litert")
 
@@ -46,6 +47,37 @@ def check_export(format: str, canvases: Sequence | None = None, batch: int | Non
 def _are_canvases(value):
     pairs = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) for one in value)
     return pairs and all(len(one) == 2 and all(isinstance(side, int) for side in one) for one in value)
+
+
+def export_detector(detector: keras.Model, path, *, format: str, canvases=None, batch: int | None = None):
+    """Exports a detector that carries its recipe; see `kgarden.Detector.export`."""
+    path = path_of(path, "path")
+    check_export(format, canvases, batch)
+    if detector.recipe is None:
+        raise UserError(
+            "export: this detector carries no recipe, which gives the image sizes; build it with "
+            "kgarden.build_model, or set detector.recipe = kgarden.load_recipe(...)"
+        )
+    categories = detector.categories or [{"id": n, "name": str(n)} for n in range(detector.num_classes)]
+    return write_export(
+        _in_float32(detector),
+        detector.recipe,
+        categories,
+        path,
+        format=format,
+        canvases=canvases,
+        batch=batch,
+        say=warnings.warn,
+    )
+
+
+def _in_float32(detector):
+    """The detector itself, or a copy that computes in float32, as those of `load_run`."""
+    if detector.dtype_policy.name == "float32":
+        return detector
+    copy = type(detector).from_config({**detector.get_config(), "precision": "float32"})
+    copy.set_weights(detector.get_weights())
+    return copy
 
 
 def write_export(

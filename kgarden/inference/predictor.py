@@ -167,8 +167,7 @@ class Predictor:
 
     def _views(self, image):
         """[x without a batch axis] of the views of one image; the first one is not mirrored."""
-        from kgarden.data.canvas import resize_to_canvas  # needs TensorFlow
-
+        resize_to_canvas = _resize_to_canvas()
         views = []
         for size in self.sizes:
             canvas, size_hw = map(np.asarray, resize_to_canvas(image, **size))
@@ -198,9 +197,20 @@ class Predictor:
             )
 
 
+def _resize_to_canvas():
+    try:
+        from kgarden.data.canvas import resize_to_canvas
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Predictor resizes images with TensorFlow, on the JAX backend too ({error}): "
+            f"pip install 'tensorflow~=2.21.0'"
+        ) from error
+    return resize_to_canvas
+
+
 def _categories_of(detector):
-    names = getattr(detector, "class_names", None) or map(str, range(detector.num_classes))
-    return [{"id": number, "name": name} for number, name in enumerate(names)]
+    numbered = [{"id": number, "name": str(number)} for number in range(detector.num_classes)]
+    return getattr(detector, "categories", None) or numbered
 
 
 def _read_all(sources, on_fault):

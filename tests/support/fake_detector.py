@@ -12,7 +12,8 @@ import numpy as np
 from keras import ops
 
 from kgarden.heads.selection import Selection
-from kgarden.models.base.detector import FirstNonFiniteStep, InferenceModel
+from kgarden.models.base.detector import InferenceModel
+from kgarden.models.base.non_finite import FirstNonFiniteStep
 from kgarden.models.base.static_shapes import StaticShapeModel
 
 CELL = 16

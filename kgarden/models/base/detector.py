@@ -31,48 +31,32 @@ Terms are float32 scalars named "<part>/<what>", sums over this replica divided 
 all replicas, times the number of replicas: their mean over replicas is the loss of the global batch.
 """
 
+import importlib
 import json
 import os
+import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
-from keras import ops
 
 from kgarden.backbones import make_backbone
 from kgarden.backbones.adapted import AdaptedBackbone
+from kgarden.config.loading import recipe_from
+from kgarden.config.recipe import Recipe
 from kgarden.errors import UserError
 from kgarden.heads.selection import clipped
 from kgarden.layers.pixels import Normalize, pixel_settings, pixels_of_preset
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.models.base.batches import inputs_of, training_data, validation_pair
+from kgarden.models.base.non_finite import FirstNonFiniteStep
+from kgarden.models.base.part_shapes import part_shapes, shown_in_summary
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.ops import replicas
 from kgarden.structures import IMAGES, MASKS, SIZE_HW
 
+SUMMARY_SIDE = 512  # px, of the canvas of `summary`
 ABSTRACT = "a subclass implements this; use OneStage or TwoStage"
-
-
-class FirstNonFiniteStep(keras.metrics.Metric):
-    """The number of the first step since the last reset whose loss was not finite on any replica; 0: none."""
-
-    def __init__(self, name="first_bad_step"):
-        super().__init__(name=name)
-        self.step = self.add_variable((), "zeros", "int32", aggregation="only_first_replica", name="step")
-
-    def update_state(self, step, loss):
-        """Take in one step.
-
-        Args:
-            step: () int, counted from 1.
-            loss: () float, of this replica.
-        """
-        bad = replicas.sum_over_replicas(1.0 - ops.cast(ops.isfinite(loss), "float32")) > 0
-        is_first = ops.logical_and(bad, self.step.value == 0)
-        self.step.assign(ops.where(is_first, ops.cast(step, "int32"), self.step.value))
-
-    def result(self):
-        return ops.cast(self.step.value, "float32")
 
 
 class Detector(StaticShapeModel):
@@ -90,6 +74,8 @@ class Detector(StaticShapeModel):
     builder: Callable | None = None  # `kgarden.models.build_detector`, which sets it
     reports_first_bad_step = False  # whether logs have "first_bad_step", which the trainer reads
     origin: str | None = None  # the builder's arguments as JSON, for .keras files; None: some are layers
+    recipe: Recipe | None = None  # what it is trained with; gives image sizes to Predictor and export
+    _categories: str | None = None  # as JSON, which Keras does not wrap
 
     def __init__(self, backbone, neck, pixels, num_classes, seed=0, divisor=None, **kwargs):
         super().__init__(**kwargs)
@@ -99,6 +85,29 @@ class Detector(StaticShapeModel):
         self.num_classes = num_classes
         self.seed = seed
         self.divisor = divisor or getattr(neck, "divisor", 32)
+
+    @property
+    def categories(self) -> list[dict] | None:
+        """The classes, [{"id": of the data set, "name"}, ...] in label order; None: not known."""
+        return None if self._categories is None else json.loads(self._categories)
+
+    @categories.setter
+    def categories(self, categories):
+        categories = [{"id": int(one["id"]), "name": str(one["name"])} for one in categories]
+        if len(categories) != self.num_classes:
+            raise UserError(f"{len(categories)} classes, the detector has {self.num_classes}")
+        self._categories = json.dumps(categories)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in label order; None: not known. Set, they give the classes the ids 0..C-1."""
+        return None if self._categories is None else [one["name"] for one in self.categories]
+
+    @class_names.setter
+    def class_names(self, names):
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"class_names: a list of strings is needed, not {names!r}")
+        self.categories = [{"id": number, "name": name} for number, name in enumerate(names)]
 
     # The slots. OneStage and TwoStage fill them.
 
@@ -122,6 +131,7 @@ class Detector(StaticShapeModel):
 
     def build(self, input_shape=None):
         """Create every variable, also those that only the loss uses, and the counters of the terms."""
+        self.pixels.build((None, None, None, 3))
         self.backbone.build((None, None, None, 3))
         self.neck.build([(None, None, None, width) for width in self.backbone.channels])
         pyramid = [(None, None, None, self.neck.channels)] * len(self.neck.strides)
@@ -203,13 +213,26 @@ class Detector(StaticShapeModel):
             for layer in found:
                 layer.trainable = False
 
-    # .keras files: the builder's arguments, and the weights.
+    def summary(self, canvas: tuple[int, int] | None = None, **options) -> None:
+        """Prints Keras' summary, with the output shapes on one canvas.
+
+        Args:
+            canvas:  (height, width) px; None: the first that the recipe names, or about 512 x 512.
+            options: as in keras.Model.summary.
+        """
+        if canvas is None:
+            canvases = self.recipe and self.recipe.data.canvases
+            canvas = canvases[0] if canvases else [-(-SUMMARY_SIDE // self.divisor) * self.divisor] * 2
+        with shown_in_summary(part_shapes(self, tuple(canvas))):
+            super().summary(**options)
+
+    # .keras files: the builder's arguments, the recipe, the classes, and the weights.
 
     def save(self, filepath: str | os.PathLike, **options) -> None:
         """Saves a .keras file; `keras.saving.load_model` reads it after `from kgarden import Detector`.
 
-        The file holds the weights and how the detector is built, but no optimizer: to resume a training, use
-        `kgarden train`.
+        The file holds the weights, how the detector is built, its recipe and its classes, but no optimizer:
+        to resume a training, use `kgarden train`.
 
         Args:
             filepath: ends with .keras.
@@ -228,18 +251,63 @@ class Detector(StaticShapeModel):
                 "only detectors that are built from settings alone can be saved as .keras; use "
                 "save_weights('NAME.weights.h5') and load_weights on a detector that is built in the same way"
             )
-        return json.loads(self.origin)
+        return {
+            **json.loads(self.origin),
+            "pixels": {"mean": self.pixels.mean, "std": self.pixels.std, "order": self.pixels.order},
+            "recipe": None if self.recipe is None else {**self.recipe.plain(), "rows": {}},
+            "categories": self.categories,
+        }
 
     @classmethod
     def from_config(cls, config):
         with dtype_policy_scope(config["precision"]):
-            return Detector.builder(config["settings"], config["num_classes"], config["seed"])
+            detector = Detector.builder(config["settings"], config["num_classes"], config["seed"])
+        if (pixels := config.get("pixels")) is not None:  # those that the weights were trained with
+            detector.pixels.mean, detector.pixels.std = pixels["mean"], pixels["std"]
+            detector.pixels.order = pixels["order"]
+        if (recipe := config.get("recipe")) is not None:
+            detector.recipe = recipe_from(recipe, "the recipe in the .keras file")
+        if (categories := config.get("categories")) is not None:
+            detector.categories = categories
+        return detector
 
     def get_build_config(self):
         return None  # the builder builds
 
     def get_compile_config(self):
         return None
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        format: str = "saved_model",
+        *,
+        canvases: Sequence[tuple[int, int]] | None = None,
+        batch: int | None = None,
+    ) -> pathlib.Path:
+        """Exports the detector to PATH/1/, or the next free version number, as `kgarden export` does.
+
+        It need not have been called, compiled or trained. The export computes in float32.
+
+        Args:
+            path:     parent of the version directory.
+            format:   "saved_model", "onnx" or "litert".
+            canvases: [(height, width), ...] of ONNX and LiteRT files; None: all of the recipe.
+            batch:    batch size of ONNX and LiteRT files; None: 1.
+        Returns:
+            path of the version directory.
+        Raises:
+            UserError: the detector has no recipe, the format is unknown or does not support the model, `path`
+                       cannot be written to, or the backend is JAX.
+        """
+        if keras.backend.backend() != "tensorflow":
+            raise UserError(
+                f"export does not support KERAS_BACKEND={keras.backend.backend()}: save the detector as "
+                f".keras, and export that on the TensorFlow backend"
+            )
+        # The writers are above the models: they are imported when they are asked for.
+        writers = importlib.import_module("kgarden.exporters.export_formats")
+        return writers.export_detector(self, path, format=format, canvases=canvases, batch=batch)
 
     # fit, evaluate and predict, on batches as Keras users have them.
 
