@@ -16,6 +16,7 @@ from kgarden.data.before import check_before, check_number
 from kgarden.data.identity import check_equal_classes, identity_of
 from kgarden.errors import UserError
 from kgarden.layers.precision import dtype_policy_scope
+from kgarden.layers.remat import rematerialise
 from kgarden.models import build_detector
 from kgarden.models.base.detector import Detector
 from kgarden.necks import divisor_of
@@ -47,14 +48,11 @@ def build_model(
 
     Args:
         recipe:      of `load_recipe`.
-        num_classes: number of classes of the data; None: that of `class_names`, of the recipe, or of its
-                     training data.
+        num_classes: number of classes; None: that of `class_names`, of the recipe, or of its training data.
         say:         function that receives a line on initial weights that do not fit.
-        class_names: names of the classes in label order; None: those of the training data, if that is
-                     opened, else not known.
+        class_names: in label order; None: those of the training data, if that is opened, else not known.
     Returns:
-        Detector with all its variables, not compiled, with its `recipe` and `class_names`. TF32 is
-        allowed or forbidden in the whole process.
+        Detector with all its variables, not compiled. TF32 is allowed or forbidden in the whole process.
     Raises:
         UserError: an unknown name or setting, or weights that do not fit.
     """
@@ -66,8 +64,7 @@ def build_model(
         categories = [{"id": number, "name": name} for number, name in enumerate(class_names)]
     elif num_classes is None and recipe.model.num_classes is None:
         categories = prepare_data(recipe, splits=("train",)).categories
-    if num_classes is None and categories is not None:
-        num_classes = len(categories)
+    num_classes = num_classes or (categories and len(categories))
     allow_tf32(recipe.allow_tf32)
     detector = _bare_model(recipe, num_classes)
     if recipe.init:
@@ -99,7 +96,7 @@ def _bare_model(recipe, num_classes, precision=None):
     with dtype_policy_scope(precision or recipe.precision):
         detector = build_detector(settings, expected or num_classes, recipe.seed)
     detector.recipe = recipe
-    _rematerialise(detector, recipe.remat)
+    rematerialise(detector, recipe.remat)
     for height, width in canvases(recipe) + canvases(recipe, test=True):
         if height % detector.divisor or width % detector.divisor:
             raise UserError(
@@ -107,20 +104,6 @@ def _bare_model(recipe, num_classes, precision=None):
                 f"as {recipe.model.name} requires"
             )
     return detector
-
-
-def _rematerialise(detector, names):
-    """Enables rematerialisation in the named parts; see kgarden/layers/remat.py."""
-    parts = {
-        name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
-        for name, part in detector.parts().items()
-    }
-    supported = [name for name, layers in parts.items() if layers]
-    for name in names:
-        if name not in supported:
-            raise UserError(f"remat: {name!r} is not supported; use one of: {', '.join(supported) or 'none'}")
-        for layer in parts[name]:
-            layer.remat = True
 
 
 def _lists(value):

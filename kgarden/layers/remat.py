@@ -7,6 +7,7 @@ default, and calls the layers to rematerialise through `recomputed`.
 import keras
 from keras import ops
 
+from kgarden.errors import UserError
 from kgarden.layers.norm import BatchNorm
 
 
@@ -52,3 +53,24 @@ def _statistics(layers):
     parts = [part for layer in layers for part in layer._flatten_layers()]
     norms = [part for part in parts if isinstance(part, BatchNorm) and part.uses_batch(training=True)]
     return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
+
+
+def rematerialise(detector, names):
+    """Enables rematerialisation in the named parts of a detector.
+
+    Args:
+        detector: with `parts()`.
+        names:    of parts, as in `detector.parts()`.
+    Raises:
+        UserError: a part that does not exist or does not support it.
+    """
+    parts = {
+        name: [layer for layer in part._flatten_layers() if hasattr(layer, "remat")]
+        for name, part in detector.parts().items()
+    }
+    supported = [name for name, layers in parts.items() if layers]
+    for name in names:
+        if name not in supported:
+            raise UserError(f"remat: {name!r} is not supported; use one of: {', '.join(supported) or 'none'}")
+        for layer in parts[name]:
+            layer.remat = True
