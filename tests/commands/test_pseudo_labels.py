@@ -10,6 +10,9 @@ from support.fake_runs import NAMES, make_run
 from kgarden import cli
 from kgarden.commands import pseudo_labels
 from kgarden.data.sources import open_dataset
+from kgarden.errors import UserError
+from kgarden.inference.detections import Detections
+from kgarden.inference.image_sources import read_image
 
 pytestmark = pytest.mark.tensorflow
 FOUND = {  # by the value of an image's first pixel: boxes, scores, labels
@@ -25,14 +28,17 @@ class KnownPredictor:
     def __init__(self, categories):
         self.categories = categories
 
-    def stream(self, images):
-        for image in images:
+    def stream(self, paths, on_fault):
+        for path in paths:
+            try:
+                image = read_image(path)
+            except UserError as fault:
+                on_fault(str(fault))
+                continue
             boxes, scores, labels = FOUND[int(image[0, 0, 0])]
-            valid = np.ones(len(boxes), bool)
-            yield (
-                image,
-                {"boxes": np.float32(boxes), "scores": np.array(scores), "labels": labels, "valid": valid},
-            )
+            found = {"boxes": np.float32(boxes), "scores": np.array(scores), "labels": np.array(labels)}
+            found["valid"] = np.ones(len(boxes), bool)
+            yield image, Detections(found, self.categories, image.shape[:2], read=None, path=path)
 
 
 @pytest.fixture
