@@ -6,7 +6,6 @@ An unknown key, a wrong type or a contradiction is a one-line UserError that nam
 file and the nearest key. kgarden/config/recipe.py lists the keys.
 """
 
-import contextlib
 import copy
 import difflib
 import functools
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from kgarden.config.dotted_keys import merge, set_key
 from kgarden.config.recipe import PATH_KEYS, Recipe, Row
 from kgarden.config.words import words_of, written_keys
 from kgarden.errors import UserError
@@ -138,7 +138,7 @@ def as_recipe(
         return recipe
     tree = json.loads(json.dumps(recipe.plain()))
     for dotted, value in overrides.items():
-        _set(tree, dotted, value)
+        set_key(tree, dotted, value)
     return _validate(tree, recipe.name, {})
 
 
@@ -168,7 +168,7 @@ def _load(path, overrides, row, visited=()):
             other = find_recipe(other if other.is_file() else entry["recipe"])
             return _load(other, overrides, entry.get("row"), (*visited, here))
     for dotted, value in (overrides or {}).items():
-        _set(tree, dotted, value)
+        set_key(tree, dotted, value)
         lines = {keys: line for keys, line in lines.items() if ".".join(map(str, keys)) != dotted}
     recipe = _validate(_resolve_paths(tree, path.parent), path, lines)
     _check_rows(recipe, path, lines)
@@ -193,7 +193,7 @@ def row_settings(recipe: Recipe, row: Row) -> dict[str, Any]:
     """Returns all settings of a row of this recipe, as nested dictionaries that are not validated."""
     tree = json.loads(json.dumps({key: value for key, value in recipe.plain().items() if key != "rows"}))
     for dotted, value in row.set.items():
-        _set(tree, dotted, value)
+        set_key(tree, dotted, value)
     return tree
 
 
@@ -201,7 +201,7 @@ def nested(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of nested dictionaries with overrides by dotted keys."""
     tree = copy.deepcopy(tree)
     for dotted, value in overrides.items():
-        _set(tree, dotted, value)
+        set_key(tree, dotted, value)
     return tree
 
 
@@ -213,7 +213,7 @@ def stage_recipes(recipe: Recipe) -> list[Recipe]:
     recipes = []
     for number, stage in enumerate(recipe.stages):
         tree = json.loads(json.dumps(base))
-        _merge(tree, stage)
+        merge(tree, stage)
         recipes.append(_validate(tree, f"{recipe.name}, stages[{number}]", {}))
     return recipes
 
@@ -261,46 +261,6 @@ def _note_lines(node, keys, lines, duplicates):
         for index, value in enumerate(node.value):
             lines[(*keys, str(index))] = value.start_mark.line + 1
             _note_lines(value, (*keys, str(index)), lines, duplicates)
-
-
-def _set(tree, dotted, value):
-    *folders, last = str(dotted).split(".")
-    for depth, folder in enumerate(folders):
-        # lists are indexed by number; any other value that is not a mapping is replaced by one
-        if isinstance(tree, list):
-            tree = _element(tree, folder, dotted)
-            continue
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {dotted}: {tree!r} has no element {folder!r}")
-        if not isinstance(tree.get(folder), dict | list):
-            if isinstance(tree.get(folder), str) and depth and folders[0] == "model":
-                tree[folder] = {"name": tree[folder]}  # backbone: resnet18 is short for {name: resnet18}
-            else:
-                tree[folder] = {}
-        tree = tree[folder]
-    if isinstance(tree, list):
-        _element(tree, last, dotted)
-        tree[int(last)] = value
-    elif isinstance(tree, dict):
-        tree[last] = value
-    else:
-        raise UserError(f"--set {dotted}: {tree!r} has no element {last!r}")
-
-
-def _element(tree, index, dotted):
-    with contextlib.suppress(ValueError, IndexError):
-        return tree[int(index)]
-    raise UserError(f"--set {dotted}: no element {index!r} in a list of {len(tree)}")
-
-
-def _merge(tree, changes):
-    for key, value in changes.items():
-        if "." in key:
-            _set(tree, key, value)
-        elif isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = value
 
 
 def _resolve_paths(value, folder, key=None):
