@@ -196,7 +196,7 @@ def evaluate(
     ] = None,
     set_: SetOption = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Comma-separated: coco, voc07, voc_area, open_images.")
+        str | None, typer.Option(help="Comma-separated: coco, voc07, voc_area, open_images, lvis.")
     ] = None,
     max_detections: Annotated[
         int | None,

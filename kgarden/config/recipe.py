@@ -91,7 +91,7 @@ class Data(Section):
     keep_empty: bool = False  # also train on images without objects
 
 
-Metric = Literal["coco", "voc07", "voc_area", "open_images"]
+Metric = Literal["coco", "voc07", "voc_area", "open_images", "lvis"]
 
 
 class Views(Section):

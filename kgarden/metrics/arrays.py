@@ -27,6 +27,7 @@ class Objects:
         difficult: PASCAL VOC's flag; each metric defines its meaning.
         group:     one box around several objects (Open Images' IsGroupOf).
         masks:     list of run-length codes, or None: boxes only.
+        area:      px^2, as annotated; None: not known.
     """
 
     image: np.ndarray
@@ -36,6 +37,7 @@ class Objects:
     difficult: np.ndarray
     group: np.ndarray
     masks: list | None = None
+    area: np.ndarray | None = None
 
     def __len__(self):
         return len(self.image)
@@ -53,6 +55,12 @@ class Detections:
 
     def __len__(self):
         return len(self.image)
+
+    def where(self, kept):
+        """Returns the detections of a (N,) mask."""
+        masks = self.masks and [self.masks[row] for row in np.flatnonzero(kept)]
+        plain = (self.image[kept], self.label[kept], self.boxes[kept], self.score[kept])
+        return Detections(*plain, masks=masks)
 
     def order(self):
         """Returns rows by descending score; ties by image, then in the given order, as in COCO."""
@@ -73,6 +81,8 @@ class Table:
                              classes have no hierarchy.
         verified:            (V, 3) image, label and 1 or 0, the verified image-level labels: whether objects
                              of the class are in the image; None: the ground truth has none.
+        not_exhaustive:      (E, 2) image and label, classes of which not every object of the image has a box;
+                             None: the ground truth does not say.
     """
 
     objects: Objects
@@ -83,6 +93,7 @@ class Table:
     per_image: int | None = None
     ancestors: np.ndarray | None = None
     verified: np.ndarray | None = None
+    not_exhaustive: np.ndarray | None = None
 
 
 def tabulate(
@@ -97,7 +108,11 @@ def tabulate(
         iou_type:  "bbox", or "segm" to convert masks as well.
     """
     categories = [
-        {"id": one["id"], "name": str(one.get("name", one["id"]))}
+        {
+            "id": one["id"],
+            "name": str(one.get("name", one["id"])),
+            **({"frequency": one["frequency"]} if "frequency" in one else {}),
+        }
         for one in sorted(truth["categories"], key=lambda one: one["id"])
     ]
     known = {one["id"] for one in truth["images"]}
@@ -131,6 +146,7 @@ def tabulate(
         difficult=flags(annotations, "difficult"),
         group=flags(annotations, "is_group_of", "isgroupof", "iscrowd"),
         masks=object_masks,
+        area=np.array([e.get("area", np.nan) for e in annotations], np.float64),
     )
     score = np.array([e["score"] for e in results], np.float64)
     detections = Detections(*columns(results), score=score, masks=result_masks)
@@ -141,6 +157,7 @@ def tabulate(
         np.array(image_ids),
         ancestors=_ancestors(truth["categories"], label_of),
         verified=_verified(truth["images"], image_of, label_of),
+        not_exhaustive=_not_exhaustive(truth["images"], image_of, label_of),
     )
 
 
@@ -168,6 +185,21 @@ def _verified(images, image_of, label_of):
         if category in label_of
     ]
     return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _not_exhaustive(images, image_of, label_of):
+    """(E, 2) of "not_exhaustive_category_ids" of the images, or None if none has this key."""
+    key = "not_exhaustive_category_ids"
+    if not any(key in one for one in images):
+        return None
+    rows = [
+        (image_of[one["id"]], label_of[category])
+        for one in images
+        if one["id"] in image_of
+        for category in one.get(key, ())
+        if category in label_of
+    ]
+    return np.array(rows, np.int64).reshape(-1, 2)
 
 
 def _xyxy(entries):

@@ -9,7 +9,7 @@ rounds.
 import numpy as np
 
 
-def match(pairs, rank, num_detections, num_objects):
+def match(pairs, rank, num_detections, num_objects, last=None):
     """Matches detections and objects greedily by score, as COCO does.
 
     Args:
@@ -17,11 +17,13 @@ def match(pairs, rank, num_detections, num_objects):
         rank:           (N,) position of each detection by score, 0 = highest.
         num_detections: N.
         num_objects:    M.
+        last:           (M,) bool, objects that a detection matches only if it can match no other; None: none.
     Returns:
         (N,) row of the object that each detection matches, -1: none.
     """
     # by detection, highest IoU first; ties go to the later object, as in pycocotools
-    order = np.lexsort((-pairs.object, -pairs.iou, pairs.detection))
+    later = np.zeros(num_objects, bool) if last is None else last
+    order = np.lexsort((-pairs.object, -pairs.iou, later[pairs.object], pairs.detection))
     rows, gt_rows = pairs.detection[order], pairs.object[order]
     next_ = np.searchsorted(rows, np.arange(num_detections), "left")  # pair of the next proposal
     end = np.searchsorted(rows, np.arange(num_detections), "right")

@@ -155,6 +155,7 @@ def _repeated(rows, relation):
     copied, label = _related(rows.label, relation)
     at = np.concatenate([np.arange(len(rows)), copied])
     plain = [one.name for one in dataclasses.fields(rows) if one.name not in ("label", "masks")]
+    plain = [name for name in plain if getattr(rows, name) is not None]
     return dataclasses.replace(
         rows,
         **{name: getattr(rows, name)[at] for name in plain},

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from kgarden.errors import UserError
 from kgarden.metrics.coco import coco_metrics_of, percent
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.limits import limited
+from kgarden.metrics.lvis import evaluate_lvis
 from kgarden.metrics.open_images import evaluate_open_images
 from kgarden.metrics.voc import voc_ap
 
@@ -15,6 +18,7 @@ HEADLINES = {
     "voc07": "voc07_map",
     "voc_area": "voc_area_map",
     "open_images": "open_images_map",
+    "lvis": "lvis_ap",
 }
 
 
@@ -48,7 +52,8 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
         {"headline": a key of metrics, "metrics": {name: number},
          "per_class": [{"id", "name", "objects", ...}, ...]}
         with the twelve COCO metrics under their own names (see `coco_metrics_of` for other limits), and of
-        the other metrics `<name>_map` and, by class, `<name>_ap`; with "open_images" also its rules in force,
+        the other metrics `<name>_map` and, by class, `<name>_ap`; of "lvis" `lvis_<number>`, see
+        `evaluate_lvis`, and by class `lvis_ap` and "frequency"; with "open_images" also its rules in force,
         {"filter", "hierarchy"}, under that key, and by class `open_images_objects`, which includes objects of
         the classes below.
     """
@@ -66,12 +71,15 @@ def compute_metrics(names: Sequence[str], table: EvaluationTable, iou_type: str 
         rows = rows or _class_rows(table.arrays(iou_type))
     for name in others:
         aps = _class_aps(name, table, iou_type)
-        metrics[f"{name}_map"] = percent(aps["map"])
+        metrics |= {key: percent(value) for key, value in aps["metrics"].items()}
         for row, ap in zip(rows, aps["ap"], strict=True):
             row[f"{name}_ap"] = percent(ap)
         if name == "open_images":
             for row, count in zip(rows, aps["num_objects"].tolist(), strict=True):
                 row["open_images_objects"] = count
+        if name == "lvis":
+            for row, category in zip(rows, table.arrays(iou_type).categories, strict=True):
+                row["frequency"] = category.get("frequency", "")
     rules = {}
     if "open_images" in names:
         rules = {"open_images": table.open_images.of(table.arrays(iou_type))._asdict()}
@@ -93,11 +101,20 @@ def is_better(value: float | None, best: float | None) -> bool:
 
 def _class_aps(name, table, iou_type):
     arrays = table.arrays(iou_type)
+    if name == "lvis":
+        found = evaluate_lvis(arrays)
+        return {**found, "metrics": {f"lvis_{key}": value for key, value in found["metrics"].items()}}
     if name == "open_images":
-        return evaluate_open_images(arrays, table.open_images)
-    return voc_ap(arrays, iou=0.5, points="11 points" if name == "voc07" else "area")
+        found = evaluate_open_images(arrays, table.open_images)
+    else:
+        found = voc_ap(arrays, iou=0.5, points="11 points" if name == "voc07" else "area")
+    return {**found, "metrics": {f"{name}_map": found["map"]}}
 
 
 def _class_rows(arrays):
-    labels = arrays.objects.label[~arrays.objects.crowd].tolist()
-    return [{**category, "objects": labels.count(row)} for row, category in enumerate(arrays.categories)]
+    labels = arrays.objects.label[~arrays.objects.crowd]
+    counts = np.bincount(labels, minlength=len(arrays.categories)).tolist()
+    return [
+        {"id": one["id"], "name": one["name"], "objects": count}
+        for one, count in zip(arrays.categories, counts, strict=True)
+    ]

@@ -24,12 +24,29 @@ OTHER_LABELS = {
     "voc_area_map": "VOC mAP",
     "open_images_map": "Open Images mAP",
 }
+LVIS_LABELS = {
+    "lvis_ap": "LVIS AP",
+    "lvis_ap50": "LVIS AP50",
+    "lvis_ap75": "LVIS AP75",
+    "lvis_ap_small": "APs",
+    "lvis_ap_medium": "APm",
+    "lvis_ap_large": "APl",
+    "lvis_ap_rare": "APr",
+    "lvis_ap_common": "APc",
+    "lvis_ap_frequent": "APf",
+    "lvis_ar300": "AR@300",
+    "lvis_ar300_small": "ARs@300",
+    "lvis_ar300_medium": "ARm@300",
+    "lvis_ar300_large": "ARl@300",
+}
+IN_SUMMARY = (*OTHER_LABELS, *(f"lvis_ap{group}" for group in ("", "_rare", "_common", "_frequent")))
 CLASS_LABELS = {
     "ap": "AP",
     "ap50": "AP50",
     "voc07_ap": "VOC07",
     "voc_area_ap": "VOC",
     "open_images_ap": "Open Images",
+    "lvis_ap": "LVIS AP",
 }
 
 
@@ -38,7 +55,7 @@ def label_of(metric: str) -> str:
     name, limit = limit_of(metric)
     if name.startswith("ar") and name[2:].isdigit():
         return f"AR {name[2:]}"
-    return (LABELS | OTHER_LABELS)[name] + (f"@{limit}" if limit else "")
+    return (LABELS | OTHER_LABELS | LVIS_LABELS)[name] + (f"@{limit}" if limit else "")
 
 
 def evaluation_tables(evaluation: dict) -> list[Table]:
@@ -57,11 +74,13 @@ def _metric_tables(metrics, title):
     tables = []
     if any(name.startswith("ap") for name in metrics):
         tables.append(_coco_table(metrics, title))
-    others = [name for name in metrics if name in OTHER_LABELS]
-    if others:
+    for labels in (OTHER_LABELS, LVIS_LABELS):
+        others = [name for name in metrics if name in labels]
+        if not others:
+            continue
         table = Table(title=None if tables else plain(title), title_justify="left")
         for name in others:
-            table.add_column(OTHER_LABELS[name], justify="right")
+            table.add_column(labels[name], justify="right")
         table.add_row(*(shown(metrics[name]) for name in others))
         tables.append(table)
     return tables
@@ -123,7 +142,7 @@ def _error_table(errors):
 def summary(evaluation: dict) -> str:
     """Formats the main metrics of an evaluation in one line, the headline first, those of masks last."""
     limit, masks = evaluation.get("max_detections", COCO_MAX_DETECTIONS), evaluation.get("masks", {})
-    names = (evaluation["headline"], limited("ap", limit), limited("ap50", limit), *OTHER_LABELS)
+    names = (evaluation["headline"], limited("ap", limit), limited("ap50", limit), *IN_SUMMARY)
     parts = []
     for prefix, metrics in (("", evaluation["metrics"]), ("mask ", masks.get("metrics", {}))):
         present = [name for name in dict.fromkeys(names) if name in metrics]

@@ -33,8 +33,8 @@ def build(
 
     Args:
         images:     folder of the part, which has patch0, patch1, ..., or the folder above images/v1.
-        name_fixes: table of lines id,name,corrected name (Objects365_names_fix.csv). None: stray spaces alone
-                    are removed.
+        name_fixes: table of lines id,name,corrected name (Objects365_names_fix.csv). None: names as they are,
+                    without stray spaces.
         to, annotations, classes, rename, shards, workers, strict, progress: see `coco.build`.
     Returns:
         tfrecords.conversion_report.Report
@@ -72,7 +72,7 @@ class Objects365(coco.Dialect):
         return {"name_fixes": self.path and self.path.name}
 
     def named(self, categories):
-        return [{**one, "name": self.fixed.get(one["id"], one["name"].strip())} for one in categories]
+        return [{**one, "name": self.fixed.get(one["id"], one["name"])} for one in categories]
 
     def completed(self, job, entry, number_of, folder):
         parts = job["file_name"].split("/")

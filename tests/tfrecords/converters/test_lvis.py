@@ -28,7 +28,8 @@ def truth(report):
 @pytest.fixture
 def build(tmp_path):
     """build(**options): three images of 40x30 px, as LVIS names them, in the folders of COCO."""
-    for name in ("train2017/000000000005.jpg", "val2017/000000000007.jpg", "COCO_val2014_000000000009.jpg"):
+    names = ("train2017/000000000005.jpg", "val2017/000000000005.jpg", "val2017/000000000007.jpg")
+    for name in (*names, "COCO_val2014_000000000009.jpg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30)).save(path)
