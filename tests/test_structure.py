@@ -229,7 +229,7 @@ def test_the_package_root_holds_few_modules():
 
 
 # Names that several files share, because they are about the same paper, format, stage or job.
-SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "files", "roi", "voc"}
+SHARED_NAMES = {"atss", "centernet", "coco", "fcos", "files", "lvis", "roi", "voc"}
 
 
 def test_file_names_are_unique():
