@@ -17,7 +17,14 @@ from kgarden.inference.postprocess import to_original
 from kgarden.inference.predictor import inference_of
 from kgarden.metrics.evaluation_table import EvaluationTable
 from kgarden.metrics.open_images import Rules
-from kgarden.metrics.report import analyse_errors, evaluate_boxes, evaluate_masks, report_folder, write_folder
+from kgarden.metrics.report import (
+    analyse_errors,
+    diagnosis_of,
+    evaluate_boxes,
+    evaluate_masks,
+    report_folder,
+    write_folder,
+)
 from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import read_json
 from kgarden.utils.fonts import shown_name
@@ -116,6 +123,7 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     folder: str | os.PathLike | OutputFolder | None = None,
     explained: bool = True,
+    diagnosed: bool = False,
 ) -> tuple[dict, list[dict]]:
     """Runs inference and computes the recipe's metrics for boxes and, if the model predicts them, masks.
 
@@ -126,8 +134,9 @@ def evaluate(
         annotations:      path of the ground truth in COCO form.
         model:            of `inference_of(detector, recipe)`; None: a new one.
         on_batch:         called with the number of images processed so far.
-        folder:           for the error analysis and its figures; None: no analysis.
+        folder:           for the error analysis and its figures; None: none are written.
         explained:        whether to diagnose a near-zero headline metric.
+        diagnosed:        whether errors and thresholds are part of the evaluation, also without a folder.
     Returns:
         (evaluation, results): contents of `evaluation.json` and `detections.json`.
     """
@@ -156,10 +165,11 @@ def evaluate(
         "images_per_s": round(len(image_ids) / seconds, 2),
         "backend": keras.backend.backend(),
     }
-    if folder is not None:
+    if folder is not None or diagnosed:
         analysis = analyse_errors(table)
-        write_folder(folder, evaluation, analysis)
-        evaluation["errors"] = analysis["errors"]
+        evaluation |= diagnosis_of(analysis)
+        if folder is not None:
+            write_folder(folder, evaluation, analysis)
     return evaluation, results
 
 

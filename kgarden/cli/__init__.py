@@ -18,6 +18,7 @@ from kgarden.cli.analyze import analyze_app
 from kgarden.cli.completion import VARIABLE, completion_app, register_shells
 from kgarden.cli.convert import convert_app
 from kgarden.cli.data import data_app
+from kgarden.cli.listing import list_app
 from kgarden.cli.options import silence_tensorflow
 from kgarden.cli.recipe_commands import recipe_app
 from kgarden.cli.recipes_and_runs import runs_app
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(list_app)
 app.add_typer(runs_app)
 app.add_typer(convert_app)
 app.add_typer(completion_app)

@@ -38,9 +38,8 @@ def complete_recipe(incomplete: str) -> list[str]:
 def complete_row(ctx: typer.Context, incomplete: str) -> list[str]:
     """Returns the rows of the recipe on the command line that begin so."""
     try:
-        recipe = ctx.params.get("recipe") or next(
-            iter(ctx.args), ""
-        )  # an option without its value ends parsing
+        # `--row` without its value has ended the parsing of the line
+        recipe = ctx.params.get("recipe") or next(iter(ctx.args), "")
         rows = load_recipe(recipe).rows
     except UserError:
         return []

@@ -71,8 +71,8 @@ def keep_compiled_programs() -> None:
 def start_tensorflow(keep_programs: bool = True) -> None:
     """Prepares the backend: imports TensorFlow without its messages, tells JAX where to keep programs.
 
-    Messages of libraries below an error are kept away later too, unless `--debug` is given or
-    TF_CPP_MIN_LOG_LEVEL asks for them.
+    Messages of libraries below an error are kept away later too, unless `--debug` is given. Those of the
+    start come if TF_CPP_MIN_LOG_LEVEL asks for them.
 
     Args:
         keep_programs: see `keep_compiled_programs`; False where the time of compilation is measured.
@@ -80,12 +80,12 @@ def start_tensorflow(keep_programs: bool = True) -> None:
     if keep_programs:
         keep_compiled_programs()
     silence_tensorflow()
-    if "--debug" in sys.argv or os.environ["TF_CPP_MIN_LOG_LEVEL"] != QUIET:
+    if "--debug" in sys.argv:
         return
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
-    if "tensorflow" in sys.modules:
-        return
+    if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] != QUIET:
+        return  # imported with its messages, if they are asked for
     # on JAX much works without TensorFlow; the rest names what it lacks
     with quiet(), contextlib.suppress(ModuleNotFoundError):
         importlib.import_module("tensorflow")

@@ -1,7 +1,7 @@
-"""The commands on recipes and runs: list, describe, train, evaluate, predict, export, bench."""
+"""The commands on recipes and runs: describe, train, evaluate, predict, export, bench."""
 
+import difflib
 import functools
-import json
 import pathlib
 import sys
 from typing import Annotated
@@ -15,112 +15,17 @@ from kgarden.cli.options import (
     RowOption,
     RunArgument,
     SetOption,
-    entry,
     say_missing_glyphs,
     settings_of,
     start_tensorflow,
 )
-from kgarden.config.catalogue import recipe_summaries, summaries
-from kgarden.config.loading import load_recipe, row_settings
+from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
-from kgarden.runs import default_run
-from kgarden.utils.files import check_report, write_report
+from kgarden.runs import default_run, load_categories
+from kgarden.utils.files import authored, check_report, write_report
 from kgarden.utils.text import printable
 
 runs_app = typer.Typer()
-
-
-@runs_app.command("list")
-def list_(
-    what: Annotated[
-        str, typer.Argument(help="recipes, rows, models, backbones, datasets or transforms.")
-    ] = "all",
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Recipe whose rows are listed.")
-    ] = None,
-) -> None:
-    """List recipes and models, or the items of one kind, one line each."""
-    listings = {"recipes": _recipes, "models": _models, "backbones": _backbones, "datasets": _datasets}
-    listings["transforms"] = _transforms
-    if what == "rows":
-        if recipe is None:
-            raise UserError("list rows needs a recipe: kgarden list rows RECIPE")
-        for line in _rows(recipe):
-            print(printable(line))
-    elif what in listings:
-        for line in listings[what]():
-            print(line)
-    elif what == "all":
-        for name in ("recipes", "models"):
-            print(f"{name}:")
-            for line in listings[name](indent="  "):
-                print(line)
-    else:
-        raise UserError(
-            f"list {what}: unknown; use recipes, rows RECIPE, models, backbones, datasets or transforms"
-        )
-
-
-def _recipes(indent=""):
-    return [entry(name, text, indent) for name, text in recipe_summaries().items()]
-
-
-def _rows(path_or_stem):
-    recipe = load_recipe(path_or_stem)
-    for row_id, row in recipe.rows.items():
-        changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
-        reported = " ".join(f"{name} {value}" for name, value in row.reported.items())
-        origin = f"  [re-evaluates {row.evaluates}]" if row.evaluates else ""
-        source = " ".join(filter(None, (row.recipe, row.row)))
-        other = f"  [recipe {source}]" if source else ""
-        settings = load_recipe(path_or_stem, row=row_id).plain() if row.recipe else row_settings(recipe, row)
-        refused = _needs(settings["model"].get("backbone"))
-        yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}{refused}"
-
-
-def _needs(backbone):
-    """Mark of a row whose backbone does not exist: "resnet50", {"name": "resnet50", ...} or None -> str."""
-    from kgarden.backbones import BACKBONES, is_adapted
-
-    name = backbone.get("name") if isinstance(backbone, dict) else backbone
-    return (
-        ""
-        if name is None or name in BACKBONES or is_adapted(name)
-        else f"  [needs {name}, not available yet]"
-    )
-
-
-def _transforms():
-    for name, (text, settings) in summaries("data/transforms", "TRANSFORMS").items():
-        defaults = ", ".join(f"{k}: {json.dumps(v)}" for k, v in settings.items() if k != "antialias")
-        yield entry(name, text)
-        yield entry("", f"{{{defaults}}}")
-
-
-def _models(indent=""):
-    return [entry(name, text, indent) for name, (text, _) in summaries("models", "MODELS").items()]
-
-
-def _backbones():
-    from kgarden.backbones import BACKBONES
-    from kgarden.backbones.libraries import LIBRARIES
-
-    presets = [f"{prefix}:PRESET{'':8} with the extra {extra}" for prefix, (_, extra) in LIBRARIES.items()]
-    return [*BACKBONES, *presets]
-
-
-def _datasets():
-    return [
-        "coco      COCO JSON and a folder of images; masks, crowds",
-        "voc       PASCAL VOC XML files, split lists; difficult objects",
-        "csv       CSV table with one row for each box, and a folder of images",
-        "yolo      data.yaml or a folder of label files, boxes and polygons; Ultralytics' folders",
-        "openimages  tables of boxes and image-level labels, class tree; groups",
-        "lvis      LVIS 0.5 and 1: COCO form, classes that people looked for, frequencies",
-        "objects365  Objects365: COCO form, folders of patches, corrected class names",
-        "shapes    built-in synthetic images: textured backgrounds, six shapes",
-        "shards    TFRecords with the keys of the TF Object Detection API or the Model Garden, used in place",
-    ]
 
 
 @runs_app.command()
@@ -212,12 +117,13 @@ def evaluate(
     ] = None,
     iou_type: Annotated[str, typer.Option(help="bbox or segm (results files only).")] = "bbox",
     to: Annotated[
-        pathlib.Path | None, typer.Option(help="Output directory for figures and analysis.")
+        pathlib.Path | None,
+        typer.Option(help="Output directory: evaluation.json, detections.json, analysis, figures."),
     ] = None,
     json_: JsonOption = None,
 ) -> None:
     """Evaluate a run's best checkpoint, or an existing COCO results file."""
-    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    names = _metric_names(metrics)
     if json_ is not None:
         check_report(json_)
     if pathlib.Path(subject).is_file() or subject.endswith(".json"):
@@ -250,6 +156,19 @@ def evaluate(
     Reporter().evaluation(evaluation)
 
 
+def _metric_names(text):
+    """The names of `--metrics`; None without any."""
+    from kgarden.metrics.registry import HEADLINES
+
+    names = [name.strip() for name in text.split(",")] if text else None
+    unknown = [name for name in names or () if name not in HEADLINES]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], HEADLINES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"--metrics {unknown[0]}: {hint}There are {', '.join(HEADLINES)}")
+    return names
+
+
 def _refuse(options, scope):
     used = [name for name, value in options.items() if value]
     if used:
@@ -262,21 +181,30 @@ def _evaluate_file(detections, annotations, settings, open_images, to):
     from kgarden.metrics.report import report_folder, score_file, write_folder
 
     folder = None if to is None else report_folder(to)
+    if folder is not None:
+        folder.check("evaluation.json")
     evaluation, analysis = score_file(detections, annotations, open_images=Rules(open_images), **settings)
     if folder is not None:
         say_missing_glyphs(evaluation["per_class"])
         write_folder(folder, evaluation, analysis)
+        folder.write_json("evaluation.json", authored(evaluation))
     return evaluation
 
 
 def _evaluate_run(run, data, weights, changes, to, keep):
-    """Evaluates a run; the results are stored in the run only if nothing was overridden."""
+    """Evaluates a run; the results are stored in the folder of `--to`.
+
+    They are also those of the run if nothing was overridden.
+    """
     start_tensorflow()
     from kgarden.commands.evaluate import evaluate as measure
+    from kgarden.training.reporter import Reporter
 
     keep = keep and not (data or weights or changes)
     say = functools.partial(print, file=sys.stderr)
-    evaluation = measure(run, data or None, weights, changes, to=to, store=keep, say=say)
+    with Reporter().evaluating(None) as on_batch:
+        more = dict(store=keep, on_batch=on_batch, say=say)
+        evaluation = measure(run, data or None, weights, changes, to=to, **more)
     if to or keep:
         say_missing_glyphs(evaluation["per_class"])
     return evaluation
@@ -294,6 +222,9 @@ def predict(
 ) -> None:
     """Detect objects in images and draw the detections."""
     start_tensorflow()
+    from rich.console import Console
+
+    from kgarden.commands.detection_summary import summary_table
     from kgarden.commands.predict import predict as detect
 
     faults = []
@@ -310,6 +241,7 @@ def predict(
     )
     for fault in faults:
         print(printable(fault), file=sys.stderr)
+    Console().print(summary_table(results, load_categories(run), min_score))
     print(f"{len(results)} images saved to {to}" + (f", {len(faults)} could not be read" if faults else ""))
     raise typer.Exit(1 if faults else 0)
 

@@ -12,9 +12,10 @@ from kgarden.data.identity import changes, check_classes, source_names
 from kgarden.errors import UserError
 from kgarden.evaluation import batches_of
 from kgarden.evaluation import evaluate as measure
+from kgarden.metrics.report import report_folder
 from kgarden.runs import best_weights, load_run_recipe, writer_of
 from kgarden.utils.arguments import check_overrides, path_of
-from kgarden.utils.files import read_json, write_json, write_report
+from kgarden.utils.files import authored, read_json, write_json, write_report
 from kgarden.utils.output_folder import OutputFolder
 
 
@@ -36,7 +37,8 @@ def evaluate(
         data:      glob of shards to use instead of the recipe's `data.val`.
         weights:   file to use instead of the run's best weights.
         overrides: recipe settings for inference, {"evaluate.views.flip": True, ...}.
-        to:        folder for the error analysis and its figures; None: no analysis, or that of the run.
+        to:        folder for evaluation.json, detections.json, error analysis and figures; None: nothing is
+                   written but what `store` asks for.
         store:     write evaluation.json, detections.json and the error analysis into the run, which nothing
                    above may then change.
         on_batch:  called with the number of images processed so far.
@@ -54,11 +56,16 @@ def evaluate(
         if store:
             load_run_recipe(run)  # before a lock is written into a directory that is no run
             held.enter_context(writer_of(run, say, "wait for it to end, or use --json FILE"))
-        to = to if to is None else path_of(to, "to")
-        folder = to or (OutputFolder(run / "evaluation", owned=True) if store else None)
+        folder = OutputFolder(run / "evaluation", owned=True) if store else None
+        if to is not None:
+            folder = report_folder(path_of(to, "to"))
+            folder.check("evaluation.json", "detections.json")
         evaluation, results = evaluate_run(
             run, data, weights, overrides=overrides, on_batch=on_batch, folder=folder
         )
+        if to is not None:
+            folder.write_json("detections.json", results)
+            folder.write_json("evaluation.json", authored(evaluation))
         if store:
             write_json(run / "detections.json", results)
             write_report(run / "evaluation.json", evaluation)
@@ -81,7 +88,7 @@ def evaluate_run(
         weights:   file to use instead of the run's best weights.
         overrides: recipe settings for inference, {"model.proposer.test": 128, ...}.
         on_batch:  called with the number of images processed so far.
-        folder:    for the error analysis and its figures; None: no analysis.
+        folder:    for the error analysis and its figures; None: none are written.
     Returns:
         (evaluation, results), see `kgarden.evaluation.evaluate`; with "notes" if the run's data have changed
         since it began.
@@ -102,6 +109,7 @@ def evaluate_run(
         annotations=prepared.annotations,
         on_batch=on_batch,
         folder=folder,
+        diagnosed=True,
     )
     evaluation |= {"weights": pathlib.Path(weights or best_weights(run)).name}
     return {**evaluation, **({"notes": notes} if notes else {})}, results

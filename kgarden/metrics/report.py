@@ -94,7 +94,18 @@ def score(
     table = EvaluationTable(truth, results, image_ids, max_detections=max_detections, open_images=open_images)
     evaluation = evaluate_boxes(table, metrics, iou_type)
     analysis = analyse_errors(table, iou_type)
-    return {**evaluation, "errors": analysis["errors"]}, analysis
+    return evaluation | diagnosis_of(analysis), analysis
+
+
+def diagnosis_of(analysis: dict) -> dict:
+    """Returns what an evaluation holds of its analysis: {"errors", "thresholds"}.
+
+    `thresholds` has the score of the best F1 over all classes and by class: {"all": {"f1", "precision",
+    "recall", "score"}, "per_class": [{"id", "name", "f1", ...}, ...]}.
+    """
+    rows = [{"id": row["id"], "name": row["name"], **row["best_f1"]} for row in analysis["per_class"]]
+    thresholds = {"all": analysis["best_f1"], "per_class": rows}
+    return {"errors": analysis["errors"], "thresholds": thresholds}
 
 
 def evaluate_boxes(

@@ -59,7 +59,7 @@ def label_of(metric: str) -> str:
 
 
 def evaluation_tables(evaluation: dict) -> list[Table]:
-    """Builds the tables of an evaluation: COCO metrics, other metrics, those of masks, classes, errors."""
+    """Builds the tables of an evaluation: metrics of boxes and masks, classes, errors, thresholds."""
     title, masks = _title(evaluation), evaluation.get("masks", {})
     tables = _metric_tables(evaluation["metrics"], f"{title}, boxes" if masks else title)
     if "metrics" in masks:
@@ -67,6 +67,8 @@ def evaluation_tables(evaluation: dict) -> list[Table]:
     tables.append(_class_table(evaluation["per_class"], masks.get("per_class")))
     if "errors" in evaluation:
         tables.append(_error_table(evaluation["errors"]))
+    if "thresholds" in evaluation:
+        tables.append(_threshold_table(evaluation["thresholds"]))
     return tables
 
 
@@ -137,6 +139,23 @@ def _error_table(errors):
         kind = kind.replace("_", " ")
         table.add_row(kind, f"{row['count']:,}", shown(row["dap"]))
     return table
+
+
+def _threshold_table(thresholds):
+    """Of each class the score at which F1 is best, and what it is worth there."""
+    table = Table()
+    for column in ("class", "score of best F1", "F1", "precision", "recall"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in thresholds["per_class"]:
+        table.add_row(plain(row["name"]), *_threshold(row))
+    table.add_section()
+    table.add_row("all", *_threshold(thresholds["all"]))
+    return table
+
+
+def _threshold(row):
+    score = "–" if row["score"] is None else f"{row['score']:.3f}"
+    return [score, *(shown(row[name]) for name in ("f1", "precision", "recall"))]
 
 
 def summary(evaluation: dict) -> str:

@@ -18,7 +18,7 @@ class ProgressLine:
     """Renderable of rich.live.Live with the state of a training; read by the thread that refreshes it.
 
     Args:
-        total: number of steps.
+        total: number of steps; 0 outside of a training.
         step:  the steps that are done.
         clock: seconds of a monotonic clock.
     """
@@ -36,7 +36,8 @@ class ProgressLine:
         """Returns one or two lines of at most `width` characters."""
         step = (0, f"step {self.step}/{self.total}")
         if self.phase:
-            return [fitted([step, (1, self.phase), (2, duration(self._clock() - self._since))], width)]
+            phase = [(1, self.phase), (2, duration(self._clock() - self._since))]
+            return [fitted([step, *phase] if self.total else phase, width)]
         first = fitted([step, *self.figures], width)
         terms = fitted_terms(self.terms, width)
         return [first + self._bar(width - len(first)), *([terms] if terms else [])]

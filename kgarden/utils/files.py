@@ -187,10 +187,15 @@ def write_report(path: str | os.PathLike, content: dict) -> None:
     Raises:
         UserError: see `check_report`.
     """
+    check_report(path)
+    write_json(path, authored(content))
+
+
+def authored(content: dict) -> dict:
+    """Returns the content of a report with the version of kgarden as `written_by`."""
     from kgarden import __version__
 
-    check_report(path)
-    write_json(path, {AUTHOR: f"kgarden {__version__}", **content})
+    return {AUTHOR: f"kgarden {__version__}", **content}
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -20,7 +20,7 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, ground_truth, pic
 
 import kgarden  # noqa: E402
 from kgarden import build, cli  # noqa: E402
-from kgarden.cli import recipes_and_runs  # noqa: E402
+from kgarden.cli import listing  # noqa: E402
 from kgarden.cli.options import start_tensorflow  # noqa: E402
 from kgarden.config.loading import load_recipe  # noqa: E402
 from kgarden.errors import TrainingFailed, UserError  # noqa: E402
@@ -86,9 +86,21 @@ def test_all_commands_from_images_to_predictions(world, call):
     again = json.loads((world / "again.json").read_text())
     assert code == 0 and again["metrics"] == first["metrics"]
     assert again["recipe_sha256"] == load_recipe("standin.yaml").digest()
-    assert "errors" not in again  # asked for numbers alone
-    code, _, _ = call("evaluate", run, "--set", "evaluate.batch_size=2", "--to", "figures")
-    assert code == 0 and (world / "figures/errors.png").is_file()
+    assert again["errors"] == first["errors"] and again["thresholds"] == first["thresholds"]
+    code, out, _ = call("evaluate", run, "--set", "evaluate.batch_size=2", "--to", "figures")
+    assert code == 0 and (world / "figures/errors.png").is_file() and "score of best F1" in out
+    elsewhere = json.loads((world / "figures/evaluation.json").read_text())
+    assert elsewhere["metrics"] == first["metrics"] and elsewhere["written_by"].startswith("kgarden")
+    results = json.loads((world / "figures/detections.json").read_text())
+    assert len(results) == first["detections"] and (world / "figures/analysis.json").is_file()
+    (world / "mine").mkdir()
+    (world / "mine/detections.json").write_text("[]")
+    code, _, err = call("evaluate", run, "--data", "shards/val", "--to", "mine")
+    assert code == 2 and "mine/detections.json" in err
+    code, _, err = call("evaluate", run, "--metrics", "coco,voc70")
+    assert code == 2 and err == (
+        "kgarden: --metrics voc70: did you mean voc07? There are coco, voc07, voc_area, open_images\n"
+    )
     for left in ("evaluation.json", "evaluation/analysis.json"):
         (run / left).unlink()
     code, out, _ = call("evaluate", run)
@@ -124,7 +136,8 @@ def test_all_commands_from_images_to_predictions(world, call):
     Image.fromarray(image.repeat(3, axis=0).repeat(3, axis=1)).save("val/large.png")
     (world / "val" / "broken.jpg").write_text("no")
     code, out, err = call("predict", run, "val", "--to", "drawn")
-    assert code == 1 and "7 images" in out and err.count("\n") == 1 and "broken.jpg" in err
+    assert code == 1 and "7 images saved" in out and err.count("\n") == 1 and "broken.jpg" in err
+    assert "scores of 0.3 and more" in out
     found = {one["file"]: one for one in json.loads((world / "drawn/detections.json").read_text())}
     small, large = (found[f"val/{name}.png"]["detections"][0] for name in ("0", "large"))
     np.testing.assert_allclose(large["box"], 3 * np.array(small["box"]), atol=0.01)
@@ -381,15 +394,15 @@ def test_internal_errors_keep_their_traceback(monkeypatch, call):
 
 def test_warnings_are_lines_of_ours_and_those_of_libraries_are_kept_away(monkeypatch, capsys):
     def listed():
-        for place in (recipes_and_runs.__file__, np.__file__):
+        for place in (listing.__file__, np.__file__):
             warnings.warn_explicit(f"from {place}\nand on", UserWarning, place, lineno=1)
         return {}
 
-    monkeypatch.setattr(recipes_and_runs, "recipe_summaries", listed)
+    monkeypatch.setattr(listing, "recipe_summaries", listed)
     before = warnings.showwarning
     assert cli.main(["list", "recipes"]) == 0
     err = capsys.readouterr().err
-    assert err.startswith(f"kgarden: from {recipes_and_runs.__file__}") and np.__file__ not in err
+    assert err.startswith(f"kgarden: from {listing.__file__}") and np.__file__ not in err
     assert len(err.splitlines()) == 1 and "UserWarning" not in err
     assert warnings.showwarning is before
 

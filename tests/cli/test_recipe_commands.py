@@ -143,8 +143,10 @@ def test_keys_on_the_command_line(call):
     code, out, _ = call("recipe", "keys", "schedule.warmup")
     assert code == 0 and out.splitlines()[0] == "schedule.warmup  [section or null, default null]"
     assert "schedule.warmup.factor  [number >= 0, required]\n" in out and "schedule.base_lr" not in out
-    assert call("recipe", "keys", "--model", "fcos", "model.dense_head.norm")[1].count("\n") >= 1
+    norm = call("recipe", "keys", "--model", "fcos", "model.dense_head.norm")[1]
+    assert norm.startswith("model.dense_head.norm  [") and "norm_groups" not in norm
     assert call("recipe", "keys", "schedule.wa")[1] == out
+    assert "seed  [integer" in call("recipe", "keys", "seed")[1]
     code, _, err = call("recipe", "keys", "shedule")
     assert code == 2 and "no key begins with 'shedule'" in err
     code, _, err = call("recipe", "keys", "--model", "fcoss")
@@ -204,6 +206,7 @@ def test_differences_of_recipes_and_rows(call, tmp_path):
     code, out, _ = call("recipe", "diff", "shapes_double_head", f"shapes_double_head:{row}")
     changed = load_recipe("shapes_double_head").rows[row].set
     assert code == 0 and all(key in out for key in changed)
+    assert "\nrows." not in call("recipe", "diff", "quickstart", "shapes_double_head")[1]
 
 
 def test_completion_answers_the_shell():

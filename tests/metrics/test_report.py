@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from support import real_data
 from support.metric_tables import table
 
@@ -26,6 +27,7 @@ from kgarden.metrics.coco_json import read_results, read_truth
 from kgarden.metrics.figures import all_figures
 from kgarden.metrics.registry import HEADLINES
 from kgarden.metrics.report import score, score_file, write_folder
+from kgarden.metrics.tables import evaluation_tables
 from kgarden.utils.files import write_json
 from kgarden.utils.text import printable
 
@@ -78,7 +80,8 @@ def test_a_results_file_gives_metrics_figures_and_analysis(files, capsys):
     assert numbers["headline"] == "voc_area_map" and numbers["metrics"]["voc_area_map"] == 50.0
     assert numbers["metrics"]["ap50"] == pytest.approx(100 * (1 + 51 / 101) / 2, abs=1e-5)
     assert "explanation" not in numbers and numbers["errors"]["missed"]["count"] == 1
-    assert names_in(files / "out") == FIGURES | {"analysis.json", "per_class.csv"}
+    assert names_in(files / "out") == FIGURES | {"analysis.json", "per_class.csv", "evaluation.json"}
+    assert json.loads((files / "out/evaluation.json").read_text()) == numbers
     analysis = json.loads((files / "out/analysis.json").read_text())
     assert analysis["right"] == 2 and analysis["errors"] == numbers["errors"]
     rows = list(csv.DictReader(io.StringIO((files / "out/per_class.csv").read_text())))
@@ -136,7 +139,7 @@ def test_invalid_detections_exit_2_with_one_line(files, capsys, content, words):
     (["found.json", "--annotations", "nothing.json"], "nothing.json: cannot be read"),
     (["found.json", "--annotations", "."], ".: cannot be read"),
     (["found.json", "--annotations", "found.json"], "found.json: a list is not ground truth"),
-    (["found.json", "--annotations", "truth.json", "--metrics", "map"], "map not supported; use some of"),
+    (["found.json", "--annotations", "truth.json", "--metrics", "map"], "--metrics map: There are coco"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "segm"], "3 of 3 annotations have no"),
     (["found.json", "--annotations", "truth.json", "--iou-type", "box"], "use bbox or segm"),
     (["found.json", "--annotations", "truth.json", "--weights", "w.h5"], "--weights: only valid for runs"),
@@ -307,3 +310,19 @@ def test_odd_class_names_are_shown_as_they_are(tmp_path, name, capsys):
     expected = "?" if name == "\ud800" else printable(name)  # no character: replaced where it is read
     assert expected in shown and not {"\x1b", "\ud800", "\u202e"} & set(shown)
     assert (tmp_path / "to/errors.png").is_file() and (tmp_path / "to/per_class.csv").read_bytes()
+
+
+def test_thresholds_are_those_of_the_best_f1():
+    """Of each class by itself, and of all: by hand."""
+    wrong = {**BOX, "image_id": 1, "category_id": 7, "bbox": [120, 10, 40, 40], "score": 0.85}
+    evaluation, _ = score(TRUTH, [*FOUND, wrong])
+    cup, lid = evaluation["thresholds"]["per_class"]
+    assert (cup["id"], cup["name"]) == (2, "cup, small") and (lid["id"], lid["score"]) == (7, 0.8)
+    assert (lid["precision"], lid["recall"]) == (50.0, 100.0) and lid["f1"] == pytest.approx(
+        200 / 3, abs=1e-5
+    )
+    # all three objects: 0.9 right, 0.85 wrong, 0.8 right
+    assert evaluation["thresholds"]["all"]["score"] == 0.8
+    console = Console(file=io.StringIO(), width=120)
+    console.print(*evaluation_tables({**evaluation, "detections_file": "found.json"}), sep="\n")
+    assert "score of best F1" in console.file.getvalue() and "0.800" in console.file.getvalue()

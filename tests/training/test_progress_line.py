@@ -110,3 +110,9 @@ def test_parts_by_hand():
     assert fitted_terms(terms, len("cls 0.25 · stage0 box 1 …") - 1) == "cls 0.25 …"
     assert fitted_terms(terms, 7) == "" and fitted_terms({}, 80) == ""
     assert [duration(s) for s in (59.6, 725, 11525, float("nan"))] == ["1:00", "12:05", "3:12:05", "?"]
+
+
+def test_outside_of_a_training_there_are_no_steps():
+    progress = ProgressLine(0, clock=lambda: 0.0)
+    progress.enter("evaluating 8 images")
+    assert progress.lines(80) == ["evaluating 8 images  0:00"]
