@@ -24,7 +24,7 @@ class CocoMetrics(keras.callbacks.Callback):
 
     Args:
         data:        (x, y) or a data set, as `validation_data` of `fit`.
-        class_names: of the labels; None: their numbers.
+        class_names: of the labels; None: those of the detector, or the labels' numbers.
         batch_size:  of (x, y).
         every:       evaluates every n-th epoch; the logs of the others hold the last values.
     """
@@ -46,7 +46,8 @@ class CocoMetrics(keras.callbacks.Callback):
 
     def evaluate(self) -> dict:
         """Evaluates the model on the data; returns what `kgarden.metrics.coco.coco_metrics` returns."""
-        names = self.class_names or [str(label) for label in range(self.model.num_classes)]
+        numbers = [str(label) for label in range(self.model.num_classes)]
+        names = self.class_names or getattr(self.model, "class_names", None) or numbers
         if len(names) != self.model.num_classes:
             raise UserError(f"CocoMetrics: {len(names)} class names for {self.model.num_classes} classes")
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]

@@ -302,6 +302,7 @@ def test_images_in_memory_are_those_of_files(tmp_path):
     (7, "of type int is not supported"),
     ({"a": 1}, "of type dict is not supported"),
     (Tensor(np.full((3, 4, 3), 0.5, "float32")), "fractions up to 1 is not supported: multiply it by 255"),
+    (np.ones((3, 4, 3), "float32"), "an array of fractions up to 1 is not supported"),
     (np.full((3, 4, 3), 255.5, "float32"), "an array with values from 255.5 to 255.5 is no image"),
     (np.full((3, 4, 3), -1), "an array with values from -1 to -1 is no image"),
     (np.full((3, 4, 3), np.nan), "an array with values from nan to nan is no image"),

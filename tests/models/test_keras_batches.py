@@ -117,20 +117,33 @@ def test_ground_truth_is_checked_in_one_line(detector, complete):
 
 @slow_on_jax
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    """Both parts on TensorFlow, the first one on JAX; a small model, eager steps."""
     page = (pathlib.Path(__file__).parents[2] / "docs/keras.md").read_text()
-    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    on_both, on_tensorflow = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     smaller = {
-        "kgarden.build_model(recipe, num_classes=2)": "small()",
+        'kgarden.load_recipe("quickstart", {"model.backbone.norm": "gn"})': "small",
         "AdamW(1e-3)": "AdamW(1e-3), run_eagerly=True",
         "epochs=2": "epochs=1",
     }
     for old, new in smaller.items():
-        assert old in example
-        example = example.replace(old, new)
-    names = {"small": lambda: build_detector(VARIANTS["fcos"], 2)}
+        assert old in on_both
+        on_both = on_both.replace(old, new)
+    sizes = {"data.short_side_px": 64, "data.long_side_px": 96, "data.canvases": [[64, 96]]}
+    names = {"small": kgarden.load_recipe("quickstart", {"model": VARIANTS["fcos"], **sizes})}
     monkeypatch.chdir(tmp_path)
-    exec(example, names)
+    exec(on_both, names)
     assert names["found"]["boxes"].shape[0] == 8 and names["first"].shape[1] == 4
+    assert names["detector"].class_names == ["blue", "red"]
+    if ON_JAX:
+        with pytest.raises(UserError, match="export does not support KERAS_BACKEND=jax: save the detector"):
+            names["detector"].export("served")
+        return
+    exec(on_tensorflow, names)
+    served = names["answer"]["detection_boxes"][0].numpy()[:, [1, 0, 3, 2]] * [96, 64, 96, 64]
+    count = int(names["answer"]["num_detections"][0])
+    kept = names["found"]["valid"][0].sum()
+    assert count == kept and len(names["results"]) == 8
+    np.testing.assert_allclose(served[:count], names["found"]["boxes"][0][:count], atol=0.01)
 
 
 class Perfect:
@@ -150,6 +163,7 @@ def test_callbacks_see_the_ap_of_validation_data(detector, complete, monkeypatch
     images, y = as_users_have_them(complete)
     found = Perfect(complete[1])
     monkeypatch.setattr(detector, "inference_model_to_predict", lambda: found)
+    detector.class_names = [f"class {n}" for n in range(CLASSES)]
     metrics = kgarden.CocoMetrics((images, y), every=2)
     stop = keras.callbacks.EarlyStopping("val_AP50", mode="max", patience=1)
     best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_AP", mode="max", save_best_only=True)
@@ -157,6 +171,7 @@ def test_callbacks_see_the_ap_of_validation_data(detector, complete, monkeypatch
     history = detector.fit(images, y, epochs=4, callbacks=callbacks, verbose=0, validation_data=(images, y))
     assert history.history["val_AP"] == history.history["val_AP50"] == pytest.approx([100.0, 100.0])
     assert {"loss", "val_loss", "val_AP75"} <= history.history.keys()
+    assert [row["name"] for row in metrics.evaluation["per_class"]] == detector.class_names
     assert "first_bad_step" not in history.history and (tmp_path / "best.keras").exists()
     assert [row["objects"] for row in metrics.evaluation["per_class"]] == np.bincount(
         np.concatenate(y["labels"]), minlength=CLASSES
