@@ -339,11 +339,18 @@ def build_shapes(
     to: ToOption,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+    classes: Annotated[
+        int | None, typer.Option(min=2, max=216, help="Classes of a long-tailed set; default: six shapes.")
+    ] = None,
+    zipf: Annotated[
+        float | None, typer.Option(min=0, help="Frequencies of --classes: 1 / rank^ZIPF; default: 1.")
+    ] = None,
     shards: ShardsOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Generate the built-in synthetic data set of shapes."""
-    _build("shapes", False, to, count=count, seed=seed, shards=shards, workers=workers)
+    arguments = {"count": count, "seed": seed, "num_classes": classes, "zipf": zipf}
+    _build("shapes", False, to, **arguments, shards=shards, workers=workers)
 
 
 def _build(name, verbose, to, **arguments):

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from kgarden.config.fields import AsTuple, Section, as_names
 
@@ -21,7 +28,7 @@ SOURCE_KEYS = {  # format -> (required keys, optional keys)
     ),
     "lvis": ({"images", "annotations"}, {"classes", "rename"}),
     "objects365": ({"images", "annotations"}, {"name_fixes", "classes", "rename"}),
-    "shapes": ({"count", "seed"}, {"size_hw"}),
+    "shapes": ({"count", "seed"}, {"size_hw", "num_classes", "zipf"}),
 }
 
 
@@ -48,6 +55,8 @@ class Source(Section):
     count: PositiveInt | None = None  # shapes: number of images
     seed: NonNegativeInt | None = None  # shapes: seed of the images
     size_hw: Annotated[tuple[PositiveInt, PositiveInt], AsTuple] | None = None  # shapes: px
+    num_classes: PositiveInt | None = None  # shapes: long-tailed, up to 216; None: six shapes
+    zipf: NonNegativeFloat | None = None  # shapes with num_classes: frequencies are 1 / rank^zipf; None: 1
 
     @model_validator(mode="after")
     def _whole(self):

@@ -107,7 +107,7 @@ def _classes_of(source, cache):
         return read_manifest(folder)["categories"]
     form = source.get("format")
     if form == "shapes":
-        return shapes.CATEGORIES
+        return shapes.categories_of(source.get("num_classes"), source.get("zipf"))
     if form in JSON_CLASSES:
         keys = ("annotations", "name_fixes", "classes")
         files = tuple((key, source[key]) for key in keys if key in source)

@@ -25,6 +25,8 @@ OTHERS = (
     "faster_rcnn_c4",
     "cascade_rcnn",
     "centernet2",
+    "centernet2_lvis",
+    "centernet2_objects365",
     "double_head",
     "double_head_voc07",
     "fscascade",

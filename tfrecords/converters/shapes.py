@@ -3,6 +3,10 @@
 Six classes that differ in shape alone: colour, size and aspect ratio are independent of the class. Objects
 overlap, backgrounds are textured, boxes range from 12 px to 60 % of the shorter side of the image. An image
 is a function of (seed, number) alone: two seeds make two splits.
+
+With `num_classes` it is a long-tailed data set of up to 216 classes of coloured and filled shapes, see
+`shape_classes`. As in LVIS, classes have a frequency, here by the third of their rank, and of some
+classes an image says that they are absent.
 """
 
 import dataclasses
@@ -14,11 +18,12 @@ from PIL import Image, ImageDraw
 from tfrecords import images, schema
 from tfrecords.conversion_report import Record
 from tfrecords.converters import common
+from tfrecords.converters.shape_classes import SHAPES, SIX, vocabulary
 from tfrecords.data_statistics import signs_of
 from tfrecords.write import write
 
-NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
-CATEGORIES = [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)]
+NAMES = SHAPES
+CATEGORIES = SIX.categories
 SIZE_HW = (192, 256)  # px
 
 MIN_SIDE = 12  # px, shorter side of a box
@@ -40,7 +45,7 @@ class Drawing:
 
     image:  (H, W, 3) uint8 RGB.
     boxes:  (N, 4) int64 xyxy px: the exact extent of each mask.
-    labels: (N,) rows of NAMES.
+    labels: (N,) rows of the vocabulary.
     masks:  (N, H, W) bool: the whole shape, occluded parts included; later ones occlude earlier ones.
     """
 
@@ -50,7 +55,18 @@ class Drawing:
     masks: np.ndarray
 
 
-def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progress=None):
+def build(
+    to,
+    *,
+    count,
+    seed,
+    size_hw=SIZE_HW,
+    num_classes=None,
+    zipf=None,
+    shards=None,
+    workers=None,
+    progress=None,
+):
     """Generate a data set of `count` images.
 
     Args:
@@ -58,22 +74,32 @@ def build(to, *, count, seed, size_hw=SIZE_HW, shards=None, workers=None, progre
         count:   images.
         seed:    determines the images; use different seeds for train and val.
         size_hw: px, at least 64 each.
+        num_classes, zipf: of a long-tailed data set, see `shape_classes.vocabulary`. None: the six shapes.
         shards, workers, progress: see `tfrecords.write.write`.
     Returns:
         tfrecords.conversion_report.Report
     """
     if min(size_hw) < 64:
         raise schema.DataError(f"size_hw {tuple(size_hw)}: both sides must be at least 64 px")
+    classes = vocabulary(num_classes, zipf)
     source = {"format": "shapes", "count": count, "seed": seed, "size_hw": list(size_hw)}
-    work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw))
+    if num_classes is not None:
+        source |= {"num_classes": num_classes, "zipf": classes.zipf}
+    work = functools.partial(make_record, seed=seed, size_hw=tuple(size_hw), classes=classes)
+    categories = classes.categories
     return write(
-        to, range(count), work, CATEGORIES, source=source, shards=shards, workers=workers, progress=progress
+        to, range(count), work, categories, source=source, shards=shards, workers=workers, progress=progress
     )
 
 
-def make_record(number, *, seed, size_hw):
+def categories_of(num_classes=None, zipf=None):
+    """The classes that `build` gives a data set -> [{"id", "name"}, ...] in label order."""
+    return vocabulary(num_classes, zipf).categories
+
+
+def make_record(number, *, seed, size_hw, classes=SIX):
     """Image `number` of a seed as a Record; its image id is number + 1."""
-    drawing = draw(seed, number, size_hw)
+    drawing = draw(seed, number, size_hw, classes)
     encoded_image = images.encode(drawing.image, "jpeg")
     file_name = f"shapes-{seed}-{number:06d}.jpg"
     annotations = [
@@ -91,12 +117,16 @@ def make_record(number, *, seed, size_hw):
         "height": encoded_image.height,
         "width": encoded_image.width,
     }
-    serialized = common.serialize(encoded_image, image, annotations, dict(enumerate(NAMES, 1)))
+    if classes.zipf is not None:
+        present, absent = np.unique(drawing.labels), classes.absent(drawing.labels, seed, number)
+        image["pos_category_ids"], image["neg_category_ids"] = (present + 1).tolist(), (absent + 1).tolist()
+    names = {one["id"]: one["name"] for one in classes.categories}
+    serialized = common.serialize(encoded_image, image, annotations, names)
     signs = signs_of([one["bbox"] for one in annotations], *size_hw)
     return Record(serialized, image, annotations, signs=signs)
 
 
-def draw(seed, number, size_hw=SIZE_HW):
+def draw(seed, number, size_hw=SIZE_HW, classes=SIX):
     """Image `number` of a seed -> Drawing."""
     rng = np.random.default_rng([seed, number])
     height, width = size_hw
@@ -105,13 +135,14 @@ def draw(seed, number, size_hw=SIZE_HW):
     boxes, labels, masks, colors = [], [], [], []
     count = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)
     for _ in range(count):
-        placed = _place(rng, size_hw, boxes, masks)
+        placed = _place(rng, size_hw, boxes, masks, classes=classes)
         if placed is None:
             continue
         box, label, coverage, mask = placed
         occluded = [c for c, b in zip(colors, boxes, strict=True) if _touch(b, box)]
-        color = _contrasting(rng, ground_colors + occluded)
-        _paint(rng, image, box, coverage=coverage, color=color)
+        color = _contrasting(rng, ground_colors + occluded, classes.looks[label])
+        filled = color * classes.looks[label].brightness(*coverage.shape)[..., None]
+        _paint(rng, image, box, coverage=coverage, color=filled)
         boxes.append(box)
         labels.append(label)
         masks.append(mask)
@@ -173,12 +204,12 @@ def shape_coverage(name, angle, height, width):
     return np.where(coverage >= 0.5, coverage, 0)
 
 
-def _place(rng, size_hw, boxes, masks):
+def _place(rng, size_hw, boxes, masks, classes):
     """(box, label, coverage inside the box, mask of the whole image) of a new object, or None."""
     for _ in range(TRIES):
         height, width = _object_hw(rng, min(size_hw))
-        label = rng.integers(len(NAMES))
-        coverage = shape_coverage(NAMES[label], np.deg2rad(rng.uniform(-20, 20)), height, width)
+        label = classes.sample(rng)
+        coverage = shape_coverage(classes.looks[label].shape, np.deg2rad(rng.uniform(-20, 20)), height, width)
         top = rng.integers(0, size_hw[0] - height + 1)
         left = rng.integers(0, size_hw[1] - width + 1)
         mask = np.zeros(size_hw, bool)
@@ -250,9 +281,9 @@ def _background(rng, height, width):
     return a + mix[..., None] * (b - a), [a, b]
 
 
-def _contrasting(rng, others):
-    """A random colour with enough contrast to all others, or else the best of the tries."""
-    tries = rng.uniform(0, 255, (50, 3))
+def _contrasting(rng, others, look):
+    """A random colour of a class with enough contrast to all others, or else the best of the tries."""
+    tries = look.colors(rng, 50)
     distance = np.min([np.linalg.norm(tries - other, axis=1) for other in others], axis=0)
     far = np.flatnonzero(distance >= MIN_CONTRAST)
     return tries[far[0] if len(far) else distance.argmax()]
