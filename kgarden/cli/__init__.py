@@ -22,6 +22,7 @@ from kgarden.cli.listing import list_app
 from kgarden.cli.options import silence_tensorflow
 from kgarden.cli.recipe_commands import recipe_app
 from kgarden.cli.recipes_and_runs import runs_app
+from kgarden.cli.report_command import report_app
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(list_app)
 app.add_typer(runs_app)
+app.add_typer(report_app)
 app.add_typer(convert_app)
 app.add_typer(completion_app)
 app.add_typer(data_app, name="data")

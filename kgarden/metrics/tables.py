@@ -114,7 +114,7 @@ def _coco_table(metrics, title):
 def _class_table(rows, of_masks=None):
     table = Table()
     numbers = [name for name in (rows[0] if rows else ()) if limit_of(name)[0] in CLASS_LABELS]
-    labels = [_class_label(name) for name in numbers]
+    labels = [class_label_of(name) for name in numbers]
     labels += [f"mask {label}" for label in labels if of_masks]
     for column in ("class", "objects", *labels):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -124,9 +124,10 @@ def _class_table(rows, of_masks=None):
     return table
 
 
-def _class_label(name):
-    name, limit = limit_of(name)
-    return CLASS_LABELS[name] + (f"@{limit}" if limit else "")
+def class_label_of(metric: str) -> str:
+    """Returns the printed name of a metric of a class; a key without one as it is."""
+    name, limit = limit_of(metric)
+    return CLASS_LABELS[name] + (f"@{limit}" if limit else "") if name in CLASS_LABELS else metric
 
 
 def _error_table(errors):
