@@ -201,9 +201,8 @@ def _curve_charts(runs) -> list[Chart]:
             dash = DASHES[number % len(DASHES)]
             for category, colour in zip(run.categories, _colours(len(run.categories)), strict=True):
                 if ys := curves[key]["per_class"].get(str(category["id"])):
-                    lines.append(
-                        Line(_named(runs, run, category["name"]), curves["recall"], ys, colour, dash)
-                    )
+                    name = _named(runs, run, category["name"])
+                    lines.append(Line(name, curves["recall"], ys, colour, dash=dash))
             if mean := curves[key]["mean"]:
                 mean_name = _named(runs, run, "mean")
                 lines.append(Line(mean_name, curves["recall"], mean, "#000000", dash=dash))
