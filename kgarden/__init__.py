@@ -93,9 +93,8 @@ def __getattr__(name: str) -> Any:
             raise
         from kgarden.errors import UserError
 
-        raise UserError(
-            f"kgarden.{name} needs TensorFlow, on JAX too: pip install 'tensorflow~=2.21.0'"
-        ) from error
+        needed = "needs TensorFlow, on the JAX backend too: pip install 'tensorflow~=2.21.0'"
+        raise UserError(f"kgarden.{name} {needed}") from error
     globals()[name] = value
     return value
 

@@ -158,10 +158,13 @@ class Predictor:
         batch = []  # [(image, source, path, its views)], all of the same canvases
         for image, source, path in images:
             views = self._views(image)
-            if batch and (len(batch) == self.batch_size or _canvases(batch[0][-1]) != _canvases(views)):
+            if batch and _canvases(batch[0][-1]) != _canvases(views):
                 yield from self._detect(batch)
                 batch = []
             batch.append((image, source, path, views))
+            if len(batch) == self.batch_size:  # at once: the next frame of a live video is not there yet
+                yield from self._detect(batch)
+                batch = []
         if batch:
             yield from self._detect(batch)
 

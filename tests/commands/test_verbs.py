@@ -1,5 +1,6 @@
 """kgarden.train, evaluate, predict and export: any arguments give an answer or a UserError in one line."""
 
+import ast
 import io
 import json
 import pathlib
@@ -14,6 +15,7 @@ from support.fake_detector import CATEGORIES, RECIPE, StandIn, StandInData
 import kgarden
 from kgarden import build
 from kgarden.commands import evaluate as evaluation
+from kgarden.inference import predictor
 from kgarden.training.reporter import Reporter
 from kgarden.utils.output_folder import LIST
 
@@ -181,6 +183,28 @@ def test_predict(world):
     assert walk(kgarden.predict, bad) == [None] * len(bad)
 
 
+def test_videos_yield_results_frame_by_frame(world, monkeypatch):
+    """As soon as a frame is there; of every second one; frames of another size in a batch of their own."""
+    asked = []
+
+    def frames(source, every):
+        for number in range(0, 6, every):
+            asked.append(number)
+            size = (128, 192) if number < 4 else (192, 128)
+            yield np.full((*size, 3), number, "uint8"), f"{source}, frame {number}"
+
+    monkeypatch.setattr(predictor, "frames_of", frames)
+    found = kgarden.Predictor.from_run("run").video("clip.mp4", every=2)
+    assert next(found).path == "clip.mp4, frame 0" and asked == [0]
+    assert [one.path for one in found] == ["clip.mp4, frame 2", "clip.mp4, frame 4"]
+    together = list(kgarden.Predictor.from_run("run", batch_size=4).video("clip.mp4"))
+    assert [int(one.image.max()) for one in together] == list(range(6))
+    assert [one.size_hw for one in together] == [(128, 192)] * 4 + [(192, 128)] * 2
+    for every in (0, None, 1.5):
+        with pytest.raises(kgarden.UserError, match="every: a whole number"):
+            kgarden.Predictor.from_run("run").video("clip.mp4", every)
+
+
 def test_predict_draws(world):
     faults = []
     images = ["photos", "broken.png"]
@@ -216,6 +240,15 @@ def test_export(world):
     bad += [(("run", "out"), {"batch": 2}), (("run", "out"), {"canvases": [(64, 96)]})]
     assert walk(kgarden.export, bad) == [None] * len(bad)
     assert not (world / "out").exists()
+
+
+def test_names_that_type_checkers_see_are_those_of_run_time():
+    tree = ast.parse(pathlib.Path(kgarden.__file__).read_text())
+    [block] = [
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == kgarden._HOMES and set(kgarden.__all__) == {*seen, "__version__"}
 
 
 def test_verbs_are_functions_with_types():

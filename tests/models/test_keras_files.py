@@ -42,7 +42,13 @@ def test_files_and_copies_carry_recipe_classes_and_pixels(detector, tmp_path):
     for other in copies:
         wanted, found = detector.predict(images, verbose=0), other.predict(images, verbose=0)
         np.testing.assert_array_equal(found["boxes"], wanted["boxes"])
-    if not ON_JAX:  # whose tests have no TensorFlow, which resizes images
+    if ON_JAX:  # whose tests have no TensorFlow, which resizes images
+        with pytest.raises(kgarden.UserError, match="resizes images with TensorFlow, on the JAX backend too"):
+            kgarden.Predictor(copies[0])(images[0])
+        for name in ("train", "export"):
+            with pytest.raises(kgarden.UserError, match=f"kgarden.{name} needs TensorFlow"):
+                getattr(kgarden, name)
+    else:
         predictor = kgarden.Predictor(copies[0])
         assert predictor.names == ["cup", "dish"]
         given = kgarden.Predictor(detector, detector.recipe)(images[0])
