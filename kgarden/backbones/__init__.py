@@ -50,3 +50,9 @@ def make_backbone(settings):
     module, layer = where.split(":")
     layer = getattr(importlib.import_module(f"kgarden.backbones.{module}"), layer)
     return instantiate(layer, settings, "model.backbone", **fixed, name="backbone")
+
+
+def missing_backbone(settings: str | dict | None) -> str | None:
+    """Returns the name of a backbone that does not exist, of rows that cannot be built; else None."""
+    name = settings.get("name") if isinstance(settings, dict) else settings
+    return None if name is None or name in BACKBONES or is_adapted(name) else name

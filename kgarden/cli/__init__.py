@@ -23,6 +23,7 @@ from kgarden.cli.options import silence_tensorflow
 from kgarden.cli.recipe_commands import recipe_app
 from kgarden.cli.recipes_and_runs import runs_app
 from kgarden.cli.report_command import report_app
+from kgarden.cli.reproduce import reproduce
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
 
@@ -41,6 +42,7 @@ app.add_typer(completion_app)
 app.add_typer(data_app, name="data")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(analyze_app, name="analyze")
+app.command("reproduce")(reproduce)
 
 
 def _version(requested: bool):

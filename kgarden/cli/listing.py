@@ -50,6 +50,8 @@ def _recipes(indent=""):
 
 
 def _rows(path_or_stem):
+    from kgarden.backbones import missing_backbone
+
     recipe = load_recipe(path_or_stem)
     for row_id, row in recipe.rows.items():
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.set.items())
@@ -58,20 +60,9 @@ def _rows(path_or_stem):
         source = " ".join(filter(None, (row.recipe, row.row)))
         other = f"  [recipe {source}]" if source else ""
         settings = load_recipe(path_or_stem, row=row_id).plain() if row.recipe else row_settings(recipe, row)
-        refused = _needs(settings["model"].get("backbone"))
+        missing = missing_backbone(settings["model"].get("backbone"))
+        refused = f"  [needs {missing}, not available yet]" if missing else ""
         yield f"{row_id:20} {reported:28} {changes or 'no changes'}{origin}{other}{refused}"
-
-
-def _needs(backbone):
-    """Mark of a row whose backbone does not exist: "resnet50", {"name": "resnet50", ...} or None -> str."""
-    from kgarden.backbones import BACKBONES, is_adapted
-
-    name = backbone.get("name") if isinstance(backbone, dict) else backbone
-    return (
-        ""
-        if name is None or name in BACKBONES or is_adapted(name)
-        else f"  [needs {name}, not available yet]"
-    )
 
 
 def _transforms():
