@@ -23,7 +23,7 @@ from kgarden.cli.options import silence_tensorflow
 from kgarden.cli.recipe_commands import recipe_app
 from kgarden.cli.recipes_and_runs import runs_app
 from kgarden.cli.report_command import report_app
-from kgarden.cli.reproduce import reproduce
+from kgarden.cli.reproduction import reproduce
 from kgarden.errors import TrainingFailed, UserError
 from kgarden.utils.text import printable
 

@@ -142,7 +142,16 @@ def _steps(stem):
             images = sum(one.schedule.steps * one.data.batch_size for one in stage_recipes(chosen))
             command = _training(stem, row_id) if trained else _evaluation(stem, row_id, recipe)
             data = ", ".join(source.glob or source.format for source in chosen.data.train)
-            yield Step(table, stem, row_id, command, row.reported, images * trained, data, _refusal(chosen))
+            yield Step(
+                table=table,
+                recipe=stem,
+                row=row_id,
+                command=command,
+                reported=row.reported,
+                images=images * trained,
+                data=data,
+                refused=_refusal(chosen),
+            )
 
 
 def _training(stem, row):

@@ -99,7 +99,7 @@ def test_all_commands_from_images_to_predictions(world, call):
     assert code == 2 and "mine/detections.json" in err
     code, _, err = call("evaluate", run, "--metrics", "coco,voc70")
     assert code == 2 and err == (
-        "kgarden: --metrics voc70: did you mean voc07? There are coco, voc07, voc_area, open_images\n"
+        "kgarden: --metrics voc70: did you mean voc07? There are coco, voc07, voc_area, open_images, lvis\n"
     )
     for left in ("evaluation.json", "evaluation/analysis.json"):
         (run / left).unlink()

@@ -57,7 +57,7 @@ def reproduce(
     if table or rate:
         raise UserError("--table and --images-per-second do not apply to --small")
     chosen = [row.strip() for row in rows.split(",")] if rows else None
-    results = commands.run_small(paper, to, steps, chosen, reporter=Reporter())
+    results = commands.run_small(paper, to, steps=steps, rows=chosen, reporter=Reporter())
     print(commands.table_of(commands.paper_of(paper), results), end="")
     print(f"saved to {to}/table.md")
 
