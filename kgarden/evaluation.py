@@ -25,12 +25,12 @@ from kgarden.metrics.report import (
     report_folder,
     write_folder,
 )
-from kgarden.structures import BOXES, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
+from kgarden.structures import BOXES, CROWD, IMAGE_ID, LABELS, MASKS, ORIGINAL_HW, SCORES, SIZE_HW, VALID
 from kgarden.utils.files import read_json
 from kgarden.utils.fonts import shown_name
 from kgarden.utils.output_folder import OutputFolder
 from kgarden.utils.paste_masks import run_lengths_of
-from kgarden.visualization.draw import draw_detections
+from kgarden.visualization.draw import draw_detections, draw_truth
 from tfrecords.data_statistics import facts_in
 
 MIN_SHORT_SIDE = 480  # px; smaller images are enlarged before detections are drawn
@@ -193,12 +193,22 @@ def first_images(model, batches: Iterable, count: int) -> Iterator[tuple[int, di
 
 
 def draw_examples(
-    inference, batches: Iterable, categories: list[dict], count: int, folder: pathlib.Path
-) -> None:
+    inference, batches: Iterable, data: Data, *, count: int, folder: pathlib.Path
+) -> list[tuple[int, np.ndarray]]:
     """Draws detections on the first images of validation batches and saves one PNG for each.
 
     The folder is one of a run: earlier drawings are replaced.
+
+    Args:
+        data:  gives classes and ground truth.
+        count: number of images; 0: none.
+    Returns:
+        [(image_id, (H, 2W, 3) uint8: the image with its objects, and with its detections), ...].
     """
+    if not count:
+        return []
+    categories, pairs = data.categories, []
+    truth = _objects_by_image(read_json(data.annotations), categories)
     folder = OutputFolder(folder, owned=True)
     names = [shown_name(category) for category in categories]
     for image_id, x, detections in first_images(inference, batches, count):
@@ -208,3 +218,27 @@ def draw_examples(
         drawing = draw_detections(image, {**detections, BOXES: detections[BOXES] * factor}, names)
         with folder.replacing(f"{image_id}.png") as temporary:
             drawing.save(temporary)
+        objects, (full_height, full_width) = truth[image_id]
+        scale = np.divide(image.shape[1::-1], (full_width, full_height))
+        left = draw_truth(image, {**objects, BOXES: objects[BOXES] * np.tile(scale, 2)}, names)
+        pairs.append((image_id, np.hstack([np.asarray(left), np.asarray(drawing)])))
+    return pairs
+
+
+def _objects_by_image(truth, categories):
+    """{image_id: ({"boxes": (N, 4) xyxy px, "labels": (N,), "crowd": (N,)}, (height, width) px)}"""
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
+    rows = {one["id"]: [] for one in truth["images"]}
+    for one in truth["annotations"]:
+        if one["image_id"] in rows:
+            rows[one["image_id"]].append(one)
+    objects = {}
+    for image in truth["images"]:
+        mine = rows[image["id"]]
+        boxes = np.array([one["bbox"] for one in mine], "float64").reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label_of.get(one["category_id"], -1) for one in mine], int)
+        crowd = np.array([bool(one.get("iscrowd")) for one in mine], bool)
+        size = image["height"], image["width"]
+        objects[image["id"]] = {BOXES: boxes, LABELS: labels, CROWD: crowd}, size
+    return objects

@@ -46,6 +46,7 @@ MAY_WHEN_ASKED = {
     "models",
     "ops",
     "training.loggers",
+    "training.tensorboard_results",
 }  # inside a function, behind a look at the backend, or in a *_sparse file
 
 MAY_OPEN_FILES = {"tfrecords", "analyze", "bench", "build", "cli", "commands", "config", "data", "evaluation"}

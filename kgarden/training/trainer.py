@@ -37,8 +37,9 @@ from kgarden.training.data_wait import DataWait, measure_wait
 from kgarden.training.diagnostics import Diagnostics
 from kgarden.training.distribution import Cluster
 from kgarden.training.interrupts import graceful_interrupts
-from kgarden.training.loggers import make_loggers
+from kgarden.training.loggers import Tolerant, make_loggers
 from kgarden.training.reporter import Reporter
+from kgarden.training.tensorboard_results import write_results
 from kgarden.training.weight_averaging import ExponentialMovingAverage
 from kgarden.utils.files import read_json, replacing, write_json, write_report
 from kgarden.utils.fonts import missing_glyphs
@@ -176,9 +177,9 @@ class Trainer(keras.callbacks.Callback):
         write_report(self.run / "evaluation.json", evaluation)
         if note := missing_glyphs(self.data.categories):
             self.reporter.line(note)
-        if count := self.recipe.evaluate.pictures:
-            batches, categories = self._batches(count), self.data.categories
-            draw_examples(self.inference, batches, categories, count, folder=self.run / "pictures")
+        count, where = self.recipe.evaluate.pictures, self.run / "pictures"
+        photos = draw_examples(self.inference, self._batches(count), self.data, count=count, folder=where)
+        Tolerant("TensorBoard", lambda: write_results(self.run, self.recipe, photos), self.reporter.line)
         self.reporter.evaluation(evaluation)
 
     # --- at each step -----------------------------------------------------------------------------
