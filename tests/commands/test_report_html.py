@@ -205,7 +205,8 @@ def test_charts_by_hand():
     assert made.lines[1][1] == f"{WIDTH / 2:.1f},{HEIGHT * 3 / 4:.1f}"
     assert [label for _, label in made.y_ticks] == ["0", "1", "2", "3", "4"]
     assert chart("t", [none]) is None
-    long = chart("t", [Line("a", list(range(1001)), [1.0] * 1001, "red")]).lines[0][1].split()
+    end = Line("end", [1000], [1.0], "blue")
+    long = chart("t", [Line("a", list(range(1001)), [1.0] * 1001, "red"), end]).lines[0][1].split()
     assert len(long) <= 401 and long[-1].startswith(f"{WIDTH}.0,")
 
 

@@ -63,6 +63,9 @@ def test_counts_are_those_of_the_analysis():
         assert verdicts.count(kind) == analysis["errors"][kind]["count"]
     matched = sum(one[6] is not None for image in images.values() for one in image["objects"])
     assert matched == analysis["right"]
+    for image in images.values():  # an object has the score of the detection that matches it
+        right = sorted(one[5] for one in image["detections"] if one[6] == "right")
+        assert right == sorted(one[6] for one in image["objects"] if one[6] is not None)
 
 
 def _box(rows):
