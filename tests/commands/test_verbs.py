@@ -179,6 +179,7 @@ def test_predict(world):
     }.items():
         bad += [(("run", photo), {key: value}) for value in values]
     bad += [(("run", one, "drawn"), {}) for one in (None, pixels, [pixels], 7, "missing/*.png", "broken.png")]
+    bad += [(("run", "broken.png", "drawn"), {"on_fault": str})]  # nothing is left
     bad += [(("run", "photos", "photos"), {}), (("run", [photo, "broken.png"]), {})]
     assert walk(kgarden.predict, bad) == [None] * len(bad)
 
@@ -197,7 +198,8 @@ def test_videos_yield_results_frame_by_frame(world, monkeypatch):
     found = kgarden.Predictor.from_run("run").video("clip.mp4", every=2)
     assert next(found).path == "clip.mp4, frame 0" and asked == [0]
     assert [one.path for one in found] == ["clip.mp4, frame 2", "clip.mp4, frame 4"]
-    together = list(kgarden.Predictor.from_run("run", batch_size=4).video("clip.mp4"))
+    canvases = {"data.canvases": [[64, 96], [96, 64]]}
+    together = list(kgarden.Predictor.from_run("run", 3, canvases).video("clip.mp4"))
     assert [int(one.image.max()) for one in together] == list(range(6))
     assert [one.size_hw for one in together] == [(128, 192)] * 4 + [(192, 128)] * 2
     for every in (0, None, 1.5):
