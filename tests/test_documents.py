@@ -66,3 +66,11 @@ def test_links_lead_to_files():
                 count += 1
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
     assert count > 50
+
+
+def test_every_page_has_a_place_in_the_site():
+    """Of navigation and pages; the links themselves are checked when the site is built."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    placed = re.findall(r"^ +- [^#\n]*: (\S+\.md)$", text, re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(placed) == sorted(pages)

@@ -274,8 +274,8 @@ PAGE_HEAD = """# Papers: tables and their state
 
 Written by `kgarden reproduce --page docs/papers.md`.
 
-Every row of a table is a row of a recipe: `kgarden reproduce PAPER --table N` prints its commands, and with
-`--images-per-second R`, the rate that `kgarden bench RECIPE --what train` measures on your hardware, its
-hours. None of them has been trained at full size with kgarden yet; published figures are the authors'. What
+Every row of a table is a row of a recipe: `kgarden reproduce PAPER` prints its commands (`--table 3`: of one
+table), and with `--images-per-second 50`, the rate that `kgarden bench RECIPE --what train` measures on your
+hardware, its hours. None of them has been trained at full size with kgarden yet; published figures are the authors'. What
 small versions of them show is in the pages of the papers.
 """
