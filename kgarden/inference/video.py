@@ -10,6 +10,9 @@ import numpy as np
 from kgarden.errors import UserError
 from kgarden.inference.image_sources import is_url
 from kgarden.utils.arguments import path_of
+from tfrecords.images import MAX_PIXELS
+
+LOCAL = {"protocol_whitelist": "file"}  # a playlist or session description names other places
 
 
 def frames_of(source: Any, every: int = 1) -> Iterator[tuple[np.ndarray, str]]:
@@ -19,7 +22,8 @@ def frames_of(source: Any, every: int = 1) -> Iterator[tuple[np.ndarray, str]]:
         source: path, address such as rtsp://, or open file. A rotation in its metadata is not applied.
         every:  1: all frames; n: every n-th one, from the first.
     Raises:
-        UserError: PyAV is not installed; or there is no such file, it holds no video, or it is damaged.
+        UserError: PyAV is not installed; or there is no such file, it holds no video, its frames are larger
+            than images may be, or it is damaged.
     """
     av, name = _pyav(), "the video"
     if not hasattr(source, "read"):
@@ -27,11 +31,14 @@ def frames_of(source: Any, every: int = 1) -> Iterator[tuple[np.ndarray, str]]:
         if not is_url(source) and not name.is_file():
             raise UserError(f"{name}: no such file")
         source = os.fspath(name)
+    options = {} if is_url(source) else LOCAL
     try:
-        with av.open(source) as container:
+        with av.open(source, options=options) as container:
             if not container.streams.video:
                 raise UserError(f"{name}: holds no video")
             for number, frame in enumerate(container.decode(video=0)):
+                if frame.width * frame.height > MAX_PIXELS:
+                    raise UserError(f"{name}: frames of {frame.width}x{frame.height} px are not supported")
                 if number % every == 0:
                     yield frame.to_ndarray(format="rgb24"), f"{name}, frame {number}"
     except av.error.FFmpegError as error:

@@ -197,7 +197,15 @@ class PSSHead(keras.layers.Layer):
     # Training.
 
     def losses(self, raw, y, step=None):
-        """The base's terms, pss/class and pss/rank."""
+        """The base's terms, pss/class and pss/rank.
+
+        Args:
+            raw:  of `call`.
+            y:    {"boxes": (B, M, 4) xyxy px, "labels": (B, M) int32, -1 for padding, "crowd": (B, M) bool}.
+            step: number of the training step, for bases whose losses remember earlier ones.
+        Returns:
+            {name of the term: () float32}.
+        """
         return self.base.losses(raw, y, step=step) | self.one_to_one_losses(raw, y)
 
     def one_to_one_losses(self, raw, y):
@@ -244,7 +252,14 @@ class PSSHead(keras.layers.Layer):
         return sigmoid_product(flatten(raw["pss"], 1), *factors, classes)
 
     def candidates(self, raw, size_hw=None):
-        """Every place's box and score; end-to-end ones are *not* clipped."""
+        """Every place's box and score; end-to-end ones are *not* clipped.
+
+        Args:
+            raw:     of `call`.
+            size_hw: (B, 2) px, for the base's own candidates; see DenseHead.
+        Returns:
+            {"boxes": (B, A, 4) xyxy px, "scores", "probability": (B, A, C), "levels": [(H_l, W_l, K), ...]}.
+        """
         if self.prediction == "one_to_many":
             return self.base.candidates(raw, size_hw)
         scores = self.base.scores(raw) * ops.sigmoid(flatten(raw["pss"], 1))

@@ -1,6 +1,7 @@
 """Results of Predictor: what they hold and what they are turned into."""
 
 import importlib.util
+import io
 import sys
 import types
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from kgarden.errors import UserError
+from kgarden.inference import video
 from kgarden.inference.detections import Detections
 from kgarden.inference.video import frames_of
 from kgarden.utils.paste_masks import paste_masks
@@ -114,10 +116,25 @@ def test_videos_frame_by_frame(tmp_path, monkeypatch):
             np.testing.assert_allclose([mean for mean, *_ in frames], [0, 60, 120, 180], atol=4)
             assert {shape for _, shape, _ in frames} == {(48, 64, 3)}
             assert frames[1][2].endswith(", frame 3")
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "MAX_PIXELS", 48 * 64 - 1)
+        with pytest.raises(UserError, match="clip.mp4: frames of 64x48 px are not supported"):
+            next(frames_of(tmp_path / "clip.mp4"))
     for source, words in (
         (tmp_path / "text.mp4", "text.mp4: not a video that FFmpeg reads"),
         (tmp_path / "none.mp4", "none.mp4: no such file"),
         (7, "video: a path is needed, not 7"),
     ):
         with pytest.raises(UserError, match=words):
+            next(frames_of(source))
+
+
+def test_a_file_does_not_lead_to_the_network(tmp_path):
+    """A session description, for which FFmpeg would listen on a port until somebody sends."""
+    pytest.importorskip("av")
+    lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=x", "c=IN IP4 127.0.0.1", "t=0 0"]
+    lines += ["m=video 5004 RTP/AVP 96", "a=rtpmap:96 H264/90000", ""]
+    (tmp_path / "clip.mp4").write_bytes("\r\n".join(lines).encode())
+    for source in (tmp_path / "clip.mp4", io.BytesIO((tmp_path / "clip.mp4").read_bytes())):
+        with pytest.raises(UserError, match="not a video that FFmpeg reads"):
             next(frames_of(source))
