@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time names are i
     from kgarden.inference.detections import Detections
     from kgarden.inference.predictor import Predictor
     from kgarden.models.base.detector import Detector, InferenceModel
+    from kgarden.models.base.keras_files import load_model
     from kgarden.training.coco_metrics import CocoMetrics
     from kgarden.utils.paste_masks import paste_masks
 
@@ -50,6 +51,7 @@ _HOMES = {
     "build_optimizer": "kgarden.build",
     "load_run": "kgarden.build",
     "Detector": "kgarden.models.base.detector",
+    "load_model": "kgarden.models.base.keras_files",
     "InferenceModel": "kgarden.models.base.detector",
     "Predictor": "kgarden.inference.predictor",
     "Detections": "kgarden.inference.detections",
@@ -75,6 +77,7 @@ __all__ = [
     "build_optimizer",
     "evaluate",
     "export",
+    "load_model",
     "load_recipe",
     "load_run",
     "paste_masks",

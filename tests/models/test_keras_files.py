@@ -1,7 +1,11 @@
 """What a detector carries beside its weights: recipe, classes, pixels; and Keras' summary."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -53,6 +57,39 @@ def test_files_and_copies_carry_recipe_classes_and_pixels(detector, tmp_path):
         assert predictor.names == ["cup", "dish"]
         given = kgarden.Predictor(detector, detector.recipe)(images[0])
         np.testing.assert_array_equal(predictor(images[0])["boxes"], given["boxes"])
+
+
+def test_files_are_loaded_in_another_process(detector, tmp_path):
+    """By kgarden, which then has made its classes known to Keras."""
+    detector.save(tmp_path / "m.keras")
+    program = (
+        "import keras, kgarden, support.small_backbone; print(kgarden.load_model('m.keras').class_names)\n"
+    )
+    program += "print(keras.saving.load_model('m.keras').class_names)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["['cup', 'dish']"] * 2, done.stderr
+
+
+def test_what_is_no_file_of_a_detector_is_refused(tmp_path):
+    (tmp_path / "text.keras").write_text("no model")
+    with zipfile.ZipFile(tmp_path / "empty.keras", "w") as file:
+        file.writestr("metadata.json", "{}")
+    inputs = keras.Input((3,))
+    keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "other.keras")
+    for path, words in (
+        (tmp_path / "text.keras", "text.keras: not a .keras file"),
+        (tmp_path / "empty.keras", "empty.keras: not a .keras file that this version reads"),
+        (tmp_path / "other.keras", "other.keras: holds a Functional, not a detector"),
+        (tmp_path / "none.keras", "none.keras: no such file"),
+        (tmp_path, "no such file"),
+        (None, "path: a path is needed, not None"),
+        (7, "path: a path is needed, not 7"),
+    ):
+        with pytest.raises(kgarden.UserError, match=words) as caught:
+            kgarden.load_model(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_classes_are_checked(detector):
