@@ -28,3 +28,25 @@ def test_boxes_suppress_each_other_within_a_class_of_a_level_alone():
     scores, labels = (ops.convert_to_numpy(found[key])[0] for key in ("scores", "labels"))
     assert scores[scores > 0].tolist() == np.float32([0.9, 0.8, 0.7, 0.6]).tolist()
     assert labels.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("by_ranking", [False, True])
+def test_the_pool_is_the_best_of_all_pairs_whatever_a_level_has(by_ranking, monkeypatch):
+    """Two levels of 6 and 3 rows, 5 classes, scores with ties; NumPy sorts all of them."""
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.uniform(0, 9, (1, 9, 4)).astype("float32"), rng.integers(1, 9, (1, 9, 5)) / 10
+    candidates = {"boxes": boxes, "scores": scores.astype("float32"), "levels": [(2, 3), (1, 3)]}
+    if by_ranking:
+        candidates["ranking_scores"] = 1 - candidates["scores"]  # of the levels, which keep all here
+    picked = Selection(per_level=None, pool=12).pick(candidates)
+    got = ops.convert_to_numpy(picked["source"]) * 5 + ops.convert_to_numpy(picked["labels"])
+    want = np.argsort(-scores.reshape(-1), kind="stable")[:12]
+    assert sorted(scores.reshape(-1)[got[0]]) == sorted(scores.reshape(-1)[want])
+    if not by_ranking:
+        np.testing.assert_array_equal(got[0], want)
+        sorted_pairs = []
+        top_k = ops.top_k
+        monkeypatch.setattr(ops, "top_k", lambda x, k: sorted_pairs.append(k) or top_k(x, k))
+        del candidates["levels"]
+        assert Selection(per_level=None, pool=12).pick(candidates)["scores"].shape == (1, 12)
+        assert sorted_pairs == [12]  # of 45: with 1,203 classes sorting all takes most of the time
