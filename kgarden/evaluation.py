@@ -218,22 +218,27 @@ def draw_examples(
         drawing = draw_detections(image, {**detections, BOXES: detections[BOXES] * factor}, names)
         with folder.replacing(f"{image_id}.png") as temporary:
             drawing.save(temporary)
-        objects, (full_height, full_width) = truth[image_id]
-        scale = np.divide(image.shape[1::-1], (full_width, full_height))
-        left = draw_truth(image, {**objects, BOXES: objects[BOXES] * np.tile(scale, 2)}, names)
+        left = image
+        if image_id in truth:
+            objects, (full_height, full_width) = truth[image_id]
+            scale = np.divide(image.shape[1::-1], (full_width, full_height))
+            left = draw_truth(image, {**objects, BOXES: objects[BOXES] * np.tile(scale, 2)}, names)
         pairs.append((image_id, np.hstack([np.asarray(left), np.asarray(drawing)])))
     return pairs
 
 
 def _objects_by_image(truth, categories):
-    """{image_id: ({"boxes": (N, 4) xyxy px, "labels": (N,), "crowd": (N,)}, (height, width) px)}"""
+    """{image_id: ({"boxes": (N, 4) xyxy px, "labels": (N,), "crowd": (N,)}, (height, width) px)}
+
+    Images whose size the ground truth does not tell are left out.
+    """
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     rows = {one["id"]: [] for one in truth["images"]}
     for one in truth["annotations"]:
         if one["image_id"] in rows:
             rows[one["image_id"]].append(one)
     objects = {}
-    for image in truth["images"]:
+    for image in (one for one in truth["images"] if one.get("height") and one.get("width")):
         mine = rows[image["id"]]
         boxes = np.array([one["bbox"] for one in mine], "float64").reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

@@ -53,7 +53,7 @@ def test_types_in_words():
     assert kind(Data, "canvases") == "list of [integer > 0, integer > 0] or null"
     assert kind(Ema, "decay") == "number > 0 and < 1"
     assert kind(Optimizer, "betas") == "[number, number] or null"
-    assert kind(Evaluate, "metrics") == "list of coco | voc07 | voc_area | open_images"
+    assert kind(Evaluate, "metrics").startswith("list of coco | voc07 | ")
     assert kind(Recipe, "replicas") == "integer > 0 or all" and kind(Recipe, "jit") == "true or false"
     assert kind(Recipe, "rows") == "mapping to section"
 
