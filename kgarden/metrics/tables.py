@@ -24,17 +24,19 @@ OTHER_LABELS = {
     "voc_area_map": "VOC mAP",
     "open_images_map": "Open Images mAP",
 }
-LVIS_LABELS = {
+LVIS_APS = {
     "lvis_ap": "LVIS AP",
-    "lvis_ap50": "LVIS AP50",
-    "lvis_ap75": "LVIS AP75",
+    "lvis_ap50": "AP50",
+    "lvis_ap75": "AP75",
     "lvis_ap_small": "APs",
     "lvis_ap_medium": "APm",
     "lvis_ap_large": "APl",
     "lvis_ap_rare": "APr",
     "lvis_ap_common": "APc",
     "lvis_ap_frequent": "APf",
-    "lvis_ar300": "AR@300",
+}
+LVIS_ARS = {
+    "lvis_ar300": "LVIS AR@300",
     "lvis_ar300_small": "ARs@300",
     "lvis_ar300_medium": "ARm@300",
     "lvis_ar300_large": "ARl@300",
@@ -55,7 +57,7 @@ def label_of(metric: str) -> str:
     name, limit = limit_of(metric)
     if name.startswith("ar") and name[2:].isdigit():
         return f"AR {name[2:]}"
-    return (LABELS | OTHER_LABELS | LVIS_LABELS)[name] + (f"@{limit}" if limit else "")
+    return (LABELS | OTHER_LABELS | LVIS_APS | LVIS_ARS)[name] + (f"@{limit}" if limit else "")
 
 
 def evaluation_tables(evaluation: dict) -> list[Table]:
@@ -76,7 +78,7 @@ def _metric_tables(metrics, title):
     tables = []
     if any(name.startswith("ap") for name in metrics):
         tables.append(_coco_table(metrics, title))
-    for labels in (OTHER_LABELS, LVIS_LABELS):
+    for labels in (OTHER_LABELS, LVIS_APS, LVIS_ARS):
         others = [name for name in metrics if name in labels]
         if not others:
             continue

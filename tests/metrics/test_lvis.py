@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support import real_data
 from support.lvis_results import mask_of, perturbed
 from support.metric_tables import table
@@ -53,7 +54,9 @@ def test_in_evaluations(sample):
     assert {row["frequency"] for row in found["per_class"]} == {"r", "c", "f"}
     assert summary(found) == "LVIS AP 61.6  AP 58.0  AP50 85.2  APr 90.0  APc 63.0  APf 61.1"
     tables = evaluation_tables({**found, "detections_file": "x.json", "images": 100})
-    assert [column.header for column in tables[1].columns][:2] == ["LVIS AP", "LVIS AP50"]
+    assert [column.header for column in tables[1].columns][:2] == ["LVIS AP", "AP50"]
+    for one in tables[:3]:  # nothing is cut off on a terminal of 80 columns
+        assert Console(width=1000).measure(one).maximum <= 80
 
 
 def known(objects, detections, absent=(), inexact=None, frequency="rcf", num_images=2):
