@@ -313,7 +313,7 @@ def calibration_figure(bins, iou):
     for ax in (reliability, counts):
         ax.set_xlabel("P(O)", color=INK)
         style_axes(ax)
-    figure_legend = {"bbox_to_anchor": (1.3, 1), "fontsize": 9, "frameon": False}
+    figure_legend = {"bbox_to_anchor": (1.02, 1), "fontsize": 9, "frameon": False}
     counts.legend(*reliability.get_legend_handles_labels(), loc="upper left", **figure_legend)
     return result
 
