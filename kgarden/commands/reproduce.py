@@ -46,7 +46,16 @@ class Paper(NamedTuple):
 PAPERS = {
     "centernet2": Paper(
         "Zhou, Koltun, Krähenbühl 2021, Probabilistic two-stage detection, arXiv:2103.07461",
-        ("centernet2", "centernet2_realtime", "centernet2_large", "retinanet", "atss", "gfl"),
+        (
+            "centernet2",
+            "centernet2_realtime",
+            "centernet2_large",
+            "centernet2_lvis",
+            "centernet2_objects365",
+            "retinanet",
+            "atss",
+            "gfl",
+        ),
         "neu_det_centernet2",
         drawn=True,
     ),
@@ -276,6 +285,6 @@ Written by `kgarden reproduce --page docs/papers.md`.
 
 Every row of a table is a row of a recipe: `kgarden reproduce PAPER` prints its commands (`--table 3`: of one
 table), and with `--images-per-second 50`, the rate that `kgarden bench RECIPE --what train` measures on your
-hardware, its hours. None of them has been trained at full size with kgarden yet; published figures are the authors'. What
-small versions of them show is in the pages of the papers.
+hardware, its hours. None of them has been trained at full size with kgarden yet; published figures are the
+authors'. What small versions of them show is in the pages of the papers.
 """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kgarden import cli
 from tfrecords.beam import BeamWorkers
 from tfrecords.converters import coco, shapes
 from tfrecords.files import Unfinished
@@ -75,3 +76,24 @@ def test_shards_that_are_elsewhere_are_told(beam, tmp_path, monkeypatch):
     monkeypatch.setattr("tfrecords.beam._make", lambda element, work, strict: None)
     with pytest.raises(DataError, match=r"2 shards of Beam's workers are not here.*use shared storage"):
         shapes.build(tmp_path / "x", count=4, seed=0, shards=2, workers=BeamWorkers())
+
+
+def test_the_command_line_chooses_the_runner(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    build = ["data", "build", "shapes", "--count", "3", "--to", str(tmp_path / "x")]
+    for options, said in (
+        (["--runner", "beam"], "runner beam needs apache-beam"),
+        (["--runner", "spark"], "--runner spark: use pool or beam"),
+        (["--beam-option=--direct_num_workers=2"], "--beam-option applies to --runner beam"),
+        (["--runner", "beam", "--workers", "2"], "--workers applies to --runner pool"),
+    ):
+        assert cli.main([*build, *options]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_options_of_the_pipeline_reach_beam(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(BeamWorkers, "make_all", lambda self, *args, **kwargs: seen.append(self.options))
+    build = ["data", "build", "shapes", "--count", "3", "--to", str(tmp_path / "x"), "--runner", "beam"]
+    cli.main([*build, "--beam-option=--runner=FlinkRunner", "--beam-option=--flink_master=host:8081"])
+    assert seen == [("--runner=FlinkRunner", "--flink_master=host:8081")]
