@@ -2,7 +2,7 @@
 
     python benchmarks/two_stages.py [HEIGHT WIDTH ROUNDS] > benchmarks/two_stages.json
 
-Random weights on noise; ResNet-50 in float32, one image. With random weights every class scores about the same, so
+Random weights on noise; ResNet-50 in float32, one image. With random weights all classes score alike, so
 that the selection sees as many pairs above its threshold as it can.
 """
 
