@@ -78,17 +78,17 @@ PROBABILITY = [0.95, 0.55, 0.25, 0.0]
 def test_known_proposals(tmp_path, monkeypatch):
     runs = [run_of("known", BOXES, PROBABILITY)]
     monkeypatch.setattr(proposals, "open_runs", lambda names, weights: runs)
-    monkeypatch.setattr(proposals, "COUNTS", (1, 2, 1000))
+    monkeypatch.setattr(proposals, "COUNTS", (1, 2, 3, 1000))
     seen = []
     result = analyze_proposals(["a"], tmp_path / "look", pictures=0, progress=lambda *done: seen.append(done))
     assert seen == [(1, 2), (2, 2)]
     rows = rows_of(tmp_path / "look" / "recall.csv")
     # The best proposal finds object 1 of 3 at all ten thresholds; the second object 3 up to IoU 0.8: 7 of 10.
-    expected = {"1": 10 / 30, "2": 17 / 30, "4": 17 / 30}
+    expected = {"1": 10 / 30, "2": 17 / 30, "3": 17 / 30, "4": 17 / 30}
     assert {row["proposals"]: float(row["ar_all"]) for row in rows} == pytest.approx(
         {count: 100 * value for count, value in expected.items()}, abs=1e-3
     )
-    assert [float(row["mean_proposals"]) for row in rows] == [1, 2, 3]
+    assert [float(row["mean_proposals"]) for row in rows] == [1, 2, 3, 3]
     assert (rows[1]["ar_small"], rows[1]["ar_medium"], rows[1]["ar_large"]) == ("0.0", "100.0", "70.0")
     bins = {row["from"]: row for row in rows_of(tmp_path / "look" / "calibration.csv") if row["n"] != "0"}
     # Every image has the same three proposals: one right on image 4, one right on image 9.
@@ -116,6 +116,8 @@ def test_calibration_of_drawn_probabilities():
     assert expected_calibration_error(bins_of(probability**2, hit)) == pytest.approx(
         100 / 6, abs=0.3
     )  # 1/2 - 1/3
+    opposite = bins_of(np.array([0.2, 0.8]), np.array([True, False]))
+    assert expected_calibration_error(opposite) == pytest.approx(80.0)  # and not the mean of +80 and -80
     bins = bins_of(np.array([0.0, 0.1, 0.999, 1.0]), np.array([False, True, True, True]))
     assert bins[:, 0].tolist() == [1, 1] + [0] * 7 + [2]
     assert calibration_rows(bins)[9] == {

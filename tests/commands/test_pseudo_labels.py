@@ -55,7 +55,7 @@ def run(tmp_path):
 def images(tmp_path):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
-    for name, value in (("b.png", 10), ("a.png", 30), ("more/c.png", 20)):
+    for name, value in (("b.png", 10), ("a.png", 30), ("more/b.png", 20)):
         Image.fromarray(np.full((30, 40, 3), value, "uint8")).save(folder / name)
     (folder / "broken.png").write_bytes(b"no image")
     return folder
@@ -87,7 +87,7 @@ def test_detections_become_objects(run, images, tmp_path, monkeypatch, capsys):
     truth = json.loads(dataset.annotations[0].read_text())
     names = {one["id"]: one["file_name"] for one in truth["images"]}
     objects = {names[one["image_id"]]: (one["category_id"], one["bbox"]) for one in truth["annotations"]}
-    assert objects == {"b.png": (4, [1, 2, 20, 10]), "more/c.png": (12, [3, 3, 6, 6])}
+    assert objects == {"b.png": (4, [1, 2, 20, 10]), "more/b.png": (12, [3, 3, 6, 6])}
 
 
 def test_a_lower_score_takes_more(run, images, tmp_path, monkeypatch, capsys):
