@@ -18,9 +18,11 @@ from kgarden.config.loading import load_recipe
 from kgarden.models import build_detector
 
 MODELS = {  # recipe, row, classes
-    "faster_rpn": ("centernet2", "table4.p3_p7", 80),
+    "faster_rpn": ("faster_rcnn", None, 80),  # P2 to P6
+    "faster_rpn_p3_p7": ("centernet2", "table4.p3_p7", 80),
     "faster_centernet": ("centernet2", "table1.f_centernet", 80),
-    "cascade_rpn": ("centernet2", "table5.rpn_without_prob", 80),
+    "cascade_rpn": ("cascade_rcnn", None, 80),
+    "cascade_rpn_p3_p7": ("centernet2", "table5.rpn_without_prob", 80),
     "centernet2": ("centernet2", "table1.c_centernet", 80),
     "centernet2_1203": ("centernet2", "table1.c_centernet", 1203),
     "centernet": ("centernet2", "table1.centernet", 80),
@@ -28,7 +30,9 @@ MODELS = {  # recipe, row, classes
 }
 RATIOS = [  # and what the paper reports, on a Titan Xp
     ("faster_centernet", "faster_rpn", 50 / 55),
+    ("faster_centernet", "faster_rpn_p3_p7", 50 / 45),
     ("centernet2", "cascade_rpn", 57 / 78),
+    ("centernet2", "cascade_rpn_p3_p7", 57 / 66),
     ("centernet2_1203", "centernet2", 1.05),
     ("centernet_1203", "centernet", 1.3),
 ]
