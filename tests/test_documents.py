@@ -11,6 +11,7 @@ from kgarden.cli import app
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
+README, KERAS = ROOT / "README.md", ROOT / "docs/keras.md"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LINE = re.compile(r"^(?:#\s*)?(?:pip install [^&]+&& )?(kgarden [a-z].*)$")
 IN_PROSE = re.compile(r"`(kgarden [a-z][^`]*)`")
@@ -74,3 +75,8 @@ def test_every_page_has_a_place_in_the_site():
     placed = re.findall(r"^ +- [^#\n]*: (\S+\.md)$", text, re.MULTILINE)
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
     assert sorted(placed) == sorted(pages)
+
+
+def test_the_example_of_the_readme_is_that_of_the_page_that_is_run():
+    examples = [re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) for path in (README, KERAS)]
+    assert examples[0] == examples[1][:1]
