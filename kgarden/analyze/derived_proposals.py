@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from kgarden.analyze.compare import CELL
-from kgarden.analyze.compare import figure as figure_of_columns
+from kgarden.analyze.compare import CELL, comparison_figure
 from kgarden.analyze.loaded_runs import EVERY, SIZES, boxes_of, open_runs, size_of
 from kgarden.analyze.outputs import analysis_folder, rounded, write_analysis
 from kgarden.errors import UserError
@@ -122,7 +121,7 @@ def analyze_tsd(
     reading = " ".join(
         filter(None, (READING, describe(rows, images, min_score), missing_glyphs(loaded.categories)))
     )
-    figures = {"tsd": figure_of_columns(drawn)} if drawn else {}
+    figures = {"tsd": comparison_figure(drawn)} if drawn else {}
     write_analysis(to, reading, {"tsd": rows, "by_class": by_class}, figures)
     return {"rows": rows, "reading": reading}
 

@@ -178,7 +178,9 @@ class Trainer(keras.callbacks.Callback):
         if note := missing_glyphs(self.data.categories):
             self.reporter.line(note)
         count, where = self.recipe.evaluate.pictures, self.run / "pictures"
-        photos = draw_examples(self.inference, self._batches(count), self.data, count=count, folder=where)
+        photos = []
+        if count:
+            photos = draw_examples(self.inference, self._batches(count), self.data, count=count, folder=where)
         Tolerant("TensorBoard", lambda: write_results(self.run, self.recipe, photos), self.reporter.line)
         self.reporter.evaluation(evaluation)
 
