@@ -7,11 +7,13 @@ import shlex
 import pytest
 import typer
 
-from kgarden import cli
-from kgarden.commands import reproduce
-from kgarden.commands.reproduce import PAPERS, hours, papers_page, plan, run_small
-from kgarden.config.loading import load_recipe
-from kgarden.errors import UserError
+pytest.importorskip("tensorflow")
+
+from kgarden import cli  # noqa: E402
+from kgarden.commands import reproduce  # noqa: E402
+from kgarden.commands.reproduce import PAPERS, hours, papers_page, plan, run_small  # noqa: E402
+from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 ROOT = pathlib.Path(__file__).parents[2]

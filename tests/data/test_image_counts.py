@@ -6,10 +6,12 @@ import types
 import numpy as np
 import pytest
 
-from kgarden.build import give_image_counts
-from kgarden.data.image_counts import image_counts_of, read_image_counts
-from kgarden.errors import UserError
-from kgarden.losses.federated import make_subsets
+pytest.importorskip("tensorflow")
+
+from kgarden.build import give_image_counts  # noqa: E402
+from kgarden.data.image_counts import image_counts_of, read_image_counts  # noqa: E402
+from kgarden.errors import UserError  # noqa: E402
+from kgarden.losses.federated import make_subsets  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 CATEGORIES = [{"id": 4, "name": "cup"}, {"id": 2, "name": "fork"}, {"id": 9, "name": "pan"}]

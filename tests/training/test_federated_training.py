@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from support.small_backbone import RESNET10
 
-from kgarden import build
-from kgarden.config.loading import load_recipe
-from kgarden.training import trainer
+pytest.importorskip("tensorflow")
+
+from kgarden import build  # noqa: E402
+from kgarden.config.loading import load_recipe  # noqa: E402
+from kgarden.training import trainer  # noqa: E402
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
 SMALL = {
