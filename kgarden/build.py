@@ -27,7 +27,7 @@ from kgarden.optimizers.of_recipe import (  # noqa: F401 - offered here
     learning_rate_of,
 )
 from kgarden.runs import best_weights, load_categories, load_run_recipe
-from kgarden.utils.arguments import path_of
+from kgarden.utils.arguments import check_names, path_of
 from kgarden.weights.foreign import is_foreign, load_foreign
 from kgarden.weights.init_settings import check_init, donor_weights, with_pixels_of_weights
 from kgarden.weights.initial import load_all, load_parts, load_what_fits, num_classes_of
@@ -54,8 +54,9 @@ def build_model(
     Returns:
         Detector with all its variables, not compiled. TF32 is allowed or forbidden in the whole process.
     Raises:
-        UserError: an unknown name or setting, or weights that do not fit.
+        UserError: an unknown name or setting, weights that do not fit, or class names that are no list.
     """
+    check_names(class_names, "class_names")
     _check_policy(recipe)
     check_init(recipe)
     recipe = with_pixels_of_weights(recipe)
@@ -71,8 +72,7 @@ def build_model(
         donor = recipe if recipe.init.run is None else load_recipe(recipe.init.run)
         if left_out := start_from(detector, donor_weights(recipe), recipe.init.parts, donor=donor):
             say(left_out)
-    if recipe.freeze:
-        detector.freeze(recipe.freeze)
+    detector.freeze(recipe.freeze)
     if categories is not None:
         detector.categories = categories
     return detector

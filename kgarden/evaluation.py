@@ -201,12 +201,10 @@ def draw_examples(
 
     Args:
         data:  gives classes and ground truth.
-        count: number of images; 0: none.
+        count: number of images.
     Returns:
         [(image_id, (H, 2W, 3) uint8: the image with its objects, and with its detections), ...].
     """
-    if not count:
-        return []
     categories, pairs = data.categories, []
     truth = _objects_by_image(read_json(data.annotations), categories)
     folder = OutputFolder(folder, owned=True)

@@ -60,15 +60,8 @@ def build_coco(
     """Convert a COCO data set."""
     arguments = {"images": images, "annotations": annotations, "with_masks": masks}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
-    _build(
-        "coco",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("coco", verbose, to, **arguments, **how)
 
 
 @build_app.command("voc")
@@ -105,15 +98,8 @@ def build_voc(
     arguments = {"root": root, "images": images, "annotations": annotations, "split": split}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
     arguments |= {"one_based": one_based, "ignore_difficult": ignore_difficult}
-    _build(
-        "voc",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("voc", verbose, to, **arguments, **how)
 
 
 @build_app.command("csv")
@@ -133,15 +119,8 @@ def build_csv(
     """Convert a CSV table of boxes and its images."""
     arguments = {"images": images, "annotations": annotations, "classes": classes}
     arguments |= {"rename": renaming_of(rename)}
-    _build(
-        "csv",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("csv", verbose, to, **arguments, **how)
 
 
 @build_app.command("yolo")
@@ -168,15 +147,8 @@ def build_yolo(
     """Convert a YOLO data set: data.yaml, or one text file for each image."""
     arguments = {"annotations": annotations, "images": images, "split": split, "with_masks": masks}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
-    _build(
-        "yolo",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("yolo", verbose, to, **arguments, **how)
 
 
 @build_app.command("openimages")
@@ -215,15 +187,8 @@ def build_openimages(
     arguments = {"images": images, "annotations": annotations, "descriptions": descriptions}
     arguments |= {"image_labels": image_labels, "hierarchy": hierarchy}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
-    _build(
-        "openimages",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("openimages", verbose, to, **arguments, **how)
 
 
 @build_app.command("lvis")
@@ -246,15 +211,8 @@ def build_lvis(
     """Convert LVIS: as COCO, with the classes that people looked for and how frequent they are."""
     arguments = {"images": images, "annotations": annotations, "with_masks": masks}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
-    _build(
-        "lvis",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("lvis", verbose, to, **arguments, **how)
 
 
 @build_app.command("objects365")
@@ -278,15 +236,8 @@ def build_objects365(
     """Convert a part of Objects365: train or val."""
     arguments = {"images": images, "annotations": annotations, "name_fixes": name_fixes}
     arguments |= {"classes": classes, "rename": renaming_of(rename)}
-    _build(
-        "objects365",
-        verbose,
-        to,
-        **arguments,
-        shards=shards,
-        workers=_workers(workers, runner, beam_option),
-        strict=strict,
-    )
+    how = {"shards": shards, "workers": _workers(workers, runner, beam_option), "strict": strict}
+    _build("objects365", verbose, to, **arguments, **how)
 
 
 @build_app.command("shapes")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from kgarden.errors import UserError
 from kgarden.inference.image_sources import find_images
 from kgarden.inference.predictor import Predictor
+from kgarden.utils.arguments import check_fraction
 from tfrecords.converters import coco
 from tfrecords.schema import DataError
 
@@ -51,8 +52,7 @@ def build_pseudo_labels(
         raise UserError(f"{images}: no such folder of images")
     if to.exists():
         raise UserError(f"{to} exists; use another directory, or remove it")
-    if not 0 <= score <= 1:
-        raise UserError(f"score {score:g}: a score is between 0 and 1")
+    check_fraction(score, "score")
     paths = find_images([folder], skip=to, say=say)
     predictor = Predictor.from_run(run, batch_size, overrides)
     labelled = _labelled(predictor, paths, folder, score=score, progress=progress, say=say)
@@ -71,14 +71,15 @@ def build_pseudo_labels(
 def _labelled(predictor, paths, folder, *, score, progress, say):
     """Images and detections as annotations in COCO form; images without any are kept."""
     images, annotations = [], []
+    progress = progress or (lambda done, total: None)
     for image, detections in predictor.stream(paths, on_fault=say):
         number, name = len(images) + 1, detections.path.relative_to(folder).as_posix()
         height, width = image.shape[:2]
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         rows = detections.to_records()
         annotations += [_annotation(row, number) for row in rows if row["score"] >= score]
-        if progress:
-            progress(number, len(paths))
+        progress(number, len(paths))
+    progress(len(paths), len(paths))  # those that could not be read too
     for number, one in enumerate(annotations, start=1):
         one["id"] = number
     return {"images": images, "annotations": annotations, "categories": predictor.categories}

@@ -46,6 +46,16 @@ def check_fraction(value: Any, name: str) -> None:
         raise UserError(f"{name}: a number from 0 to 1 is needed, not {shown(value)}")
 
 
+def check_names(value: Any, name: str) -> None:
+    """Checks that an argument is None or a list of texts, none of them twice; raises UserError."""
+    if value is None:
+        return
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(one, str) for one in value):
+        raise UserError(f'{name}: a list of names, ["cup", "dish"], is needed, not {shown(value)}')
+    if twice := [one for one in value if value.count(one) > 1]:
+        raise UserError(f"{name}: {shown(twice[0])} is given twice")
+
+
 def check_overrides(overrides: Any) -> None:
     """Checks that `overrides` are None or {"a.b": value} with values that YAML has; raises UserError."""
     if overrides is None:

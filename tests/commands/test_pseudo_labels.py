@@ -81,6 +81,7 @@ def test_detections_become_objects(run, images, tmp_path, monkeypatch, capsys):
     assert code == 0 and made == [(run, 2, {"evaluate.views.flip": True})]
     printed = capsys.readouterr()
     assert "3 of 3 images, 2 of 2 boxes" in printed.out and "broken.png" in printed.err
+    assert "4/4 images" in printed.out  # the one that could not be read included
     dataset = open_dataset(str(tmp_path / "out"))
     assert [one["name"] for one in dataset.categories] == list(NAMES)
     assert [one["id"] for one in dataset.categories] == [1, 2, 4, 7, 9, 12]
@@ -99,7 +100,7 @@ def test_a_lower_score_takes_more(run, images, tmp_path, monkeypatch, capsys):
     ("options", "said"),
     [
         (["--score", "0.95"], "no detection of score 0.95 or more; lower the score"),
-        (["--score", "50"], "score 50: a score is between 0 and 1"),
+        (["--score", "50"], "score: a number from 0 to 1 is needed, not 50.0"),
     ],
 )
 def test_scores_without_a_result_are_refused(run, images, tmp_path, monkeypatch, capsys, options, said):

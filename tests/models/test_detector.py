@@ -9,6 +9,8 @@ from keras import ops
 from support.marks import slow_on_jax, slow_on_jax_but
 from support.variants import CLASSES, VARIANTS, batch
 
+from kgarden.build import build_model
+from kgarden.config.loading import load_recipe
 from kgarden.errors import UserError
 from kgarden.models import MODELS, build_detector
 from kgarden.models.centernet2 import fusion
@@ -307,3 +309,9 @@ def test_keras_files_give_equal_predictions(name, tmp_path):
     detector.origin = None
     with pytest.raises(UserError, match="built from settings alone can be saved as .keras"):
         detector.save(tmp_path / "detector.keras")
+
+
+@pytest.mark.parametrize("names", [7, "cup", [], ["cup", 3], ["cup", "cup"]])
+def test_class_names_that_are_no_list_of_names_are_refused(names):
+    with pytest.raises(UserError, match="^class_names: "):
+        build_model(load_recipe("quickstart"), class_names=names)
