@@ -136,6 +136,10 @@ def train_batches(
 def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches under any augmentation. rows: dataset of (n, 2 + K): stream position, row, partners."""
 
+    @functools.partial(tf.function, autograph=False)  # traced once for all partners
+    def loaded(row, draw, canvas_hw):
+        return load(row, load.choice(draw), canvas_hw)
+
     @without_autograph
     def prepare(numbers):
         number, rows = numbers[0], numbers[1:]
@@ -144,7 +148,7 @@ def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_si
 
         def example(k):
             draw = rng.uniform(rng.fold_in(key, SIZES + k))[0]
-            return load(rows[k], load.choice(draw), canvas_hw if k else None)
+            return loaded(rows[k], draw, canvas_hw if k else None)
 
         example = augmentation(example, key)
         truth = in_rows_of_one(example, max_objects)

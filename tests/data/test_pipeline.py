@@ -87,8 +87,10 @@ def test_one_epoch_holds_every_image_once(painted):
     assert [p[-1] for p in pictures(batches[:5])] != [p[-1] for p in pictures(batches[5:10])]
 
 
-@pytest.mark.parametrize("short_side_px", [48, (32, 40, 48)])
-@pytest.mark.parametrize("augment", [(), FLIPS[:1], FLIPS])
+SIDES = (32, 40, 48)
+
+
+@pytest.mark.parametrize("short_side_px, augment", [(48, ()), (SIDES, FLIPS[:1]), (SIDES, FLIPS)])
 def test_boxes_follow_the_pixels(painted, short_side_px, augment):
     options = {**PLAIN, "short_side_px": short_side_px, "augment": augment}
     batches = pipeline.train_batches([painted], **options)
@@ -143,7 +145,7 @@ def of_one_size(painted):
     return take(pipeline.train_batches([painted], **ONE_SIZE), 20)
 
 
-@pytest.mark.parametrize("start", [1, 4, 13])
+@pytest.mark.parametrize("start", [1, 13])
 def test_stream_from_step_k_is_the_tail_of_the_stream(painted, varied, start):
     later = take(pipeline.train_batches([painted], start_step=start, **VARIED), 6)
     assert_equal_batches(later, varied[start : start + 6])
@@ -158,8 +160,9 @@ def test_batches_do_not_depend_on_threads(painted, varied, parallel):
 @pytest.mark.parametrize("cache", ["encoded", "decoded"])
 def test_batches_do_not_depend_on_caches(painted, varied, of_one_size, cache):
     assert_equal_batches(take(pipeline.train_batches([painted], **VARIED, cache=cache), 20), varied)
-    got = take(pipeline.train_batches([painted], **ONE_SIZE, cache=cache), 20)
-    assert_equal_batches(got, of_one_size, px=1e-4)  # rounded in another order
+    if cache == "decoded":  # "encoded" knows nothing of sizes
+        got = take(pipeline.train_batches([painted], **ONE_SIZE, cache=cache), 20)
+        assert_equal_batches(got, of_one_size, px=1e-4)  # rounded in another order
 
 
 def test_slow_images_keep_their_position(tmp_path):
@@ -278,7 +281,7 @@ def test_two_data_sets_by_weight(tmp_path):
     def share_of_b(weight):
         source = {"glob": str(tmp_path / "b/to"), "weight": weight}
         datasets = [parts[0], sources.dataset_of(source, tmp_path)]
-        ids = [p[-1] for p in pictures(take(pipeline.train_batches(datasets, **PLAIN), 300))]
+        ids = [p[-1] for p in pictures(take(pipeline.train_batches(datasets, **PLAIN), 150))]
         assert len(set(ids)) == 12
         return np.mean(np.array(ids) > 100)
 
@@ -288,13 +291,13 @@ def test_two_data_sets_by_weight(tmp_path):
     assert_equal_batches(take(pipeline.train_batches(parts, start_step=21, **VARIED), 9), whole[21:])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("batch_size, limit", [(1, 4), (3, None), (16, None)])
 def test_validation_has_every_image_once(painted, batch_size, limit):
     settings = {"short_side_px": 48, "long_side_px": 64, "canvases": [[48, 64], [64, 48]]}
     batches = pipeline.val_batches([painted], batch_size=batch_size, limit=limit, **settings)
     ids, steps = [], 0
-    for x, meta in take(batches, -1):
+    whole = take(batches, -1)
+    for x, meta in whole:
         assert x["images"].shape[0] == batch_size
         steps += 1
         for number, hw, size_hw in zip(meta["image_id"], meta["original_hw"], x["size_hw"], strict=True):
@@ -305,7 +308,7 @@ def test_validation_has_every_image_once(painted, batch_size, limit):
             np.testing.assert_allclose(size_hw, hw * scale, atol=0.51)
     assert len(batches) == steps
     assert len(ids) == len(set(ids)) == (limit or 10)
-    assert_equal_batches(take(batches, 3), take(batches, 3))
+    assert_equal_batches(take(batches, -1), whole)
 
 
 def test_validation_holds_the_ground_truth_of_training_if_asked(painted):
@@ -361,18 +364,23 @@ def test_views_equal_separate_runs_of_each_size(painted):
     assert sorted(ids) == list(range(1, 11)) and len(combinations) > 2
 
 
-def test_boxes_map_back_to_the_original_images(tmp_path):
-    """Real photos: what the pipeline gives, led back, is what the annotations say."""
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """72 real photos."""
     bccd = real_data.folder("bccd")
-    truth = json.loads((bccd / "coco/instances_test.json").read_text())
     source = {
         "format": "coco",
         "images": str(bccd / "BCCD/JPEGImages"),
         "annotations": str(bccd / "coco/instances_test.json"),
     }
-    data = sources.dataset_of(source, tmp_path)
+    return sources.dataset_of(source, tmp_path_factory.mktemp("photos"))
+
+
+def test_boxes_map_back_to_the_original_images(photos):
+    """What the pipeline gives, led back, is what the annotations say."""
+    truth = json.loads((real_data.folder("bccd") / "coco/instances_test.json").read_text())
     settings = {"short_side_px": 240, "long_side_px": 320, "augment": (), "batch_size": 8}
-    batches = take(pipeline.train_batches([data], **settings), 9)
+    batches = take(pipeline.train_batches([photos], **settings), 9)
     seen = set()
     for _, size_hw, boxes, labels, _, image_id in pictures(batches):
         expected = [a for a in truth["annotations"] if a["image_id"] == image_id]
@@ -386,18 +394,11 @@ def test_boxes_map_back_to_the_original_images(tmp_path):
     assert len(seen) == 72
 
 
-def test_scaled_decoding_gives_nearly_the_same_images(tmp_path):
-    bccd = real_data.folder("bccd")
-    source = {
-        "format": "coco",
-        "images": str(bccd / "BCCD/JPEGImages"),
-        "annotations": str(bccd / "coco/instances_test.json"),
-    }
-    data = sources.dataset_of(source, tmp_path)
+def test_scaled_decoding_gives_nearly_the_same_images(photos):
     for short, long in [((240, 200), 320), (480, 640), (60, 80)]:
         options = {"short_side_px": short, "long_side_px": long, "batch_size": 4}
-        exact = take(pipeline.train_batches([data], **options), 2)
-        scaled = take(pipeline.train_batches([data], scaled_decode=True, **options), 2)
+        exact = take(pipeline.train_batches([photos], **options), 2)
+        scaled = take(pipeline.train_batches([photos], scaled_decode=True, **options), 2)
         for (x, y), (x_scaled, y_scaled) in zip(exact, scaled, strict=True):
             np.testing.assert_array_equal(x["size_hw"], x_scaled["size_hw"])
             np.testing.assert_allclose(y["boxes"], y_scaled["boxes"], rtol=1e-5, atol=1e-3)

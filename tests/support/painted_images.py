@@ -4,7 +4,9 @@ Each object has a colour channel of its own, so that objects may overlap, be ble
 of them can still be measured.
 """
 
+import functools
 import io
+import json
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +33,12 @@ MASK_SPEC = {
 }
 
 
+# Without a graph, every image would pay for the conversion of the loop over its objects.
+bitmaps = tf.function(
+    masks.bitmaps, input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((None, 4), tf.float32)]
+)
+
+
 def example_of(image, boxes, labels, crowd=None, pngs=None, canvas=CANVAS):
     """The example of an image as the loader gives it."""
     hw = np.array(image.shape[:2])
@@ -47,7 +55,7 @@ def example_of(image, boxes, labels, crowd=None, pngs=None, canvas=CANVAS):
     }
     if pngs is not None:
         fractions = boxes / np.float32([*hw[::-1], *hw[::-1]])
-        example["masks"] = masks.bitmaps(tf.constant(pngs, tf.string, (len(boxes),)), tf.constant(fractions))
+        example["masks"] = bitmaps(tf.constant(pngs, tf.string, (len(boxes),)), tf.constant(fractions))
         example["frames"] = example["boxes"]
     return example
 
@@ -78,6 +86,16 @@ def painted(seed, channels=(0, 1, 2), hw=None, side=(30, 90), ellipses=False):
 
 
 def runner(entries, num_images=1, with_masks=False):
+    """As `new_runner`; equal arguments share one graph."""
+    return shared_runner(json.dumps(entries), num_images, with_masks)
+
+
+@functools.lru_cache(32)
+def shared_runner(entries, num_images, with_masks):
+    return new_runner(json.loads(entries), num_images, with_masks)
+
+
+def new_runner(entries, num_images=1, with_masks=False):
     """(examples, seed) -> what an augmentation makes of them, as numpy; the graph is made once."""
     augmentation = Augmentation(entries, masks=with_masks)
     spec = SPEC | (MASK_SPEC if with_masks else {})
