@@ -1,11 +1,10 @@
 """A training that is killed at any moment ends, after the same command again, with the same bits."""
 
 import functools
-import subprocess
 
 import numpy as np
 import pytest
-from support import programs
+from support.programs.forks import Forks
 from support.programs.resume import MOMENTS, STEPS
 
 from tfrecords.converters import shapes
@@ -15,9 +14,11 @@ pytestmark = pytest.mark.tensorflow
 KILLED = -9
 
 
-def run(*arguments, **variables):
-    command, environment = programs.command("resume", *arguments), programs.environment(**variables)
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def run():
+    """run(data, folder, ..., MODEL=variant) -> (exit status, what was printed), in a process of its own."""
+    with Forks("resume") as forks:
+        yield forks.run
 
 
 def state_of(folder):
@@ -36,25 +37,25 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(data, run, tmp_path_factory):
     """Function of a variant: the state of a run that nobody disturbed."""
 
     @functools.cache
     def undisturbed(variant):
         folder = tmp_path_factory.mktemp("whole") / "run"
-        done = run(data, folder, MODEL=variant)
-        assert done.returncode == 0, done.stderr
+        code, said = run(data, folder, MODEL=variant)
+        assert code == 0, said
         return state_of(folder)
 
     return undisturbed
 
 
-def assert_ends_alike(data, folder, whole, variant, kills):
+def assert_ends_alike(run, data, folder, whole, variant, kills):
     for moment, number in kills:
-        killed = run(data, folder, moment, number, MODEL=variant)
-        assert killed.returncode == KILLED, killed.stderr
-    done = run(data, folder, MODEL=variant)
-    assert done.returncode == 0, done.stderr
+        code, said = run(data, folder, moment, number, MODEL=variant)
+        assert code == KILLED, said
+    code, said = run(data, folder, MODEL=variant)
+    assert code == 0, said
     whole, (arrays, detections) = whole(variant), state_of(folder)
     assert arrays.keys() == whole[0].keys() and len(arrays) > 100
     for name, values in arrays.items():
@@ -63,14 +64,15 @@ def assert_ends_alike(data, folder, whole, variant, kills):
     assert not list((folder / "checkpoint").glob(".*"))  # what the dead left is cleared away
 
 
-def test_resume_after_a_kill_in_a_checkpoint_and_after_a_step(data, whole, tmp_path):
+def test_resume_after_a_kill_in_a_checkpoint_and_after_a_step(run, data, whole, tmp_path):
     kills = [("while a checkpoint is written", 2), ("after a step", 3)]
-    assert_ends_alike(data, tmp_path / "run", whole, "retinanet", kills)
+    assert_ends_alike(run, data, tmp_path / "run", whole, "retinanet", kills)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_resume_after_a_kill_at_a_random_moment(data, whole, tmp_path, moment):
+def test_resume_after_a_kill_at_a_random_moment(run, data, whole, tmp_path, moment):
     rng = np.random.default_rng(list(MOMENTS).index(moment))
     often = STEPS if moment == "after a step" else 2
-    assert_ends_alike(data, tmp_path / "run", whole, "two_stage", [(moment, int(rng.integers(1, often + 1)))])
+    kills = [(moment, int(rng.integers(1, often + 1)))]
+    assert_ends_alike(run, data, tmp_path / "run", whole, "two_stage", kills)

@@ -2,12 +2,11 @@
 
 import json
 import socket
-import subprocess
 import time
 
 import numpy as np
 import pytest
-from support import programs
+from support.programs.forks import Forks
 
 from tfrecords.converters import shapes
 
@@ -27,35 +26,31 @@ def free_ports(count):
     return ports
 
 
-def start(arguments, cluster=None, index=0, **more):
-    """A process of support/programs/workers.py."""
-    environment = programs.environment(**more)
-    if cluster:
-        environment["TF_CONFIG"] = json.dumps(
-            {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": index}}
-        )
-    command = programs.command("workers", *arguments)
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="module")
+def start():
+    """start([argument, ...], cluster, index): a process of support/programs/workers.py."""
+    with Forks("workers") as forks:
+
+        def started(arguments, cluster=None, index=0, **more):
+            if cluster:
+                task = {"type": "worker", "index": index}
+                more["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+            return forks.start(*arguments, **more)
+
+        yield started
 
 
-def two_workers(*arguments, of_second=()):
+@pytest.fixture(scope="module")
+def two_workers(start):
     """[(exit code, what it said), ...] of a chief and a second worker; further arguments for the second."""
-    cluster = [f"localhost:{port}" for port in free_ports(2)]
-    second = start([*arguments, *of_second], cluster, 1)
-    chief = start(arguments, cluster, 0)
-    return [ended(chief), ended(second)]
 
+    def ended(*arguments, of_second=()):
+        cluster = [f"localhost:{port}" for port in free_ports(2)]
+        second = start([*arguments, *of_second], cluster, 1)
+        chief = start(arguments, cluster, 0)
+        return [chief.ended(PATIENCE_S), second.ended(PATIENCE_S)]
 
-def ended(process):
-    try:
-        said, errors = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, errors = process.communicate()
-        raise AssertionError(f"a worker hangs: {said}\n{errors[-3000:]}") from None
-    return process.returncode, said + errors
+    return ended
 
 
 def state_of(folder):
@@ -81,7 +76,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(data, two_workers, tmp_path_factory):
     """The run of two workers that nobody disturbed."""
     folder = tmp_path_factory.mktemp("two") / "run"
     for code, said in two_workers(data, folder, 1):
@@ -89,8 +84,8 @@ def whole(data, tmp_path_factory):
     return folder
 
 
-def test_two_workers_equal_two_replicas(data, whole, tmp_path):
-    code, said = ended(start([data, tmp_path / "run", 2]))
+def test_two_workers_equal_two_replicas(start, data, whole, tmp_path):
+    code, said = start([data, tmp_path / "run", 2]).ended(PATIENCE_S)
     assert code == 0, said
     assert_near(state_of(tmp_path / "run"), state_of(whole), 2e-3)
     ours, theirs = (json.loads((run / "evaluation.json").read_text()) for run in (tmp_path / "run", whole))
@@ -98,7 +93,7 @@ def test_two_workers_equal_two_replicas(data, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_worker_ends_the_others_and_all_resume(data, whole, tmp_path):
+def test_killed_worker_ends_the_others_and_all_resume(two_workers, data, whole, tmp_path):
     run = tmp_path / "run"
     began = time.monotonic()
     (code, said), (second, _) = two_workers(data, run, 1, of_second=("after a step", 4))
@@ -110,14 +105,14 @@ def test_killed_worker_ends_the_others_and_all_resume(data, whole, tmp_path):
     assert_near(state_of(whole), state_of(run), 1e-5)
 
 
-def test_worker_that_never_connects(data, tmp_path):
+def test_worker_that_never_connects(start, data, tmp_path):
     cluster = [f"localhost:{port}" for port in free_ports(2)]
-    code, said = ended(start([data, tmp_path / "run", 1], cluster, 0, WAIT_S="5"))
+    code, said = start([data, tmp_path / "run", 1], cluster, 0, WAIT_S="5").ended(PATIENCE_S)
     assert code == 1 and f"waiting for {cluster[1]}" in said
 
 
 @pytest.mark.slow
-def test_signal_to_one_worker_stops_all_at_the_same_step(data, whole, tmp_path):
+def test_signal_to_one_worker_stops_all_at_the_same_step(two_workers, data, whole, tmp_path):
     for code, said in two_workers(data, tmp_path / "run", 1, of_second=("told to stop", 3)):
         assert code == 4, said
     for code, said in two_workers(data, tmp_path / "run", 1):
@@ -126,11 +121,11 @@ def test_signal_to_one_worker_stops_all_at_the_same_step(data, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_directory_that_is_not_shared(data, tmp_path):
+def test_run_directory_that_is_not_shared(start, data, tmp_path):
     cluster = [f"localhost:{port}" for port in free_ports(2)]
     second = start([data, tmp_path / "elsewhere", 1], cluster, 1)
     chief = start([data, tmp_path / "run", 1], cluster, 0)
-    code, said = ended(second)
+    code, said = second.ended(PATIENCE_S)
     assert code == 2 and "the same command on all workers, with a --run on shared storage" in said
-    code, said = ended(chief)
+    code, said = chief.ended(PATIENCE_S)
     assert code == 1 and "another worker does not respond" in said

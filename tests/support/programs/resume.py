@@ -24,7 +24,7 @@ from kgarden.training.reporter import Reporter
 STEPS = 12
 OVERRIDES = {
     "deterministic": True,
-    "model": VARIANTS[os.environ.get("MODEL", "retinanet")],
+    "model": VARIANTS["retinanet"],
     "data.short_side_px": [64, 80, 96],
     "data.long_side_px": 128,
     "data.canvases": [[96, 128]],
@@ -74,7 +74,8 @@ def arm(moment, number):
 
 def main(data, run, moment=None, number=1):
     shards = {"data.train": f"{data}/train", "data.val": f"{data}/val"}
-    recipe = load_recipe("quickstart", {**OVERRIDES, **shards})
+    model = {"model": VARIANTS[os.environ.get("MODEL", "retinanet")]}
+    recipe = load_recipe("quickstart", {**OVERRIDES, **shards, **model})
     if moment:
         arm(moment, int(number))
     report.all_figures = lambda analysis: {}
