@@ -315,9 +315,8 @@ def test_faults_of_a_run(make):
     assert "no prefix" in golden.faults_of_the_run({"gone"}, both)[0]
 
 
-def run_suite(tmp_path, body, not_yet, *arguments, backend="tensorflow"):
-    """Run the real conftest.py over one test file and one golden; returns (exit code, output)."""
-    suite = tmp_path / "suite"
+def make_suite(suite, body, not_yet):
+    """The real conftest.py over one test file and one golden."""
     (suite / "tests" / "goldens").mkdir(parents=True)
     (suite / "tests" / "support").mkdir()
     for name in ("conftest.py", "support/golden.py"):
@@ -334,46 +333,69 @@ def run_suite(tmp_path, body, not_yet, *arguments, backend="tensorflow"):
         "def test_toy():\n    [g] = golden.goldens('toy')\n"
         f"    {body}\n\ndef test_other():\n    pass\n"
     )
+
+
+FORKS = """
+import json, os, sys
+import numpy, pytest, scipy.sparse.csgraph, xdist.plugin  # once for all suites
+
+for number, (suite, arguments) in enumerate(json.load(sys.stdin)):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(suite)
+        file = os.open("output.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1), os.dup2(file, 2)
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments])
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def run_suites(folder, suites, backend="tensorflow"):
+    """Run pytest in a suite for each (body, not_yet, arguments); returns [(exit code, output), ...]."""
+    asked = []
+    for number, (body, not_yet, arguments) in enumerate(suites):
+        asked.append((str(folder / f"{number}" / "suite"), arguments))
+        make_suite(folder / f"{number}" / "suite", body, not_yet)
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("KGARDEN_", "PYTEST_", "KERAS_"))}
-    keep["KERAS_BACKEND"] = backend
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=suite, env=keep, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    keep |= {"KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", FORKS]
+    done = subprocess.run(command, env=keep, input=json.dumps(asked), capture_output=True, text=True)
+    outputs = [pathlib.Path(suite, "output.txt").read_text() for suite, _ in asked]
+    assert done.returncode == 0, done.stderr
+    return list(zip(map(int, done.stdout.split()), outputs, strict=True))
 
 
 ALL = "golden.assert_agrees(g, {'a': np.ones(1), 'b': np.ones(1)})"
 PART = "golden.assert_agrees(g, {'a': np.ones(1)}, only='a')"
+HELPER = "def helper():\n    return golden.goldens('toy')"
+BY_HELPER = f"{PART}\n\n{HELPER}\n\ndef test_third():\n    assert helper()"
 
 
-@pytest.mark.parametrize(
-    "body, not_yet, arguments, code, word",
-    [
+def test_a_run_fails_for_what_it_left_out(tmp_path):
+    """And the keyword golden follows the helpers of a module."""
+    cases = [
         (ALL, "set()", [], 0, "every output of 1 reference files"),
         (ALL, "set()", ["-n", "2"], 0, "every output of 1 reference files"),
         (PART, "set()", [], 1, "not compared: b"),
-        (PART, "set()", ["-n", "2"], 1, "not compared: b"),
+        (PART, "set()", ["-n", "1"], 1, "not compared: b"),
         (PART, "{'toy'}", [], 0, "2 passed"),
         (ALL, "{'toy'}", [], 1, "take it off"),
         (PART, "set()", ["-k", "test_other"], 0, "1 passed"),
         (PART, "set()", ["-k", "golden"], 0, "1 passed, 1 deselected"),
         (PART, "set()", ["tests/test_toy.py"], 0, "2 passed"),
         (ALL.replace("ones", "zeros"), "set()", [], 1, "1 failed"),
-    ],
-)
-def test_a_run_fails_for_what_it_left_out(tmp_path, body, not_yet, arguments, code, word):
-    got, output = run_suite(tmp_path, body, not_yet, *arguments)
-    assert word in output, output
-    assert got == code, output
-
-
-def test_keyword_golden_follows_the_helpers_of_a_module(tmp_path):
-    helper = "def helper():\n    return golden.goldens('toy')"
-    body = f"{PART}\n\n{helper}\n\ndef test_third():\n    assert helper()"
-    code, output = run_suite(tmp_path, body, "set()", "-k", "golden")
-    assert code == 0 and "2 passed, 1 deselected" in output, output
+        (BY_HELPER, "set()", ["-k", "golden"], 0, "2 passed, 1 deselected"),
+    ]
+    found = run_suites(tmp_path, [case[:3] for case in cases])
+    for (*_, code, word), (got, output) in zip(cases, found, strict=True):
+        assert word in output, output
+        assert got == code, output
 
 
 def test_what_needs_tensorflow_is_left_out_on_jax_alone(tmp_path):
-    assert run_suite(tmp_path, PART, "set()", backend="jax")[0] == 0
-    code, output = run_suite(tmp_path / "again", ALL, "set()", backend="jax")
-    assert code == 1 and "take it off" in output
+    found = run_suites(tmp_path, [(PART, "set()", []), (ALL, "set()", [])], backend="jax")
+    assert found[0][0] == 0
+    assert found[1][0] == 1 and "take it off" in found[1][1]
