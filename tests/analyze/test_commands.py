@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from support.fake_runs import make_run
+from support.fake_runs import make_run, without_graphs
 from support.small_backbone import RESNET10
 
 from kgarden import cli
@@ -57,6 +57,7 @@ def test_sliding_windows_of_a_run(ext, call, tmp_path):
     assert files_of(to) == {"sliding_window.csv", "sliding_window.png", "sliding_window.svg", "reading.txt"}
 
 
+@without_graphs()
 def test_scores_over_iou_of_a_run(ext, call, tmp_path):
     to = tmp_path / "look"
     code, out, err = call("score-iou", ext, "--to", to, "--per-object", 20, "--limit", 2)
@@ -69,6 +70,7 @@ def test_scores_over_iou_of_a_run(ext, call, tmp_path):
     assert "Pearson's r" in out and files_of(to) >= {"score_iou.png", "score_iou.svg", "reading.txt"}
 
 
+@without_graphs()
 def test_spatial_correlation_of_a_run(ext, call, tmp_path):
     to = tmp_path / "look"
     code, out, err = call("spatial-correlation", ext, "--to", to)
@@ -101,6 +103,7 @@ def test_side_by_side_comparison(ext, call, tmp_path):
     assert code == 2 and "use comma-separated numbers" in err
 
 
+@without_graphs()
 def test_other_heads_and_runs_without_any(call, tmp_path):
     """Faster R-CNN and a cascade answer too, a dense detector is refused."""
     faster = make_run(tmp_path / "faster", **{"model.configuration": "single_fc"})

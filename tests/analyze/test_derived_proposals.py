@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from PIL import Image
-from support.fake_runs import known_run, make_run
+from support.fake_runs import known_run, make_run, without_graphs
 from support.variants import VARIANTS, batch
 
 from kgarden import cli
@@ -180,6 +180,7 @@ def rows_of(path):
     "name, stages",
     [("tsd", ["1"]), pytest.param("tsd_cascade", ["1", "2", "3"], marks=pytest.mark.slow)],
 )
+@without_graphs()
 def test_a_run_with_initial_weights(call, tmp_path, monkeypatch, name, stages):
     drawn, really = [], derived_proposals.drawings
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from support.fake_runs import make_run
+from support.fake_runs import make_run, without_graphs
 from support.small_backbone import RESNET10
 
 from kgarden import cli
@@ -67,6 +67,7 @@ def test_duplicates_of_a_pss_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.tensorflow
+@without_graphs()
 def test_high_scores_everywhere_are_duplicates_that_nms_removes():
     """A detector whose classes are all likely, and whose boxes are as they start, answers many times."""
     from kgarden.analyze.duplicates import SelectionComparison

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.fake_runs import make_run
+from support.fake_runs import make_run, without_graphs
 
 from kgarden import cli
 from kgarden.analyze import iou_sweep
@@ -138,6 +138,7 @@ def test_sizes_without_objects_and_limits(call, tmp_path):
 
 
 @pytest.mark.tensorflow
+@without_graphs()
 def test_runs_on_their_validation_data(call, tmp_path, monkeypatch):
     """The detectors run; their detections are replaced by the objects, moved by 1 px and by 4 px."""
     runs, calls = [make_run(tmp_path / name) for name in ("one", "two")], []

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 from keras import ops
-from support.fake_runs import make_run
+from support.fake_runs import make_run, without_graphs
 from support.small_backbone import RESNET10
 
 from kgarden import cli
@@ -283,6 +283,7 @@ def test_each_stage_detects_as_an_evaluation_with_it_alone(cascade):
     assert stages.answers_of(of_one) == ["stage 1"]
 
 
+@without_graphs()
 def test_stages_from_the_command_line(cascade, tmp_path, capsys):
     """A run of one stage is a curve; alone it is refused."""
 

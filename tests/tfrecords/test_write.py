@@ -5,24 +5,18 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 pytest.importorskip("tensorflow")
 
+from support.programs.builds import COUNT, SMALL  # noqa: E402
+from support.programs.forks import Forks  # noqa: E402
+
 from tfrecords.converters import shapes  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
 from tfrecords.write import read_manifest  # noqa: E402
-
-SMALL = {"size_hw": (64, 64), "seed": 1, "shards": 4}
-COUNT = 24
-BUILD = (
-    "from tfrecords.converters import shapes\n"
-    "shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4{})"
-)
 
 
 def files_of(folder):
@@ -37,24 +31,24 @@ def whole(tmp_path_factory):
     return files_of(folder)
 
 
-def start(program, *arguments):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", "import os, signal, sys, resource\n" + program, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def forks():
+    """Starts runs of support/programs/builds.py."""
+    with Forks("builds", CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3") as forks:
+        yield forks
 
 
-def build_and_die(to, after, **options):
-    """A process that is killed, as by kill -9, when so many images are done."""
-    extra = "".join(f", {key}={value}" for key, value in options.items())
-    program = "from tfrecords import pool\npool.TELL_EVERY = 1\n"
-    program += f"def die(done, total):\n  if done >= {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
-    process = start(program + BUILD.format(extra + ", progress=die"), to)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+@pytest.fixture
+def build_and_die(forks):
+    def build(*arguments):
+        code, said = forks.run("killed", *arguments)
+        assert code == -signal.SIGKILL, said
+
+    return build
 
 
 @pytest.mark.parametrize("after", [2, 15, COUNT])
-def test_killed_conversion_resumes_with_the_same_result(tmp_path, whole, after):
+def test_killed_conversion_resumes_with_the_same_result(build_and_die, tmp_path, whole, after):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, after)
     assert not to.exists() and aside.is_dir()
@@ -66,8 +60,8 @@ def test_killed_conversion_resumes_with_the_same_result(tmp_path, whole, after):
         assert (to / name).stat().st_mtime_ns == written  # taken over, not made again
 
 
-def test_workers_exit_with_their_parent(tmp_path, whole):
-    build_and_die(tmp_path / "to", 8, workers=2)
+def test_workers_exit_with_their_parent(build_and_die, tmp_path, whole):
+    build_and_die(tmp_path / "to", 8, 2)
     deadline = time.monotonic() + 20
     while workers_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -89,7 +83,7 @@ def workers_of(folder):
     return found
 
 
-def test_shards_of_other_settings_are_not_reused(tmp_path, whole):
+def test_shards_of_other_settings_are_not_reused(build_and_die, tmp_path, whole):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, 15)
     assert list(aside.glob("*.tfrecord"))
@@ -137,43 +131,34 @@ def test_changed_image_is_read_again(tmp_path):
     assert files_of(tmp_path / "to") == files_of(tmp_path / "clean/to")
 
 
-def start_slowly(to):
+def start_slowly(forks, to):
     """A process that is in the middle of building."""
-    slow = "from tfrecords.converters import shapes\nimport time\ndraw = shapes.draw\n"
-    slow += "def drawn(*a):\n  time.sleep(0.1)\n  return draw(*a)\nshapes.draw = drawn\n"
-    process = start(slow + BUILD.format(""), to)
-    while not (to.parent / ".to.partial/lock").exists() and process.poll() is None:
+    process, deadline = forks.start("slow", to), time.monotonic() + 60
+    while not (to.parent / ".to.partial/lock").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 
 
-def test_two_processes_that_build_the_same_set(tmp_path, whole):
+def test_two_processes_that_build_the_same_set(forks, tmp_path, whole):
     """The second waits for the first, finds the set and says what is in it."""
-    first = start_slowly(tmp_path / "to")
+    first = start_slowly(forks, tmp_path / "to")
     report = shapes.build(tmp_path / "to", count=COUNT, **SMALL)
-    assert first.wait() == 0
+    assert first.ended()[0] == 0
     assert report.images == COUNT and report.boxes == read_manifest(tmp_path / "to")["boxes"]
     assert files_of(tmp_path / "to") == whole and [p.name for p in tmp_path.iterdir()] == ["to"]
 
 
-def test_two_processes_that_build_different_sets_in_one_directory(tmp_path):
-    first = start_slowly(tmp_path / "to")
+def test_two_processes_that_build_different_sets_in_one_directory(forks, tmp_path):
+    first = start_slowly(forks, tmp_path / "to")
     with pytest.raises(DataError, match="a different data set"):
         shapes.build(tmp_path / "to", count=COUNT, **{**SMALL, "seed": 5})
-    assert first.wait() == 0
+    assert first.ended()[0] == 0
 
 
-def test_full_disk_is_one_line_and_the_next_call_resumes(tmp_path, whole):
-    """A limit on the size of files is to a process what a full disk is."""
-    program = "from tfrecords.schema import DataError\n"
-    program += (
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nfrom tfrecords.converters import shapes\n"
-    )
-    program += "try: shapes.build(sys.argv[1], count=24, size_hw=(64, 64), seed=1, shards=4)\n"
-    program += "except DataError as error: sys.exit(f'said: {error}')"
-    process = start(program, tmp_path / "to")
-    said = process.communicate()[1].split("said: ")[1].strip()
-    assert process.returncode == 1 and "cannot be written" in said and "to continue" in said
+def test_full_disk_is_one_line_and_the_next_call_resumes(forks, tmp_path, whole):
+    code, said = forks.run("full", tmp_path / "to")
+    said = said.split("said: ")[1].strip()
+    assert code == 1 and "cannot be written" in said and "to continue" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "to").exists()
     shapes.build(tmp_path / "to", count=COUNT, **SMALL)
