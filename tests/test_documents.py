@@ -32,6 +32,7 @@ def commands_of(path):
             yield command
 
 
+WHOLE = typer.main.get_command(app)
 COMMANDS = [(path.relative_to(ROOT), line) for path in (*PAGES, *RECIPES) for line in commands_of(path)]
 
 
@@ -48,7 +49,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize("place,line", COMMANDS, ids=str)
 def test_commands_parse(place, line):
     """Unknown verbs, options and superfluous arguments are errors; prose may leave arguments out."""
-    command, words, context = typer.main.get_command(app), shlex.split(line)[1:], None
+    command, words, context = WHOLE, shlex.split(line)[1:], None
     while hasattr(command, "commands"):
         context = command.context_class(command, parent=context)
         _, command, words = command.resolve_command(context, words)

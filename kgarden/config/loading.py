@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import glob as globbing
+import hashlib
 import json
 import os
 import pathlib
@@ -327,8 +328,10 @@ def _tuples(tree):
 
 def _deep_tuple(value):
     if isinstance(value, dict):
-        return {key: _deep_tuple(v) for key, v in value.items()}
-    return tuple(_deep_tuple(v) for v in value) if isinstance(value, list) else value
+        return {key: _deep_tuple(v) if isinstance(v, dict | list) else v for key, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_deep_tuple(v) if isinstance(v, dict | list) else v for v in value)
+    return value
 
 
 def _message(problem, keys, path, *, lines):
@@ -377,7 +380,13 @@ def _nearest(word, known):
     return f", use one of {', '.join(known)}" if known else ""
 
 
+_good_rows = set()  # digests of recipes whose rows are valid: the same ones are loaded again and again
+
+
 def _check_rows(recipe, path, lines):
+    known = hashlib.sha256(json.dumps(recipe.plain()).encode()).digest()
+    if known in _good_rows:
+        return
     for row_id, row in recipe.rows.items():
         line = lines.get(("rows", row_id))
         where = f"{path}:{line}" if line else f"{path}"
@@ -388,3 +397,4 @@ def _check_rows(recipe, path, lines):
             )
         if row.recipe is None:
             _validate(row_settings(recipe, row), f"{where}: rows.{row_id}", {})
+    _good_rows.add(known)

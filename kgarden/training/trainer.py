@@ -90,6 +90,7 @@ class Trainer(keras.callbacks.Callback):
             self.ema = ExponentialMovingAverage(detector.weights, ema.decay, compiled) if ema else None
         self.inference = inference_of(detector, recipe)  # outside the scope: only the chief evaluates
         self.data_wait, self.interrupted, self.loggers = DataWait(), False, []
+        self.val_batches = {}  # by the number of images, None: all
 
     # --- start and end ----------------------------------------------------------------------------
 
@@ -351,7 +352,10 @@ class Trainer(keras.callbacks.Callback):
             )
 
     def _batches(self, limit):
-        return batches_of(self.data, self.recipe, self.detector, limit)
+        """Validation batches of the first images; their graph is made once."""
+        if limit not in self.val_batches:
+            self.val_batches[limit] = batches_of(self.data, self.recipe, self.detector, limit)
+        return self.val_batches[limit]
 
     def _save(self):
         state = {

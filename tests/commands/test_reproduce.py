@@ -1,5 +1,6 @@
 """Tables of papers: which rows there are, the commands that make them, and small versions on drawn data."""
 
+import functools
 import json
 import pathlib
 import shlex
@@ -19,9 +20,14 @@ pytestmark = pytest.mark.tensorflow
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@functools.cache
+def commands():
+    return typer.main.get_command(cli.app)
+
+
 def parsed(line):
     """Whether the command line takes a command."""
-    command, words, context = typer.main.get_command(cli.app), shlex.split(line)[1:], None
+    command, words, context = commands(), shlex.split(line)[1:], None
     while hasattr(command, "commands"):
         context = command.context_class(command, parent=context)
         _, command, words = command.resolve_command(context, words)
