@@ -136,9 +136,7 @@ def train_batches(
 def _changed(rows, load, augmentation, *, seed, static_hw, max_objects, batch_size, parallel):
     """Batches under any augmentation. rows: dataset of (n, 2 + K): stream position, row, partners."""
 
-    @functools.partial(tf.function, autograph=False)  # traced once for all partners
-    def loaded(row, draw, canvas_hw):
-        return load(row, load.choice(draw), canvas_hw)
+    loaded = tf.function(lambda row, u, hw: load(row, load.choice(u), hw), autograph=False)  # traced once
 
     @without_autograph
     def prepare(numbers):

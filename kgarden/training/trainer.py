@@ -6,6 +6,7 @@ all count steps and agree on when to stop; only the chief evaluates and writes f
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 import time
@@ -90,7 +91,7 @@ class Trainer(keras.callbacks.Callback):
             self.ema = ExponentialMovingAverage(detector.weights, ema.decay, compiled) if ema else None
         self.inference = inference_of(detector, recipe)  # outside the scope: only the chief evaluates
         self.data_wait, self.interrupted, self.loggers = DataWait(), False, []
-        self.val_batches = {}  # by the number of images, None: all
+        self.val_batches = functools.cache(functools.partial(batches_of, data, recipe, detector))
 
     # --- start and end ----------------------------------------------------------------------------
 
@@ -181,7 +182,9 @@ class Trainer(keras.callbacks.Callback):
         count, where = self.recipe.evaluate.pictures, self.run / "pictures"
         photos = []
         if count:
-            photos = draw_examples(self.inference, self._batches(count), self.data, count=count, folder=where)
+            photos = draw_examples(
+                self.inference, self.val_batches(count), self.data, count=count, folder=where
+            )
         Tolerant("TensorBoard", lambda: write_results(self.run, self.recipe, photos), self.reporter.line)
         self.reporter.evaluation(evaluation)
 
@@ -343,19 +346,13 @@ class Trainer(keras.callbacks.Callback):
             return evaluate(
                 self.detector,
                 self.recipe,
-                self._batches(limit),
+                self.val_batches(limit),
                 self.data.categories,
                 annotations=self.data.annotations,
                 model=self.inference,
                 on_batch=on_batch,
                 **more,
             )
-
-    def _batches(self, limit):
-        """Validation batches of the first images; their graph is made once."""
-        if limit not in self.val_batches:
-            self.val_batches[limit] = batches_of(self.data, self.recipe, self.detector, limit)
-        return self.val_batches[limit]
 
     def _save(self):
         state = {
