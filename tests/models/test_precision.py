@@ -3,6 +3,7 @@
 import functools
 import inspect
 import sys
+from typing import NamedTuple
 
 import keras
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from keras import ops
 from support.marks import slow_on_jax
-from support.variants import CLASSES, VARIANTS, batch
+from support.variants import CLASSES, COMPOSED, VARIANTS, batch
 
 from kgarden.build import build_model
 from kgarden.config.loading import load_recipe
@@ -23,19 +24,15 @@ from kgarden.optimizers.optimizers import SGD, AdamW, LossScaled
 from kgarden.optimizers.schedules import learning_rate
 
 ON_JAX = keras.backend.backend() == "jax"
-# float16 differs from bfloat16 in the numbers alone: two detectors with every kind of part hold it quickly.
-IN_FLOAT16 = ("centernet2", "condinst_pss")
 WATCHED = tuple(f"kgarden.{name}" for name in ("ops.boxes", "ops.nms", "ops.matching", "targets", "losses"))
-FAR_BOX = [1001.5, 5.25, 1042.0, 41.75]  # px; bfloat16 knows 1000 and 1004
+FAR_BOX = [261.5, 5.25, 301.25, 41.75]  # px; bfloat16 knows 260 and 262
+TOLERANCE = {"bfloat16": 0.05, "float16": 0.01}
 
 
 def built(variant, precision):
     with dtype_policy_scope(precision):
         keras.utils.set_random_seed(0)
         return build_detector(VARIANTS[variant], CLASSES)
-
-
-shared = functools.cache(built)  # for tests that train nothing
 
 
 def floats(values):
@@ -48,8 +45,7 @@ def dtype_of(tensor):
     return keras.backend.standardize_dtype(tensor.dtype)
 
 
-@pytest.fixture
-def calls(monkeypatch):
+def watch(monkeypatch):
     """[(name, floating-point arguments and results)] of every function of WATCHED, and of every Selection."""
     seen = []
 
@@ -71,56 +67,103 @@ def calls(monkeypatch):
     return seen
 
 
+def record(monkeypatch, owner, name):
+    """Results of a method, from now on."""
+    results, method = [], getattr(owner, name)
+
+    def recorded(*args, **kwargs):
+        results.append(method(*args, **kwargs))
+        return results[-1]
+
+    monkeypatch.setattr(owner, name, recorded)
+    return results
+
+
 def far_batch():
     """A wide canvas with an object at FAR_BOX in each picture."""
-    x, y = batch(height=64, width=1056)
+    x, y = batch(height=64, width=320)
     y["boxes"][:, 0] = FAR_BOX
     return x, y
 
 
-def learn_and_detect(detector, x, y):
-    """(pyramid, terms, detections) without a step; variables stay as they are."""
-    with keras.StatelessScope():
-        raw = detector(x, training=True)
-        terms = detector.loss_terms(x, y, raw, training=True)
-        return detector.pyramid(x), terms, detector.detect(x, detector(x))
+def losses(detector, x, y):
+    """Terms of a step that is not taken."""
+    return detector.loss_terms(x, y, detector(x, training=True), training=True)
 
 
-def in_both_policies(bfloat16=(), float16=()):
-    """[(variant, policy, *more)] of every variant; `more` is particular to the policy."""
-    rows = []
-    for name in VARIANTS:
-        marks = [pytest.mark.both_backends] if name == "centernet2" else []
-        rows.append(pytest.param(name, "mixed_bfloat16", *bfloat16, marks=marks))
-    for name in VARIANTS:
-        marks = [] if name in IN_FLOAT16 else [pytest.mark.slow]
-        rows.append(pytest.param(name, "mixed_float16", *float16, marks=marks))
-    return rows
+class Run(NamedTuple):
+    """A loss and detections in sixteen bits on `far_batch`, and what was handed on the way to them."""
+
+    detector: object
+    narrow: str
+    terms: dict
+    found: dict
+    pyramid: list
+    proposals: list
+    candidates: dict
+    calls: list
 
 
-@pytest.mark.parametrize("variant, precision", in_both_policies())
-def test_boxes_targets_and_losses_are_float32(variant, precision, calls):
-    detector = shared(variant, precision)
+@pytest.fixture(scope="module")
+def run(request):
+    variant, precision = request.param
+    detector = built(variant, precision)
     x, y = far_batch()
+
+    def learn_and_detect(x, y):
+        with keras.StatelessScope(), pytest.MonkeyPatch.context() as monkeypatch:
+            calls = watch(monkeypatch)
+            proposals = []
+            if hasattr(detector, "proposer"):
+                proposals = record(monkeypatch, detector.proposer, "proposals")
+            terms = losses(detector, x, y)
+            proposals = proposals[:1]
+            pyramids = record(monkeypatch, detector, "pyramid")
+            candidates = record(monkeypatch, detector, "candidates")
+            found = detector.detect(x, detector(x))
+        seen.append(calls)
+        return terms, found, pyramids[0], proposals, candidates[0]
+
+    seen = []
     if ON_JAX:  # one operation after the other takes minutes there, and types are known without numbers
         import jax
 
-        run = functools.partial(jax.eval_shape, functools.partial(learn_and_detect, detector))
+        results = jax.eval_shape(learn_and_detect, x, y)
     else:
-        x, y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
-        run = functools.partial(learn_and_detect, detector)
-    pyramid, terms, found = run(x, y)
-    narrow = {dtype_of(level) for level in pyramid}
-    assert narrow == {precision.removeprefix("mixed_")}  # the network does compute in sixteen bits
+        results = learn_and_detect(*keras.tree.map_structure(ops.convert_to_tensor, (x, y)))
+    return Run(detector, precision.removeprefix("mixed_"), *results, seen[0])
 
-    names = {name for name, _ in calls}
+
+def runs(precision, quick, **marks):
+    """Parameters of every variant, slow where not `quick`; {variant: mark}."""
+    return [
+        pytest.param(
+            (name, precision),
+            id=f"{name}-{precision}",
+            marks=marks.get(name, [] if name in quick else pytest.mark.slow),
+        )
+        for name in VARIANTS
+    ]
+
+
+IN_BFLOAT16 = runs("mixed_bfloat16", VARIANTS.keys() - COMPOSED, centernet2=pytest.mark.both_backends)
+# float16 differs in the numbers alone: two detectors with every kind of part hold it quickly.
+IN_BOTH = IN_BFLOAT16 + runs("mixed_float16", {"centernet2", "condinst_pss"})
+
+
+@pytest.mark.parametrize("run", IN_BOTH, indirect=True)
+def test_boxes_targets_and_losses_are_float32(run):
+    assert {dtype_of(level) for level in run.pyramid} == {run.narrow}  # the network computes in sixteen bits
+
+    names = {name for name, _ in run.calls}
     assert "Selection" in names and any("losses" in name for name in names)
-    seen = {(name, dtype_of(value)) for name, values in calls for value in values}
+    seen = {(name, dtype_of(value)) for name, values in run.calls for value in values}
     assert not {(name, dtype) for name, dtype in seen if dtype != "float32"}
-    assert {dtype_of(value) for value in floats([terms, found])} == {"float32"}
+    assert {dtype_of(value) for value in floats([run.terms, run.found])} == {"float32"}
     if not ON_JAX:
-        assert_far_box_survives([value for _, values in calls for value in values])
-        assert all(np.isfinite(ops.convert_to_numpy(value)).all() for value in floats([terms, found]))
+        assert_far_box_survives([value for _, values in run.calls for value in values])
+        values = floats([run.terms, run.found])
+        assert all(np.isfinite(ops.convert_to_numpy(value)).all() for value in values)
 
 
 def assert_far_box_survives(values):
@@ -141,13 +184,11 @@ def _array(value):
 
 
 @pytest.mark.tensorflow  # this and what follows looks at numbers, slow to come by on JAX without compiling
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
-    """A coordinate that went through bfloat16 is one of its numbers: from 512 to 1024 a multiple of 4 px."""
-    detector = shared(variant, "mixed_bfloat16")
-    x, _ = far_batch()
-    boxes = ops.convert_to_numpy(detector.candidates(x, detector(x))["boxes"]).reshape(-1)
-    boxes = boxes[(boxes > 256) & (boxes < 1040)]
+@pytest.mark.parametrize("run", IN_BFLOAT16, indirect=True)
+def test_predicted_boxes_are_finer_than_sixteen_bits(run):
+    """A coordinate that went through bfloat16 is one of its numbers: from 128 to 256 a whole number of px."""
+    boxes = ops.convert_to_numpy(run.candidates["boxes"]).reshape(-1)
+    boxes = boxes[(boxes > 128) & (boxes < 304)]
     assert len(boxes) > 20
     # Sides that lie on a cell's centre are among its numbers; all of them would be.
     assert np.mean(boxes == boxes.astype(ml_dtypes.bfloat16).astype("float32")) < 0.7
@@ -156,8 +197,8 @@ def test_predicted_boxes_are_finer_than_sixteen_bits(variant):
 @pytest.mark.tensorflow
 def test_what_predicts_boxes_computes_in_float32():
     """Distances around 8 strides would be told apart by sixteenths of a stride: 8 px at stride 128."""
-    detector = shared("centernet2", "mixed_bfloat16")
-    x, y = batch()
+    detector = built("centernet2", "mixed_bfloat16")
+    x, _ = batch()
     raw = detector(x, training=True)
     proposals = detector.proposer.proposals(raw["proposer"], x["size_hw"], training=False)
     stages = detector.roi_head(raw["pyramid"], proposals, x["size_hw"])["stages"]
@@ -168,23 +209,22 @@ def test_what_predicts_boxes_computes_in_float32():
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("variant, precision, rtol", in_both_policies(bfloat16=[0.05], float16=[0.01]))
-def test_losses_agree_with_float32(variant, precision, rtol, monkeypatch):
+@pytest.mark.parametrize("run", IN_BOTH, indirect=True)
+def test_losses_agree_with_float32(run, monkeypatch):
     """Second stages learn from the same proposals: which they are changes with the last bits of scores."""
-    x, y = batch()
-    whole, mixed = built(variant, "float32"), shared(variant, precision)
-    for one, other in zip(mixed.variables, whole.variables, strict=True):
-        assert one.dtype == other.dtype  # the weights that are trained are float32
-        one.assign(other.value)
-    if hasattr(whole, "proposer"):
-        raw = whole(x, training=True)["proposer"]
-        proposals = whole.proposer.proposals(raw, x["size_hw"], training=True)
-        for detector in (whole, mixed):
-            monkeypatch.setattr(detector.proposer, "proposals", lambda *_, **__: proposals)
-    expected, got = (d.loss_terms(x, y, d(x, training=True), training=True) for d in (whole, mixed))
-    assert got.keys() == expected.keys()
+    whole = run.detector
+    assert {dtype_of(variable) for variable in whole.trainable_variables} == {"float32"}
+    for layer in whole._flatten_layers():
+        monkeypatch.setattr(layer, "dtype_policy", keras.DTypePolicy("float32"))
+    if run.proposals:
+        monkeypatch.setattr(whole.proposer, "proposals", lambda *_, **__: run.proposals[0])
+    x, y = far_batch()
+    assert {dtype_of(level) for level in whole.pyramid(x)} == {"float32"}
+    with keras.StatelessScope():
+        expected = losses(whole, x, y)
+    assert run.terms.keys() == expected.keys()
     for name, term in expected.items():
-        assert float(got[name]) == pytest.approx(float(term), rel=rtol, abs=1e-6), name
+        assert float(run.terms[name]) == pytest.approx(float(term), rel=TOLERANCE[run.narrow], abs=1e-6), name
 
 
 # --- float16: scaled losses ---------------------------------------------------------------------------------
@@ -195,9 +235,11 @@ OPTIMIZERS = {
 }
 
 
-def compiled_float16(optimizer, variant="centernet2_faster"):
-    detector = built(variant, "mixed_float16")
-    detector.compile(optimizer=LossScaled(OPTIMIZERS[optimizer](), initial_scale=2.0**8), jit_compile=ON_JAX)
+def compiled_float16(optimizer):
+    """On TensorFlow SGD in a graph, whose tracing takes seconds, AdamW without."""
+    detector = built("fcos", "mixed_float16")
+    how = {"jit_compile": ON_JAX, "run_eagerly": not ON_JAX and optimizer == "adamw"}
+    detector.compile(optimizer=LossScaled(OPTIMIZERS[optimizer](), initial_scale=2.0**8), **how)
     detector.optimizer.build(detector.trainable_variables)
     return detector
 
@@ -240,7 +282,7 @@ def test_an_overflow_is_left_out_and_training_goes_on(optimizer):
 
 @slow_on_jax
 def test_a_loss_that_is_not_finite_is_reported_in_float16_too():
-    detector = compiled_float16("sgd")
+    detector = compiled_float16("adamw")
     x, y = batch()
     detector.trainable_variables[-1].assign(np.full(detector.trainable_variables[-1].shape, np.nan))
     detector.train_on_batch(x, y)

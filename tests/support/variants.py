@@ -175,6 +175,17 @@ VARIANTS = {
         for name in ("atss", "gfl", "retinanet")
     },
 }
+# Each part of these is a part of others too, and joined to parts of the same kinds there.
+COMPOSED = {
+    "centernet2_alone",
+    "centernet2_atss",
+    "centernet2_gfl",
+    "centernet2_retinanet",
+    "fcos_pss_dropped",
+    "one_stage",
+    "two_stage",
+    "two_stage_fcos",
+}
 CLASSES = 3
 PART = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * 2 - 1
 DISC = np.hypot(PART[:, None], PART[None]) < 1  # every object fills its box as a disc does
