@@ -52,6 +52,7 @@ def is_value(written, value):
     return written == "*" or equal(json.loads(written), value)
 
 
+@functools.cache
 def lines():
     """The document's table."""
     found = []

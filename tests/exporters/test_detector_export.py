@@ -13,7 +13,12 @@ from kgarden.exporters import export_formats
 
 pytestmark = pytest.mark.tensorflow
 SETTINGS = {
-    "model": {**VARIANTS["fcos"], "selection": {"score_threshold": 0.0, "total": 5}},
+    "model": {
+        **VARIANTS["fcos"],
+        "neck": {"channels": 32, "levels": [3, 5]},
+        "dense_head": {"num_convs": 1, "size_ranges": [[0, 32], [32, 64], [64, 1_000_000]]},
+        "selection": {"score_threshold": 0.0, "total": 5},
+    },
     "data.short_side_px": 64,
     "data.long_side_px": 96,
     "data.canvases": [[64, 96]],
