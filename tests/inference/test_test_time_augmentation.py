@@ -16,6 +16,19 @@ from kgarden.models.base.static_shapes import ready_to_predict
 FIRST_HW = (40, 51)  # an odd width
 
 
+@pytest.fixture(autouse=True, scope="module")
+def eagerly():
+    """Tracing takes longer than all these models; tests/inference/test_views_of_recipes.py compiles."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+    else:
+        yield
+
+
 class Known:
     """A "detector" that reads the number of a view from its first pixel and answers with known boxes.
 

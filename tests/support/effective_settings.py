@@ -10,11 +10,14 @@ home.
 
 import contextlib
 import functools
+import importlib
+import inspect
 import json
-import sys
+from unittest import mock
 
 import keras
 
+from kgarden.backbones import BACKBONES
 from kgarden.config.instantiate import instantiate
 from kgarden.config.loading import load_recipe
 from kgarden.models import MODELS
@@ -49,22 +52,37 @@ def recorded_constructors():
 
     The dictionary keeps the layers, so that no id is used twice.
     """
-    given, before = {}, sys.getprofile()
-
-    def watch(frame, event, _):
-        if event == "call" and frame.f_code.co_name == "__init__":
-            arguments = dict(frame.f_locals)
-            layer = arguments.pop("self", None)
-            if isinstance(layer, keras.layers.Layer) and frame.f_globals["__name__"].startswith("kgarden."):
-                _, known = given.setdefault(id(layer), (layer, {}))
-                for name, value in arguments.items():
-                    known.setdefault(name, value)
-
-    sys.setprofile(watch)
-    try:
+    for source, *_ in BACKBONES.values():  # else they are imported when they are first asked for
+        importlib.import_module(f"kgarden.backbones.{source.split(':')[0]}")
+    given = {}
+    with contextlib.ExitStack() as stack:
+        for layer in set(layer_classes(keras.layers.Layer)):
+            stack.enter_context(mock.patch.object(layer, "__init__", recorded(layer.__init__, given)))
         yield given
-    finally:
-        sys.setprofile(before)
+
+
+def layer_classes(base):
+    """The layers of this package that have a constructor of their own."""
+    for layer in base.__subclasses__():
+        if layer.__module__.startswith("kgarden.") and "__init__" in vars(layer):
+            yield layer
+        yield from layer_classes(layer)
+
+
+def recorded(constructor, given):
+    """A constructor that adds its arguments to `given`."""
+    signature = inspect.signature(constructor)
+
+    def record(self, *args, **kwargs):
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, known = given.setdefault(id(self), (self, {}))
+        for name, value in list(bound.arguments.items())[1:]:
+            known.setdefault(name, value)
+        constructor(self, *args, **kwargs)
+
+    record.__signature__ = signature  # Keras looks at it
+    return record
 
 
 def held_by(value, key, given):
