@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from scipy.optimize import linear_sum_assignment
 from support.golden import assert_agrees, goldens, params
-from support.jit import jitted
+from support.jit import jitted, traced
 
 from kgarden.ops.linear_assignment import hungarian, objects_of, top_one
 
@@ -69,7 +69,7 @@ def test_hungarian_total_equals_scipy(objects, candidates, outside):
     quality[1::3] = np.round(quality[1::3] * 3) / 3  # ties
     quality[2::3] *= rng.uniform(0, 1, (10, 1, candidates)) ** 8  # everyone wants the same few
     allowed = rng.uniform(0, 1, quality.shape) < density
-    assigned = numpy_of(hungarian(quality, allowed, outside))
+    assigned = numpy_of(traced(hungarian)(quality, allowed, outside))
     assert assigned.shape == (30, objects) and assigned.dtype == np.int32
     for image in range(30):
         assert_one_to_one(assigned[image], allowed[image])

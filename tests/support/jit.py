@@ -15,3 +15,13 @@ def jitted(function):
     from kgarden.ops.jit import compiled
 
     return compiled(function, jit=True)
+
+
+@functools.cache
+def traced(function):
+    """The function as a graph on TensorFlow, where loops take long without; on JAX as it is."""
+    if keras.backend.backend() == "jax":
+        return function
+    from kgarden.ops.jit import compiled
+
+    return compiled(function, jit=False)
