@@ -2,6 +2,9 @@
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
+
+WAITING = "uninitialized_variables"
 
 
 def unfilled(build):
@@ -12,8 +15,14 @@ def unfilled(build):
     Returns:
         its result; initialisers, which take seconds for a model of full size, have not run.
     """
-    with keras.StatelessScope(initialize_variables=False):
-        return build()
+    # Keras fills all variables that wait for values when any other stateless scope ends: those of every
+    # model of full size of a run, gigabytes. Those built here wait for none.
+    waiting = list(global_state.get_global_attribute(WAITING, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return build()
+    finally:
+        global_state.set_global_attribute(WAITING, waiting)
 
 
 def blank(shapes):
