@@ -1,5 +1,7 @@
 """Benchmarks report what they measure; figures themselves belong in benchmarks/, not in tests."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_synthetic_batches_follow_the_recipe():
 
 
 @slow_on_jax
-def test_settings_are_measured_in_separate_processes():
+def test_settings_are_measured_in_separate_processes(monkeypatch):
     model = {key: MODEL[key] for key in ("num_classes", "backbone", "neck")}
     changes = {
         "model": {**model, "name": "fcos", "dense_head": {"num_convs": 1}},
@@ -63,7 +65,9 @@ def test_settings_are_measured_in_separate_processes():
     assert (again["precision"], again["remat"]) == ("mixed_bfloat16", ["backbone"])
     assert kept["step_over_first"] == 1.0 and again["step_s"] > 0
     assert again["memory_before_steps_gib"] <= again["peak_memory_gib"]
-    with pytest.raises(UserError, match="failed with exit code .*neck"):
+    failed = types.SimpleNamespace(returncode=1, stderr="Traceback\nUserError: remat: neck\n")
+    monkeypatch.setattr("kgarden.bench.steps.subprocess.run", lambda *args, **more: failed)
+    with pytest.raises(UserError, match="failed with exit code 1: UserError: remat: neck"):
         training_settings(recipe, 2, None, {"wrong": {"remat": ["neck"]}}, rounds=1)
 
 
