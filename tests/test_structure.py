@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from support.unfilled import unfilled
 
 from kgarden.build import build_model
@@ -307,3 +308,12 @@ def test_every_model_has_a_recipe_or_is_a_template():
     used = {load_recipe(stem).model.name for stem in packaged_recipes()}
     assert MODELS.keys() - used <= {"one_stage", "two_stage", "centernet"}
     assert used <= MODELS.keys()
+
+
+def test_every_mutant_applies():
+    """What it changes stands once in its file, and the files of its tests exist."""
+    mutants = (ROOT / "tests" / "mutants" / "mutants.yaml").read_text()
+    for mutant in yaml.load(mutants, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        assert (ROOT / mutant["file"]).read_text().count(mutant["before"]) == 1, mutant["name"]
+        files = [one.split("::")[0] for one in mutant["tests"] if one.startswith("tests/")]
+        assert files and all((ROOT / file).exists() for file in files), mutant["name"]
