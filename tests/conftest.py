@@ -22,7 +22,9 @@ if ON_JAX:
     sys.modules["tf_keras"] = None
     # Compilation is most of the suite's time: programs are compiled quickly, and once for all workers.
     os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
     )
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kgarden-jax-")
@@ -32,9 +34,10 @@ if ON_JAX:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from support import golden, not_yet  # noqa: E402
+from support import golden, host_initializers, memory, not_yet  # noqa: E402
 
 if ON_JAX:
+    host_initializers.install()
     collect_ignore = [
         "commands/test_train.py",
         "exporters/test_detector_export.py",
@@ -80,6 +83,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not is_core(item):
             item.add_marker("slow")
+
+
+def pytest_runtest_logfinish():
+    memory.release()
 
 
 def is_core(item):

@@ -34,5 +34,6 @@ def value_and_gradients(function, arguments, variables=()):
 
     values = [np.asarray(argument, "float32") for argument in arguments]
     at = [variable.value for variable in variables]
-    value, (of_values, of_variables) = jax.value_and_grad(stateless, argnums=(0, 1))(values, at)
+    whole = jax.jit(jax.value_and_grad(stateless, argnums=(0, 1)))  # operations one by one compile longer
+    value, (of_values, of_variables) = whole(values, at)
     return np.asarray(value), [np.asarray(gradient) for gradient in [*of_values, *of_variables]]

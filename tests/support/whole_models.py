@@ -141,17 +141,13 @@ def backbone_widths(s):
 # --- forward and backward -----------------------------------------------------------------------------------
 
 
-# The suite compiles quickly and runs slowly; here running takes longer than compiling.
-OPTIMIZED = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
-
-
 def fast(function):
     """The function as it is on TensorFlow, compiled as a whole on JAX, where single operations are slow."""
     if keras.backend.backend() != "jax":
         return function
     import jax
 
-    return jax.jit(function, compiler_options=OPTIMIZED)
+    return jax.jit(function)
 
 
 def forward(detector, x, training=False):
@@ -195,7 +191,7 @@ def _run_on_jax(loss, variables, states):
         return total, (*found, [scope.get_current_value(state) for state in states])
 
     at = [[variable.value for variable in group] for group in (variables, states)]
-    step = jax.jit(jax.value_and_grad(stateless, has_aux=True), compiler_options=OPTIMIZED)
+    step = jax.jit(jax.value_and_grad(stateless, has_aux=True))
     (_, (raw, terms, after)), gradients = step(*at)
     for state, value in zip(states, after, strict=True):
         if value is not None:
