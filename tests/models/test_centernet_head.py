@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 
 from kgarden.heads.selection import Selection
 from kgarden.models.centernet import CenterNetHead
@@ -33,7 +34,7 @@ def test_head_agrees_with_the_reference(golden):
     head.build([(None, None, None, settings["channels"])] * settings["levels"])
     load_state_dict(head, state, TABLE, prefix=HEAD.replace("\\", ""))
 
-    raw = head([golden[f"x_l{level}"] for level in range(settings["levels"])])
+    raw = fast(head)([golden[f"x_l{level}"] for level in range(settings["levels"])])
     names = {"ltrb": "reg", "objectness": "agn", "classes": "cls"}
     got = {
         f"{names[key]}_l{level}": ops.convert_to_numpy(map_)
@@ -66,7 +67,8 @@ def detections_of(golden):
         class_wise=s["nms_class_wise"],
         total=s[f"post_nms_topk_{mode}"],
     )
-    return {key: ops.convert_to_numpy(value) for key, value in selection(head.candidates(raw)).items()}
+    found = fast(lambda raw: selection(head.candidates(raw)))(raw)
+    return {key: ops.convert_to_numpy(value) for key, value in found.items()}
 
 
 @pytest.mark.parametrize("golden", goldens("cn2_proposals") + goldens("cn2_onestage"), ids=str)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.jit import fast
 from support.marks import slow_on_jax, slow_on_jax_but
 from support.variants import CLASSES, VARIANTS, batch
 
@@ -50,8 +51,8 @@ def built(name, **selection):
 @pytest.fixture(scope="module")
 def case(request):
     detector, (x, _) = built(request.param), batch()
-    raw = detector(x)
-    return Case(request.param, detector, x, raw, arrays(detector.detect(x, raw)))
+    raw = fast(detector)(x)
+    return Case(request.param, detector, x, raw, arrays(fast(detector.detect)(x, raw)))
 
 
 def arrays(tensors):
@@ -79,7 +80,7 @@ def test_detections_of_an_image_are_the_same_alone_and_in_a_batch(case):
     """The first image of every second model, the second of the others."""
     image = list(VARIANTS).index(case.name) % 2
     x = {key: value[image : image + 1] for key, value in case.x.items()}
-    alone = case.detector.inference_model()(x)
+    alone = fast(case.detector.inference_model())(x)
     np.testing.assert_allclose(alone["scores"][0], case.found["scores"][image], atol=1e-5)
     np.testing.assert_allclose(alone["boxes"][0], case.found["boxes"][image], atol=1e-2)
 

@@ -8,6 +8,7 @@ from keras import ops
 from scipy import ndimage
 from support import whole_models as whole
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 
 from kgarden.models import build_detector
 from kgarden.ops.box_masks import mass_centers
@@ -38,7 +39,7 @@ def loaded(golden, recipe, row, overrides):
 
 def maps_of(detector, x, raw, s):
     """Pyramid and outputs of the dense head, by the file's names."""
-    got = whole.named_maps("feat", s["levels"], whole.fast(detector.pyramid)(x), channels=4)
+    got = whole.named_maps("feat", s["levels"], fast(detector.pyramid)(x), channels=4)
     got = {f"{name}_ch0to3": map_ for name, map_ in got.items()}
     for key, name in (("classes", "cls"), ("code", "box"), ("centerness", "ctr")):
         got |= whole.named_maps(f"head_{name}", s["levels"], raw[key])
@@ -103,7 +104,7 @@ def test_condinst_agrees_with_the_reference(golden):
 
 def targets_of(detector, raw, y, s):
     """Which object every point learns."""
-    matched = ops.convert_to_numpy(whole.fast(detector.dense_head.assign)(raw, y))
+    matched = ops.convert_to_numpy(fast(detector.dense_head.assign)(raw, y))
     labels = np.take_along_axis(y["labels"], np.maximum(matched, 0), axis=1)
     return {"place_labels": np.where(matched >= 0, labels, s["num_classes"]), "place_objects": matched}
 
@@ -130,7 +131,7 @@ def losses_of(golden, detector, x, y):
 
     def mask_loss():
         return ops.convert_to_numpy(
-            whole.fast(lambda raw: head.losses(raw[MASKS], y, dense, raw)["condinst/mask"])(step.raw)
+            fast(lambda raw: head.losses(raw[MASKS], y, dense, raw)["condinst/mask"])(step.raw)
         )
 
     usual = head.upsampling
@@ -148,7 +149,7 @@ def losses_of(golden, detector, x, y):
         got |= whole.named_gradients(golden, step.gradients, TABLE, prefix="box_centres_grad/")
         terms = step.terms
     else:
-        terms = whole.fast(lambda raw: detector.loss_terms(x, y, raw, training=True))(step.raw)
+        terms = fast(lambda raw: detector.loss_terms(x, y, raw, training=True))(step.raw)
     return got | {f"box_centres_{name}": term for name, term in whole.named_terms(terms, LOSSES).items()}
 
 
@@ -163,7 +164,7 @@ def drawn_masks(golden, detector, raw, found):
         rows = len(golden[f"det_mask_logits_{image}"])
         places = np.zeros((len(found), rows), "int32")
         places[image] = source[:rows]
-        logits = whole.fast(detector.mask_head.logits)(raw[MASKS], places)
+        logits = fast(detector.mask_head.logits)(raw[MASKS], places)
         got[f"det_mask_logits_{image}"] = ops.convert_to_numpy(logits)[image]
         masks = golden.raw(f"det_masks_{image}")
         best = {key: detections[key][: len(masks)] for key in (MASKS, BOXES)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support import whole_models as whole
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 
 from kgarden.models import build_detector
 from kgarden.weights.cvpods import IGNORE, TABLE
@@ -37,7 +38,7 @@ def test_it_agrees_with_the_reference(golden):
     x, y = whole.batch_of(whole.examples_of(golden), s["canvas_hw"])
     step = whole.train_step(detector, x, y)
 
-    features = whole.named_maps("feat", s["levels"], whole.fast(detector.pyramid)(x))
+    features = whole.named_maps("feat", s["levels"], fast(detector.pyramid)(x))
     got = {}
     for name, map_ in features.items():
         stored = golden[f"{name}_ch0to3"]

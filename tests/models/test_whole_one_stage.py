@@ -7,12 +7,12 @@ default that takes part must be the published one.
 import numpy as np
 import pytest
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 from support.whole_models import (
     backbone_widths,
     batch_of,
     detections_of,
     examples_of,
-    fast,
     named_detections,
     named_gradients,
     named_maps,
@@ -121,7 +121,7 @@ def test_mmdetection_terms_weigh_what_they_should(mmdet):
     head = type(mmdet.head)(
         mmdet.head.strides, mmdet.head.num_classes, weights=dict.fromkeys(mmdet.head.terms, 1.0)
     )
-    got = mmdet.named(head.losses(mmdet.step.raw, mmdet.y), "unweighted_")
+    got = mmdet.named(fast(head.losses)(mmdet.step.raw, mmdet.y), "unweighted_")
     assert_agrees(mmdet.golden, got, only="unweighted_.*")
 
 
@@ -203,7 +203,7 @@ def test_centernet_without_more_positives_agrees(centernet):
     head = CenterNetHead(
         centernet.head.strides, centernet.head.num_classes, **ALONE | {"more_positives": None}
     )
-    got = centernet.named(head.losses(centernet.step.raw, centernet.y), "without_more_positives_")
+    got = centernet.named(fast(head.losses)(centernet.step.raw, centernet.y), "without_more_positives_")
     assert_agrees(centernet.golden, got, only="without_more_positives_.*")
 
 

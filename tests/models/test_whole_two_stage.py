@@ -7,11 +7,11 @@ files'.
 import numpy as np
 import pytest
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 from support.whole_models import (
     batch_of,
     detections_of,
     examples_of,
-    fast,
     forward,
     named_gradients,
     named_terms,

@@ -5,9 +5,13 @@ import pytest
 from keras import ops
 from scipy.optimize import linear_sum_assignment
 from support.golden import assert_agrees, goldens, params
-from support.jit import jitted, traced
+from support.jit import fast, jitted, traced
 
-from kgarden.ops.linear_assignment import hungarian, objects_of, top_one
+from kgarden.ops import linear_assignment
+from kgarden.ops.linear_assignment import objects_of
+
+hungarian = fast(linear_assignment.hungarian, static=["outside"])
+top_one = fast(linear_assignment.top_one)
 
 
 def numpy_of(x):

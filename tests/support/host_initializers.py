@@ -1,4 +1,4 @@
-"""Random initial values drawn by NumPy: on JAX each shape of a weight is a program to compile, 0.2 s a time."""
+"""Random initial values drawn by NumPy: on JAX each shape of a weight is a program to compile for 0.2 s."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Memory of a test process: what has been freed is given back to the system after each test that took much."""
+"""Memory of a test process: what has been freed goes back to the system after tests that took much."""
 
 import ctypes
 import gc

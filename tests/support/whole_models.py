@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from support.jit import fast
 
 from kgarden.config.loading import load_recipe
 from kgarden.structures import MASK_SIDE
@@ -139,15 +140,6 @@ def backbone_widths(s):
 
 
 # --- forward and backward -----------------------------------------------------------------------------------
-
-
-def fast(function):
-    """The function as it is on TensorFlow, compiled as a whole on JAX, where single operations are slow."""
-    if keras.backend.backend() != "jax":
-        return function
-    import jax
-
-    return jax.jit(function)
 
 
 def forward(detector, x, training=False):

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 from pycocotools import mask as mask_tools
-from support.whole_models import detections_of, fast, named_detections, named_maps
+from support.jit import fast
+from support.whole_models import detections_of, named_detections, named_maps
 
 from kgarden.layers.precision import dtype_policy_scope
 from kgarden.structures import BOXES, MASK_SIDE, SCORES, VALID

@@ -1,9 +1,12 @@
 """ATSS' assignment against mmdetection, by hand, and what must hold for any objects."""
 
+import functools
+
 import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 
 from kgarden.ops.anchors import anchor_grid
 from kgarden.ops.boxes import iou
@@ -26,6 +29,12 @@ def truth(boxes, labels, crowd=()):
 @pytest.mark.parametrize("golden", goldens("mmdet_atss_assigner"), ids=str)
 def test_assignment_agrees_with_the_reference(golden):
     priors, counts, got = golden["priors"], golden["num_level_priors"].tolist(), {}
+
+    @functools.partial(fast, static=["top_k"])
+    def assign_truth(boxes, valid, ignored, top_k):
+        found = atss_candidates(priors, counts, boxes, gt_valid=valid, top_k=top_k, ignored=ignored)
+        return assign_anchors(found, ignored)
+
     for case, s in params(golden)["cases"].items():
         none = s.get("gt") == "none"
         share = s.get("ignore_iof_thr", -1)
@@ -33,8 +42,7 @@ def test_assignment_agrees_with_the_reference(golden):
         crowd = golden["ignore_bboxes"] if share > 0 else []
         y, valid = truth(boxes, labels, crowd)
         ignored = under_crowd(priors, y, share) if share > 0 else None
-        found = atss_candidates(priors, counts, y["boxes"], gt_valid=valid, top_k=s["topk"], ignored=ignored)
-        matched = ops.convert_to_numpy(assign_anchors(found, ignored))[0]
+        matched = ops.convert_to_numpy(assign_truth(y["boxes"], valid, ignored, top_k=s["topk"]))[0]
         got[f"{case}/gt_inds"] = np.where(matched == -2, -1, matched + 1)
         if f"{case}/labels" in golden:
             row = np.maximum(matched, 0)
@@ -47,10 +55,14 @@ def test_assignment_agrees_with_the_reference(golden):
 GRID = anchor_grid([(16, 16), (8, 8), (4, 4)], [8, 16, 32], [[64], [128], [256]])
 
 
+candidates = fast(functools.partial(atss_candidates, GRID.boxes, GRID.counts()), static=["top_k"])
+assign = fast(assign_anchors)
+
+
 def assigned(boxes, labels=None, **settings):
     y, valid = truth(boxes, np.zeros(len(boxes)) if labels is None else labels)
-    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, **settings)
-    return ops.convert_to_numpy(assign_anchors(found))[0], found
+    found = candidates(y["boxes"], valid, **settings)
+    return ops.convert_to_numpy(assign(found))[0], found
 
 
 def test_one_box_by_hand():
@@ -78,8 +90,8 @@ def test_ignored_anchors_are_last_candidates_with_iou_minus_one():
     y, valid = truth([[30, 30, 100, 110]], [0])
     ignored = np.zeros((1, len(GRID.boxes)), bool)
     ignored[0, -13:] = True
-    found = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], gt_valid=valid, top_k=9, ignored=ignored)
-    plain = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], gt_valid=valid, top_k=9)
+    found = candidates(y["boxes"], gt_valid=valid, top_k=9, ignored=ignored)
+    plain = candidates(y["boxes"], gt_valid=valid, top_k=9)
     ious = ops.convert_to_numpy(iou(y["boxes"][0, :1], GRID.boxes))[0]
     away = ((GRID.points() - [65, 70]) ** 2).sum(axis=1)
     order = np.argsort(away, kind="stable")
@@ -89,7 +101,7 @@ def test_ignored_anchors_are_last_candidates_with_iou_minus_one():
     threshold = ops.convert_to_numpy(found.threshold)[0, 0]
     np.testing.assert_allclose(threshold, values.mean() + values.std(ddof=1), rtol=1e-5)
     assert threshold != pytest.approx(ops.convert_to_numpy(plain.threshold)[0, 0], rel=0.01)
-    matched = ops.convert_to_numpy(assign_anchors(found, ignored))[0]
+    matched = ops.convert_to_numpy(assign(found, ignored))[0]
     assert (matched[-13:] == -2).all() and (matched[:-13] != -2).all()
 
 
@@ -115,7 +127,7 @@ def test_anchors_that_take_no_part_might_as_well_not_be_there():
     levels = np.split(inside, np.cumsum(GRID.counts())[:-1])
     left = [int(level.sum()) for level in levels]
     assert left[-1] < 9 < left[-2]
-    some = atss_candidates(GRID.boxes, GRID.counts(), y["boxes"], valid, inside=inside[None])
+    some = candidates(y["boxes"], valid, inside=inside[None])
     others = atss_candidates(GRID.boxes[inside], left, y["boxes"], valid)
     np.testing.assert_allclose(some.threshold[0, :6], others.threshold[0, :6], rtol=1e-5)
     possible = ops.convert_to_numpy(some.possible)

@@ -1,9 +1,12 @@
 """CenterNet's target rule against the authors' code, and what must hold for any objects."""
 
+import functools
+
 import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 
 from kgarden.ops.points import point_grid
 from kgarden.targets.centernet import center_targets, levels_of
@@ -42,16 +45,15 @@ def test_targets_agree_with_the_reference(golden):
     settings = params(golden)
     grid = point_grid(settings["level_hw"], settings["strides"])
     boxes, labels, valid = truth_of(golden)
-    found = center_targets(
-        boxes,
-        labels,
-        valid,
-        grid,
+    rule = functools.partial(
+        center_targets,
+        cells=grid,
         size_ranges=settings["soi"],
         num_classes=settings["num_classes"] if settings["heatmap_per_class"] else None,
         min_overlap=settings["hm_min_overlap"],
         min_radius=settings["min_radius"],
     )
+    found = fast(rule)(boxes, labels, valid)
     found = type(found)(*(ops.convert_to_numpy(part) for part in found))
 
     mask = found.positive_valid
@@ -81,6 +83,10 @@ def test_targets_agree_with_the_reference(golden):
 GRID = point_grid([(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)], [8, 16, 32, 64, 128])
 
 
+targets_of_classes = fast(functools.partial(center_targets, cells=GRID, num_classes=4))
+targets = fast(functools.partial(center_targets, cells=GRID))
+
+
 def random_truth(seed, count, padded):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 200, (1, padded, 2))
@@ -89,15 +95,15 @@ def random_truth(seed, count, padded):
     return boxes, labels, labels >= 0
 
 
-def as_numpy(targets):
-    return {name: ops.convert_to_numpy(part) for name, part in targets._asdict().items()}
+def as_numpy(found):
+    return {name: ops.convert_to_numpy(part) for name, part in found._asdict().items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_invariant_to_padding_rows(seed):
     boxes, labels, valid = random_truth(seed, count=5, padded=9)
-    long = as_numpy(center_targets(boxes, labels, valid, GRID, num_classes=4))
-    short = as_numpy(center_targets(boxes[:, :5], labels[:, :5], valid[:, :5], GRID, num_classes=4))
+    long = as_numpy(targets_of_classes(boxes, labels, valid))
+    short = as_numpy(targets_of_classes(boxes[:, :5], labels[:, :5], valid[:, :5]))
     for name in ("heat", "ltrb_valid"):
         np.testing.assert_array_equal(long[name], short[name])
     seen = long["ltrb_valid"]
@@ -111,8 +117,8 @@ def test_invariant_to_padding_rows(seed):
 def test_the_order_of_objects_does_not_matter(seed):
     boxes, labels, valid = random_truth(seed, count=7, padded=7)
     order = np.random.default_rng(seed + 10).permutation(7)
-    one = as_numpy(center_targets(boxes, labels, valid, GRID))
-    other = as_numpy(center_targets(boxes[:, order], labels[:, order], valid[:, order], GRID))
+    one = as_numpy(targets(boxes, labels, valid))
+    other = as_numpy(targets(boxes[:, order], labels[:, order], valid[:, order]))
     np.testing.assert_array_equal(one["heat"], other["heat"])
     np.testing.assert_array_equal(one["ltrb_valid"], other["ltrb_valid"])
     np.testing.assert_allclose(one["ltrb"], other["ltrb"], atol=1e-5)
@@ -123,7 +129,7 @@ def test_the_order_of_objects_does_not_matter(seed):
 
 def test_image_without_objects_is_all_background():
     boxes, labels, valid = random_truth(0, count=0, padded=3)
-    found = as_numpy(center_targets(boxes, labels, valid, GRID, num_classes=4))
+    found = as_numpy(targets_of_classes(boxes, labels, valid))
     assert found["heat"].max() == 0 and not found["ltrb_valid"].any() and not found["positive_valid"].any()
 
 
@@ -131,7 +137,7 @@ def test_a_box_by_hand():
     # 64 x 48 px around (100, 60): half a diagonal is 40 px, so P3 alone. Its centre lies in cell
     # x = 12, y = 7 of P3, whose point is (100, 60): 32 px to the sides, 24 px up and down, 4 and 3 strides.
     boxes = np.array([[[68.0, 36.0, 132.0, 84.0]]], "float32")
-    found = as_numpy(center_targets(boxes, np.array([[2]]), np.array([[True]]), GRID))
+    found = as_numpy(targets(boxes, np.array([[2]]), np.array([[True]])))
     assert found["positive"][found["positive_valid"]].tolist() == [7 * 40 + 12]
     row = 7 * 40 + 12
     np.testing.assert_allclose(found["ltrb"][0, row], [4, 3, 4, 3])
