@@ -1,10 +1,13 @@
 """The second stage against the authors' code: inference, losses and gradients."""
 
+import functools
+
 import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.jit import fast
 
 from kgarden.heads.selection import Selection
 from kgarden.models.cascade_rcnn import CascadeHead
@@ -77,9 +80,21 @@ class Heads:
 )
 def test_inference_agrees_with_the_reference(golden):
     heads = Heads(golden)
-    s = heads.settings
-    raw = heads.head(heads.pyramid, heads.proposals, heads.size_hw)
-    got = {}
+    s, got = heads.settings, {}
+    select = Selection(
+        score_threshold=s["score_thresh"],
+        iou=s["nms_thresh"],
+        total=s["detections_per_image"],
+        per_level=None,
+    )
+
+    @functools.partial(fast, optimized=True)
+    def infer(pyramid, proposals, size_hw):
+        raw = heads.head(pyramid, proposals, size_hw)
+        candidates = heads.head.candidates(raw, proposals, size_hw)
+        return raw, select({**candidates, "scores": heads.fuse(candidates["scores"], proposals)})
+
+    raw, found = infer(heads.pyramid, heads.proposals, heads.size_hw)
     if heads.cascade:
         for number, stage in enumerate(raw["stages"]):
             boxes = decode_boxes(stage, Coder(s["bbox_reg_weights"][number]))[:, :, 0]
@@ -90,14 +105,6 @@ def test_inference_agrees_with_the_reference(golden):
                 "pred_boxes": boxes,
             }
             got |= {f"stage{number}_{key}": heads.images_concatenated(rows) for key, rows in named.items()}
-    select = Selection(
-        score_threshold=s["score_thresh"],
-        iou=s["nms_thresh"],
-        total=s["detections_per_image"],
-        per_level=None,
-    )
-    candidates = heads.head.candidates(raw, heads.proposals, heads.size_hw)
-    found = select({**candidates, "scores": heads.fuse(candidates["scores"], heads.proposals)})
     found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
     for image, valid in enumerate(found["valid"]):
         got[f"det_boxes_im{image}"] = found["boxes"][image][valid]
@@ -119,7 +126,7 @@ def test_losses_and_gradients_agree_with_the_reference(golden):
         "crowd": np.zeros_like(gt_valid),
     }
     random = np.random.default_rng(0).uniform(size=(heads.images, 4096)).astype("float32")
-    sampled = heads.head.sample(heads.proposals, y, lambda n: random[:, :n])
+    sampled = fast(lambda *truth: heads.head.sample(*truth, lambda n: random[:, :n]))(heads.proposals, y)
 
     def terms(*pyramid):
         raw = heads.head(list(pyramid), sampled, heads.size_hw, training=True)
@@ -127,7 +134,7 @@ def test_losses_and_gradients_agree_with_the_reference(golden):
 
     names = {"class": "loss_cls", "box": "loss_box_reg"}
     got = {}
-    for name, term in terms(*heads.pyramid).items():
+    for name, term in fast(terms, optimized=True)(*heads.pyramid).items():
         stage, what = name.split("/")
         suffix = f"_{stage}" if heads.cascade else ""
         got[names[what] + suffix] = ops.convert_to_numpy(term)
@@ -138,7 +145,7 @@ def test_losses_and_gradients_agree_with_the_reference(golden):
     outputs = {
         v.path: v for v in heads.head.trainable_variables if "/classes/" in v.path or "/boxes/" in v.path
     }
-    _, gradients = value_and_gradients(summed, heads.pyramid, list(outputs.values()))
+    _, gradients = value_and_gradients(summed, heads.pyramid, list(outputs.values()), optimized=True)
     for level, gradient in zip(heads.settings["levels"], gradients, strict=False):
         got[f"grad_feat_{level}"] = gradient
     for path, gradient in zip(outputs, gradients[len(heads.pyramid) :], strict=True):

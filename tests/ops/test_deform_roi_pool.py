@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
 from support.gradients import value_and_gradients
+from support.jit import fast
 
 from kgarden.ops import roi_align as two_ways
 from kgarden.ops.deform_roi_pool import bin_centers, bins_of, deform_roi_pool
@@ -64,7 +65,7 @@ def test_released_form_agrees_with_the_kernel(golden, way):
         def pooled(features, offsets, strides=strides, how=how):
             return deform_roi_pool([features], strides, file.boxes, offsets, **how)
 
-        got[case] = ops.convert_to_numpy(pooled(golden["features"], offsets))[file.where]
+        got[case] = ops.convert_to_numpy(fast(pooled)(golden["features"], offsets))[file.where]
         if case in ("out_c", "out_r"):
             letter = case[-1]
             _, (of_features, of_offsets) = value_and_gradients(
@@ -84,6 +85,13 @@ def test_released_form_agrees_with_the_kernel(golden, way):
 
 
 # --- against definitions ------------------------------------------------------------------------------------
+
+
+def pool(pyramid, strides, boxes, offsets=None, **how):
+    """`deform_roi_pool`, one program on JAX."""
+    return fast(lambda *arrays: deform_roi_pool(arrays[0], strides, *arrays[1:], **how))(
+        pyramid, boxes, offsets
+    )
 
 
 def scene():
@@ -107,7 +115,7 @@ def test_without_offsets_the_aligned_form_is_roi_align():
     pyramid, boxes, _ = scene()
     for samples in (0, 2):
         aligned = roi_align(pyramid, SCENE["strides"], boxes, 3, samples)
-        got = deform_roi_pool(pyramid, **SCENE, boxes=boxes, samples=samples, aligned=True)
+        got = pool(pyramid, **SCENE, boxes=boxes, samples=samples, aligned=True)
         np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(aligned), atol=1e-6)
 
 
@@ -118,8 +126,8 @@ def test_one_offset_moves_the_whole_box():
     side = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     moved = boxes + np.tile(0.3 * offsets[:, :, 0, 0] * side, 2)
     how = dict(**SCENE, samples=2, aligned=True, levels=LEVELS)
-    got = deform_roi_pool(pyramid, boxes=boxes, offsets=offsets, gamma=0.3, **how)
-    expected = deform_roi_pool(pyramid, boxes=moved, **how)
+    got = pool(pyramid, boxes=boxes, offsets=offsets, gamma=0.3, **how)
+    expected = pool(pyramid, boxes=moved, **how)
     np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(expected), atol=1e-5)
 
 
@@ -127,8 +135,8 @@ def test_boxes_that_name_their_last_px_are_a_px_longer():
     pyramid, boxes, offsets = scene()
     edges = boxes + np.float32([0, 0, 1, 1])
     how = dict(**SCENE, offsets=offsets)
-    got = deform_roi_pool(pyramid, boxes=edges, **how)
-    expected = deform_roi_pool(pyramid, boxes=boxes, plus_one=True, **how)
+    got = pool(pyramid, boxes=edges, **how)
+    expected = pool(pyramid, boxes=boxes, plus_one=True, **how)
     np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(expected), atol=1e-6)
 
 
@@ -151,7 +159,7 @@ def test_gradients_are_finite_differences(aligned):
         for sign in (1, -1):
             changed = list(inputs)
             changed[which] = inputs[which] + sign * step * direction
-            ends.append(float(value(*changed)))
+            ends.append(float(fast(value)(*changed)))
         slope = float(np.sum(direction * gradient))
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=1e-2), which
         assert abs(slope) > 0.1
@@ -161,7 +169,7 @@ def test_halves_are_rounded_away_from_zero_and_thin_boxes_have_a_tenth_of_a_cell
     """On the map f(x, y) = x, a bin without offset is the mean position of its samples."""
     ramp = np.broadcast_to(np.arange(16, dtype="float32"), (16, 16))[None, :, :, None]
     boxes = np.float32([[[2.5, 0, 5.5, 0], [3.5, 0, 9.49, 0], [6, 0, 5, 0]]])  # last px named
-    got = deform_roi_pool([ramp], [1], boxes, output_size=1, samples=2, plus_one=True)
+    got = pool([ramp], [1], boxes, output_size=1, samples=2, plus_one=True)
     begins, sides = np.array([2.5, 3.5, 5.5]), np.array([4.0, 6.0, 0.1])
     np.testing.assert_allclose(ops.convert_to_numpy(got).ravel(), begins + sides / 4, atol=1e-6)
 
@@ -178,7 +186,7 @@ def test_centres_of_bins_are_where_they_are_pooled():
     for offsets in (how["offsets"], how["offsets"][:, :, :1, :1], None):
         how["offsets"] = offsets
         got = bin_centers(boxes, **how)
-        pooled = deform_roi_pool(pyramid, [4, 8], boxes, samples=2, levels=np.int32([[0, 1]]), **how)
+        pooled = pool(pyramid, [4, 8], boxes, samples=2, levels=np.int32([[0, 1]]), **how)
         np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(pooled), atol=1e-3)
     # released form: 2.5 and 5.5 are rounded to 3 and 6, the last px, so that the box ends at 7
     boxes = np.float32([[[2.5, 0, 5.5, 13]]])
@@ -193,8 +201,8 @@ def test_settings_left_out():
     pyramid, boxes, offsets = scene()
     offsets = offsets[:, :, :1, :1]
     given = dict(output_size=7, samples=4, gamma=0.1, aligned=False, plus_one=False)
-    got = deform_roi_pool(pyramid, SCENE["strides"], boxes, offsets)
-    expected = deform_roi_pool(pyramid, SCENE["strides"], boxes, offsets, **given)
+    got = pool(pyramid, SCENE["strides"], boxes, offsets)
+    expected = pool(pyramid, SCENE["strides"], boxes, offsets, **given)
     np.testing.assert_array_equal(ops.convert_to_numpy(got), ops.convert_to_numpy(expected))
     del given["samples"]
     got, expected = bin_centers(boxes, offsets), bin_centers(boxes, offsets, **given)
@@ -204,4 +212,4 @@ def test_settings_left_out():
 def test_released_form_has_a_fixed_number_of_samples():
     pyramid, boxes, _ = scene()
     with pytest.raises(ValueError, match="fixed number"):
-        deform_roi_pool(pyramid, **SCENE, boxes=boxes, samples=0)
+        pool(pyramid, **SCENE, boxes=boxes, samples=0)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 from support.golden import assert_agrees, goldens, params
+from support.jit import fast
 from support.marks import slow_on_jax
 
 from kgarden.ops import roi_align as module
@@ -26,8 +27,12 @@ def pooled_and_gradient(pyramid, upstream, strides, boxes, *args, **kwargs):
     if ON_JAX:
         import jax
 
-        out, back = jax.vjp(lambda p: roi_align(p, strides, boxes, *args, **kwargs), pyramid)
-        gradients = back(np.float32(upstream))[0]
+        @jax.jit
+        def both(pyramid, boxes, upstream):
+            out, back = jax.vjp(lambda p: roi_align(p, strides, boxes, *args, **kwargs), pyramid)
+            return out, back(upstream)[0]
+
+        out, gradients = both(pyramid, np.float32(boxes), np.float32(upstream))
     else:
         import tensorflow as tf
 
@@ -162,7 +167,8 @@ def test_equal_to_the_definition(way, size, ratio):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1, 11, 15, 3)).astype("float32")
     boxes = np.float32([ODD_BOXES])
-    got = ops.convert_to_numpy(roi_align([features], [8], boxes, size, sampling_ratio=ratio))[0]
+    pooled = fast(lambda features, boxes: roi_align([features], [8], boxes, size, sampling_ratio=ratio))
+    got = ops.convert_to_numpy(pooled(features, boxes))[0]
     for box, one in zip(ODD_BOXES, got, strict=True):
         expected = pool_by_definition(features[0], 8, box, size=size, ratio=ratio)
         rounding = 1e-6 * np.abs(box).max() / 8  # of a position, in cells

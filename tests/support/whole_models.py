@@ -142,6 +142,11 @@ def backbone_widths(s):
 # --- forward and backward -----------------------------------------------------------------------------------
 
 
+def pools_rois(detector):
+    """Whether a detector has a second stage, so that its programs are worth optimising."""
+    return getattr(detector, "roi_head", None) is not None
+
+
 def forward(detector, x, training=False):
     """Raw outputs of a detector."""
     return fast(lambda x: detector(x, training=training))(x)
@@ -157,13 +162,13 @@ def train_step(detector, x, y):
 
     variables = detector.trainable_variables
     run = _run_on_jax if keras.backend.backend() == "jax" else _run_on_tensorflow
-    raw, terms, gradients = run(loss, variables, detector.non_trainable_variables)
+    raw, terms, gradients = run(loss, variables, detector.non_trainable_variables, pools_rois(detector))
     terms = {name: ops.convert_to_numpy(term) for name, term in terms.items()}
     paths = [variable.path for variable in variables]
     return Step(raw, terms, dict(zip(paths, map(np.asarray, gradients), strict=True)))
 
 
-def _run_on_tensorflow(loss, variables, states):
+def _run_on_tensorflow(loss, variables, states, optimized):
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
@@ -173,7 +178,7 @@ def _run_on_tensorflow(loss, variables, states):
     return raw, terms, [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 
-def _run_on_jax(loss, variables, states):
+def _run_on_jax(loss, variables, states, optimized):
     import jax
 
     def stateless(values, state_values):
@@ -183,7 +188,7 @@ def _run_on_jax(loss, variables, states):
         return total, (*found, [scope.get_current_value(state) for state in states])
 
     at = [[variable.value for variable in group] for group in (variables, states)]
-    step = jax.jit(jax.value_and_grad(stateless, has_aux=True))
+    step = fast(jax.value_and_grad(stateless, has_aux=True), optimized=optimized)
     (_, (raw, terms, after)), gradients = step(*at)
     for state, value in zip(states, after, strict=True):
         if value is not None:
@@ -263,7 +268,7 @@ def detections_of(detector, x, raw, **settings):
         list of {"boxes": (n, 4) px, "scores": (n,), "labels": (n,), ...}, arrays of numpy.
     """
     with selecting(detector, **settings):
-        found = fast(detector.detect)(x, raw)
+        found = fast(detector.detect, optimized=pools_rois(detector))(x, raw)
     found = {key: ops.convert_to_numpy(value) for key, value in found.items()}
     return [
         {key: value[image][valid] for key, value in found.items()}

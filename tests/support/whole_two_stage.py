@@ -85,7 +85,9 @@ def named_pyramid(levels, raw):
 
 def rois_of(detector, raw, proposals, size_hw):
     """Raw outputs of the RoI head."""
-    return fast(lambda *inputs: detector.roi_head(*inputs))(raw["pyramid"], proposals, size_hw)
+    return fast(lambda *inputs: detector.roi_head(*inputs), optimized=True)(
+        raw["pyramid"], proposals, size_hw
+    )
 
 
 def named_roi_outputs(raw, proposals, score, stage=""):
