@@ -18,8 +18,10 @@ ON_JAX = keras.backend.backend() == "jax"
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed here")
 FLAGS = [
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # compiles in half of the time
+    "--xla_backend_optimization_level=0",  # these compile in a third of the time
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
 
 

@@ -13,6 +13,7 @@ import sys
 
 import keras
 import numpy as np
+from support import host_initializers
 from support.variants import CLASSES, VARIANTS, batch
 from support.weights_close import beyond_rounding
 
@@ -61,6 +62,7 @@ def values(detector):
 
 
 def main(variant, canvases):
+    host_initializers.install()
     before, one, terms_of_one, _ = trained(variant, canvases, contextlib.nullcontext())
     again, many, terms_of_many, devices = trained(variant, canvases, data_parallel(DEVICES, DEVICES).scope())
     assert all(map(np.array_equal, before, again))
