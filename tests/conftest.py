@@ -37,7 +37,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from support import golden, host_initializers, memory, not_yet  # noqa: E402
 
 if ON_JAX:
-    host_initializers.install()
     collect_ignore = [
         "commands/test_train.py",
         "exporters/test_detector_export.py",
@@ -83,6 +82,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not is_core(item):
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    if ON_JAX and "keras" in sys.modules:
+        host_initializers.install()
 
 
 def pytest_runtest_logfinish():
