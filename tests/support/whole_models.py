@@ -161,14 +161,17 @@ def train_step(detector, x, y):
         return sum(terms.values()), (raw, terms)
 
     variables = detector.trainable_variables
-    run = _run_on_jax if keras.backend.backend() == "jax" else _run_on_tensorflow
-    raw, terms, gradients = run(loss, variables, detector.non_trainable_variables, pools_rois(detector))
+    if keras.backend.backend() == "jax":
+        states, optimized = detector.non_trainable_variables, pools_rois(detector)
+        raw, terms, gradients = _run_on_jax(loss, variables, states, optimized=optimized)
+    else:
+        raw, terms, gradients = _run_on_tensorflow(loss, variables)
     terms = {name: ops.convert_to_numpy(term) for name, term in terms.items()}
     paths = [variable.path for variable in variables]
     return Step(raw, terms, dict(zip(paths, map(np.asarray, gradients), strict=True)))
 
 
-def _run_on_tensorflow(loss, variables, states, optimized):
+def _run_on_tensorflow(loss, variables):
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
