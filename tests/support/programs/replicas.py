@@ -4,7 +4,8 @@
 
 MORE, of the two replicas: `micro` lets each take its share in two micro-batches, `remat` has backbones
 compute again what they did not keep. Prints, for some steps on batches of two canvases, the largest
-difference of any weight over the largest step that this weight's tensor took, and of any loss term.
+difference of any weight over the largest step that this weight's tensor took, that of any loss term, and the
+share of tensors that moved.
 """
 
 import functools
@@ -87,7 +88,8 @@ def main(variant, *more):
     assert all(map(np.array_equal, before, again))
     moved = [max(np.abs(b - a).max(), 1e-4) for a, b in zip(before, one, strict=True)]
     apart = [beyond_rounding(a, b) / m for a, b, m in zip(one, two, moved, strict=True)]
-    terms = [abs(terms_of_two[name] - value) / max(abs(value), 1e-3) for name, value in terms_of_one.items()]
+    # Refined boxes lie so near that their loss is 1e-3, of corners that are rounded to 1e-7 of 100 px.
+    terms = [abs(terms_of_two[name] - value) / (abs(value) + 0.05) for name, value in terms_of_one.items()]
     print(
         max(apart), max(terms), np.mean([not np.array_equal(a, b) for a, b in zip(before, one, strict=True)])
     )
