@@ -55,7 +55,7 @@ def test_every_file_has_an_entry_and_every_array_one_role():
         patterns = file.entry["inputs"] + file.entry["outputs"]
         for name in file.files:
             assert sum(bool(re.fullmatch(pattern, name)) for pattern in patterns) == 1, (path.name, name)
-        for name in file.outputs():
+        for name in file.outputs:
             assert file.rule(name)
     described = {entry["prefix"] for entry in json.loads((golden.HERE / "index.json").read_text())}
     assert prefixes == described

@@ -30,9 +30,9 @@ def test_backbone_agrees_with_the_release(golden):
     backbone.build((None, None, None, 3))
     state = golden.state_dict()
     load_state_dict(backbone, state, dla_names(""), ignore=IGNORE)
-    [image] = [name for name in golden.files if name not in golden.outputs() and "param/" not in name]
+    [image] = [name for name in golden.files if name not in golden.outputs and "param/" not in name]
     features = dict(enumerate(backbone(golden[image]), start=2))
-    names = [name for name in golden.outputs() if int(name[-1]) >= 2]
+    names = [name for name in golden.outputs if int(name[-1]) >= 2]
     got = {name: ops.convert_to_numpy(features[int(name[-1])]) for name in names}
     assert_agrees(golden, got)
 

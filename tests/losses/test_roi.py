@@ -12,7 +12,7 @@ from kgarden.losses.roi import balanced_l1, make_box_loss, sigmoid_class_loss, s
 
 @pytest.mark.parametrize("golden", goldens("mmdet_reg_losses"), ids=str)
 def test_box_losses_agree_with_mmdetection(golden):
-    cases = {name.split("/")[0] for name in golden.outputs()}
+    cases = {name.split("/")[0] for name in golden.outputs}
     got = {}
     for case in cases:
         settings = params(golden)[case]

@@ -151,7 +151,7 @@ def test_assignments_agree_with_the_reference(golden):
     for form in ("mul", "add"):
         good = quality(probability, boxes, y["boxes"], gt_labels=y["labels"], alpha=0.8, form=form)
         got[f"q_{form}_080"] = np.where(omegas["candidates"], numpy_of(good), 0)
-    for name in golden.outputs():
+    for name in golden.outputs:
         if name.startswith("assigned_"):
             rule = rule_of(golden, name)
             good = quality(

@@ -36,7 +36,7 @@ def test_stride_4_agrees_with_the_release(golden):
         of_part = {name: array for name, array in state.items() if own(name)}
         settings = dict(prefix="backbone.", ignore=detectron2.IGNORE)
         load_state_dict(part, of_part, detectron2.table_for(backbone, neck), **settings)
-    [image] = [name for name in golden.files if name not in golden.outputs() and "param/" not in name]
+    [image] = [name for name in golden.files if name not in golden.outputs and "param/" not in name]
     [level] = neck(backbone(golden[image]))
     assert neck.strides == [4] and level.shape[-1] == neck.channels
     assert_agrees(golden, {"out_dla2": ops.convert_to_numpy(level)})

@@ -31,7 +31,7 @@ def test_anchors_agree_with_detectron2(golden):
 def test_anchors_agree_with_mmdetection(golden):
     settings, got = params(golden), {}
     suffix = settings["legacy"]["suffix"]
-    for case in {re.split("/", name)[0] for name in golden.outputs()}:
+    for case in {re.split("/", name)[0] for name in golden.outputs}:
         form = "mmdetection_1" if case.endswith(suffix) else "plain"
         s = settings["cases"][case.removesuffix(suffix)]
         assert s["base_size"] == "stride"

@@ -57,7 +57,7 @@ def crowd(rng, count, clusters=20, size=300):
 def test_nms_agrees_with_the_reference(golden):
     thresholds = {round(100 * threshold): threshold for threshold in params(golden)["thresholds"]}
     boxes, got = golden["boxes"], {}
-    for name in golden.outputs():
+    for name in golden.outputs:
         batched, tied, number = re.fullmatch(r"keep_(batched_)?(tied_)?([0-9]+|empty)", name).groups()
         scores = golden["scores_tied" if tied else "scores"]
         if number == "empty":

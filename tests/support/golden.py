@@ -114,6 +114,7 @@ class Golden:
         """{reference's name: array in the reference's layout}: what a weight table reads."""
         return {name.removeprefix(prefix): self.raw(name) for name in self.files if name.startswith(prefix)}
 
+    @functools.cached_property
     def outputs(self):
         """{name of an output array: the pattern of index.json that it matches}."""
         patterns = self.entry["outputs"]
@@ -121,7 +122,7 @@ class Golden:
 
     def rule(self, name):
         """The words of comparison for one output array, those of `params.compare` merged over the index's."""
-        pattern = self.outputs()[name]
+        pattern = self.outputs[name]
         words = dict(self.entry["tolerance"][pattern])
         for key, changed in self.params.get("compare", {}).items():
             if key == pattern or re.fullmatch(key, name):
@@ -143,7 +144,7 @@ class Golden:
 
     def named_in(self, name, word):
         """The array that `word` of the rule of `name` points to; groups of the pattern are filled in."""
-        match = re.fullmatch(self.outputs()[name], name)
+        match = re.fullmatch(self.outputs[name], name)
         return match.expand(self.rule(name)[word])
 
 
@@ -205,7 +206,7 @@ def assert_agrees(golden, got, only=".*"):
         got: {name: array or scalar} in our layout.
         only: pattern of the names that this test answers for.
     """
-    wanted = [name for name in golden.outputs() if re.fullmatch(only, name)]
+    wanted = [name for name in golden.outputs if re.fullmatch(only, name)]
     rules = {name: golden.rule(name) for name in wanted}
     required = {name for name in wanted if "skip" not in rules[name]}
     missing, extra = required - got.keys(), got.keys() - set(wanted)
@@ -360,7 +361,7 @@ def faults_of_the_run(not_yet, done=None):
     seen = set()
     for path in sorted(DIRECTORY.glob("*.npz")):
         golden = Golden(path)
-        missing = [name for name in golden.outputs() if (golden.name, name) not in done]
+        missing = [name for name in golden.outputs if (golden.name, name) not in done]
         prefix = golden.entry["prefix"]
         seen.add(prefix)
         if prefix in not_yet:
