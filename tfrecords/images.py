@@ -284,12 +284,24 @@ def decode_mask(encoded):
 
 def _bounded(encoded):
     """The same bytes, after a look at the size in their header: decoders would allocate it."""
+    return _bound()(encoded)
+
+
+@functools.cache
+def _bound():
+    """`_bounded` as a graph of its own, traced once for all graphs that decode images."""
     import tensorflow as tf
 
-    pixels = tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_pixels(encoded), lambda: _other_pixels(encoded))
-    message = f"the image claims more than {MAX_PIXELS} px"
-    with tf.control_dependencies([tf.debugging.Assert(pixels <= MAX_PIXELS, [message])]):
-        return tf.identity(encoded)
+    @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+    def bound(encoded):
+        pixels = tf.cond(
+            tf.io.is_jpeg(encoded), lambda: _jpeg_pixels(encoded), lambda: _other_pixels(encoded)
+        )
+        message = f"the image claims more than {MAX_PIXELS} px"
+        with tf.control_dependencies([tf.debugging.Assert(pixels <= MAX_PIXELS, [message])]):
+            return tf.identity(encoded)
+
+    return bound
 
 
 def _jpeg_pixels(encoded):

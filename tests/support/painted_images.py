@@ -100,7 +100,7 @@ def new_runner(entries, num_images=1, with_masks=False):
     augmentation = Augmentation(entries, masks=with_masks)
     spec = SPEC | (MASK_SPEC if with_masks else {})
 
-    @tf.function(input_signature=[[spec] * num_images, tf.TensorSpec((2,), tf.int64)])
+    @tf.function(input_signature=[[spec] * num_images, tf.TensorSpec((2,), tf.int64)], autograph=False)
     def run(examples, seed):
         return augmentation(lambda k: examples[k], seed)
 
