@@ -1,11 +1,9 @@
-import os
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import pytest
 from keras import ops
+from support.programs import run
 
 from kgarden.ops.replicas import counted, global_mean, num_replicas, sum_over_replicas
 
@@ -44,10 +42,7 @@ def test_two_replicas():
             assert float(sum_over_replicas(tf.constant(5.0))) == 5.0
         print("agreed")
     """
-    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("agreed"), done.stderr
+    assert run("-c", textwrap.dedent(program)).strip().endswith("agreed")
 
 
 def test_a_mean_of_micro_batches_is_that_of_the_batch():

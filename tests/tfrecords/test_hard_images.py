@@ -1,8 +1,6 @@
 """Images that trip up readers, each as its manifest expects; the manifest's facts are Pillow's."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ pytest.importorskip("tensorflow")
 
 from PIL import Image, ImageOps  # noqa: E402
 from support import real_data  # noqa: E402
+from support.programs import run  # noqa: E402
 
 from tfrecords.images import decode, read  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
@@ -79,6 +78,4 @@ for path in sorted(pathlib.Path({str(FOLDER / "images")!r}).iterdir()):
         pass
 print(peak_memory() - peak)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) * 2**30 < MEMORY
+    assert float(run("-c", program).split()[-1]) * 2**30 < MEMORY

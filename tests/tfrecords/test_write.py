@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from support.programs.builds import COUNT, SMALL  # noqa: E402
-from support.programs.forks import Forks  # noqa: E402
+from support.programs.forks import forks  # noqa: E402
 
 from tfrecords.converters import shapes  # noqa: E402
 from tfrecords.schema import DataError  # noqa: E402
@@ -31,24 +31,18 @@ def whole(tmp_path_factory):
     return files_of(folder)
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """Starts runs of support/programs/builds.py."""
-    with Forks("builds", CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3") as forks:
-        yield forks
+def start(how, *arguments):
+    """Begin to build in a process of its own, see support/programs/builds.py."""
+    return forks().start("builds", how, *arguments, CUDA_VISIBLE_DEVICES="-1")
 
 
-@pytest.fixture
-def build_and_die(forks):
-    def build(*arguments):
-        code, said = forks.run("killed", *arguments)
-        assert code == -signal.SIGKILL, said
-
-    return build
+def build_and_die(*arguments):
+    code, said = start("killed", *arguments).ended()
+    assert code == -signal.SIGKILL, said
 
 
 @pytest.mark.parametrize("after", [2, 15, COUNT])
-def test_killed_conversion_resumes_with_the_same_result(build_and_die, tmp_path, whole, after):
+def test_killed_conversion_resumes_with_the_same_result(tmp_path, whole, after):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, after)
     assert not to.exists() and aside.is_dir()
@@ -60,7 +54,7 @@ def test_killed_conversion_resumes_with_the_same_result(build_and_die, tmp_path,
         assert (to / name).stat().st_mtime_ns == written  # taken over, not made again
 
 
-def test_workers_exit_with_their_parent(build_and_die, tmp_path, whole):
+def test_workers_exit_with_their_parent(tmp_path, whole):
     build_and_die(tmp_path / "to", 8, 2)
     deadline = time.monotonic() + 20
     while workers_of(tmp_path) and time.monotonic() < deadline:
@@ -83,7 +77,7 @@ def workers_of(folder):
     return found
 
 
-def test_shards_of_other_settings_are_not_reused(build_and_die, tmp_path, whole):
+def test_shards_of_other_settings_are_not_reused(tmp_path, whole):
     to, aside = tmp_path / "to", tmp_path / ".to.partial"
     build_and_die(to, 15)
     assert list(aside.glob("*.tfrecord"))
@@ -131,32 +125,32 @@ def test_changed_image_is_read_again(tmp_path):
     assert files_of(tmp_path / "to") == files_of(tmp_path / "clean/to")
 
 
-def start_slowly(forks, to):
+def start_slowly(to):
     """A process that is in the middle of building."""
-    process, deadline = forks.start("slow", to), time.monotonic() + 60
+    process, deadline = start("slow", to), time.monotonic() + 60
     while not (to.parent / ".to.partial/lock").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 
 
-def test_two_processes_that_build_the_same_set(forks, tmp_path, whole):
+def test_two_processes_that_build_the_same_set(tmp_path, whole):
     """The second waits for the first, finds the set and says what is in it."""
-    first = start_slowly(forks, tmp_path / "to")
+    first = start_slowly(tmp_path / "to")
     report = shapes.build(tmp_path / "to", count=COUNT, **SMALL)
     assert first.ended()[0] == 0
     assert report.images == COUNT and report.boxes == read_manifest(tmp_path / "to")["boxes"]
     assert files_of(tmp_path / "to") == whole and [p.name for p in tmp_path.iterdir()] == ["to"]
 
 
-def test_two_processes_that_build_different_sets_in_one_directory(forks, tmp_path):
-    first = start_slowly(forks, tmp_path / "to")
+def test_two_processes_that_build_different_sets_in_one_directory(tmp_path):
+    first = start_slowly(tmp_path / "to")
     with pytest.raises(DataError, match="a different data set"):
         shapes.build(tmp_path / "to", count=COUNT, **{**SMALL, "seed": 5})
     assert first.ended()[0] == 0
 
 
-def test_full_disk_is_one_line_and_the_next_call_resumes(forks, tmp_path, whole):
-    code, said = forks.run("full", tmp_path / "to")
+def test_full_disk_is_one_line_and_the_next_call_resumes(tmp_path, whole):
+    code, said = start("full", tmp_path / "to").ended()
     said = said.split("said: ")[1].strip()
     assert code == 1 and "cannot be written" in said and "to continue" in said
     assert len(said.splitlines()) == 1

@@ -30,7 +30,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 def run(backend, program, *arguments):
     """What a program prints under a backend, in a process of its own."""
     flags = QUICK if backend == "jax" else ""
-    return programs.run(program, *arguments, backend=backend, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    return programs.run_on(backend, program, *arguments, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -27,7 +27,7 @@ FLAGS = [
 
 def run(program, *arguments):
     """Standard output of a program in a process of its own, where JAX has eight devices."""
-    return programs.run(program, *arguments, backend="jax", JAX_PLATFORMS="cpu", XLA_FLAGS=" ".join(FLAGS))
+    return programs.run_on("jax", program, *arguments, JAX_PLATFORMS="cpu", XLA_FLAGS=" ".join(FLAGS))
 
 
 @needs_jax

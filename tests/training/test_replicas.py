@@ -20,7 +20,7 @@ SLOW = ["retinanet", "centernet2", "fcos", "atss", "gfl", "atss_pss", "defcn", "
 def test_two_replicas_equal_one(cases):
     """Loss terms divide by the objects of all replicas; sampling and norms see the whole batch."""
     cases = cases.split(" , ")
-    lines = run("replicas", " , ".join(cases)).splitlines()[-len(cases) :]
+    lines = run("replicas", *cases).splitlines()[-len(cases) :]
     for case, line in zip(cases, lines, strict=True):
         weights, terms, moved = map(float, line.split())
         assert moved > (0.3 if "micro" in case else 0.5), (

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from support.programs.forks import Forks
+from support.programs.forks import forks
 from support.programs.resume import MOMENTS, STEPS
 
 from tfrecords.converters import shapes
@@ -17,8 +17,7 @@ KILLED = -9
 @pytest.fixture(scope="module")
 def run():
     """run(data, folder, ..., MODEL=variant) -> (exit status, what was printed), in a process of its own."""
-    with Forks("resume") as forks:
-        yield forks.run
+    return functools.partial(forks().run, "resume")
 
 
 def state_of(folder):

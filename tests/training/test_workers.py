@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from support.programs.forks import Forks
+from support.programs.forks import forks
 
 from tfrecords.converters import shapes
 
@@ -29,15 +29,14 @@ def free_ports(count):
 @pytest.fixture(scope="module")
 def start():
     """start([argument, ...], cluster, index): a process of support/programs/workers.py."""
-    with Forks("workers") as forks:
 
-        def started(arguments, cluster=None, index=0, **more):
-            if cluster:
-                task = {"type": "worker", "index": index}
-                more["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-            return forks.start(*arguments, **more)
+    def started(arguments, cluster=None, index=0, **more):
+        if cluster:
+            task = {"type": "worker", "index": index}
+            more["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+        return forks().start("workers", *arguments, **more)
 
-        yield started
+    return started
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,17 @@ def environment(backend="tensorflow", **more):
 
 
 def run(program, *arguments, **variables):
-    """Standard output of a program that succeeds; see `command` and `environment`."""
-    made = environment(**variables)
+    """Standard output of a program that succeeds, on TensorFlow; see `forks`."""
+    from support.programs.forks import forks
+
+    fork = forks().start(program, *arguments, **variables)
+    assert fork.status() == 0, fork.errors.read()
+    return fork.output.read()
+
+
+def run_on(backend, program, *arguments, **variables):
+    """Standard output of a program that succeeds on a backend; see `command` and `environment`."""
+    made = environment(backend, **variables)
     done = subprocess.run(command(program, *arguments), env=made, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

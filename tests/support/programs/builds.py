@@ -1,4 +1,4 @@
-"""Conversions that do not end well; support/programs/forks.py runs `main(HOW, FOLDER, ...)`."""
+"""Conversions that do not end well; `main(HOW, FOLDER, ...)`."""
 
 import os
 import resource

@@ -1,13 +1,17 @@
-"""Processes that share one import of TensorFlow: `python -m support.programs.forks PROGRAM`.
+"""Processes that share one import of TensorFlow and kgarden: `python -m support.programs.forks`.
 
-The program's module is imported, and `main` runs in a fork for every line of standard input:
+Every line of standard input starts a program in a fork, or waits for one:
 
-    {"arguments": [...], "environment": {...}, "output": FILE}    starts one and prints its process id
-    PROCESS_ID                                                    waits for it and prints its exit status
+    {"program": NAME, "arguments": [...], "environment": {...}, "output": FILE, "errors": FILE}
+                     calls `main` of support/programs/NAME.py, or executes the first argument if NAME is "-c";
+                     prints the process id
+    PROCESS_ID       waits for it and prints its exit status
 
-Nothing is computed before the fork, so TensorFlow has started no threads by then.
+Nothing is computed before the fork, so TensorFlow has started no threads and chosen no devices by then.
 """
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -21,61 +25,79 @@ import traceback
 from support import programs
 
 
-class Forks:
-    """Context manager of such a process; a program's runs are started by `start`."""
+@functools.cache
+def forks():
+    """Those of this test process, until it ends."""
+    started = Forks()
+    atexit.register(started.close)
+    return started
 
-    def __init__(self, program, **variables):
+
+class Forks:
+    """Starts programs."""
+
+    def __init__(self):
         self.process = subprocess.Popen(
-            programs.command("forks", program),
-            env=programs.environment(**variables),
+            programs.command("forks"),
+            env=programs.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def __enter__(self):
-        return self
+    def start(self, program, *arguments, **variables):
+        """Begin a program with further variables in the environment; returns a Fork."""
+        return Fork(self, program, [str(one) for one in arguments], variables)
 
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
-
-    def start(self, *arguments, **variables):
-        """Begin `main(*arguments)` with further variables in the environment; returns a Fork."""
-        return Fork(self, [str(one) for one in arguments], variables)
-
-    def run(self, *arguments, **variables):
-        """(exit status, what was printed) of a run; the status is negative if a signal ended it."""
-        return self.start(*arguments, **variables).ended()
+    def run(self, program, *arguments, **variables):
+        """(exit status, what was printed) of a program; the status is negative if a signal ended it."""
+        return self.start(program, *arguments, **variables).ended()
 
     def ask(self, line):
         print(line, file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
 
 class Fork:
-    def __init__(self, forks, arguments, variables):
-        self.forks, self.output = forks, tempfile.NamedTemporaryFile("r")
-        asked = {"arguments": arguments, "environment": variables, "output": self.output.name}
-        self.pid = forks.ask(json.dumps(asked))
+    """A program that runs.
 
-    def ended(self, patience_s=600):
-        """(exit status, what was printed), at the end of the run; one that takes longer is killed."""
+    Attributes:
+        output, errors: what it prints, two files to read.
+    """
+
+    def __init__(self, forks, program, arguments, variables):
+        self.forks = forks
+        self.output, self.errors = (tempfile.NamedTemporaryFile("r", errors="replace") for _ in range(2))
+        asked = {"program": program, "arguments": arguments, "environment": variables}
+        self.pid = forks.ask(json.dumps(asked | {"output": self.output.name, "errors": self.errors.name}))
+
+    def status(self, patience_s=600):
+        """Exit status at the end of the program; one that takes longer is killed."""
         alarm = threading.Timer(patience_s, os.kill, [self.pid, signal.SIGKILL])
         alarm.start()
         try:
-            return self.forks.ask(self.pid), self.output.read()
+            return self.forks.ask(self.pid)
         finally:
             alarm.cancel()
 
+    def ended(self, patience_s=600):
+        """(exit status, errors and output), see `status`."""
+        return self.status(patience_s), self.errors.read() + self.output.read()
 
-def child(main, arguments, environment, output):
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+
+def child(program, arguments, environment, output, errors):
+    for stream, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
     os.environ.update(environment)
     try:
-        code = main(*arguments) or 0
+        if program == "-c":
+            code = exec(arguments[0], {"__name__": "__main__"}) or 0
+        else:
+            code = importlib.import_module(f"support.programs.{program}").main(*arguments) or 0
     except SystemExit as exit:
         code = exit.code or 0
     except BaseException:
@@ -85,8 +107,9 @@ def child(main, arguments, environment, output):
     os._exit(code)
 
 
-def serve(program):
-    main = importlib.import_module(f"support.programs.{program}").main
+def serve():
+    for module in ("tensorflow", "kgarden.models", "kgarden.commands.train", "support.variants"):
+        importlib.import_module(module)
     for line in sys.stdin:
         asked = json.loads(line)
         if isinstance(asked, int):
@@ -94,8 +117,8 @@ def serve(program):
         elif pid := os.fork():
             print(pid, flush=True)
         else:
-            child(main, **asked)
+            child(**asked)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve()

@@ -67,7 +67,11 @@ def whole_detector():
     assert not all(map(np.array_equal, weights, after))
 
 
-if __name__ == "__main__":
+def main():
     gradients_of_one_replica()
     whole_detector()
     print("left out on both")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ class Sums(keras.Model):
 
 def main(remat):
     model = Sums(make_backbone({"name": "resnet34", "norm": "bn"}))
-    model.backbone.remat = remat
+    model.backbone.remat = remat == "1"
     model.backbone.build((None, None, None, 3))
     model.built = True
     model.compile(optimizer=keras.optimizers.SGD(1e-6), jit_compile=False)
@@ -39,4 +39,4 @@ def main(remat):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "1")
+    main(sys.argv[1])

@@ -1,6 +1,6 @@
 """One replica against two in a process of its own.
 
-    python -m support.programs.replicas VARIANT [MORE] [, VARIANT [MORE] ...]
+    python -m support.programs.replicas "VARIANT [MORE]" ...
 
 MORE, of the two replicas: `micro` lets each take its share in two micro-batches, `remat` has backbones
 compute again what they did not keep. Prints, for some steps on batches of two canvases, the largest
@@ -77,7 +77,7 @@ def two_replicas():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def main(variant, *more):
+def compare(variant, *more):
     # A norm that looks at the batch looks at its micro-batch: a frozen one there.
     norm = "frozen_bn" if "micro" in more else "sync_bn"
     canvases = CANVASES[::2] if "micro" in more else CANVASES  # one canvas: their graphs are large
@@ -95,6 +95,10 @@ def main(variant, *more):
     )
 
 
+def main(*cases):
+    for case in cases:
+        compare(*case.split())
+
+
 if __name__ == "__main__":
-    for case in " ".join(sys.argv[1:]).split(" , "):
-        main(*case.split())
+    main(*sys.argv[1:])
