@@ -4,6 +4,7 @@ Models are built from the recipes of the published configurations; widths and nu
 files'.
 """
 
+import keras
 import numpy as np
 import pytest
 from support.golden import assert_agrees, goldens, params
@@ -53,18 +54,25 @@ def inference_of(s, detector, x, raw, score):
         s:     the file's settings.
         raw:   of the detector's call.
         score: what the file calls the score of a proposal, `logit` or `probability`.
+    Returns:
+        got:     {name: array}
+        first:   the first proposals of each image, as many as the file has outputs of.
+        of_rois: raw outputs of the RoI head for them.
     """
     got = named_pyramid(s["levels"], raw)
     trained = proposals_of(detector, raw, x["size_hw"], training=True)
     got |= named_proposals("train_proposals", "train_proposal_scores", trained, score)
     tested = proposals_of(detector, raw, x["size_hw"], training=False)
     got |= named_proposals("proposals", "proposal_scores", tested, score)
-    first = {key: value[:, : s["roi_outputs_of_first"]] for key, value in tested.items()}
-    of_rois = rois_of(detector, raw, first, x["size_hw"])
+    predictions = rois_of(detector, raw, tested, x["size_hw"])
+    got |= named_tests(detector, x, raw, s["tests"], predictions)
+    first, of_rois = keras.tree.map_structure(
+        lambda array: array[:, : s["roi_outputs_of_first"]], (tested, predictions)
+    )
     stages = of_rois.get("stages", [of_rois])
     for number, stage in enumerate(stages, start=1):
         got |= named_roi_outputs(stage, first, score, f"stage{number}_" if len(stages) > 1 else "")
-    return got | named_tests(detector, x, raw, s["tests"])
+    return got, first, of_rois
 
 
 # --- mmdetection --------------------------------------------------------------------------------------------
@@ -103,7 +111,7 @@ def test_mmdetection(golden):
     detector = build_detector(mmdetection_settings(s), s["num_classes"])
     load_state_dict(detector, golden.state_dict(), mmdetection.TWO_STAGE)
     x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
-    got = inference_of(s, detector, x, forward(detector, x), probability)
+    got, _, _ = inference_of(s, detector, x, forward(detector, x), probability)
     step = train_step(detector, x, y)
     got |= named_terms(step.terms, MMDETECTION)
     got |= named_gradients(golden, step.gradients, mmdetection.TWO_STAGE)
@@ -155,7 +163,7 @@ def test_detectron2(golden):
     x, y = batch_of(examples_of(golden), divisor=s["size_divisor"])
     y["masks"] = bitmaps_of(golden, y)
     raw = forward(detector, x)
-    got = inference_of(s, detector, x, raw, logit)
+    got, _, _ = inference_of(s, detector, x, raw, logit)
     got |= named_masks(golden, detections_of(detector, x, raw), x["size_hw"])
     step = train_step(detector, x, y)
     got |= named_terms(step.terms, DETECTRON2)
@@ -270,9 +278,8 @@ def test_tsd(golden):
     detector = build_detector(tsd_settings(s), s["num_classes"])
     load_state_dict(detector, golden.state_dict(), mmdetection.TSD, conversions=mmdetection.TSD_CONVERSIONS)
     raw = forward(detector, x)
-    got = inference_of(s, detector, x, raw, probability)
-    proposals = proposals_of(detector, raw, x["size_hw"], training=False)
-    got |= roi_outputs_of_tsd(golden, detector, raw, proposals, x["size_hw"])
+    got, first, of_rois = inference_of(s, detector, x, raw, probability)
+    got |= roi_outputs_of_tsd(golden, detector, raw, first, of_rois=of_rois)
     step = train_step(detector, x, y)
     got |= named_terms(step.terms, TSD)
     gradients = named_gradients(golden, step.gradients, mmdetection.TSD)
@@ -281,11 +288,9 @@ def test_tsd(golden):
     assert_agrees(golden, got)
 
 
-def roi_outputs_of_tsd(golden, detector, raw, proposals, size_hw):
+def roi_outputs_of_tsd(golden, detector, raw, first, of_rois):
     """Logits, boxes and offsets of the first proposals of each image, with the release's rows."""
     head, found = detector.roi_head, {}
-    first = {key: value[:, : golden.params["roi_outputs_of_first"]] for key, value in proposals.items()}
-    of_rois = rois_of(detector, raw, first, size_hw)
     weight, bias = (golden.raw(f"param/bbox_head.TSD_fc_reg.{what}")[:4] for what in ("weight", "bias"))
 
     def features(pyramid, boxes, offset):

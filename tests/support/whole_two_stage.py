@@ -101,12 +101,14 @@ def named_roi_outputs(raw, proposals, score, stage=""):
     return found
 
 
-def named_tests(detector, x, raw, tests):
+def named_tests(detector, x, raw, tests, predictions=None):
     """Detections under the settings of each of a file's `tests`.
 
     Args:
-        tests:      {name: changed limits}: `pre` and `post`, proposals of a level before NMS and of all after
-                    it; `rpn_nms`; `score`, `iou` and `total` of the detections.
+        tests:       {name: changed limits}: `pre` and `post`, proposals of a level before NMS and of all
+                     after it; `rpn_nms`; `score`, `iou` and `total` of the detections.
+        predictions: of the RoI head for the usual proposals, so that it need not run for tests of these;
+                     None: it runs for every test.
     """
     found, usual, mask_head = {}, detector.proposer.test, detector.mask_head
     detector.mask_head = None
@@ -115,7 +117,9 @@ def named_tests(detector, x, raw, tests):
         of_detections = {"score": "score_threshold", "iou": "iou", "total": "total"}
         detector.proposer.test = dataclasses.replace(usual, **_renamed(changed, of_proposals))
         settings = {"pool": 100_000, **_renamed(changed, of_detections)}
-        found |= named_detections(name, detections_of(detector, x, raw, **settings))
+        known = predictions is not None and not changed.keys() & of_proposals.keys()
+        with with_predictions(detector, predictions) if known else contextlib.nullcontext():
+            found |= named_detections(name, detections_of(detector, x, raw, **settings))
         detector.proposer.test = usual
     detector.mask_head = mask_head
     return found
