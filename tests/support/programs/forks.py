@@ -94,10 +94,7 @@ def child(program, arguments, environment, output, errors):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
     os.environ.update(environment)
     try:
-        if program == "-c":
-            code = exec(arguments[0], {"__name__": "__main__"}) or 0
-        else:
-            code = importlib.import_module(f"support.programs.{program}").main(*arguments) or 0
+        code = called(program, arguments) or 0
     except SystemExit as exit:
         code = exit.code or 0
     except BaseException:
@@ -105,6 +102,13 @@ def child(program, arguments, environment, output, errors):
         code = 1
     sys.stdout.flush()
     os._exit(code)
+
+
+def called(program, arguments):
+    """What `main` of a program returns; None for a text that is executed."""
+    if program == "-c":
+        return exec(arguments[0], {"__name__": "__main__"})
+    return importlib.import_module(f"support.programs.{program}").main(*arguments)
 
 
 def serve():
