@@ -34,7 +34,7 @@ if ON_JAX:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from support import golden, host_initializers, memory, not_yet  # noqa: E402
+from support import eager_kernels, golden, host_initializers, memory, not_yet  # noqa: E402
 
 if ON_JAX:
     collect_ignore = [
@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish():
     if ON_JAX and "keras" in sys.modules:
         host_initializers.install()
+    if "tensorflow" in sys.modules and not ON_JAX:
+        eager_kernels.keep()
 
 
 def pytest_runtest_logfinish():

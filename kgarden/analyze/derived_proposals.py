@@ -17,6 +17,7 @@ from kgarden.errors import UserError
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
 from kgarden.models.tsd import MOVED, OFFSETS, POINTS, TSDHead
 from kgarden.models.tsd_cascade import TSDCascadeHead
+from kgarden.ops.gather import gather
 from kgarden.structures import BOXES, IMAGE_ID, IMAGES, LABELS, ORIGINAL_HW, SCORES, SIZE_HW, SOURCE, VALID
 from kgarden.utils.fonts import missing_glyphs, shown_name
 from kgarden.visualization.draw import color_of, draw_boxes, draw_points, scaled
@@ -58,8 +59,7 @@ class DerivedProposals(StaticShapeModel):
         rows = ops.maximum(detections[SOURCE], 0)
 
         def of_detections(array):
-            shape = (*ops.shape(rows), *(1 for _ in array.shape[2:]))
-            return ops.take_along_axis(array, ops.reshape(rows, shape), axis=1)
+            return gather(array, rows)
 
         stages = []
         for stage in detector.roi_head.derived_proposals(seen):

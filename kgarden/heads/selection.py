@@ -12,6 +12,7 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 from kgarden.ops.nms import nms
 from kgarden.ops.soft_nms import soft_nms
 from kgarden.structures import BOXES, LABELS, SCORES, SOURCE, VALID
@@ -103,10 +104,10 @@ class Selection:
             rank, most = ops.where(scores > 0, candidates["ranking_scores"], -1.0), math.inf
         pairs = self._best_of_levels(rank, candidates.get("levels"), most)
         if pairs.shape[1] > self.pool:
-            pairs = ops.take_along_axis(pairs, ops.top_k(_at(scores, pairs), self.pool)[1], axis=1)
+            pairs = gather(pairs, ops.top_k(_at(scores, pairs), self.pool)[1])
         picked = _gather(candidates[BOXES], scores, pairs)
         if candidates.get("keep_after_topk") is not None:
-            keep = ops.take_along_axis(candidates["keep_after_topk"], picked[SOURCE], axis=1)
+            keep = gather(candidates["keep_after_topk"], picked[SOURCE])
             picked[SCORES] = ops.where(keep, picked[SCORES], -1.0)
         group = self._groups(picked, scores.shape[-1], candidates.get("levels"))
         return picked if group is None else {**picked, GROUP: group}
@@ -121,7 +122,7 @@ class Selection:
         """
         if picked[SCORES].shape[1] > self.pool:
             best = ops.top_k(picked[SCORES], self.pool)[1]
-            picked = {key: _rows(value, best) for key, value in picked.items()}
+            picked = {key: gather(value, best) for key, value in picked.items()}
         total = min(self.total, picked[SCORES].shape[1])
         boxes, scores, groups = picked[BOXES], picked[SCORES], picked.get(GROUP)
         valid = scores > 0
@@ -133,7 +134,7 @@ class Selection:
             return _padded(picked, rows, valid, total=self.total, scores=decayed)
         else:
             rows = ops.top_k(scores, total)[1]
-            valid = ops.take_along_axis(valid, rows, axis=1)
+            valid = gather(valid, rows)
         return _padded(picked, rows, valid, self.total)
 
     def _gated(self, candidates):
@@ -182,12 +183,7 @@ def clipped(found, size_hw):
 
 def _at(scores, pairs):
     flat = ops.reshape(scores, (-1, scores.shape[1] * scores.shape[2]))
-    return ops.take_along_axis(flat, pairs, axis=1)
-
-
-def _rows(array, rows):
-    """Rows (B, K) of an array (B, N) or (B, N, 4)."""
-    return ops.take_along_axis(array, rows[..., None] if len(array.shape) == 3 else rows, axis=1)
+    return gather(flat, pairs)
 
 
 def _gather(boxes, scores, pairs):
@@ -196,9 +192,9 @@ def _gather(boxes, scores, pairs):
     source = pairs // classes
     if len(boxes.shape) == 4:
         flat = ops.reshape(boxes, (-1, boxes.shape[1] * classes, 4))
-        chosen = ops.take_along_axis(flat, pairs[..., None], axis=1)
+        chosen = gather(flat, pairs)
     else:
-        chosen = ops.take_along_axis(boxes, source[..., None], axis=1)
+        chosen = gather(boxes, source)
     return {
         BOXES: chosen,
         SCORES: _at(scores, pairs),
@@ -212,8 +208,8 @@ def _padded(picked, rows, valid, total, scores=None):
     missing = total - rows.shape[1]
     rows = ops.pad(rows, ((0, 0), (0, missing)))
     valid = ops.pad(valid, ((0, 0), (0, missing)), constant_values=False)
-    boxes = _rows(picked[BOXES], rows)
-    flat = {key: _rows(picked[key], rows) for key in (SCORES, LABELS, SOURCE)}
+    boxes = gather(picked[BOXES], rows)
+    flat = {key: gather(picked[key], rows) for key in (SCORES, LABELS, SOURCE)}
     if scores is not None:
         flat[SCORES] = ops.pad(scores, ((0, 0), (0, missing)))
     return _cleared({BOXES: boxes, **flat}, valid)

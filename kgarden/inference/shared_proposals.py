@@ -16,6 +16,7 @@ from kgarden.errors import UserError
 from kgarden.heads.selection import clipped
 from kgarden.inference.views import ViewModel
 from kgarden.models.base.static_shapes import StaticShapeModel, ready_to_predict
+from kgarden.ops.gather import gather
 from kgarden.structures import BOXES, LABELS, SCORES, SIZE_HW, SOURCE, VALID
 
 PROPOSALS = "proposals"
@@ -83,7 +84,7 @@ class MergeProposals(StaticShapeModel):
         found = self.selection.suppress(picked)
         shared = {key: found[key] for key in (BOXES, SCORES, VALID)}
         if OBJECT in rows:
-            shared[OBJECT] = ops.take_along_axis(rows[OBJECT], ops.maximum(found[SOURCE], 0), axis=1)
+            shared[OBJECT] = gather(rows[OBJECT], ops.maximum(found[SOURCE], 0))
         return shared
 
 

@@ -125,5 +125,5 @@ class GroupNorm(keras.layers.Layer):
         inverse = ops.reshape(ops.rsqrt(group_variance + self.epsilon) * ones, ops.shape(mean))
         scale = inverse * self.gamma
         shift = self.beta - ops.reshape(group_mean * ones, ops.shape(mean)) * scale
-        scale, shift = (ops.cast(v, x.dtype)[:, None, None, :] for v in (scale, shift))
+        scale, shift = (ops.reshape(ops.cast(v, x.dtype), (-1, 1, 1, x.shape[-1])) for v in (scale, shift))
         return x * scale + shift

@@ -121,7 +121,8 @@ def _common(a, b):
 
 
 def _area(boxes):
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
+    return (right - left) * (bottom - top)
 
 
 def _overlap_and_union(a, b, epsilon):

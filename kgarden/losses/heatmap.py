@@ -6,6 +6,8 @@ down-weights the negatives around them.
 
 from keras import ops
 
+from kgarden.ops.gather import gather
+
 
 def heatmap_focal_loss(
     logits,
@@ -38,7 +40,7 @@ def heatmap_focal_loss(
 
     flat = ops.reshape(probability, (ops.shape(probability)[0], -1))
     channels = logits.shape[-1]
-    at = ops.take_along_axis(flat, positive * channels + ops.maximum(positive_label, 0), axis=1)
+    at = gather(flat, positive * channels + ops.maximum(positive_label, 0))
     positive_loss = -ops.log(at) * ops.power(1 - at, gamma)
     positive_loss = ops.sum(ops.where(positive_valid, positive_loss, 0.0))
 

@@ -6,6 +6,7 @@ Zhou, Yu, Shen, Wang, Li 2021, arXiv:2101.11782, section 3.1.2, Eq. 2.
 from keras import ops
 
 from kgarden.errors import UserError
+from kgarden.ops.gather import gather
 
 NEGATIVES = ("best_class", "other_pairs", "pairs_of_negatives")
 
@@ -35,7 +36,7 @@ def ranking_loss(scores, positive, labels, valid, margin=0.5, num_negatives=100,
     classes = scores.shape[-1]
     pair = ops.maximum(positive, 0) * classes + ops.maximum(labels, 0)
     flat = ops.reshape(scores, (-1, scores.shape[1] * classes))
-    of_positive = ops.take_along_axis(flat, pair, axis=1)  # (B, M)
+    of_positive = gather(flat, pair)  # (B, M)
 
     if negatives == "other_pairs":
         pool, is_positive = flat, _marked(pair, valid, flat.shape[1])

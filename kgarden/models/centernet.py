@@ -32,6 +32,7 @@ from kgarden.layers.initializers import normal, prior_bias
 from kgarden.losses.heatmap import heatmap_focal_loss
 from kgarden.losses.ltrb_iou import ltrb_iou_loss
 from kgarden.models.base.one_stage import dense_detector
+from kgarden.ops.gather import gather
 from kgarden.ops.points import flatten, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, SCORES, truth_is_valid
@@ -208,7 +209,7 @@ class CenterNetHead(keras.layers.Layer):
 
     def _loss_at(self, ltrb):
         def loss(target, rows):
-            predicted = ops.take_along_axis(ops.stop_gradient(ltrb), rows[..., None], axis=1)
+            predicted = gather(ops.stop_gradient(ltrb), rows)
             return ltrb_iou_loss(predicted, target, self.box_loss)
 
         return loss

@@ -40,6 +40,7 @@ from kgarden.necks import make_neck
 from kgarden.ops.bilinear import aligned_bilinear, sigmoid_over_boxes
 from kgarden.ops.box_masks import masks_on_grid
 from kgarden.ops.float32 import matmul
+from kgarden.ops.gather import gather
 from kgarden.ops.points import flatten, point_grid, point_grid_of
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, MASK_SIDE, MASKS, SOURCE, VALID, truth_is_valid
@@ -225,7 +226,7 @@ class CondInst(keras.layers.Layer):
 
     def logits(self, raw, place):
         """Masks of places, not enlarged.   raw as of `call`, place (B, N) -> (B, N, H_0, W_0) float32."""
-        parameters = ops.take_along_axis(flatten(raw["parameters"]), place[..., None], axis=1)
+        parameters = gather(flatten(raw["parameters"]), place)
         coordinates = None
         if self.coordinates:
             of_level = point_grid_of(raw["parameters"], self.strides)
@@ -267,8 +268,8 @@ class CondInst(keras.layers.Layer):
         height, width = (side * self.upsampling for side in logits.shape[2:])
         flat = ops.reshape(logits, (-1, *logits.shape[2:], 1))
         enlarged = ops.reshape(aligned_bilinear(flat, self.upsampling), (-1, logits.shape[1], height, width))
-        bitmaps = ops.take_along_axis(y[MASKS], chosen.object[..., None, None], axis=1)
-        boxes = ops.take_along_axis(y[BOXES], chosen.object[..., None], axis=1)
+        bitmaps = gather(y[MASKS], chosen.object)
+        boxes = gather(y[BOXES], chosen.object)
         target = masks_on_grid(bitmaps, boxes, (height, width), self.strides[0] / self.upsampling)
         loss = dice_loss(ops.sigmoid(enlarged), target)
         count = ops.sum(ops.cast(chosen.valid, "float32"))

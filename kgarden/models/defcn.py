@@ -29,6 +29,7 @@ from kgarden.losses.box_iou import box_iou_loss
 from kgarden.losses.product_focal import focal_loss, sigmoid_product
 from kgarden.models.base.one_stage import dense_detector
 from kgarden.models.fcos import FCOSHead
+from kgarden.ops.gather import gather
 from kgarden.ops.points import flatten
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, truth_is_valid
@@ -112,7 +113,7 @@ def auxiliary_labels(quality, gt_boxes, gt_labels, gt_valid, cells, top_k=9):
         found.append(ops.cast(best, "int32") + start)
         start += count
     rows = ops.concatenate(found, axis=-1)  # (B, M, K)
-    values = ops.take_along_axis(quality, rows, axis=2)
+    values = gather(quality, rows, batch_dims=2)
     mean = ops.mean(values, axis=-1, keepdims=True)
     spread = ops.sum(ops.square(values - mean), axis=-1, keepdims=True) / max(rows.shape[-1] - 1, 1)
 
@@ -124,7 +125,7 @@ def auxiliary_labels(quality, gt_boxes, gt_labels, gt_valid, cells, top_k=9):
 
     wanted = _spread_out(ops.where(positive, values, -1.0), rows, quality.shape[2])  # (B, M, A)
     owner = ops.cast(ops.argmax(wanted, axis=1), "int32")
-    label = ops.take_along_axis(ops.cast(gt_labels, "int32"), owner, axis=1)
+    label = gather(ops.cast(gt_labels, "int32"), owner)
     return ops.where(ops.max(wanted, axis=1) >= 0, label, -1)
 
 
@@ -154,7 +155,7 @@ def with_first_free(matched, gt_valid):
     first = ops.cast(ops.top_k(ops.where(free, -index, -length), min(objects, length))[1], "int32")
     alone = gt_valid & ~matched.valid
     turn = ops.cumsum(ops.cast(alone, "int32"), axis=1) - 1
-    given = ops.take_along_axis(first, ops.clip(turn, 0, first.shape[1] - 1), axis=1)
+    given = gather(first, ops.clip(turn, 0, first.shape[1] - 1))
     row = ops.where(matched.valid, matched.row, ops.where(alone & (turn < first.shape[1]), given, -1))
     return chosen(row, matched.label, matched.object.shape[1])
 
@@ -289,7 +290,7 @@ class DeFCNHead(FCOSHead):
         """Terms <name>/class, <name>/box, <name>/auxiliary."""
         matched = self.match(raw, y)
         found = matched.valid[..., None]
-        predicted = ops.take_along_axis(self.boxes(raw), matched.row[..., None], axis=1)  # (B, M, 4)
+        predicted = gather(self.boxes(raw), matched.row)  # (B, M, 4)
         unit = ops.array(UNIT, "float32")
         giou = box_iou_loss(ops.where(found, predicted, unit), ops.where(found, y[BOXES], unit))
         count = ops.sum(ops.cast(matched.valid, "float32"))

@@ -31,6 +31,7 @@ from kgarden.models.base.detector import trunk
 from kgarden.models.base.two_stage import TwoStage, roi_selection
 from kgarden.necks import make_neck
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, SCORES, VALID
 from kgarden.targets.roi import RoISampling, label_rois, sample_rois
@@ -309,8 +310,7 @@ def of_labels(deltas, labels):
     """Deltas of the class of each label, of any class for background.   (B, P, 1 or C, 4) -> (B, P, 4)."""
     if deltas.shape[2] == 1:
         return deltas[:, :, 0]
-    group = ops.clip(labels, 0, deltas.shape[2] - 1)[..., None, None]
-    return ops.take_along_axis(deltas, group, axis=2)[:, :, 0]
+    return gather(deltas, ops.clip(labels, 0, deltas.shape[2] - 1), batch_dims=2)
 
 
 def _count(labels):

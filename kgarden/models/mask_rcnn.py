@@ -32,6 +32,7 @@ from kgarden.models.cascade_rcnn import CascadeHead
 from kgarden.models.faster_rcnn import CONVENTIONS, ROI_LEVELS, FasterHead, rcnn
 from kgarden.ops.box_masks import covered_area
 from kgarden.ops.float32 import matmul
+from kgarden.ops.gather import gather
 from kgarden.ops.replicas import global_mean
 from kgarden.structures import BOXES, LABELS, MASKS, VALID
 from kgarden.targets.roi import OBJECT
@@ -178,7 +179,7 @@ class MaskHead(keras.layers.Layer):
         if MASKS not in y:
             raise UserError(f"{self.name}: the ground truth has no masks; set data.masks: true")
         boxes, object_ = (sampled[key][:, : self.count] for key in (BOXES, OBJECT))
-        labels = ops.take_along_axis(y[LABELS], ops.maximum(object_, 0), axis=1)
+        labels = gather(y[LABELS], ops.maximum(object_, 0))
         target, known = targets(boxes, object_, y, self.side)
         logits = self(pyramid, boxes, ops.cast(labels, "int32"), training=True)
         loss = ops.mean(ops.softplus(logits) - ops.where(target, logits, 0.0), axis=(2, 3))
@@ -216,8 +217,8 @@ def targets(boxes, objects, y, side):
         known:  (B, N) bool, whether there is an object, and a mask of it.
     """
     row = ops.maximum(objects, 0)
-    bitmaps = ops.take_along_axis(y[MASKS], row[..., None, None], axis=1)
-    gt_boxes = ops.take_along_axis(y[BOXES], row[..., None], axis=1)
+    bitmaps = gather(y[MASKS], row)
+    gt_boxes = gather(y[BOXES], row)
     known = (objects >= 0) & ops.any(bitmaps, axis=(2, 3))
     return covered_area(bitmaps, gt_boxes, boxes, side) >= HALF, known
 

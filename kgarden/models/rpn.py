@@ -30,6 +30,7 @@ from kgarden.losses.roi import smooth_l1
 from kgarden.models.base.two_stage import AsProposer
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.anchors import FORMS, anchor_grid
+from kgarden.ops.gather import gather
 from kgarden.ops.matcher import IGNORE, NEGATIVE, POSITIVE, sample
 from kgarden.ops.points import flatten
 from kgarden.ops.random import hash_uniform
@@ -238,10 +239,10 @@ class RPNHead(DenseHead):
         random = hash_uniform(self.seed ^ SALT, 0 if step is None else step, y[IMAGE_ID], kind.shape[1])
         rows, drawn, is_positive = sample(kind, self.num_samples, self.positive_fraction, random)
 
-        gt_boxes, _ = truth_at(ops.take_along_axis(matched, rows, axis=1), y)
+        gt_boxes, _ = truth_at(gather(matched, rows), y)
         objectness, box = sums_of_losses(
-            ops.take_along_axis(flatten(raw["classes"], 1)[..., 0], rows, axis=1),
-            ops.take_along_axis(flatten(raw["code"], 4), rows[..., None], axis=1),
+            gather(flatten(raw["classes"], 1), rows)[..., 0],
+            gather(flatten(raw["code"], 4), rows),
             ops.where(drawn, ops.where(is_positive, POSITIVE, NEGATIVE), IGNORE),
             anchors=ops.take(self.anchors_of(raw).boxes, rows, axis=0),
             gt_boxes=gt_boxes,

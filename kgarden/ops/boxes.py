@@ -15,21 +15,22 @@ SCALE_CLAMP = math.log(1000.0 / 16)  # upper limit of decoded dw, dh, so that ex
 
 def area(boxes):
     """Area of each box, px^2.   (..., 4) -> (...,)."""
-    width = ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0)
-    height = ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
-    return width * height
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
+    return ops.maximum(right - left, 0.0) * ops.maximum(bottom - top, 0.0)
 
 
 def nonempty(boxes):
     """Mask of boxes with positive width and height.   (..., 4) -> (...,) bool."""
-    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
+    return (right > left) & (bottom > top)
 
 
 def intersection(a, b):
     """Intersection area of every pair of boxes, px^2.   (..., N, 4), (..., M, 4) -> (..., N, M)."""
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    width = ops.minimum(a[..., 2], b[..., 2]) - ops.maximum(a[..., 0], b[..., 0])
-    height = ops.minimum(a[..., 3], b[..., 3]) - ops.maximum(a[..., 1], b[..., 1])
+    left, top, right, bottom = ops.unstack(ops.expand_dims(a, -2), axis=-1)
+    left_b, top_b, right_b, bottom_b = ops.unstack(ops.expand_dims(b, -3), axis=-1)
+    width = ops.minimum(right, right_b) - ops.maximum(left, left_b)
+    height = ops.minimum(bottom, bottom_b) - ops.maximum(top, top_b)
     return ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
 
 
@@ -43,7 +44,7 @@ def iou(a, b):
         (..., N, M) in [0, 1].
     """
     common = intersection(a, b)
-    union = area(a)[..., :, None] + area(b)[..., None, :] - common
+    union = ops.expand_dims(area(a), -1) + ops.expand_dims(area(b), -2) - common
     return ops.where(common > 0, quotient(common, ops.where(common > 0, union, 1.0)), 0.0)
 
 
@@ -57,8 +58,7 @@ def clip(boxes, size_hw, least_px=0.0):
     Returns:
         (B, N, 4) with x in [0, width] and y in [0, height].
     """
-    size_hw = ops.cast(size_hw, boxes.dtype)
-    height, width = size_hw[:, None, 0], size_hw[:, None, 1]
+    height, width = ops.split(ops.cast(size_hw, boxes.dtype), 2, axis=1)  # (B, 1) each
     limit = ops.stack([width, height, width, height], axis=-1)  # (B, 1, 4)
     if not least_px:
         return ops.clip(boxes, 0.0, limit)
@@ -75,8 +75,9 @@ def mirror(boxes, size_hw):
     Returns:
         (B, N, 4).
     """
-    width = ops.cast(size_hw, boxes.dtype)[:, None, 1]
-    return ops.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], axis=-1)
+    width = ops.cast(size_hw, boxes.dtype)[:, 1:]
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
+    return ops.stack([width - right, top, width - left, bottom], axis=-1)
 
 
 def rescale(boxes, size_hw, other_hw):
@@ -146,12 +147,11 @@ def decode_deltas(
     """
     x, y, width, height = _center_and_size(boxes, plus_one)
     wx, wy, ww, wh = weights
-    dw = ops.minimum(deltas[..., 2] / ww, scale_clamp)
-    dh = ops.minimum(deltas[..., 3] / wh, scale_clamp)
+    dx, dy, dw, dh = ops.unstack(deltas, axis=-1)
+    dw, dh = ops.minimum(dw / ww, scale_clamp), ops.minimum(dh / wh, scale_clamp)
     if clamp_below:
         dw, dh = ops.maximum(dw, -scale_clamp), ops.maximum(dh, -scale_clamp)
-    x = deltas[..., 0] / wx * width + x
-    y = deltas[..., 1] / wy * height + y
+    x, y = dx / wx * width + x, dy / wy * height + y
     half_width = 0.5 * ops.exp(dw) * width
     half_height = 0.5 * ops.exp(dh) * height
     one = 1.0 if plus_one else 0.0
@@ -202,10 +202,10 @@ def centers(boxes):
 
 def _center_and_size(boxes, plus_one=False):
     """xyxy -> centre x, centre y, width, height, each (...)."""
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
     one = 1.0 if plus_one else 0.0
-    width = boxes[..., 2] - boxes[..., 0] + one
-    height = boxes[..., 3] - boxes[..., 1] + one
-    return boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height, width, height
+    width, height = right - left + one, bottom - top + one
+    return left + 0.5 * width, top + 0.5 * height, width, height
 
 
 def _positive(size):

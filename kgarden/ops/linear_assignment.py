@@ -13,6 +13,8 @@ A candidates of all levels. No gradient flows through either.
 
 from keras import ops
 
+from kgarden.ops.gather import gather
+
 OUTSIDE = -1.0
 
 
@@ -161,12 +163,12 @@ def _shortest_path(cost, column, row_of, u, v, root, waits):
 
     def scan(busy, row, at, distance, parent, scanned, scanned_row, to_none, leaver, length, end):
         scanned_row = scanned_row | (busy[:, None] & _one_hot(row, u.shape[1]))
-        of_row = ops.take_along_axis(u, row[:, None], axis=1)[:, 0]
+        of_row = gather(u, row)
         reach = at - of_row + 0.0
         nearer = busy & (reach < to_none)
         to_none, leaver = ops.where(nearer, reach, to_none), ops.where(nearer, row, leaver)
 
-        costs = ops.take_along_axis(cost, row[:, None, None], axis=1)[:, 0]
+        costs = gather(cost, row)
         through = costs + (at - of_row)[:, None] - v
         nearer = busy[:, None] & ~scanned & (through < distance)
         distance = ops.where(nearer, through, distance)
@@ -175,7 +177,7 @@ def _shortest_path(cost, column, row_of, u, v, root, waits):
         open_distance = ops.where(scanned, float("inf"), distance)
         nearest = ops.cast(ops.argmin(open_distance, axis=1), "int32")
         least = ops.min(open_distance, axis=1)
-        occupant = ops.take_along_axis(row_of, nearest[:, None], axis=1)[:, 0]
+        occupant = gather(row_of, nearest)
         ends_in_none = to_none <= least
         ends = ends_in_none | (occupant < 0)
         length = ops.where(busy, ops.where(ends_in_none, to_none, least), length)
@@ -198,7 +200,7 @@ def _shortest_path(cost, column, row_of, u, v, root, waits):
 def _new_potentials(column, u, v, root, waits, tree):
     """Updates the potentials so that the reduced cost of the path is 0."""
     length = ops.where(waits, tree["length"], 0.0)[:, None]
-    at = ops.take_along_axis(tree["distance"], ops.maximum(column, 0), axis=1)  # of each object's candidate
+    at = gather(tree["distance"], ops.maximum(column, 0))  # of each object's candidate
     at = ops.where(_one_hot(root, u.shape[1]), 0.0, at)
     u = ops.where(tree["scanned_row"], u + length - at, u)
     return u, ops.where(tree["scanned"], v + tree["distance"] - length, v)
@@ -207,7 +209,7 @@ def _new_potentials(column, u, v, root, waits, tree):
 def _move_along(column, row_of, root, waits, tree):
     """Reassigns candidates along the path, from its end back to the root."""
     into_none = waits & (tree["end"] < 0)
-    freed = ops.take_along_axis(column, ops.maximum(tree["leaver"], 0)[:, None], axis=1)[:, 0]
+    freed = gather(column, ops.maximum(tree["leaver"], 0))
     leaver = _one_hot(tree["leaver"], column.shape[1]) & into_none[:, None]
     column = ops.where(leaver, NONE, column)
     to_give = ops.where(into_none, freed, tree["end"])
@@ -217,8 +219,8 @@ def _move_along(column, row_of, root, waits, tree):
         return ops.any(walks)
 
     def step(walks, to_give, column):
-        parent = ops.take_along_axis(tree["parent"], ops.maximum(to_give, 0)[:, None], axis=1)[:, 0]
-        had = ops.take_along_axis(column, parent[:, None], axis=1)[:, 0]
+        parent = gather(tree["parent"], ops.maximum(to_give, 0))
+        had = gather(column, parent)
         takes = _one_hot(parent, column.shape[1]) & walks[:, None]
         column = ops.where(takes, to_give[:, None], column)
         return walks & (parent != root), ops.where(walks, had, to_give), column

@@ -6,6 +6,8 @@ fixed number of boxes, positives first. Both follow detectron2's `Matcher` and `
 
 from keras import ops
 
+from kgarden.ops.gather import gather
+
 IGNORE, NEGATIVE, POSITIVE = -1, 0, 1
 
 
@@ -75,7 +77,7 @@ def sample(label, num, positive_fraction, random):
     both = ops.concatenate([drawn_positive, drawn_negative], axis=1)
     column = ops.where(is_positive, slot, slot - num_positive[:, None] + drawn_positive.shape[1])
     column = ops.where(valid, column, 0)
-    indices = ops.take_along_axis(both, column, axis=1)
+    indices = gather(both, column)
     return ops.where(valid, indices, 0), valid, is_positive
 
 

@@ -11,6 +11,7 @@ from keras import ops
 
 from kgarden.ops.boxes import area
 from kgarden.ops.float32 import quotient
+from kgarden.ops.gather import gather
 
 BLOCK, SMALL_BLOCK = 256, 128  # boxes per block; the smaller one if max_output does not exceed it
 
@@ -47,12 +48,12 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
     def walk(i, kept, count):
         block = {name: ops.take(array, i, axis=1) for name, array in walked.items()}
         earlier = {name: _rows(array, kept[:, :max_output]) for name, array in walked.items()}
-        is_kept = ops.arange(max_output, dtype="int32")[None, :] < count[:, None]  # (B, K)
-        free = (i * size + ops.arange(size, dtype="int32"))[None, :] < available[:, None]  # (B, S)
-        free = free & ~ops.any(_conflict(block, earlier, threshold) & is_kept[:, None, :], axis=2)
+        is_kept = ops.arange(max_output, dtype="int32") < ops.expand_dims(count, 1)  # (B, K)
+        free = i * size + ops.arange(size, dtype="int32") < ops.expand_dims(available, 1)  # (B, S)
+        free = free & ~ops.any(_conflict(block, earlier, threshold) & ops.expand_dims(is_kept, 1), axis=2)
         keep = ops.cast(_resolve(free, _conflict(block, block, threshold)), "int32")
 
-        slot = count[:, None] + ops.cumsum(keep, axis=1) - 1
+        slot = ops.expand_dims(count, 1) + ops.cumsum(keep, axis=1) - 1
         slot = ops.where(keep == 1, ops.minimum(slot, max_output), max_output)  # the last slot is discarded
         row = ops.broadcast_to(i * size + ops.arange(size, dtype="int32"), ops.shape(slot))
         kept = _write(kept, slot, row)
@@ -61,8 +62,8 @@ def nms(boxes, scores, valid, iou_threshold, max_output, labels=None):
     kept = ops.zeros((batch, max_output + 1), dtype="int32")
     start = (0, kept, ops.zeros((batch,), dtype="int32"))
     _, kept, count = ops.while_loop(unfinished, walk, start)
-    is_kept = ops.arange(max_output, dtype="int32")[None, :] < count[:, None]
-    indices = ops.take_along_axis(order, kept[:, :max_output], axis=1)
+    is_kept = ops.arange(max_output, dtype="int32") < ops.expand_dims(count, 1)
+    indices = gather(order, kept[:, :max_output])
     return ops.where(is_kept, indices, 0), is_kept
 
 
@@ -85,24 +86,28 @@ def _sort(boxes, scores, valid, labels, size):
         array = ops.pad(array, [[0, 0], [0, missing]] + [[0, 0]] * (len(array.shape) - 2))
         return ops.reshape(array, (-1, (count + missing) // size, size, *array.shape[2:]))
 
-    boxes = ops.take_along_axis(ops.cast(boxes, "float32"), order[..., None], axis=1)
+    boxes = gather(ops.cast(boxes, "float32"), order)
     walked = {"boxes": cut(boxes), "area": cut(area(boxes))}
     if labels is not None:
-        walked["labels"] = cut(ops.take_along_axis(labels, order, axis=1))
+        walked["labels"] = cut(gather(labels, order))
     return order, available, walked
 
 
 def _conflict(a, b, threshold):
     """Pairs of which one suppresses the other.   (B, S, ...), (B, T, ...) -> (B, S, T) bool."""
-    left, top, right, bottom = (a["boxes"][..., None, i] for i in range(4))
-    left_b, top_b, right_b, bottom_b = (b["boxes"][:, None, :, i] for i in range(4))
+    a, b = (
+        {name: ops.expand_dims(array, axis) for name, array in of_blocks.items()}
+        for of_blocks, axis in ((a, 2), (b, 1))
+    )
+    left, top, right, bottom = ops.unstack(a["boxes"], axis=-1)
+    left_b, top_b, right_b, bottom_b = ops.unstack(b["boxes"], axis=-1)
     width = ops.maximum(ops.minimum(right, right_b) - ops.maximum(left, left_b), 0.0)
     height = ops.maximum(ops.minimum(bottom, bottom_b) - ops.maximum(top, top_b), 0.0)
     common = width * height
     # Empty boxes give 0 / 0 = NaN, which compares False.
-    conflict = quotient(common, a["area"][..., None] + b["area"][:, None, :] - common) > threshold
+    conflict = quotient(common, a["area"] + b["area"] - common) > threshold
     if "labels" in a:
-        conflict = conflict & (a["labels"][..., None] == b["labels"][:, None, :])
+        conflict = conflict & (a["labels"] == b["labels"])
     return conflict
 
 
@@ -118,10 +123,10 @@ def _resolve(free, conflict):
         (B, S) bool.
     """
     rank = ops.arange(free.shape[1])
-    by_earlier = conflict & (rank[None, :] < rank[:, None])
+    by_earlier = conflict & (rank < ops.expand_dims(rank, 1))
 
     def settle(keep):
-        return free & ~ops.any(by_earlier & keep[:, None, :], axis=2)
+        return free & ~ops.any(by_earlier & ops.expand_dims(keep, 1), axis=2)
 
     def again(keep, _):
         settled = settle(keep)
@@ -134,8 +139,7 @@ def _resolve(free, conflict):
 def _rows(blocks, rows):
     """Rows (B, K) of an array (B, blocks, S, ...)."""
     flat = ops.reshape(blocks, (-1, blocks.shape[1] * blocks.shape[2], *blocks.shape[3:]))
-    rows = ops.reshape(rows, (*ops.shape(rows), *[1] * (len(flat.shape) - 2)))
-    return ops.take_along_axis(flat, rows, axis=1)
+    return gather(flat, rows)
 
 
 def _write(buffer, slot, value):

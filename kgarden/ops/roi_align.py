@@ -19,6 +19,7 @@ from keras import ops
 
 from kgarden.ops.boxes import enlarge
 from kgarden.ops.float32 import matmul
+from kgarden.ops.gather import gather
 from kgarden.ops.gradients import custom_gradient
 from kgarden.ops.jit import is_traced_for_xla
 
@@ -98,7 +99,8 @@ def assign_levels(boxes, strides, canonical_level=4, canonical_size=224, plus_on
     numbers = [round(math.log2(stride)) for stride in strides]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise ValueError(f"strides {list(strides)} must be consecutive powers of two")
-    width, height = (boxes[..., i + 2] - boxes[..., i] + float(plus_one) for i in (0, 1))
+    left, top, right, bottom = ops.unstack(boxes, axis=-1)
+    width, height = right - left + float(plus_one), bottom - top + float(plus_one)
     side = ops.sqrt(ops.maximum(width * height, 0.0))
     number = ops.floor(canonical_level + ops.log2(side / canonical_size + epsilon))
     return ops.cast(ops.clip(number, numbers[0], numbers[-1]), "int32") - numbers[0]
@@ -124,16 +126,17 @@ class _Axis:
     @classmethod
     def between(cls, start, end, size, bins, ratio):
         """`bins` bins from `start` to `end`, all (R,) float32."""
-        whole = (end - start)[:, None]
+        start, end, size = (ops.expand_dims(array, 1) for array in (start, end, size))
+        whole = end - start
         extent = whole / ops.full_like(whole, bins)  # XLA turns a division by a scalar into a multiplication
-        begin = start[:, None] + ops.arange(bins, dtype="float32")[None, :] * extent
+        begin = start + ops.arange(bins, dtype="float32") * extent
         if ratio:
             number = ops.full_like(extent, ratio)
         else:
             number = ops.maximum(ops.ceil(extent), 0.0)
             one_less = ops.maximum(number - 1.0, 0.0)  # and may do so here too: 175 * (1 / 7) > 25
             number = ops.where(one_less * bins >= whole, one_less, number)
-        return cls(begin, extent, number, size[:, None], ratio)
+        return cls(begin, extent, number, size, ratio)
 
     def map(self, function):
         """Apply `function` to every array."""
@@ -164,8 +167,8 @@ class _Axis:
         Returns:
             (R, S, K) float32.
         """
-        extent, number = self.extent[:, :, None], self.number[:, :, None]
-        begin, border = self.begin[:, :, None], self.size[:, :, None] - 1.0
+        of_bins = (self.begin, self.extent, self.number, self.size - 1.0)
+        begin, extent, number, border = (ops.expand_dims(array, 2) for array in of_bins)
         total = 0.0
         for sample in self._nearby_samples(cells):
             position = begin + (sample + 0.5) * extent / ops.maximum(number, 1.0)
@@ -183,8 +186,9 @@ class _Axis:
         """
         if self.ratio:
             return [float(sample) for sample in range(self.ratio)]
-        step = ops.where(self.number > 1, self.extent / ops.maximum(self.number, 1.0), 1.0)[:, :, None]
-        before = ops.floor((cells - 1.0 - self.begin[:, :, None]) / step - 0.5)
+        step = ops.where(self.number > 1, self.extent / ops.maximum(self.number, 1.0), 1.0)
+        begin, step = ops.expand_dims(self.begin, 2), ops.expand_dims(step, 2)
+        before = ops.floor((cells - 1.0 - begin) / step - 0.5)
         return [before + nearby for nearby in range(6)]
 
 
@@ -219,12 +223,13 @@ def _on_their_levels(boxes, level, sizes, strides, bins, ratio, aligned, least_c
     """`_Rois` of boxes (B, P, 4) px on the levels (B, P) that they are pooled from."""
     base, height, width, scale = maps_of(sizes, strides, level)
     half = 0.5 if aligned else 0.0
-    left, top, right, bottom = (ops.reshape(boxes[..., i], (-1,)) * scale - half for i in range(4))
+    sides = ops.unstack(ops.reshape(boxes, (-1, 4)), axis=1)
+    left, top, right, bottom = (side * scale - half for side in sides)
     if least_cells:
         right, bottom = ops.maximum(right, left + least_cells), ops.maximum(bottom, top + least_cells)
     rows = _Axis.between(top, bottom, ops.cast(height, "float32"), bins=bins, ratio=ratio)
     columns = _Axis.between(left, right, ops.cast(width, "float32"), bins=bins, ratio=ratio)
-    return _Rois(rows, columns, base[:, None], width[:, None])
+    return _Rois(rows, columns, ops.expand_dims(base, 1), ops.expand_dims(width, 1))
 
 
 def maps_of(sizes, strides, level):
@@ -248,7 +253,7 @@ def maps_of(sizes, strides, level):
 
 
 def _lookup(values, index, dtype):
-    return ops.take(ops.convert_to_tensor(values, dtype=dtype), index, axis=0)
+    return gather(ops.convert_to_tensor(values, dtype=dtype), index, batch_dims=0)
 
 
 def _may_be_dynamic():

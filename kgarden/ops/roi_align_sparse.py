@@ -57,7 +57,7 @@ def entries(rois, of_row=None, of_column=None):
     bins = rois.bins
     row_weights, rows, tall = _of_axis(rois.rows, of_row or rois.rows.weights)
     column_weights, columns, wide = _of_axis(rois.columns, of_column or rois.columns.weights)
-    rows = rois.base[:, :, None] + rows * rois.width[:, :, None]  # first cell of the row
+    rows = tf.expand_dims(rois.base, 2) + rows * tf.expand_dims(rois.width, 2)  # first cell of the row
 
     of_bin = tall * wide
     length = of_bin * bins**2
@@ -87,9 +87,9 @@ def _of_axis(axis, weights_of):
     """
     first, last = axis.bin_windows()
     count = tf.cast(tf.reduce_max(last - first, axis=1), tf.int32) + 1
-    cells = first[:, :, None] + tf.range(tf.cast(tf.reduce_max(count), tf.float32))
+    cells = tf.expand_dims(first, 2) + tf.range(tf.cast(tf.reduce_max(count), tf.float32))
     weights = weights_of(cells)
-    return weights, tf.cast(tf.minimum(cells, axis.size[:, :, None] - 1.0), tf.int32), count
+    return weights, tf.cast(tf.minimum(cells, tf.expand_dims(axis.size - 1.0, 2)), tf.int32), count
 
 
 def _pick(table, index):

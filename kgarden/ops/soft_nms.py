@@ -8,6 +8,7 @@ class.
 from keras import ops
 
 from kgarden.ops.float32 import quotient
+from kgarden.ops.gather import gather
 
 KINDS = ("linear", "gaussian", "hard")
 GONE = -1.0
@@ -53,16 +54,16 @@ def soft_nms(
 
     def select(step, remaining, indices, selected):
         best = ops.cast(ops.argmax(remaining, axis=1), "int32")[:, None]
-        score = ops.take_along_axis(remaining, best, axis=1)
+        score = gather(remaining, best)
         slot = ops.arange(max_output, dtype="int32")[None] == step
         indices = ops.where(slot, best, indices)
         selected = ops.where(slot, score, selected)
 
-        u = _iou(ops.take_along_axis(boxes, best[..., None], axis=1), boxes, float(plus_one))
+        u = _iou(gather(boxes, best), boxes, float(plus_one))
         decayed = remaining * _factor(u, kind, iou_threshold, sigma)
         decayed = ops.where(decayed < min_score, GONE, decayed)
         if labels is not None:
-            decayed = ops.where(labels == ops.take_along_axis(labels, best, axis=1), decayed, remaining)
+            decayed = ops.where(labels == gather(labels, best), decayed, remaining)
         decayed = ops.where((rows == best) | (remaining < 0), GONE, decayed)
         return step + 1, decayed, indices, selected
 

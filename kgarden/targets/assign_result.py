@@ -8,6 +8,7 @@ from keras import ops
 
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.float32 import quotient
+from kgarden.ops.gather import gather
 from kgarden.structures import BOXES, CROWD, LABELS, SIZE_HW
 
 BACKGROUND, IGNORED = -1, -2
@@ -24,8 +25,8 @@ def truth_at(matched, y):
         labels: (B, A) int32; BACKGROUND or IGNORED where no object is assigned.
     """
     row = ops.maximum(matched, 0)
-    boxes = ops.take_along_axis(y[BOXES], row[..., None], axis=1)
-    labels = ops.take_along_axis(ops.cast(y[LABELS], "int32"), row, axis=1)
+    boxes = gather(y[BOXES], row)
+    labels = gather(ops.cast(y[LABELS], "int32"), row)
     return boxes, ops.where(matched >= 0, labels, matched)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 from kgarden.targets.assign_result import BACKGROUND, IGNORED, either
 
 INSIDE = 0.01  # px, minimum distance of an anchor's centre from the sides of its object
@@ -51,9 +52,9 @@ def atss_candidates(anchors, counts, gt_boxes, gt_valid, top_k=9, ignored=None, 
     candidates = ops.take(ops.array(anchors), rows, axis=0)
     iou = box_ops.iou(gt_boxes[:, :, None], candidates)[:, :, 0]
     if ignored is not None:
-        iou = ops.where(_at_rows(ignored, rows), -1.0, iou)
+        iou = ops.where(gather(ignored, rows), -1.0, iou)
 
-    real = None if inside is None else _at_rows(inside, rows)
+    real = None if inside is None else gather(inside, rows)
     threshold = _mean_and_deviation(iou, real)
     ltrb = box_ops.to_ltrb(box_ops.centers(candidates), gt_boxes[:, :, None])
     good = (iou >= threshold) & (ops.min(ltrb, axis=-1) > INSIDE) & gt_valid[..., None]
@@ -105,12 +106,6 @@ def _mean_and_deviation(iou, real):
     mean = ops.sum(ops.where(real, iou, 0.0), axis=-1, keepdims=True) / ops.maximum(count, 1.0)
     squares = ops.where(real, ops.square(iou - mean), 0.0)
     return mean + ops.sqrt(ops.sum(squares, axis=-1, keepdims=True) / ops.maximum(count - 1, 1.0))
-
-
-def _at_rows(values, rows):
-    """Gathers (B, A) at rows (B, M, K)."""
-    flat = ops.reshape(rows, (-1, rows.shape[1] * rows.shape[2]))
-    return ops.reshape(ops.take_along_axis(values, flat, axis=1), ops.shape(rows))
 
 
 def _spread(values, rows, width):

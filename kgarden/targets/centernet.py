@@ -11,6 +11,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 
 FAR = 1e8  # larger than any squared distance in px
 SIZE_RANGES = ((0, 80), (64, 160), (128, 320), (256, 640), (512, 10_000_000))  # px of half a diagonal
@@ -125,7 +126,7 @@ def center_targets(
 
     box_cells = _regresses(ltrb, offset_cells, cells, size_ranges) & gt_valid[:, None]
     nearest = ops.argmin(ops.where(box_cells, nearness, FAR), axis=-1)  # (B, A)
-    chosen = ops.take_along_axis(ltrb, nearest[..., None, None], axis=2)[:, :, 0]
+    chosen = gather(ltrb, nearest, batch_dims=2)
     ltrb_valid = ops.any(box_cells, axis=-1)
     return CenterTargets(
         positive=ops.reshape(rows_of(center_xy, cells), (-1, positives)),

@@ -6,6 +6,7 @@ from keras import ops
 
 from kgarden.ops import boxes as box_ops
 from kgarden.ops.box_masks import masks_on_grid
+from kgarden.ops.gather import gather
 from kgarden.structures import BOXES, LABELS, MASKS, truth_is_valid
 from kgarden.targets.assign_result import BACKGROUND, IGNORED, smallest
 
@@ -54,7 +55,7 @@ def best_of_each(matched, score, wanted, count):
     found, rows = ops.top_k(order, min(count, objects * each))
     valid = found > -float("inf")
     rows = ops.where(valid, ops.cast(rows, "int32"), 0)
-    place = ops.take_along_axis(ops.reshape(ops.cast(place, "int32"), (-1, objects * each)), rows, axis=1)
+    place = gather(ops.reshape(ops.cast(place, "int32"), (-1, objects * each)), rows)
     return Instances(
         _padded(ops.where(valid, place, 0), count), _padded(rows // each, count), _padded(valid, count)
     )
@@ -75,11 +76,11 @@ def drawn(matched, wanted, count, random=None):
     """
     places = matched.shape[1]
     row = ops.maximum(matched, 0)
-    having = (matched >= 0) & ops.take_along_axis(wanted, row, axis=1)
+    having = (matched >= 0) & gather(wanted, row)
     order = ops.zeros(ops.shape(matched)) if random is None or count >= places else random(places)
     found, place = ops.top_k(ops.where(having, order, -1.0), min(count, places))
     valid, place = found >= 0, ops.cast(place, "int32")
-    own = ops.take_along_axis(row, place, axis=1)
+    own = gather(row, place)
     return Instances(ops.where(valid, place, 0), ops.where(valid, own, 0), valid)
 
 
@@ -102,7 +103,7 @@ def semantic_labels(y, known, size, stride):
     share = ops.mean(ops.cast(bitmaps, "float32"), axis=(2, 3))
     covered = ops.reshape(masks_on_grid(bitmaps, boxes, size, stride), flat) & known[..., None]
     owner = smallest(covered, (box_ops.area(boxes) * share)[..., None])
-    label = ops.take_along_axis(ops.cast(y[LABELS], "int32"), ops.maximum(owner, 0), axis=1)
+    label = gather(ops.cast(y[LABELS], "int32"), ops.maximum(owner, 0))
 
     inside = ops.reshape(masks_on_grid(ops.ones_like(bitmaps[..., :1, :1]), boxes, size, stride), flat)
     unknown = ops.any(inside & (truth_is_valid(y) & ~known)[..., None], axis=1)

@@ -15,6 +15,7 @@ from keras import ops
 
 from kgarden.errors import UserError
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 from kgarden.ops.linear_assignment import OUTSIDE, hungarian, objects_of, top_one
 
 FORMS = ("mul", "add")
@@ -98,6 +99,6 @@ def chosen(row, gt_labels, num_candidates):
     """Builds OneToOne from the candidate of each object.   (B, M) int32, -1 for none."""
     candidate = objects_of(row, num_candidates)
     label = ops.cast(gt_labels, "int32")
-    of_candidate = ops.take_along_axis(label, ops.maximum(candidate, 0), axis=1)
+    of_candidate = gather(label, ops.maximum(candidate, 0))
     labels = ops.where(candidate >= 0, of_candidate, -1)
     return OneToOne(ops.maximum(row, 0), label, row >= 0, object=candidate, labels=labels)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kgarden.ops import boxes as box_ops
+from kgarden.ops.gather import gather
 from kgarden.ops.matcher import match, sample
 from kgarden.structures import BOXES, LABELS, VALID, truth_is_valid
 
@@ -44,9 +45,9 @@ def label_rois(boxes, valid, y, iou, num_classes):
         gt_boxes: (B, S, 4) of the matched object, meaningful on foreground.
     """
     matched, is_foreground = _objects_of(boxes, y, iou)
-    labels = ops.take_along_axis(y[LABELS], matched, axis=1)
+    labels = gather(y[LABELS], matched)
     labels = ops.where(is_foreground, labels, num_classes)
-    gt_boxes = ops.take_along_axis(y[BOXES], matched[..., None], axis=1)
+    gt_boxes = gather(y[BOXES], matched)
     return ops.where(valid, ops.cast(labels, "int32"), -1), gt_boxes
 
 
@@ -77,8 +78,8 @@ def sample_rois(proposals, y, sampling, random):
     kind = ops.where(valid, ops.cast(is_foreground, "int32"), -1)
     count, fraction = sampling.num_samples, sampling.positive_fraction
     rows, kept, is_foreground = sample(kind, count, fraction, random(kind.shape[1]))
-    chosen = ops.take_along_axis(boxes, rows[..., None], axis=1)
-    object_ = ops.where(is_foreground, ops.take_along_axis(matched, rows, axis=1), -1)
+    chosen = gather(boxes, rows)
+    object_ = ops.where(is_foreground, gather(matched, rows), -1)
     return {BOXES: ops.stop_gradient(chosen), VALID: kept, OBJECT: object_}
 
 

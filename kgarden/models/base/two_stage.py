@@ -6,6 +6,7 @@ from keras import ops
 from kgarden.config.instantiate import instantiate
 from kgarden.heads.selection import Selection
 from kgarden.models.base.detector import Detector
+from kgarden.ops.gather import gather
 from kgarden.ops.random import hash_uniform
 from kgarden.structures import BOXES, IMAGE_ID, SCORES, SIZE_HW, SOURCE, VALID
 
@@ -49,7 +50,7 @@ class AsProposer(keras.layers.Layer):
         proposals = {key: ops.stop_gradient(found[key]) for key in (BOXES, SCORES, VALID)}
         if candidates.get("probability") is not None:
             rows = ops.maximum(found[SOURCE], 0)
-            probability = ops.take_along_axis(candidates["probability"][..., 0], rows, axis=1)
+            probability = gather(candidates["probability"], rows)[..., 0]
             proposals["probability"] = ops.stop_gradient(probability)
         return proposals
 
