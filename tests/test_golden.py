@@ -319,7 +319,8 @@ def make_suite(suite, body, not_yet):
     """The real conftest.py over one test file and one golden."""
     (suite / "tests" / "goldens").mkdir(parents=True)
     (suite / "tests" / "support").mkdir()
-    for name in ("conftest.py", "support/golden.py", "support/host_initializers.py", "support/memory.py"):
+    helpers = ("eager_kernels", "golden", "host_initializers", "memory")
+    for name in ("conftest.py", *(f"support/{helper}.py" for helper in helpers)):
         shutil.copy(HERE / name, suite / "tests" / name)
     shutil.copy(HERE.parent / "pyproject.toml", suite)
     entry = {"prefix": "toy", "inputs": [], "outputs": [".*"], "tolerance": {".*": {"exact": True}}}

@@ -23,6 +23,7 @@
 objects may lack every `image/object/` key: they are read as lists of length 0.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -134,6 +135,19 @@ def parse(serialized, masks=False):
         Boxes are clipped to the image; objects whose box is then empty or not finite are removed. An image
         id that is not decimal becomes -1: `Index.image_id` has a number instead.
     """
+    return _parser(masks)(serialized)
+
+
+@functools.cache
+def _parser(masks):
+    """`parse` as a graph of its own, traced once for all graphs that read records."""
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((), tf.string)]
+    return tf.function(functools.partial(_parsed, masks=masks), input_signature=signature, autograph=False)
+
+
+def _parsed(serialized, masks):
     import tensorflow as tf
 
     features = tf.io.parse_single_example(

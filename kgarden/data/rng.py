@@ -19,8 +19,9 @@ def uniform(seed, count=1):
         (..., count) float32, multiples of 2^-24.
     """
     seed = tf.bitcast(tf.cast(seed, tf.int64), tf.uint32)  # (..., 2, 2): low and high words
-    state = tf.zeros_like(seed[..., 0, 0])
-    for word in (seed[..., 0, 0], seed[..., 0, 1], seed[..., 1, 0], seed[..., 1, 1]):
+    words = [word for pair in tf.unstack(seed, axis=-2) for word in tf.unstack(pair, axis=-1)]
+    state = tf.zeros_like(words[0])
+    for word in words:
         state = _mixed(state ^ word)
     counter = tf.cast(tf.range(1, count + 1), tf.uint32) * tf.constant(0x9E3779B9, tf.uint32)
     bits = _mixed(_mixed(state[..., None] + counter))

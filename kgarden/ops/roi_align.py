@@ -24,6 +24,7 @@ from kgarden.ops.gradients import custom_gradient
 from kgarden.ops.jit import is_traced_for_xla
 
 CHUNK_BYTES = 1 << 26  # of gathered features per chunk of `_dense`
+LANES = 16  # boxes; the vectors of a processor are filled, so that XLA rounds all of a chunk alike
 FARTHEST_PX = 1e7  # limit of coordinates, so that a diverging box cannot overflow
 
 
@@ -297,6 +298,9 @@ def _dense(table, rois, most):
     depth, bins, boxes = table.shape[1], rois.bins**2, ops.shape(rois.base)[0]
     size = max(1, CHUNK_BYTES // (4 * most * (depth + bins)))
     chunks = -(-boxes // size)
+    if isinstance(boxes, int):  # chunks of equal length: the last is not padded to a whole one
+        of_chunk = -(-boxes // max(1, chunks))
+        size = min(size, max(1, -(-of_chunk // LANES)) * LANES)
     rois = rois.padded(chunks * size - boxes)
 
     @custom_gradient

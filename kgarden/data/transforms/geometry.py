@@ -147,5 +147,5 @@ def mirrored(boxes, size_hw, vertical, horizontal):
 
 def area_of(boxes):
     """Box area in px^2.   (...,)"""
-    sides = tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
-    return sides[..., 0] * sides[..., 1]
+    left, top, right, bottom = tf.unstack(boxes, axis=-1)
+    return tf.maximum(right - left, 0.0) * tf.maximum(bottom - top, 0.0)
