@@ -29,6 +29,12 @@ def test_deltas_agree_with_the_reference(golden):
     assert_agrees(golden, got)
 
 
+def test_mirrored_by_hand():
+    box = np.float32([[[10, 5, 30, 20]], [[0, 0, 50, 8]]])
+    expected = [[[70, 5, 90, 20]], [[0, 0, 50, 8]]]
+    np.testing.assert_array_equal(finite(boxes.mirror(box, np.int32([[40, 100], [10, 50]]))), expected)
+
+
 def test_area_and_iou_by_hand():
     a = np.float32([[[0, 0, 4, 3], [0, 0, 2, 2]]])
     b = np.float32([[[2, 1, 6, 5], [4, 0, 8, 3], [3, 3, 1, 1]]])  # overlapping; touching; inverted
