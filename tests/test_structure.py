@@ -184,6 +184,17 @@ def test_products_of_geometry_are_true_float32(trees):
 ON_HOST = {"statistics"}
 
 
+def test_random_numbers_do_not_depend_on_the_seed_of_tensorflow(trees):
+    """A resumed training would draw others, and tests do not set it, see support/eager_kernels.py."""
+    faults = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if name.startswith("tf.random.") and not name.startswith("tf.random.stateless_"):
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert not faults, faults
+
+
 def test_no_file_is_longer_than_400_lines():
     long = {path.name: n for path in SOURCES if (n := len(path.read_text().splitlines())) > 400}
     assert not long

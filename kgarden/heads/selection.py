@@ -105,7 +105,7 @@ class Selection:
         pairs = self._best_of_levels(rank, candidates.get("levels"), most)
         if pairs.shape[1] > self.pool:
             pairs = gather(pairs, ops.top_k(_at(scores, pairs), self.pool)[1])
-        picked = _gather(candidates[BOXES], scores, pairs)
+        picked = _picked(candidates[BOXES], scores, pairs)
         if candidates.get("keep_after_topk") is not None:
             keep = gather(candidates["keep_after_topk"], picked[SOURCE])
             picked[SCORES] = ops.where(keep, picked[SCORES], -1.0)
@@ -186,8 +186,8 @@ def _at(scores, pairs):
     return gather(flat, pairs)
 
 
-def _gather(boxes, scores, pairs):
-    """Gathers (box, class) pairs as rows."""
+def _picked(boxes, scores, pairs):
+    """The (box, class) pairs at flat indices (B, N), as rows."""
     classes = scores.shape[-1]
     source = pairs // classes
     if len(boxes.shape) == 4:

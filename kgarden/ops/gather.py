@@ -9,12 +9,14 @@ from keras import ops
 
 
 def gather(array, rows, batch_dims=1):
-    """Rows of an array, different ones for each image of the batch.
+    """Rows of an array, different ones for each image of the batch, as `tf.gather`.
+
+    Rows outside of the array raise an error, are zeros or are others, by backend and device.
 
     Args:
         array:      (*batch, N, ...), `batch_dims` dimensions of the batch.
         rows:       (*batch, *K) int, 0 to N - 1; K are any number of dimensions.
-        batch_dims: that both have in common.
+        batch_dims: dimensions that both have in common; 0: rows of one array for all images.
     Returns:
         (*batch, *K, ...).
     """

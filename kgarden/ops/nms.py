@@ -95,10 +95,8 @@ def _sort(boxes, scores, valid, labels, size):
 
 def _conflict(a, b, threshold):
     """Pairs of which one suppresses the other.   (B, S, ...), (B, T, ...) -> (B, S, T) bool."""
-    a, b = (
-        {name: ops.expand_dims(array, axis) for name, array in of_blocks.items()}
-        for of_blocks, axis in ((a, 2), (b, 1))
-    )
+    a = {name: ops.expand_dims(array, 2) for name, array in a.items()}
+    b = {name: ops.expand_dims(array, 1) for name, array in b.items()}
     left, top, right, bottom = ops.unstack(a["boxes"], axis=-1)
     left_b, top_b, right_b, bottom_b = ops.unstack(b["boxes"], axis=-1)
     width = ops.maximum(ops.minimum(right, right_b) - ops.maximum(left, left_b), 0.0)

@@ -21,14 +21,7 @@ RNG = np.random.default_rng(0)
 )
 def test_rows_are_those_of_numpy(array, rows, batch_dims):
     values, chosen = RNG.normal(size=array).astype("float32"), RNG.integers(0, 5, rows).astype("int32")
-    expected = np.stack(
-        [
-            values.reshape(-1, *array[batch_dims:])[image][of_image]
-            for image, of_image in enumerate(chosen.reshape(-1, *rows[batch_dims:]))
-        ]
-        if batch_dims
-        else values[chosen]
-    ).reshape(*rows, *array[batch_dims + 1 :])
+    expected = values[(*np.indices(rows)[:batch_dims], chosen)]
     np.testing.assert_array_equal(ops.convert_to_numpy(gather(values, chosen, batch_dims)), expected)
 
 
